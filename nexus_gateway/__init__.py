@@ -1,0 +1,3 @@
+"""Nexus Gateway: one OpenAI-compatible door in front of many provider keys."""
+
+__version__ = "1.0.0"

@@ -1,0 +1,144 @@
+"""The circuit of one instance.
+
+    CLOSED ──3 failures in a row──▶ OPEN ──60 s──▶ HALF_OPEN ──success──▶ CLOSED
+                                      ▲                 │
+                                      └────failure──────┘
+
+Rules:
+1. States move when asked, by the clock; there is no timer and no task.
+2. HALF_OPEN admits exactly one probe; a probe that ends without a word frees its place.
+3. A permit carries the generation of the state it was given in. Each change of state begins
+   a new one, and what an older permit has to say is dropped: streams live long.
+4. A probe's first content closes the circuit, so that a long stream keeps nobody away; until
+   a whole answer has ended well, one more failure opens it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+THRESHOLD = 3
+COOLDOWN_S = 60.0
+PROBE_OUT_S = 1.0
+
+
+class State(Enum):
+    """The states of a circuit."""
+
+    CLOSED = "CLOSED"
+    OPEN = "OPEN"
+    HALF_OPEN = "HALF_OPEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to make one attempt.
+
+    Args:
+        generation: of the state it was given in.
+        probe: whether it is the one that HALF_OPEN admits.
+    """
+
+    generation: int
+    probe: bool
+
+
+class Breaker:
+    """A circuit breaker.
+
+    Args:
+        clock: monotonic seconds.
+        threshold: how many failures in a row open it.
+        cooldown_s: how long it stays open.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        threshold: int = THRESHOLD,
+        cooldown_s: float = COOLDOWN_S,
+    ) -> None:
+        self._clock = clock
+        self._threshold = threshold
+        self._cooldown_s = cooldown_s
+        self._state = State.CLOSED
+        self._generation = 0
+        self._failures = 0
+        self._opened_s = 0.0
+        self._probing = False
+
+    def state(self) -> State:
+        """Return the state as of now."""
+        if self._state is State.OPEN and self._clock() - self._opened_s >= self._cooldown_s:
+            self._move(State.HALF_OPEN)
+        return self._state
+
+    def admits(self) -> bool:
+        """Tell whether an attempt may be made now."""
+        state = self.state()
+        return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
+
+    def ready_in_s(self) -> float:
+        """Return how long until it admits: 0 now; a guess while a probe is out."""
+        if self.admits():
+            return 0.0
+        if self._state is State.HALF_OPEN:
+            return PROBE_OUT_S
+        return self._opened_s + self._cooldown_s - self._clock()
+
+    def acquire(self) -> Permit:
+        """Take a permit.
+
+        Raises:
+            RuntimeError: it does not admit (ask `admits` first).
+        """
+        if not self.admits():
+            raise RuntimeError("the circuit admits nobody")
+        self._probing = self._state is State.HALF_OPEN
+        return Permit(self._generation, self._probing)
+
+    def acquire_early(self) -> Permit:
+        """Probe an open circuit before its time, as the last resort."""
+        if self.state() is State.OPEN:
+            self._move(State.HALF_OPEN)
+        return self.acquire()
+
+    def proved(self, permit: Permit) -> Permit:
+        """Say that a permit's attempt has its first content; return the permit to go on with."""
+        if not (permit.probe and self._is_current(permit)):
+            return permit
+        self._move(State.CLOSED)
+        self._failures = self._threshold - 1
+        return Permit(self._generation, False)
+
+    def success(self, permit: Permit) -> None:
+        """Say that a permit's attempt ended well."""
+        if self._is_current(permit):
+            if self._state is State.HALF_OPEN:
+                self._move(State.CLOSED)
+            self._failures = 0
+
+    def failure(self, permit: Permit) -> None:
+        """Say that a permit's attempt failed."""
+        if self._is_current(permit):
+            self._failures += 1
+            if self._state is State.HALF_OPEN or self._failures >= self._threshold:
+                self._opened_s = self._clock()
+                self._move(State.OPEN)
+
+    def release(self, permit: Permit) -> None:
+        """Say that a permit's attempt ended without telling anything of the instance."""
+        if permit.probe and self._is_current(permit):
+            self._probing = False
+
+    def _is_current(self, permit: Permit) -> bool:
+        return permit.generation == self._generation
+
+    def _move(self, state: State) -> None:
+        self._state = state
+        self._generation += 1
+        self._failures = 0
+        self._probing = False

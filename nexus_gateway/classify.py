@@ -1,0 +1,181 @@
+"""What an upstream's answer means: to the instance, and to the request. One table.
+
+| upstream says                         | outcome      | the request                       |
+|---------------------------------------|--------------|-----------------------------------|
+| 400 413 415 422, 403 by moderation    | REFUSED      | passed to the caller, no retry    |
+| 404                                   | REFUSED      | passed if the caller named it     |
+| 401 402 403, insufficient_quota       | BAD_KEY      | next candidate                    |
+| 429                                   | RATE_LIMITED | next candidate                    |
+| everything else that is not 2xx       | FAILURE      | next candidate                    |
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from enum import Enum
+from typing import Any
+
+from nexus_gateway import json_codec
+
+LONGEST_PARK_S = 3600.0
+RATE_LIMIT_PARK_S = 10.0
+_CALLERS_FAULT = frozenset({400, 413, 415, 422})
+_QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_LONGEST_MESSAGE = 2000
+
+
+class Outcome(Enum):
+    """How a lease ends."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    RATE_LIMITED = "rate_limited"
+    BAD_KEY = "bad_key"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of an attempt.
+
+    Args:
+        outcome: what it means to the instance.
+        reason: a short text for operators and callers, in our words: no key, no foreign text.
+        status: the upstream's HTTP status, 0 when there was none.
+        park_s: for RATE_LIMITED, how long the instance stays away.
+        error: the upstream's error in OpenAI's shape, where it goes on to the caller.
+    """
+
+    outcome: Outcome
+    reason: str
+    status: int = 0
+    park_s: float | None = None
+    error: Mapping[str, Any] | None = None
+
+
+def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float) -> Verdict:
+    """Judge an answer that is not 2xx.
+
+    Args:
+        status: the HTTP status.
+        headers: the answer's headers, case-insensitive.
+        body: the first bytes of its body.
+        now_s: the wall clock in Unix seconds, for dates in `Retry-After`.
+    """
+    error = read_error(body)
+    if error.get("code") in _QUOTA_CODES or error.get("type") in _QUOTA_CODES:
+        return Verdict(Outcome.BAD_KEY, "the account has no quota left", status)
+    if status == 429:
+        wait_s = retry_after_s(headers, now_s)
+        return Verdict(
+            Outcome.RATE_LIMITED,
+            "rate limited",
+            status,
+            RATE_LIMIT_PARK_S if wait_s is None else wait_s,
+        )
+    if status in _CALLERS_FAULT or status == 404 or (status == 403 and _moderated(error, body)):
+        return Verdict(Outcome.REFUSED, f"refused with {status}", status, error=error)
+    if status in (401, 403):
+        return Verdict(Outcome.BAD_KEY, f"the key was refused ({status})", status)
+    if status == 402:
+        return Verdict(Outcome.BAD_KEY, "the account has no credit (402)", status)
+    if 300 <= status < 400:
+        return Verdict(Outcome.FAILURE, f"redirected ({status}), which is never followed", status)
+    return Verdict(Outcome.FAILURE, f"answered {status}", status)
+
+
+def read_error(body: bytes) -> dict[str, Any]:
+    """Return the error of a body in OpenAI's shape, whatever the upstream made of it."""
+    try:
+        value = json_codec.loads(body)
+    except json_codec.JSONError:
+        value = None
+    if isinstance(value, list) and value:
+        value = value[0]
+    return normalise_error(value.get("error", value) if isinstance(value, dict) else None)
+
+
+def normalise_error(error: object) -> dict[str, Any]:
+    """Bring an upstream's error object into OpenAI's shape: four fields, `code` a string or null."""
+    if not isinstance(error, dict):
+        message = error if isinstance(error, str) and error else "The upstream gave no reason."
+        error = {"message": message}
+    code = error.get("code")
+    known = {
+        "message": str(error.get("message") or "The upstream gave no reason.")[:_LONGEST_MESSAGE],
+        "type": _text_or_none(error.get("type")) or "upstream_error",
+        "param": _text_or_none(error.get("param")),
+        "code": None if code is None or isinstance(code, (dict, list)) else str(code),
+    }
+    return {**error, **known}
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _moderated(error: Mapping[str, Any], body: bytes) -> bool:
+    """Tell a 403 for the content from a 403 for the key."""
+    metadata = error.get("metadata")
+    if isinstance(metadata, dict) and ("reasons" in metadata or "flagged_input" in metadata):
+        return True
+    return error.get("code") in ("content_policy_violation", "content_filter", "moderation")
+
+
+def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
+    """Read how long an upstream asks to be left alone.
+
+    `retry-after-ms`, then `Retry-After` (seconds or a date), then the latest
+    `x-ratelimit-reset-*`. Bounded to [0, 1 h]; None when nothing readable is said.
+    """
+    waits = [
+        _number(headers.get("retry-after-ms"), 0.001),
+        _number(headers.get("Retry-After"), 1.0),
+        _until_date(headers.get("Retry-After"), now_s),
+    ]
+    for wait in waits:
+        if wait is not None:
+            return min(max(wait, 0.0), LONGEST_PARK_S)
+    resets = [
+        wait
+        for name, value in headers.items()
+        if name.lower().startswith("x-ratelimit-reset")
+        and (wait := _reset(value, now_s)) is not None
+    ]
+    return min(max(resets), LONGEST_PARK_S) if resets else None
+
+
+def _number(text: str | None, unit: float) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value * unit if 0 <= value < float("inf") else None
+
+
+def _until_date(text: str | None, now_s: float) -> float | None:
+    try:
+        date = email.utils.parsedate_to_datetime(text or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now_s
+
+
+def _reset(text: str, now_s: float) -> float | None:
+    """Read a reset: a duration (`1m30.5s`), seconds, or an epoch in seconds or milliseconds."""
+    value = _number(text, 1.0)
+    if value is not None:
+        if value > 1e11:
+            value /= 1000
+        return max(0.0, value - now_s) if value > 1e9 else value
+    match = _DURATION.fullmatch(text.strip())
+    if not match or not any(match.groups()):
+        return None
+    hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds + millis / 1000

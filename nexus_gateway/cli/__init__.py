@@ -1,0 +1,121 @@
+"""The commands. The only place that reads the process's environment and prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from nexus_gateway import __version__
+from nexus_gateway.errors import ConfigError
+
+WRONG_SETTINGS = 2
+
+_EPILOG = """\
+settings:
+  Everything else is set by environment variables, or in a file .env (the
+  environment wins). Keys of a provider are NAME_KEY_1, NAME_KEY_2, ...:
+
+    GROQ_KEY_1=gsk_...  GEMINI_KEY_1=...  nexus-gateway serve
+
+  .env.example in the source lists every variable with its default.
+
+examples:
+  nexus-gateway serve                      serve on 127.0.0.1:3000; without a
+                                           key, the built-in demo answers
+  nexus-gateway serve --host 0.0.0.0       serve on all addresses (set
+                                           GATEWAY_KEYS and ADMIN_TOKEN first)
+  nexus-gateway providers                  which plugins are installed, and
+                                           which keys were found
+  nexus-gateway check                      does every key work?
+"""
+
+_SERVE = """\
+Serve the OpenAI API on one port, in front of every configured provider.
+SIGTERM or Ctrl-C drains: nothing new is accepted, streams may end for
+SHUTDOWN_TIMEOUT_MS; a second signal ends at once.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="nexus-gateway",
+        description="An AI gateway: one OpenAI-compatible door in front of many provider keys.",
+        epilog=_EPILOG,
+        formatter_class=formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nexus-gateway {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--env-file", metavar="FILE", default=".env", help="read settings from FILE (.env)"
+    )
+    serve = commands.add_parser(
+        "serve", parents=[shared], help="serve", description=_SERVE, formatter_class=formatter
+    )
+    serve.add_argument("--host", help="address to listen on (HOST, 127.0.0.1)")
+    serve.add_argument("--port", help="port to listen on (PORT, 3000); 0 for any free one")
+    serve.add_argument("--demo", action="store_true", help="serve the demo provider as well")
+    serve.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
+    serve.add_argument(
+        "--reload",
+        action="store_true",
+        help="for development: start again when code or FILE changes (extra: dev)",
+    )
+    commands.add_parser(
+        "providers",
+        parents=[shared],
+        help="list the installed plugins and the keys found",
+        description="List the installed provider plugins, the keys found, and what failed.",
+    )
+    commands.add_parser(
+        "check",
+        parents=[shared],
+        help="send one tiny request to every instance",
+        description="Send one tiny real request to every instance; exit 1 if one fails.",
+    )
+    return parser
+
+
+def environment(file: str) -> dict[str, str]:
+    """Return the settings of a .env file under those of the real environment."""
+    from dotenv import dotenv_values
+
+    written = {k: v for k, v in dotenv_values(file).items() if v is not None}
+    return {**written, **os.environ}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: the arguments; None for the process's own.
+
+    Returns:
+        The exit code: 2 for wrong settings, 1 for what failed, else 0.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"nexus-gateway: {problem}", file=sys.stderr)
+        return WRONG_SETTINGS
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "serve":
+        from nexus_gateway.cli import serve
+
+        return serve.reload(arguments) if arguments.reload else serve.serve(arguments)
+    if arguments.command == "providers":
+        from nexus_gateway.cli import providers
+
+        return providers.providers(arguments)
+    from nexus_gateway.cli import check
+
+    return check.check(arguments)

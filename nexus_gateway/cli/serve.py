@@ -1,0 +1,137 @@
+"""`nexus-gateway serve`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nexus_gateway import __version__, log, server
+from nexus_gateway.cli import WRONG_SETTINGS, environment, main
+from nexus_gateway.cli.table import table
+from nexus_gateway.errors import ConfigError
+from nexus_gateway.middlewares import is_loopback
+from nexus_gateway.pool import DEMO, Pool, build_pool, prefix
+from nexus_gateway.settings import Settings
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it."""
+    env = environment(arguments.env_file)
+    flags = {"HOST": arguments.host, "PORT": arguments.port, "LOG_LEVEL": arguments.log_level}
+    env |= {name: value for name, value in flags.items() if value is not None}
+    settings, pool = configure(env, demo=arguments.demo)
+    if not pool.instances:
+        print("nexus-gateway: no provider is usable: set a key such as GROQ_KEY_1, or --demo.")
+        return WRONG_SETTINGS
+    secrets = [*settings.gateway_keys, settings.admin_token, *(i.key for i in pool.instances)]
+    log.configure(settings.log_level, settings.log_format, secrets)
+
+    def announce(host: str, port: int) -> None:
+        print("\n".join(screen(settings, pool, host, port)), file=sys.stderr, flush=True)
+
+    return server.run(settings, pool, announce)
+
+
+def configure(env: dict[str, str], *, demo: bool) -> tuple[Settings, Pool]:
+    """Read everything that can be set.
+
+    Raises:
+        ConfigError: with the problems of the settings and of the providers together.
+    """
+    problems: list[str] = []
+    settings, pool = Settings(), Pool()
+    try:
+        settings = Settings.from_env(env)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        pool = build_pool(env, time.monotonic, demo=demo)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return settings, pool
+
+
+def screen(settings: Settings, pool: Pool, host: str, port: int) -> Iterator[str]:
+    """Give the lines of the start screen."""
+    shown = f"[{host}]" if ":" in host else host
+    yield f"Nexus Gateway {__version__} listens on http://{shown}:{port}"
+    yield ""
+    rows = [(i.name, i.model) for i in pool.instances]
+    yield from ("  " + line for line in table(("live", "model"), rows).splitlines())
+    yield from _missing(pool)
+    yield from _warnings(settings, pool, host)
+    yield ""
+    yield "Try it:"
+    reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else shown  # noqa: S104
+    key = ' -H "Authorization: Bearer $GATEWAY_KEY"' if settings.gateway_keys else ""
+    yield (
+        f"  curl -N http://{reachable}:{port}/v1/chat/completions{key} "
+        """-d '{"messages":[{"role":"user","content":"Hello!"}]}'"""
+    )
+    yield ""
+
+
+def _missing(pool: Pool) -> Iterator[str]:
+    """Say what could be live and is not."""
+    present = {i.provider_name for i in pool.instances}
+    absent = [p for p in pool.plugins if p.name not in present and p.name != DEMO]
+    if absent:
+        wanted = ", ".join(f"{prefix(p.name)}_KEY_1" for p in absent)
+        yield f"  without a key: {', '.join(p.cls.title for p in absent)} (set {wanted})"
+    if present == {DEMO}:
+        yield "  no key is set: the demo answers, and no model is asked"
+    for problem in pool.problems:
+        yield f"  left out: {problem.name} of {problem.distribution}: {problem.reason}"
+
+
+def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[str]:
+    for warning in pool.warnings:
+        yield f"  note: {warning}"
+    if is_loopback(host):
+        return
+    if not settings.gateway_keys:
+        yield f"  WARNING: {host} is open to others and GATEWAY_KEYS is not set:"
+        yield "           whoever reaches this port uses your keys"
+    if not settings.admin_token:
+        yield "  admin calls are closed: ADMIN_TOKEN is not set"
+
+
+def reload(arguments: argparse.Namespace) -> int:
+    """Serve, and start again whenever the code or the .env file changes."""
+    try:
+        import watchfiles
+    except ImportError:
+        print(
+            "nexus-gateway: --reload needs the extra dev: pip install 'nexus-gateway[dev]'",
+            file=sys.stderr,
+        )
+        return WRONG_SETTINGS
+    command = [word for word in sys.argv[1:] if word != "--reload"]
+    env_file = Path(arguments.env_file).resolve()
+    packages = [Path(__file__).resolve().parents[1], *_plugin_folders()]
+
+    def matters(change: watchfiles.Change, path: str) -> bool:
+        return path.endswith(".py") or Path(path) == env_file
+
+    watchfiles.run_process(
+        *dict.fromkeys([*packages, env_file.parent]),
+        target=main,
+        args=(command,),
+        target_type="function",
+        watch_filter=matters,
+        recursive=True,
+    )
+    return 0
+
+
+def _plugin_folders() -> list[Path]:
+    """Return where the installed plugins' code lies."""
+    from nexus_gateway.registry import discover
+
+    modules = {sys.modules[plugin.cls.__module__] for plugin in discover()[0]}
+    return sorted({Path(m.__file__).resolve().parent for m in modules if m.__file__})

@@ -1,0 +1,95 @@
+"""GET /v1/events: a snapshot of all instances, then what changes.
+
+Each event is named `snapshot` (all instances) or `instance` (one that changed). Ids are
+`RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener gets only what it
+missed, with any other a snapshot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import deque
+from typing import Any
+
+from aiohttp import web
+from aiohttp_sse import sse_response
+
+from nexus_gateway.handlers.gateway import gateway_of
+from nexus_gateway.handlers.view import view
+from nexus_gateway.pool import Pool
+
+EVERY_S = 0.25
+REMEMBERED = 1000
+
+
+class Feed:
+    """The changes of the instances, numbered and remembered.
+
+    Looks when a listener asks and not by itself: without listeners it costs nothing.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._run = secrets.token_hex(4)
+        self._number = 0
+        self._seen: dict[str, dict[str, Any]] = {}
+        self._changes: deque[tuple[int, dict[str, Any]]] = deque(maxlen=REMEMBERED)
+
+    def look(self) -> int:
+        """Compare the instances with how they were; return the newest change's number."""
+        for instance in self._pool.instances:
+            now = view(instance)
+            now.pop("parkedForMs")  # it runs down by itself; `parkReason` tells when it ends
+            if self._seen.get(instance.name) != now:
+                self._seen[instance.name] = now
+                self._number += 1
+                self._changes.append((self._number, now))
+        return self._number
+
+    def since(self, number: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return the changes after a number, each with its own."""
+        return [change for change in self._changes if change[0] > number]
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Return all instances as they were last seen."""
+        return list(self._seen.values())
+
+    def id_of(self, number: int) -> str:
+        """Return the event id of a change."""
+        return f"{self._run}-{number}"
+
+    def number_of(self, id: str | None) -> int | None:
+        """Return the number behind an event id, or None where it can't be continued from."""
+        run, _, number = (id or "").partition("-")
+        if run != self._run or not (number.isascii() and number.isdigit()):
+            return None
+        oldest = self._changes[0][0] if self._changes else 1
+        return int(number) if oldest - 1 <= int(number[:18]) <= self._number else None
+
+
+FEED = web.AppKey("feed", Feed)
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Stream the instances' changes until the caller leaves or the gateway drains."""
+    feed = request.config_dict[FEED]
+    drain = gateway_of(request).drain
+    async with sse_response(request, sep="\n") as response:
+        newest = feed.look()
+        sent = feed.number_of(request.headers.get("Last-Event-ID"))
+        if sent is None:
+            sent = newest
+            data = json.dumps({"providers": feed.snapshot()})
+            await response.send(data, id=feed.id_of(sent), event="snapshot")
+        while not drain.begun.is_set():
+            for number, change in feed.since(sent):
+                await response.send(json.dumps(change), id=feed.id_of(number), event="instance")
+                sent = number
+            try:
+                async with asyncio.timeout(EVERY_S):
+                    await drain.begun.wait()
+            except TimeoutError:
+                feed.look()
+    return response

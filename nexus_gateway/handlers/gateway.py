@@ -1,0 +1,92 @@
+"""What the handlers share: the parts of the running gateway."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from nexus_gateway import json_codec
+from nexus_gateway.drain import Drain
+from nexus_gateway.errors import InvalidRequest, TooLarge, UnsupportedMedia
+from nexus_gateway.pool import Pool
+from nexus_gateway.relay import Relay
+from nexus_gateway.scheduler import Scheduler
+from nexus_gateway.settings import Settings
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = "request_id"
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The running gateway, as the handlers know it."""
+
+    settings: Settings
+    pool: Pool
+    scheduler: Scheduler
+    drain: Drain
+    relay: Relay | None = None
+
+
+GATEWAY = web.AppKey("gateway", Gateway)
+
+
+def gateway_of(request: web.Request) -> Gateway:
+    """Return the gateway that serves a request."""
+    return request.config_dict[GATEWAY]
+
+
+def request_id(request: web.BaseRequest) -> str:
+    """Return the request's id: the caller's own where it is sane, else one of ours."""
+    found: str | None = request.get(REQUEST_ID)
+    if found is None:
+        offered = request.headers.get("X-Request-Id", "")
+        found = offered if _SANE_ID.fullmatch(offered) else f"req-{secrets.token_hex(12)}"
+        request[REQUEST_ID] = found
+    return found
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Read a request's body.
+
+    Raises:
+        TooLarge: it is longer than MAX_BODY_MB; told before reading where the length is declared.
+        UnsupportedMedia: it is compressed.
+    """
+    limit_mb = gateway_of(request).settings.max_body_mb
+    too_large = TooLarge(f"The body is larger than {limit_mb} MB (MAX_BODY_MB).")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
+    if (request.content_length or 0) > limit_mb * 1024 * 1024:
+        raise too_large
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large from None
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """Read a body that must be a JSON object and says so, as admin calls need.
+
+    The type is asked for because a web page can post a form or plain text to another origin
+    without asking first, but not JSON.
+    """
+    if request.content_type != "application/json":
+        raise UnsupportedMedia("Send the body as Content-Type: application/json.")
+    try:
+        body = json_codec.loads_exact(await read_body(request))
+    except json_codec.JSONError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    return body
+
+
+def json_response(body: object, status: int = 200) -> web.Response:
+    """Answer with JSON."""
+    return web.json_response(body, status=status, dumps=json.dumps)

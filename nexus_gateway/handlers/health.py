@@ -1,0 +1,53 @@
+"""GET /health, /health/live and /health/ready."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from nexus_gateway import __version__
+from nexus_gateway.handlers.gateway import gateway_of, json_response
+from nexus_gateway.handlers.view import view
+from nexus_gateway.instance import Instance
+
+
+def status_of(instances: Iterable[Instance]) -> str:
+    """Sum up the enabled instances: all, some or none of them can serve."""
+    able = [i.available_in_s() == 0 for i in instances if i.enabled]
+    if not any(able):
+        return "unhealthy"
+    return "healthy" if all(able) else "degraded"
+
+
+async def health(request: web.Request) -> web.Response:
+    """Tell how everybody is; 200 also in an outage, 503 only while draining."""
+    gateway = gateway_of(request)
+    draining = gateway.drain.begun.is_set()
+    pool = gateway.pool
+    body = {
+        "status": "draining" if draining else status_of(pool.instances),
+        "version": __version__,
+        "inFlightRequests": gateway.drain.in_flight,
+        "providers": [view(instance) for instance in pool.instances],
+        "pluginProblems": [
+            {"plugin": p.name, "distribution": p.distribution, "reason": p.reason}
+            for p in pool.problems
+        ],
+    }
+    return json_response(body, 503 if draining else 200)
+
+
+async def live(request: web.Request) -> web.Response:
+    """Say that the process answers."""
+    return json_response({"status": "alive"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Say whether requests may be sent here: not while draining, not without any instance."""
+    gateway = gateway_of(request)
+    if gateway.drain.begun.is_set():
+        return json_response({"status": "draining"}, 503)
+    if not gateway.pool.instances:
+        return json_response({"status": "no providers"}, 503)
+    return json_response({"status": "ready"})

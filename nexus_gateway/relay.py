@@ -1,0 +1,240 @@
+"""One request: candidates, attempts, first content, bytes through.
+
+The relay knows no web framework: it writes to a `Sink`. Its promises:
+
+- Attempt after attempt is made until one has its first content in hand; nothing has gone to
+  the caller by then, so every failure before it costs the caller only time.
+- After it there is no second attempt. What breaks then ends the stream with an error event.
+- Every lease ends with exactly one outcome, whatever happens, and a caller who leaves closes
+  the upstream at once and is nobody's failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nexus_gateway.chat import ChatRequest
+from nexus_gateway.classify import Outcome, Verdict
+from nexus_gateway.errors import BrokenStream, UpstreamRefused
+from nexus_gateway.instance import Instance
+from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
+from nexus_gateway.settings import Settings
+from nexus_gateway.streams import AnswerStream
+from nexus_gateway.upstream import AttemptFailed, Upstream, Whole
+
+logger = logging.getLogger("nexus_gateway")
+
+_CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
+_SUCCESS = Verdict(Outcome.SUCCESS, "ok")
+
+
+class CallerGone(Exception):
+    """The caller has closed the connection."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of one request, for the answer's headers and for the log.
+
+    Attributes:
+        started_s: when it came, by the relay's clock.
+        instance: who answers, None as long as nobody does.
+        model: the upstream's name of the model.
+        attempts: how many were made, the running one included.
+        upstream_ms: the last attempt's time to its first content, or to its whole answer.
+        total_ms: from the request's arrival to that moment.
+        outcome: how it ended.
+    """
+
+    started_s: float
+    instance: Instance | None = None
+    model: str = ""
+    attempts: int = 0
+    upstream_ms: float = 0.0
+    total_ms: float = 0.0
+    tokens: int = 0
+    outcome: str = "cancelled"
+
+
+class Sink(Protocol):
+    """Where an answer goes. Each method raises CallerGone when nobody is there any more."""
+
+    async def start(self, report: Report) -> None:
+        """Send the head of a stream."""
+
+    async def write(self, data: bytes) -> None:
+        """Send whole events."""
+
+    async def end(self) -> None:
+        """End the stream."""
+
+    async def fail(self, body: dict[str, Any]) -> None:
+        """End the stream with an error event."""
+
+    async def whole(self, report: Report, body: bytes) -> None:
+        """Send an answer in one piece."""
+
+
+@dataclass(slots=True)
+class Errand:
+    """One request on its way: what is wanted, of whom, and what was tried so far."""
+
+    request: ChatRequest
+    target: Target
+    policy: str
+    sink: Sink
+    report: Report
+    deadline_s: float
+    trail: Trail = field(default_factory=Trail)
+
+
+class Relay:
+    """Serve requests.
+
+    Args:
+        scheduler: who gets them.
+        upstream: how an attempt is made.
+        settings: limits.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        upstream: Upstream,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self.scheduler = scheduler
+        self._upstream = upstream
+        self._settings = settings
+        self._clock = clock
+        self._misconfigured: set[str] = set()
+
+    def report(self) -> Report:
+        """Begin the report of a request that has just come."""
+        return Report(self._clock())
+
+    async def serve(
+        self, request: ChatRequest, target: Target, policy: str, sink: Sink, report: Report
+    ) -> None:
+        """Serve one request.
+
+        Raises:
+            GatewayError: no answer could be had and nothing was sent.
+            CallerGone: the caller left.
+        """
+        deadline_s = report.started_s + self._settings.response_timeout_ms / 1000
+        errand = Errand(request, target, policy, sink, report, deadline_s)
+        while not await self._attempt(errand):
+            pass
+
+    async def _attempt(self, errand: Errand) -> bool:
+        """Make one attempt; False when another one may follow."""
+        lease = self._lease(errand)
+        try:
+            await self._pause(errand, lease)
+            begun_s = self._clock()
+            answer = await self._ask(errand, lease)
+        except AttemptFailed as failed:
+            lease.end(failed.verdict)
+            errand.trail.add(lease.instance, failed.verdict, (self._clock() - begun_s) * 1000)
+            self._judge(errand, lease, failed.verdict)
+            return False
+        except BaseException:
+            lease.end(_CANCELLED)
+            raise
+        await self._deliver(errand, lease, answer, begun_s)
+        return True
+
+    def _lease(self, errand: Errand) -> Lease:
+        made = len(errand.trail.attempts)
+        if made >= self._settings.max_attempts or (made and self._clock() >= errand.deadline_s):
+            raise self.scheduler.no_candidate(errand.target, errand.trail)
+        lease = self.scheduler.lease(errand.target, errand.policy, errand.trail)
+        errand.report.instance, errand.report.model = lease.instance, lease.model
+        errand.report.attempts = made + 1
+        return lease
+
+    async def _pause(self, errand: Errand, lease: Lease) -> None:
+        pause_s = self.scheduler.backoff_s(lease, errand.trail)
+        if not pause_s:
+            return
+        if self._clock() + pause_s >= errand.deadline_s:
+            raise self.scheduler.no_candidate(errand.target, errand.trail)
+        await asyncio.sleep(pause_s)
+
+    async def _ask(self, errand: Errand, lease: Lease) -> AnswerStream | Whole:
+        if errand.request.stream:
+            return await self._upstream.stream(lease.instance, lease.model, errand.request)
+        return await self._upstream.whole(
+            lease.instance, lease.model, errand.request, self._share_s(errand)
+        )
+
+    def _share_s(self, errand: Errand) -> float:
+        """Return how long one attempt at a whole answer may take.
+
+        Half of the time left as long as somebody else could be tried: a whole answer has no
+        first token by which to tell slow from dead, and the next one needs time as well.
+        """
+        left_s = max(errand.deadline_s - self._clock(), 0.001)
+        others = len(errand.target.instances) - len(errand.trail.attempts) - 1
+        return left_s / 2 if others > 0 else left_s
+
+    def _judge(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
+        """Pass a refusal on to the caller; let any other failure go to the next candidate."""
+        name = lease.instance.name
+        logger.debug("attempt failed", extra={"fields": {"on": name, "why": verdict.reason}})
+        if verdict.outcome is Outcome.BAD_KEY and lease.instance.bad_keys_in_a_row == 1:
+            logger.warning("%s is parked: %s", name, verdict.reason)
+        if verdict.outcome is not Outcome.REFUSED:
+            return
+        if verdict.status == 404 and errand.target.model is None:
+            if name not in self._misconfigured:
+                self._misconfigured.add(name)
+                logger.warning("%s does not know its model %r: check NAME_MODEL", name, lease.model)
+            return
+        raise UpstreamRefused(verdict.status, verdict.error or {})
+
+    async def _deliver(
+        self, errand: Errand, lease: Lease, answer: AnswerStream | Whole, begun_s: float
+    ) -> None:
+        now_s = self._clock()
+        report = errand.report
+        report.upstream_ms = (now_s - begun_s) * 1000
+        report.total_ms = (now_s - report.started_s) * 1000
+        if isinstance(answer, Whole):
+            lease.first_token(report.upstream_ms, self._settings.response_timeout_ms)
+            lease.end(_SUCCESS)
+            report.tokens, report.outcome = answer.tokens, "success"
+            await errand.sink.whole(report, answer.body)
+        else:
+            lease.first_token(report.upstream_ms, self._settings.first_token_timeout_ms)
+            await self._stream(errand, lease, answer, now_s)
+
+    async def _stream(
+        self, errand: Errand, lease: Lease, answer: AnswerStream, first_s: float
+    ) -> None:
+        verdict = _CANCELLED
+        try:
+            await errand.sink.start(errand.report)
+            async with aclosing(answer.blocks()) as blocks:
+                async for block in blocks:
+                    await errand.sink.write(block)
+            verdict = _SUCCESS
+            await errand.sink.end()
+        except BrokenStream as broken:
+            verdict = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
+            await errand.sink.fail(broken.body())
+        finally:
+            tokens = answer.tokens()
+            errand.report.tokens, errand.report.outcome = tokens, verdict.outcome.value
+            spent_s = self._clock() - first_s
+            speed = tokens / spent_s if verdict is _SUCCESS and tokens > 1 and spent_s > 0 else None
+            lease.end(verdict, speed)
+            await answer.close()

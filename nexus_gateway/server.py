@@ -1,0 +1,103 @@
+"""The process: listen, serve, drain on SIGTERM, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from aiohttp import web
+
+from nexus_gateway.app import build_app
+from nexus_gateway.drain import Drain
+from nexus_gateway.handlers.gateway import GATEWAY
+from nexus_gateway.pool import Pool
+from nexus_gateway.settings import Settings
+
+logger = logging.getLogger("nexus_gateway")
+
+Announce = Callable[[str, int], None]
+CANNOT_LISTEN = 1
+FORCED = 130
+# After the drain nothing is left to wait for but handlers that say goodbye.
+CLOSE_S = 0.5
+GOODBYES_S = 1.5
+
+
+def run(settings: Settings, pool: Pool, announce: Announce) -> int:
+    """Serve until a signal ends it.
+
+    Args:
+        settings: what the owner set.
+        pool: the instances.
+        announce: told the host and the port once it listens.
+
+    Returns:
+        The exit code: 0 after a drain, 1 when the port can't be had.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(serve(settings, pool, announce))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's loop where it is installed (the extra `fast`)."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def serve(settings: Settings, pool: Pool, announce: Announce) -> int:
+    """Serve in the running loop; see `run`."""
+    app = build_app(settings, pool)
+    # A caller who leaves cancels the handler: without it the upstream would run on.
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            logger.error("cannot listen on %s: %s", where, error.strerror or "no such address")
+            return CANNOT_LISTEN
+        stop = _on_signals()
+        announce(settings.host, runner.addresses[0][1])
+        await stop.wait()
+        await drain(app[GATEWAY].drain, settings.shutdown_timeout_ms / 1000)
+    finally:
+        await runner.cleanup()
+    return 0
+
+
+def _on_signals() -> asyncio.Event:
+    """Return an event that SIGTERM or SIGINT sets; the second one ends the process at once."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            logging.shutdown()
+            os._exit(FORCED)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+async def drain(requests: Drain, limit_s: float) -> None:
+    """Let what runs end; at the limit, say goodbye to the rest.
+
+    The listener stays open meanwhile: a caller gets an honest 503 instead of a closed port.
+    """
+    requests.begun.set()
+    logger.info("draining: %d requests in flight", requests.in_flight)
+    if not await requests.wait(limit_s):
+        logger.warning("the time is up: ending %d requests", requests.in_flight)
+        requests.expire()
+        await requests.wait(GOODBYES_S)

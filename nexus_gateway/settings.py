@@ -1,0 +1,183 @@
+"""What the owner sets: a frozen dataclass from a mapping, all problems told at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nexus_gateway.errors import ConfigError
+from nexus_gateway.secret import Secret
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+_YES = frozenset({"true", "1", "yes", "on"})
+_NO = frozenset({"false", "0", "no", "off"})
+LONGEST_MS = 86_400_000
+
+
+class _Wrong(ValueError):
+    """A value that cannot be used; the text says what is expected, never the value."""
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        digits = text.strip()
+        if not (digits.isascii() and digits.isdigit()) or not least <= int(digits[:18]) <= most:
+            raise _Wrong(f"must be a whole number from {least} to {most}")
+        return int(digits)
+
+    return read
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.strip().lower() not in words:
+            raise _Wrong(f"must be one of: {', '.join(words)}")
+        return text.strip().lower()
+
+    return read
+
+
+def read_flag(text: str) -> bool:
+    """Read true or false.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    word = text.strip().lower()
+    if word not in _YES | _NO:
+        raise _Wrong("must be true or false")
+    return word in _YES
+
+
+def _origin(text: str) -> str:
+    if text.strip() != "*" and not _ORIGIN.fullmatch(text.strip()):
+        raise _Wrong("must be * or one origin such as https://chat.example.org, without a path")
+    return text.strip()
+
+
+def _host(text: str) -> str:
+    if not text.strip() or any(c.isspace() for c in text.strip()):
+        raise _Wrong("must be an address or a host name")
+    return text.strip()
+
+
+def read_secret(text: str) -> Secret:
+    """Read a key.
+
+    Raises:
+        ValueError: it is blank, or holds what cannot stand in a header.
+    """
+    if not text.strip():
+        raise _Wrong("is blank; give a value or remove it")
+    if not all("!" <= c <= "~" for c in text):
+        raise _Wrong(
+            "holds a space, a line break or a character that no key has; "
+            "look for a stray quote or line end"
+        )
+    return Secret(text)
+
+
+def _secrets(text: str) -> tuple[Secret, ...]:
+    return tuple(read_secret(part.strip()) for part in text.split(","))
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """An environment variable.
+
+    Args:
+        name: as in the environment.
+        default: as a user would write it, "" for none.
+        help: one line.
+        read: turns the text into the value; ValueError says what is expected.
+    """
+
+    name: str
+    default: str
+    help: str
+    read: Callable[[str], Any]
+
+
+_MS = _number(1, LONGEST_MS)
+VARIABLES: tuple[Variable, ...] = (
+    Variable("HOST", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.", _host),
+    Variable("PORT", "3000", "Port to listen on; 0 for any free one.", _number(0, 65535)),
+    Variable("CORS_ORIGIN", "*", "Origin whose pages may read answers, or * for all.", _origin),
+    Variable("FIRST_TOKEN_TIMEOUT_MS", "8000", "Longest wait for a stream's first content.", _MS),
+    Variable("IDLE_TIMEOUT_MS", "30000", "Longest silence in the middle of a stream.", _MS),
+    Variable(
+        "RESPONSE_TIMEOUT_MS",
+        "120000",
+        "Longest wait for an answer to begin, all attempts together; for a whole answer, to end.",
+        _MS,
+    ),
+    Variable(
+        "KEEPALIVE_MS",
+        "0",
+        "Send comments every so often until a stream begins; 0 for never.",
+        _number(0, LONGEST_MS),
+    ),
+    Variable("SHUTDOWN_TIMEOUT_MS", "10000", "How long streams may go on after SIGTERM.", _MS),
+    Variable("MAX_ATTEMPTS", "6", "Most attempts for one request.", _number(1, 100)),
+    Variable("MAX_BODY_MB", "20", "Largest body that is taken.", _number(1, 1024)),
+    Variable("STRICT_MODELS", "false", "Answer 404 to unknown models.", read_flag),
+    Variable(
+        "RESPONSE_MODEL",
+        "instance",
+        "What `model` says in an answer: instance or upstream.",
+        _one_of("instance", "upstream"),
+    ),
+    Variable("GATEWAY_KEYS", "", "Keys that callers need, separated by commas.", _secrets),
+    Variable("ADMIN_TOKEN", "", "Token that admin calls need.", read_secret),
+    Variable(
+        "LOG_LEVEL",
+        "info",
+        "debug, info, warning or error.",
+        _one_of("debug", "info", "warning", "error"),
+    ),
+    Variable("LOG_FORMAT", "text", "text or json.", _one_of("text", "json")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings; each field is the variable of its name, and VARIABLES says what it does."""
+
+    host: str = "127.0.0.1"
+    port: int = 3000
+    cors_origin: str = "*"
+    first_token_timeout_ms: int = 8000
+    idle_timeout_ms: int = 30000
+    response_timeout_ms: int = 120000
+    keepalive_ms: int = 0
+    shutdown_timeout_ms: int = 10000
+    max_attempts: int = 6
+    max_body_mb: int = 20
+    strict_models: bool = False
+    response_model: str = "instance"
+    gateway_keys: tuple[Secret, ...] = ()
+    admin_token: Secret = Secret("")
+    log_level: str = "info"
+    log_format: str = "text"
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Read the settings; an empty variable is an unset one.
+
+        Raises:
+            ConfigError: some are wrong; each is named in one line, its value never shown.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for variable in VARIABLES:
+            text = env.get(variable.name, "")
+            if text:
+                try:
+                    values[variable.name.lower()] = variable.read(text)
+                except ValueError as error:
+                    problems.append(f"{variable.name} {error}.")
+        if problems:
+            raise ConfigError(problems)
+        return cls(**values)

@@ -1,0 +1,222 @@
+"""Pass an OpenAI stream through: whole events, untouched but for the value of `model`.
+
+Two speeds. A block of events is *plain* when a few scans prove that each event is one line
+`data: {…}` with the model's name where the first one had it, and that none carries an error or
+a usage chunk: then one `replace` over the whole block is all that is done. Whatever is not
+plain goes event by event, and only an event that is not plain by itself is parsed.
+
+Nothing leaves before the first content (text, reasoning, a tool call, a finish): till then an
+upstream can still fail without anybody having seen it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from nexus_gateway import json_codec, sse
+from nexus_gateway.answer import finished, has_content, is_usage_only
+from nexus_gateway.classify import normalise_error
+from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
+
+_TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
+_VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null)')
+_START = b"data: {"
+_GLUE = b"\n\n" + _START
+_FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
+_SUSPECT = (b'"error"', b'"choices":[]', b'"choices": []')
+
+
+def find_model(text: bytes) -> tuple[int, int] | None:
+    """Find the value of the top level's `model` in a JSON object; None when there is none.
+
+    Returns:
+        Where the value starts and ends, quotes included.
+    """
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        mark = token.group()
+        if mark in (b"{", b"["):
+            depth += 1
+        elif mark in (b"}", b"]"):
+            depth -= 1
+        elif depth == 1 and token.group(1) == b"model":
+            value = _VALUE.match(text, token.end())
+            if value:
+                return value.span(1)
+    return None
+
+
+def set_model(text: bytes, model: bytes | None) -> bytes:
+    """Return a JSON object's bytes with `model` (a JSON string) as its model, added if absent."""
+    if model is None:
+        return text
+    span = find_model(text)
+    if span:
+        return text[: span[0]] + model + text[span[1] :]
+    start = text.index(b"{") + 1
+    comma = b"" if text[start:].lstrip().startswith(b"}") else b","
+    return text[:start] + b'"model":' + model + comma + text[start:]
+
+
+class Splice:
+    """One stream's way through.
+
+    Args:
+        model: what `model` shall say, or None to leave it as the upstream has it.
+        usage_wanted: whether the caller asked for the usage chunk.
+
+    Attributes:
+        started: content has been seen; what `feed` returns may go out.
+        done: `[DONE]` has been seen: the answer is whole.
+        events: how many events with content were passed, about one a token.
+        usage: the usage object, once it has come.
+    """
+
+    def __init__(self, model: str | None, usage_wanted: bool) -> None:
+        self.started = False
+        self.done = False
+        self.events = 0
+        self.usage: dict[str, Any] | None = None
+        self._finished = False
+        self._usage_wanted = usage_wanted
+        self._framer = sse.Framer()
+        self._model = json_codec.dumps(model) if model is not None else None
+        self._held: list[bytes] = []
+        self._held_size = 0
+        self._needle = b""
+        self._exchange = b""
+        self._usage_block = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what came from the upstream; return what may go to the caller, or b"".
+
+        Raises:
+            BrokenStream: an event that is no JSON, an error event, or one that is too large.
+        """
+        block = self._framer.feed(data)
+        if not block or self.done:
+            return b""
+        if self.started and self._is_plain(block):
+            return self._pass(block)
+        return b"".join(self._careful(block))
+
+    def end(self) -> bytes:
+        """Say that the upstream's body has ended; return what is still to be sent.
+
+        Raises:
+            TruncatedStream: the answer was not finished.
+        """
+        late = self.feed(b"\n\n") if not self.done else b""
+        if self.done:
+            return late
+        if not self._finished:
+            raise TruncatedStream("The upstream cut the answer off.")
+        self.done = True
+        return late + sse.DONE
+
+    def tokens(self) -> int:
+        """Return the completion's tokens: as the upstream counts, else the events with content."""
+        if self.usage is None and self._usage_block:
+            for event in sse.split(self._usage_block):
+                self._note_usage(self._parse(event.removeprefix(b"data: ")))
+        counted = (self.usage or {}).get("completion_tokens")
+        return counted if isinstance(counted, int) else self.events
+
+    def _is_plain(self, block: bytes) -> bool:
+        events = block.count(_GLUE) + 1
+        return (
+            block.startswith(_START)
+            and block.count(b"\n") == 2 * events
+            and block.count(self._needle) == events
+            and not any(mark in block for mark in _SUSPECT)
+        )
+
+    def _pass(self, block: bytes) -> bytes:
+        self.events += block.count(_GLUE) + 1
+        if not self._finished and (_FINISHED[0] in block or _FINISHED[1] in block):
+            self._finished = True
+        if b'"usage":' in block:
+            self._usage_block = block
+        return block if self._model is None else block.replace(self._needle, self._exchange)
+
+    def _careful(self, block: bytes) -> list[bytes]:
+        """Go through a block event by event."""
+        out: list[bytes] = []
+        for event in sse.split(block):
+            whole = event + b"\n\n"
+            if self.started and self._is_plain(whole):
+                out.append(self._pass(whole))
+            else:
+                out.append(self._examine(event))
+            if self.done:
+                break
+        return out
+
+    def _examine(self, event: bytes) -> bytes:
+        """Look into one event and return it as it may go out."""
+        fields = [line.partition(b":") for line in event.split(b"\n")]
+        data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
+        if not data:
+            comments = [b":" + value for name, _, value in fields if not name and value]
+            return self._hold(b"\n".join(comments) + b"\n\n" if comments else b"")
+        # A line end inside JSON is white space between tokens, so a blank may stand for it.
+        text = b" ".join(data)
+        if text.strip() == b"[DONE]":
+            return self._finish()
+        chunk = self._parse(text)
+        self._note_usage(chunk)
+        if is_usage_only(chunk) and not self._usage_wanted:
+            return b""
+        if self._finished or finished(chunk):
+            self._finished = True
+        if has_content(chunk):
+            self.events += 1
+            self._begin(text)
+        return self._hold(sse.frame(set_model(text, self._model)))
+
+    def _finish(self) -> bytes:
+        if not self.started:
+            raise TruncatedStream("The upstream ended its answer before it began.")
+        self.done = True
+        return sse.DONE
+
+    def _parse(self, text: bytes) -> dict[str, Any]:
+        try:
+            chunk = json_codec.loads(text)
+        except json_codec.JSONError:
+            chunk = None
+        if not isinstance(chunk, dict):
+            raise BrokenStream("The upstream sent something that is not an answer.")
+        if chunk.get("error"):
+            raise ErrorEvent(normalise_error(chunk["error"]))
+        return chunk
+
+    def _note_usage(self, chunk: dict[str, Any]) -> None:
+        if isinstance(chunk.get("usage"), dict):
+            self.usage = chunk["usage"]
+
+    def _begin(self, text: bytes) -> None:
+        """Learn from the first content how this upstream writes `model`."""
+        if self.started:
+            return
+        self.started = True
+        span = find_model(text)
+        if span:
+            key = text.rindex(b'"model"', 0, span[0])
+            self._needle = text[key : span[1]]
+            self._exchange = text[key : span[0]] + (self._model or b"")
+        else:
+            self._needle = _START
+            self._exchange = _START + b'"model":' + (self._model or b"") + b","
+
+    def _hold(self, event: bytes) -> bytes:
+        """Keep an event until the first content, then let everything go."""
+        if self.started:
+            held, self._held = self._held, []
+            return b"".join(held) + event
+        self._held.append(event)
+        self._held_size += len(event)
+        if self._held_size > sse.LONGEST_EVENT:
+            raise BrokenStream("The upstream sent too much before its answer began.")
+        return b""

@@ -1,0 +1,98 @@
+"""Server-sent events, on bytes.
+
+The rules, by the WHATWG standard, "Server-sent events", 9.2.5 and 9.2.6:
+lines end in CRLF, LF or CR and in nothing else (not in U+2028, which JSON may hold); an
+event ends at an empty line; a byte order mark may come first; `data:` lines of one event
+are joined by LF; one space after the colon belongs to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nexus_gateway.errors import BrokenStream
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+LONGEST_EVENT = 8 * 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: its `event:` name and its data as text ("" and "" for a comment)."""
+
+    name: str
+    data: str
+
+
+class Framer:
+    """Cut a byte stream into whole events, whatever its line ends and wherever it was split."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._begun = False
+        self._after_cr = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they come; return all whole events so far, with LF line ends, or b"".
+
+        Raises:
+            BrokenStream: one event is larger than LONGEST_EVENT.
+        """
+        if b"\r" in data or self._after_cr:
+            data = self._unify(data)
+        data = self._rest + data if self._rest else data
+        if not self._begun:
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._rest = data
+                return b""
+            self._begun = True
+            data = data.removeprefix(_BOM)
+        cut = data.rfind(b"\n\n") + 2
+        if cut == 1:
+            cut = 0
+        self._rest = data[cut:]
+        if len(self._rest) > LONGEST_EVENT:
+            raise BrokenStream("The upstream sent an event that is too large.")
+        return data[:cut]
+
+    def rest(self) -> bytes:
+        """Return what stands after the last whole event, and forget it."""
+        rest, self._rest = self._rest, b""
+        return rest
+
+    def _unify(self, data: bytes) -> bytes:
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._after_cr = False
+        if data:
+            self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def split(block: bytes) -> Iterator[bytes]:
+    """Give the whole events of a block one by one, without their empty lines."""
+    for event in block.split(b"\n\n"):
+        event = event.strip(b"\n")
+        if event:
+            yield event
+
+
+def read(event: bytes) -> Event:
+    """Read the fields of one event (as `split` gives it)."""
+    name, data = b"", []
+    for line in event.split(b"\n"):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+    return Event(name.decode("utf-8", "replace"), b"\n".join(data).decode("utf-8", "replace"))
+
+
+def frame(data: bytes) -> bytes:
+    """Make an event of one line of JSON."""
+    return b"data: " + data + b"\n\n"

@@ -1,0 +1,12 @@
+"""Cerebras: https://inference-docs.cerebras.ai."""
+
+from nexus_gateway.provider import Model, Provider
+
+
+class Cerebras(Provider):
+    """Cerebras, by its OpenAI-compatible API."""
+
+    title = "Cerebras"
+    base_url = "https://api.cerebras.ai/v1"
+    default_model = "zai-glm-4.7"
+    models = (Model("zai-glm-4.7", context=131_072),)

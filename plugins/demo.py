@@ -1,0 +1,53 @@
+"""A provider that asks no model: it makes the first curl on a bare machine answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from nexus_gateway.answer import Answer
+from nexus_gateway.provider import Call, InProcess, Model
+
+WORD_S = 0.03
+QUOTED = 80
+
+
+class Demo(InProcess):
+    """Streams the same answer to everybody, word by word, and says that it is a demo."""
+
+    title = "Demo"
+    default_model = "demo-1"
+    models = (Model("demo-1", context=8_192, images=True),)
+
+    async def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        """Answer with a text about itself."""
+        asked = last_question(call.chat)
+        words = reply(asked).split(" ")
+        for number, word in enumerate(words):
+            await asyncio.sleep(WORD_S)
+            yield answer.text(word if number == 0 else f" {word}")
+        yield answer.finish("stop")
+        yield answer.usage(len(asked.split()), len(words))
+
+
+def reply(asked: str) -> str:
+    """Return the answer to a question."""
+    quote = f'You asked: "{asked[:QUOTED]}{"…" if len(asked) > QUOTED else ""}". ' if asked else ""
+    return (
+        f"This is the Nexus Gateway demo: no model was asked, these words are always the same. "
+        f"{quote}But the way they came is the real one: chosen by the scheduler, streamed word by "
+        f"word. To get real answers, set a key such as GROQ_KEY_1 or GEMINI_KEY_1 and start the "
+        f"gateway again."
+    )
+
+
+def last_question(chat: Mapping[str, Any]) -> str:
+    """Return the text of the last user message, or ""."""
+    for message in reversed(chat.get("messages", [])):
+        if message.get("role") == "user":
+            content = message.get("content") or ""
+            parts = [{"text": content}] if isinstance(content, str) else content
+            texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+            return " ".join(" ".join(texts).split())
+    return ""
