@@ -102,7 +102,7 @@ def read_error(body: bytes) -> dict[str, Any]:
 
 
 def normalise_error(error: object) -> dict[str, Any]:
-    """Bring an upstream's error object into OpenAI's shape: four fields, `code` a string or null."""
+    """Bring an upstream's error into OpenAI's shape: four fields, `code` a string or null."""
     if not isinstance(error, dict):
         message = error if isinstance(error, str) and error else "The upstream gave no reason."
         error = {"message": message}

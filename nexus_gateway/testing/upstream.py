@@ -1,0 +1,169 @@
+"""A scriptable OpenAI-compatible server on loopback.
+
+async with FakeUpstream() as upstream:
+    upstream.script(Reply(status=500), Reply(text="Back again"), key="key-1")
+    ...  # send requests to upstream.base_url
+    assert upstream.hits("key-1") == 2
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from aiohttp import web
+
+from nexus_gateway import json_codec
+from nexus_gateway.testing.reply import Reply
+
+LARGEST_BODY = 64 * 1024 * 1024
+CLOSE_S = 0.1
+
+
+@dataclass
+class Received:
+    """A request as it came, and what became of its answer."""
+
+    key: str
+    headers: dict[str, str]
+    raw: bytes
+    path: str
+    finished: bool = False
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body, parsed."""
+        parsed: dict[str, Any] = json_codec.loads(self.raw)
+        return parsed
+
+    async def gone(self, within_s: float = 2.0) -> bool:
+        """Wait until the client has gone before its answer was whole; False if it has not."""
+        try:
+            await asyncio.wait_for(self.left.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True
+
+
+class FakeUpstream:
+    """The server; `default` answers where no script does, `defaults` by key.
+
+    Attributes:
+        requests: all that came.
+        open: how many are being answered now.
+    """
+
+    def __init__(self) -> None:
+        self.default = Reply()
+        self.defaults: dict[str, Reply] = {}
+        self.requests: list[Received] = []
+        self.open = 0
+        self._scripts: dict[str | None, deque[Reply]] = defaultdict(deque)
+        self._runner: web.AppRunner | None = None
+        self.base_url = ""
+
+    def script(self, *replies: Reply, key: str | None = None) -> None:
+        """Queue answers: for the requests of one key, or for any."""
+        self._scripts[key].extend(replies)
+
+    def hits(self, key: str | None = None) -> int:
+        """Count the requests, of one key or of all."""
+        return sum(key is None or received.key == key for received in self.requests)
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=LARGEST_BODY)
+        app.router.add_post("/v1/{path:.*}", self._handle)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, shutdown_timeout=CLOSE_S, access_log=None
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.base_url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+    def _next(self, key: str) -> Reply:
+        for queue in (self._scripts[key], self._scripts[None]):
+            if queue:
+                return queue.popleft()
+        return self.defaults.get(key, self.default)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        raw = await request.read()
+        received = Received(key, dict(request.headers), raw, request.path)
+        self.requests.append(received)
+        self.open += 1
+        try:
+            response = await self._answer(request, self._next(key), received)
+            received.finished = True
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            received.left.set()
+            raise
+        finally:
+            self.open -= 1
+
+    async def _answer(
+        self, request: web.Request, reply: Reply, received: Received
+    ) -> web.StreamResponse:
+        await asyncio.sleep(reply.head_delay_s)
+        if reply.reset:
+            return _break(request)
+        if reply.hang:
+            await asyncio.Event().wait()
+        body, kind = reply.body, reply.content_type or "application/json"
+        if body is None and reply.status != 200:
+            body = json_codec.dumps(reply.failure())
+        elif body is None and not received.body.get("stream"):
+            body = json_codec.dumps(reply.whole())
+        if body is not None:
+            head = {"Content-Type": kind, **reply.headers}
+            return web.Response(status=reply.status, body=body, headers=head)
+        return await self._stream(request, reply, received)
+
+    async def _stream(
+        self, request: web.Request, reply: Reply, received: Received
+    ) -> web.StreamResponse:
+        kind = reply.content_type or "text/event-stream"
+        response = web.StreamResponse(headers={"Content-Type": kind, **reply.headers})
+        await response.prepare(request)
+        if reply.bom:
+            await response.write(b"\xef\xbb\xbf")
+        options = received.body.get("stream_options") or {}
+        said = -1 if reply.role_first else 0
+        for delay_s, event in reply.events(bool(options.get("include_usage"))):
+            if said == reply.hang_after:
+                await asyncio.Event().wait()
+            if said == reply.cut_after:
+                return _break(request)
+            if said == reply.end_after:
+                return response
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            await _write(response, event, reply.bytewise)
+            said += 1
+        return response
+
+
+async def _write(response: web.StreamResponse, event: bytes, bytewise: bool) -> None:
+    if not bytewise:
+        await response.write(event)
+        return
+    for byte in event:
+        await response.write(bytes([byte]))
+        await asyncio.sleep(0)
+
+
+def _break(request: web.Request) -> web.StreamResponse:
+    """Break the connection without a goodbye."""
+    if request.transport is not None:
+        request.transport.abort()
+    raise ConnectionResetError("scripted")
