@@ -1,4 +1,6 @@
-"""`python -m nexus_gateway` is `nexus-gateway`."""
+"""`python -m nexus_gateway`."""
+
+from __future__ import annotations
 
 import sys
 

@@ -53,7 +53,8 @@ def build_app(
     )
     app[GATEWAY] = Gateway(settings, pool, scheduler, Drain())
     app[events.FEED] = events.Feed(pool)
-    app[ACCESS] = {handler: access for _, _, handler, access in ROUTES}
+    by_handler: dict[object, Access] = {handler: access for _, _, handler, access in ROUTES}
+    app[ACCESS] = by_handler
     for method, path, handler, _ in ROUTES:
         app.router.add_route(method, path, handler)
     app.on_response_prepare.append(dress)

@@ -43,7 +43,7 @@ class Access(Enum):
 
 
 # Which handler may be called by whom; filled by the application from its table of routes.
-ACCESS: web.AppKey[dict[object, Access]] = web.AppKey("access", dict)
+ACCESS = web.AppKey("access", dict[object, Access])
 
 
 def access_of(request: web.Request, match: web.UrlMappingMatchInfo) -> Access:

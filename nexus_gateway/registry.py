@@ -105,7 +105,7 @@ def _faults(cls: object) -> Iterator[str]:
         yield "it is not a subclass of nexus_gateway.provider.Provider"
         return
     if cls.api_version != API_VERSION:
-        yield f"it is for version {cls.api_version!r} of the contract; this gateway has {API_VERSION}"
+        yield f"it is for contract version {cls.api_version!r}; this gateway has {API_VERSION}"
     needed = ["title", "default_model"] + ([] if issubclass(cls, InProcess) else ["base_url"])
     for attribute in needed:
         if not (isinstance(getattr(cls, attribute), str) and getattr(cls, attribute)):

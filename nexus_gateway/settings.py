@@ -141,6 +141,9 @@ VARIABLES: tuple[Variable, ...] = (
 )
 
 
+_NO_TOKEN = Secret("")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings; each field is the variable of its name, and VARIABLES says what it does."""
@@ -158,7 +161,7 @@ class Settings:
     strict_models: bool = False
     response_model: str = "instance"
     gateway_keys: tuple[Secret, ...] = ()
-    admin_token: Secret = Secret("")
+    admin_token: Secret = _NO_TOKEN
     log_level: str = "info"
     log_format: str = "text"
 

@@ -6,6 +6,7 @@ The only user of the HTTP client. Nothing here chooses an instance or knows of a
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import secrets
 import time
@@ -31,6 +32,7 @@ logger = logging.getLogger("nexus_gateway")
 CONNECT_TIMEOUT_S = 3.0
 KEEP_CONNECTION_S = 30.0
 READ_BUFFER = 256 * 1024
+LARGE_BODY = 512 * 1024
 LONGEST_ERROR = 64 * 1024
 LONGEST_WHOLE = 64 * 1024 * 1024
 # Some servers leave the type out, or call a stream plain text; HTML and JSON are never one.
@@ -211,8 +213,10 @@ class Upstream:
     async def _send(self, instance: Instance, http: HttpRequest) -> aiohttp.ClientResponse:
         """Send the request and wait for the answer's head; anything but 2xx is a failure."""
         try:
+            # In one piece a large body would be copied, and block the loop, all at once.
+            data = http.body if len(http.body) <= LARGE_BODY else io.BytesIO(http.body)
             response = await self._session.post(
-                http.url, data=http.body, headers=http.headers, allow_redirects=False
+                http.url, data=data, headers=http.headers, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _failure(_connection_reason(error)) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -77,7 +79,9 @@ class Served:
     ) -> tuple[int, str, dict[str, str]]:
         whole = {**HELLO, "stream": stream} if body is None else body
         url = self.url + "/v1/chat/completions"
-        async with self.session.post(url, json=whole, headers=headers) as response:
+        data = io.BytesIO(whole if isinstance(whole, bytes) else json.dumps(whole).encode())
+        head = {"Content-Type": "application/json", **(headers or {})}
+        async with self.session.post(url, data=data, headers=head) as response:
             return response.status, await response.text(), dict(response.headers)
 
     async def health(self) -> dict[str, Any]:

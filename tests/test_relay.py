@@ -280,8 +280,7 @@ async def test_a_caller_who_leaves_closes_the_upstream(
     async with serving(instance) as served:
         before = len(asyncio.all_tasks())
         call = asyncio.create_task(served.chat(stream=stream))
-        while not upstream.requests:
-            await asyncio.sleep(0.005)
+        await _until(lambda: upstream.requests)
         await asyncio.sleep(0.1)
         assert instance.in_flight == 1
         call.cancel()

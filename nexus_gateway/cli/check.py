@@ -24,8 +24,7 @@ def check(arguments: argparse.Namespace) -> int:
     log.configure("error", "text", [i.key for i in pool.instances])
     results = asyncio.run(probe_all(settings, pool))
     rows = [
-        (i.name, i.model, "failed" if ms is None else "ok", "" if ms is None else f"{ms:.0f} ms")
-        + (("" if ms is not None else reason),)
+        (i.name, i.model, *(("failed", "", reason) if ms is None else ("ok", f"{ms:.0f} ms", "")))
         for i, ms, reason in results
     ]
     print(table(("instance", "model", "result", "first token", "reason"), rows))
