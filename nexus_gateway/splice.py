@@ -71,6 +71,7 @@ class Splice:
         done: `[DONE]` has been seen: the answer is whole.
         events: how many events with content were passed, about one a token.
         usage: the usage object, once it has come.
+        broken: what ended the stream in the middle of a block, whose good part was passed.
     """
 
     def __init__(self, model: str | None, usage_wanted: bool) -> None:
@@ -78,6 +79,7 @@ class Splice:
         self.done = False
         self.events = 0
         self.usage: dict[str, Any] | None = None
+        self.broken: BrokenStream | None = None
         self._finished = False
         self._usage_wanted = usage_wanted
         self._framer = sse.Framer()
@@ -99,7 +101,7 @@ class Splice:
             return b""
         if self.started and self._is_plain(block):
             return self._pass(block)
-        return b"".join(self._careful(block))
+        return self._careful(block)
 
     def end(self) -> bytes:
         """Say that the upstream's body has ended; return what is still to be sent.
@@ -140,18 +142,24 @@ class Splice:
             self._usage_block = block
         return block if self._model is None else block.replace(self._needle, self._exchange)
 
-    def _careful(self, block: bytes) -> list[bytes]:
+    def _careful(self, block: bytes) -> bytes:
         """Go through a block event by event."""
+        was_started = self.started
         out: list[bytes] = []
         for event in sse.split(block):
             whole = event + b"\n\n"
-            if self.started and self._is_plain(whole):
-                out.append(self._pass(whole))
-            else:
-                out.append(self._examine(event))
+            try:
+                plain = self.started and self._is_plain(whole)
+                out.append(self._pass(whole) if plain else self._examine(event))
+            except BrokenStream as broken:
+                # Before anything has gone out, nothing of it shall; later, what came is kept.
+                if not was_started:
+                    raise
+                self.broken = broken
+                break
             if self.done:
                 break
-        return out
+        return b"".join(out)
 
     def _examine(self, event: bytes) -> bytes:
         """Look into one event and return it as it may go out."""

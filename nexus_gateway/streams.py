@@ -108,6 +108,8 @@ class PassThrough:
                 watch.waiting_since = None
                 if block:
                     yield block
+                if self._splice.broken is not None:
+                    raise self._splice.broken
         except BrokenStream as broken:
             if watch.expired:
                 raise IdleStream(

@@ -139,11 +139,11 @@ async def test_odd_streams_arrive_whole(upstream: FakeUpstream, odd: str) -> Non
 
 
 BREAKS = {
-    "cut": (Reply(cut_after=3), "upstream_stream_error"),
-    "ended early": (Reply(end_after=3), "upstream_stream_error"),
-    "garbage": (Reply(garbage_after=3), "upstream_stream_error"),
-    "error event": (Reply(error_after=3), "529"),
-    "silence": (Reply(hang_after=3), "upstream_idle_timeout"),
+    "cut": (Reply(cut_after=3, delay_s=0.01), "upstream_stream_error"),
+    "ended early": (Reply(end_after=3, delay_s=0.01), "upstream_stream_error"),
+    "garbage": (Reply(garbage_after=3, delay_s=0.01), "upstream_stream_error"),
+    "error event": (Reply(error_after=3, delay_s=0.01), "529"),
+    "silence": (Reply(hang_after=3, delay_s=0.01), "upstream_idle_timeout"),
 }
 
 

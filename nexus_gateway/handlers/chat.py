@@ -87,6 +87,11 @@ class CallerSink:
         await self.write(sse.frame(json_codec.dumps(body)))
         await self.end()
 
+    def abort(self) -> None:
+        """Break the connection: the only honest end where no word can be said any more."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
     async def whole(self, report: Report, body: bytes) -> None:
         """Keep the answer; the handler returns it, and aiohttp sends it."""
         self.response = web.Response(
@@ -135,6 +140,13 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         if sink.response is None:
             raise
         await _fail_late(sink, error)
+    except Exception:
+        # A second head must never be written into an answer that has begun.
+        status = 500
+        if sink.response is None or not sink.response.prepared:
+            raise
+        logger.exception("a stream failed", extra={"fields": {"id": request_id(request)}})
+        sink.abort()
     finally:
         _log(request, report, status, gateway)
     if sink.response is None:

@@ -19,7 +19,7 @@ from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.settings import Settings
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-REQUEST_ID = "request_id"
+REQUEST_ID = web.RequestKey("request_id", str)
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ def gateway_of(request: web.Request) -> Gateway:
 
 def request_id(request: web.BaseRequest) -> str:
     """Return the request's id: the caller's own where it is sane, else one of ours."""
-    found: str | None = request.get(REQUEST_ID)
+    found = request.get(REQUEST_ID)
     if found is None:
         offered = request.headers.get("X-Request-Id", "")
         found = offered if _SANE_ID.fullmatch(offered) else f"req-{secrets.token_hex(12)}"
