@@ -21,7 +21,7 @@ class Demo(InProcess):
     models = (Model("demo-1", context=8_192, images=True),)
 
     async def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        """Answer with a text about itself."""
+        """Answer with a text about itself; the usage counts words, as there are no tokens."""
         asked = last_question(call.chat)
         words = reply(asked).split(" ")
         for number, word in enumerate(words):
@@ -43,11 +43,17 @@ def reply(asked: str) -> str:
 
 
 def last_question(chat: Mapping[str, Any]) -> str:
-    """Return the text of the last user message, or ""."""
-    for message in reversed(chat.get("messages", [])):
-        if message.get("role") == "user":
-            content = message.get("content") or ""
-            parts = [{"text": content}] if isinstance(content, str) else content
-            texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
-            return " ".join(" ".join(texts).split())
+    """Return the text of the last user message on one line, or "" where there is none."""
+    for message in reversed(chat.get("messages") or []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            return " ".join(" ".join(_texts(message.get("content"))).split())
     return ""
+
+
+def _texts(content: object) -> list[str]:
+    """Return the texts of a message's content: a string, a list of parts, or nothing."""
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return [text for text in texts if isinstance(text, str)]

@@ -7,7 +7,7 @@ import io
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -76,13 +76,13 @@ class Served:
 
     async def chat(
         self, body: Any = None, *, stream: bool = True, headers: dict[str, str] | None = None
-    ) -> tuple[int, str, dict[str, str]]:
+    ) -> tuple[int, str, Mapping[str, str]]:
         whole = {**HELLO, "stream": stream} if body is None else body
         url = self.url + "/v1/chat/completions"
         data = io.BytesIO(whole if isinstance(whole, bytes) else json.dumps(whole).encode())
         head = {"Content-Type": "application/json", **(headers or {})}
         async with self.session.post(url, data=data, headers=head) as response:
-            return response.status, await response.text(), dict(response.headers)
+            return response.status, await response.text(), response.headers.copy()
 
     async def health(self) -> dict[str, Any]:
         async with self.session.get(self.url + "/health") as response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def said(text: str) -> str:
     return "".join(c["delta"].get("content") or "" for c in choices)
 
 
-def assert_whole(answer: tuple[int, str, dict[str, str]], stream: bool = True) -> None:
+def assert_whole(answer: tuple[int, str, Mapping[str, str]], stream: bool = True) -> None:
     status, text, headers = answer
     assert status == 200, text
     if stream:

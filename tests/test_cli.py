@@ -1,0 +1,191 @@
+"""The commands, without a server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from plugin_points import Acme, Demo, point
+
+from nexus_gateway import __version__, cli, probe, server
+from nexus_gateway.cli import main
+from nexus_gateway.settings import Settings
+
+KEY = "canary-0123456789"
+POINTS = (point("acme", Acme), point("demo", Demo), point("bad", ImportError("gone")))
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """An empty environment and folder, and plugins of our own."""
+    for name in list(os.environ):
+        if not name.startswith(("PYTEST", "COV")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: POINTS)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def served(monkeypatch) -> list[Settings]:
+    """Servers that would have run; each announces itself."""
+    runs: list[Settings] = []
+
+    def run(settings, pool, announce):
+        runs.append(settings)
+        announce(settings.host, settings.port)
+        return 0
+
+    monkeypatch.setattr(server, "run", run)
+    return runs
+
+
+def told(capsys) -> str:
+    captured = capsys.readouterr()
+    everything = captured.out + captured.err
+    assert KEY not in everything
+    return everything
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["check", "--help"]])
+def test_help_reads_like_a_manual(words, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(words)
+    assert "nexus-gateway" in told(capsys)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert f"nexus-gateway {__version__}\n" == told(capsys)
+
+
+def test_help_does_not_wait_for_the_server_to_load():
+    code = "import sys, nexus_gateway.cli; sys.exit('aiohttp' in sys.modules)"
+    env = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+def test_the_real_environment_wins_over_the_file_and_flags_over_both(
+    served, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / ".env").write_text(f"ACME_KEY_1={KEY}\nHOST=::1\nPORT=1\nMAX_ATTEMPTS=2\n")
+    monkeypatch.setenv("PORT", "2")
+    monkeypatch.setenv("HOST", "localhost")
+
+    assert main(["serve", "--port", "3"]) == 0
+    (settings,) = served
+    assert (settings.host, settings.port, settings.max_attempts) == ("localhost", 3, 2)
+    assert "localhost:3" in told(capsys)
+
+
+def test_another_env_file(served, tmp_path, capsys):
+    (tmp_path / "other.env").write_text("PORT=4\n")
+
+    assert main(["serve", "--env-file", "other.env"]) == 0
+    assert served[0].port == 4
+
+
+def test_all_that_is_wrong_is_told_in_lines_and_nothing_starts(served, monkeypatch, capsys):
+    monkeypatch.setenv("PORT", "abc")
+    monkeypatch.setenv("ACME_KEY_1", KEY + "\n")
+
+    assert main(["serve"]) == 2
+    assert served == []
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split()[1] for line in captured.err.splitlines()] == ["PORT", "ACME_KEY_1"]
+    assert KEY not in captured.err
+
+
+def test_the_start_screen_tells_how_things_stand(served, monkeypatch, capsys):
+    monkeypatch.setenv("ACME_KEY_2", KEY)
+    monkeypatch.setenv("ACME_KEY", KEY)
+
+    assert main(["serve"]) == 0
+    screen = told(capsys)
+    for text in (
+        __version__,
+        "http://127.0.0.1:3000",
+        "Acme (Key #2)",
+        "acme-1",
+        "gone",
+        "ACME_KEY ",
+        "curl -N http://127.0.0.1:3000/v1/chat/completions",
+    ):
+        assert text in screen
+    assert "GATEWAY_KEY" not in screen
+    assert "ADMIN_TOKEN" not in screen
+
+
+def test_without_keys_the_screen_tells_which_to_set(served, capsys):
+    assert main(["serve"]) == 0
+    screen = told(capsys)
+    assert "ACME_KEY_1" in screen
+    assert "demo" in screen.lower()
+
+
+def test_a_wide_open_gateway_is_warned_of(served, capsys):
+    assert main(["serve", "--host", "0.0.0.0"]) == 0
+    screen = told(capsys)
+    assert "GATEWAY_KEYS" in screen
+    assert "ADMIN_TOKEN" in screen
+    assert "curl -N http://127.0.0.1:3000/" in screen
+
+
+def test_the_command_to_paste_has_the_callers_key_by_name(served, monkeypatch, capsys):
+    monkeypatch.setenv("GATEWAY_KEYS", KEY)
+
+    assert main(["serve"]) == 0
+    assert '-H "Authorization: Bearer $GATEWAY_KEY"' in told(capsys)
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_nothing_to_serve_with_is_one_line(command, served, monkeypatch, capsys):
+    monkeypatch.setattr(metadata, "entry_points", lambda **_: POINTS[:1])
+
+    assert main([command]) == 2
+    assert served == []
+    assert told(capsys).count("\n") == 1
+
+
+def test_providers_are_listed(monkeypatch, capsys):
+    monkeypatch.setenv("ACME_KEY_1", KEY)
+
+    assert main(["providers"]) == 0
+    listed = told(capsys)
+    for text in ("nexus-acme 0.1", "nexus_acme:Cls", "acme-1, acme-2", "bad", "gone"):
+        assert text in listed
+
+
+@pytest.mark.parametrize(("reason", "code"), [("ok", 0), ("key refused", 1)])
+def test_check_tells_which_keys_work(reason, code, monkeypatch, capsys):
+    async def probe_all(settings, pool):
+        return [(i, 12.3 if reason == "ok" else None, reason) for i in pool.instances]
+
+    monkeypatch.setenv("ACME_KEY_1", KEY)
+    monkeypatch.setattr(probe, "probe_all", probe_all)
+    monkeypatch.setitem(sys.modules, "nexus_gateway.cli.check", None)
+    monkeypatch.delitem(sys.modules, "nexus_gateway.cli.check")
+    monkeypatch.delattr(cli, "check", raising=False)
+
+    assert code == main(["check"])
+    table = told(capsys)
+    assert "Acme (Key #1)" in table
+    assert ("12 ms" if reason == "ok" else "key refused") in table
+
+
+def test_reload_without_watchfiles_is_told(served, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+
+    assert main(["serve", "--reload"]) == 2
+    assert "nexus-gateway[dev]" in told(capsys)

@@ -1,0 +1,93 @@
+"""Plugins found, loaded, and left out one by one."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_points import Acme, fit, point
+
+from nexus_gateway.provider import Translator
+from nexus_gateway.registry import discover
+
+
+def reason(name: str, found: object) -> str:
+    plugins, problems = discover([point(name, found)])
+    assert plugins == []
+    (problem,) = problems
+    assert (name, "nexus-acme", "0.1") == (problem.name, problem.distribution, problem.version)
+    return problem.reason
+
+
+def test_a_plugin_is_found_with_where_it_came_from():
+    ((plugin,), problems) = discover([point("acme", Acme)])
+
+    assert ("acme", Acme, "nexus-acme", "0.1") == (
+        plugin.name,
+        plugin.cls,
+        plugin.distribution,
+        plugin.version,
+    )
+    assert plugin.entry_point == "nexus_acme:Cls"
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("no module acme\nmore"), "ImportError: no module acme"),
+        (SystemExit(3), "SystemExit"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_one_that_fails_to_load_is_told_in_one_line(error, said):
+    told = reason("acme", error)
+
+    assert said in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (object(), "not a subclass"),
+        (dict, "not a subclass"),
+        (fit(api_version=2), "version"),
+        (fit(title=""), "title"),
+        (fit(base_url=""), "base_url"),
+        (fit(default_model=""), "default_model"),
+        (type("Half", (Acme, Translator), {}), "encode"),
+    ],
+)
+def test_one_that_breaks_the_contract_is_left_out(found, said):
+    assert said in reason("acme", found)
+
+
+@pytest.mark.parametrize("name", ["Acme", "ac me", "ac.me", ""])
+def test_a_name_has_plain_letters(name):
+    assert "name" in reason(name, Acme)
+
+
+def test_one_bad_plugin_leaves_the_others_alone():
+    plugins, problems = discover([point("bad", ImportError("gone")), point("acme", Acme)])
+
+    assert [p.name for p in plugins] == ["acme"]
+    assert [p.name for p in problems] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("rivals", "winner"),
+    [(["a-first", "nexus-gateway"], "nexus-gateway"), (["b-last", "a-first"], "a-first")],
+)
+def test_of_two_with_one_name_ours_stays_else_the_first_in_the_alphabet(rivals, winner):
+    plugins, problems = discover(
+        [point("acme", fit(title=rival), distribution=rival) for rival in rivals]
+    )
+
+    assert [winner] == [p.distribution for p in plugins]
+    assert [r for r in rivals if r != winner] == [p.distribution for p in problems]
+
+
+def test_of_two_with_one_title_the_second_is_left_out():
+    plugins, problems = discover([point("acme", Acme), point("other", fit())])
+
+    assert [p.name for p in plugins] == ["acme"]
+    assert "title" in problems[0].reason

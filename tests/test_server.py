@@ -1,0 +1,166 @@
+"""The process itself: start, drain, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from conftest import HELLO, KEYS
+
+from nexus_gateway.testing import FakeUpstream, Reply
+
+
+class Process:
+    def __init__(self, process: asyncio.subprocess.Process, url: str, log: list[str]) -> None:
+        self.process = process
+        self.url = url
+        self.log = log
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def exit_code(self, within_s: float = 10) -> int:
+        return await asyncio.wait_for(self.process.wait(), within_s)
+
+
+@contextlib.asynccontextmanager
+async def process(folder: Path, *flags: str, **env: str) -> AsyncIterator[Process]:
+    """Run `serve` on a free port; what it printed is in `log`."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GROQ", "PORT", "HOST"))}
+    command = [sys.executable, "-m", "nexus_gateway", "serve", "--port", "0", *flags]
+    # The repository's own folder must not be the current one: .env would be read from there.
+    started = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env={**clean, **env},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert started.stdout is not None
+    log: list[str] = []
+    url = ""
+    while not url:
+        line = (await asyncio.wait_for(started.stdout.readline(), 20)).decode()
+        assert line, "".join(log)
+        log.append(line)
+        found = re.search(r"http://[\d.:]+", line)
+        url = found[0] if found else ""
+
+    async def read() -> None:
+        assert started.stdout is not None
+        async for line in started.stdout:
+            log.append(line.decode())
+
+    reading = asyncio.create_task(read())
+    try:
+        yield Process(started, url, log)
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+        await reading
+
+
+async def stream(session: aiohttp.ClientSession, url: str) -> tuple[int, str]:
+    async with session.post(url + "/v1/chat/completions", json=HELLO) as response:
+        return response.status, await response.text()
+
+
+def upstream_env(upstream: FakeUpstream, **more: str) -> dict[str, str]:
+    return {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url, **more}
+
+
+async def begin(
+    session: aiohttp.ClientSession, gateway: Process, upstream: FakeUpstream, count: int
+) -> list[asyncio.Task[tuple[int, str]]]:
+    tasks = [asyncio.create_task(stream(session, gateway.url)) for _ in range(count)]
+    for _ in range(500):
+        if upstream.open == count:
+            break
+        await asyncio.sleep(0.01)
+    assert upstream.open == count
+    await asyncio.sleep(0.2)
+    return tasks
+
+
+async def test_the_demo_answers_without_a_key(tmp_path: Path) -> None:
+    async with process(tmp_path) as gateway, aiohttp.ClientSession() as session:
+        status, text = await stream(session, gateway.url)
+        assert status == 200
+        assert text.endswith("data: [DONE]\n\n")
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0
+        assert "curl -N" in "".join(gateway.log)
+
+
+async def test_sigterm_lets_fifty_streams_end(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.default = Reply(delay_s=0.15)
+    async with (
+        process(tmp_path, **upstream_env(upstream)) as gateway,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+    ):
+        tasks = await begin(session, gateway, upstream, 50)
+        gateway.signal(signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        status, text = await stream(session, gateway.url)
+        assert status == 503
+        assert "shutting_down" in text
+        for status, text in await asyncio.gather(*tasks):
+            assert status == 200
+            assert text.endswith("data: [DONE]\n\n")
+        assert await gateway.exit_code() == 0
+        assert not any(key in "".join(gateway.log) for key in KEYS)
+
+
+async def test_what_is_left_at_the_limit_gets_an_error_event(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.default = Reply(hang_after=2)
+    env = upstream_env(upstream, SHUTDOWN_TIMEOUT_MS="300")
+    async with process(tmp_path, **env) as gateway, aiohttp.ClientSession() as session:
+        tasks = await begin(session, gateway, upstream, 5)
+        gateway.signal(signal.SIGINT)
+        for status, text in await asyncio.gather(*tasks):
+            assert status == 200
+            assert '"code":"shutting_down"' in text
+            assert "[DONE]" not in text
+        assert await gateway.exit_code(5) == 0
+
+
+async def test_a_second_signal_ends_at_once(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.default = Reply(hang_after=2)
+    async with (
+        process(tmp_path, **upstream_env(upstream)) as gateway,
+        aiohttp.ClientSession() as session,
+    ):
+        tasks = await begin(session, gateway, upstream, 1)
+        gateway.signal(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code(3) != 0
+        (result,) = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(result, aiohttp.ClientError)
+
+
+@pytest.mark.parametrize("env", [{"PORT": "abc"}, {"GROQ_KEY_1": "line\nbreak-secret"}])
+async def test_wrong_settings_stop_the_start(tmp_path: Path, env: dict[str, str]) -> None:
+    started = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "nexus_gateway", "serve"],
+        cwd=tmp_path,
+        env={**os.environ, **env},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await asyncio.wait_for(started.communicate(), 20)
+    (name, value), *_ = env.items()
+    assert started.returncode == 2
+    assert name in errors.decode()
+    assert value not in errors.decode()
+    assert "Traceback" not in errors.decode()
