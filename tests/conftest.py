@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
+import hypothesis
 import pytest
 from aiohttp import web
 
@@ -22,6 +23,10 @@ from nexus_gateway.provider import Model, Provider
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings
 from nexus_gateway.testing import FakeUpstream
+
+# The same examples each time, however slow the machine is today.
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("house")
 
 KEYS = ("key-one-secret", "key-two-secret", "key-three-secret")
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}]}
