@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 THRESHOLD = 3
 COOLDOWN_S = 60.0
 PROBE_OUT_S = 1.0
 
 
-class State(Enum):
+class State(StrEnum):
     """The states of a circuit."""
 
     CLOSED = "CLOSED"
@@ -87,7 +87,8 @@ class Breaker:
             return 0.0
         if self._state is State.HALF_OPEN:
             return PROBE_OUT_S
-        return self._opened_s + self._cooldown_s - self._clock()
+        # Subtracted as in `state`, so that rounding never makes it 0 while the circuit is shut.
+        return self._cooldown_s - (self._clock() - self._opened_s)
 
     def acquire(self) -> Permit:
         """Take a permit.

@@ -11,6 +11,7 @@ from nexus_gateway.secret import Secret
 
 BAD_KEY_PARK_S = 600.0
 LONGEST_BAD_KEY_PARK_S = 3600.0
+MOST_DOUBLINGS = 3  # three reach the longest park; a large burst would overflow
 
 
 class Instance:
@@ -83,7 +84,8 @@ class Instance:
 
     def park_bad_key(self) -> None:
         """Leave it alone because its key was refused: 10 minutes, doubling up to an hour."""
-        seconds = min(BAD_KEY_PARK_S * 2**self.bad_keys_in_a_row, LONGEST_BAD_KEY_PARK_S)
+        doublings = min(self.bad_keys_in_a_row, MOST_DOUBLINGS)
+        seconds = min(BAD_KEY_PARK_S * 2**doublings, LONGEST_BAD_KEY_PARK_S)
         self.bad_keys_in_a_row += 1
         self._bad_key_until_s = max(self._bad_key_until_s, self._clock() + seconds)
 

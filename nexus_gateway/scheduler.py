@@ -73,11 +73,13 @@ class Trail:
         """Tell whether an instance was tried."""
         return any(a.instance is instance for a in self.attempts)
 
-    def refused_by(self, instance: Instance) -> bool:
-        """Tell whether an instance has refused the request itself: asking again is no use."""
-        return any(
-            a.instance is instance and a.verdict.outcome is Outcome.REFUSED for a in self.attempts
-        )
+    def failed_last(self, instance: Instance) -> bool:
+        """Tell whether an instance's last attempt was a failure, which may pass by itself.
+
+        What was refused, rate limited or asked with a bad key gets the same answer at once.
+        """
+        last = next((a for a in reversed(self.attempts) if a.instance is instance), None)
+        return last is not None and last.verdict.outcome is Outcome.FAILURE
 
     def troubled(self, provider_name: str) -> int:
         """Count a provider's failures; a bad key or a rate limit is its key's, not its own."""
@@ -240,4 +242,4 @@ def _untried_first(candidates: list[Instance], trail: Trail) -> list[Instance]:
         return candidates
     untried = [i for i in candidates if not trail.tried(i)]
     elsewhere = [i for i in untried if not trail.troubled(i.provider_name)]
-    return elsewhere or untried or [i for i in candidates if not trail.refused_by(i)]
+    return elsewhere or untried or [i for i in candidates if trail.failed_last(i)]

@@ -57,6 +57,8 @@ class Foreign(Translator):
                 case "message_delta":
                     reason = REASONS.get(data["stop_reason"], "stop")
                     said = data["usage"]["output_tokens"]
+                case "error":
+                    yield {"error": data["error"]}
                 case "message_stop":
                     yield answer.finish(reason)
                     yield answer.usage(asked, said)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from clock import FakeClock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus_gateway.backoff import delay_s
+from nexus_gateway.health import FLOOR, Health
+
+
+def test_the_figure_of_the_example() -> None:
+    health = Health(FakeClock())
+    for n in range(150):
+        (health.success if n < 147 else health.failure)()
+    health.observe_latency(450, 8000)
+    assert f"{health.success_rate():.1%} {health.score():.1%}" == "98.0% 92.5%"
+    assert health.latency_ms() == 450
+
+
+def test_the_unknown_are_optimistic_and_the_past_fades() -> None:
+    clock = FakeClock()
+    health = Health(clock)
+    assert (health.score(), health.latency_ms(), health.tokens_per_s()) == (1, None, None)
+    health.failure()
+    assert health.score() == FLOOR
+    clock.advance(120)
+    health.success()
+    assert health.success_rate() == pytest.approx(2 / 3)
+    clock.advance(3600)
+    assert health.score() == 1
+
+
+def test_whole_answers_are_measured_by_their_own_limit() -> None:
+    health = Health(FakeClock())
+    health.observe_latency(12_000, 120_000)
+    assert health.score() == pytest.approx(0.9)
+    health.observe_speed(50)
+    assert health.tokens_per_s() == 50
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["success", "failure", "slow", "fast"]), st.floats(0, 1000, width=32)
+        )
+    )
+)
+def test_scores_stay_in_their_bounds(events: list[tuple[str, float]]) -> None:
+    clock = FakeClock()
+    health = Health(clock)
+    for kind, pause_s in events:
+        clock.advance(pause_s)
+        if kind in ("success", "failure"):
+            getattr(health, kind)()
+        else:
+            health.observe_latency(20_000 if kind == "slow" else 10, 8000)
+        assert FLOOR <= health.score() <= 1
+        assert 0 <= health.success_rate() <= 1
+
+
+def test_delays_double_up_to_two_seconds() -> None:
+    rng = random.Random(3)
+    for retry, whole_ms in enumerate([100, 200, 400, 800, 1600, 2000, 2000]):
+        delays = [delay_s(retry, rng) * 1000 for _ in range(200)]
+        assert whole_ms / 2 <= min(delays) <= max(delays) <= whole_ms
