@@ -3,70 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import re
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 from conftest import HELLO, KEYS
+from processes import Process, process
 
 from nexus_gateway.testing import FakeUpstream, Reply
-
-
-class Process:
-    def __init__(self, process: asyncio.subprocess.Process, url: str, log: list[str]) -> None:
-        self.process = process
-        self.url = url
-        self.log = log
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def exit_code(self, within_s: float = 10) -> int:
-        return await asyncio.wait_for(self.process.wait(), within_s)
-
-
-@contextlib.asynccontextmanager
-async def process(folder: Path, *flags: str, **env: str) -> AsyncIterator[Process]:
-    """Run `serve` on a free port; what it printed is in `log`."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GROQ", "PORT", "HOST"))}
-    command = [sys.executable, "-m", "nexus_gateway", "serve", "--port", "0", *flags]
-    # The repository's own folder must not be the current one: .env would be read from there.
-    started = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env={**clean, **env},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    assert started.stdout is not None
-    log: list[str] = []
-    url = ""
-    while not url:
-        line = (await asyncio.wait_for(started.stdout.readline(), 20)).decode()
-        assert line, "".join(log)
-        log.append(line)
-        found = re.search(r"http://[\d.:]+", line)
-        url = found[0] if found else ""
-
-    async def read() -> None:
-        assert started.stdout is not None
-        async for line in started.stdout:
-            log.append(line.decode())
-
-    reading = asyncio.create_task(read())
-    try:
-        yield Process(started, url, log)
-    finally:
-        if started.returncode is None:
-            started.kill()
-        await started.wait()
-        await reading
 
 
 async def stream(session: aiohttp.ClientSession, url: str) -> tuple[int, str]:

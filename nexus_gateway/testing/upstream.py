@@ -103,7 +103,8 @@ class FakeUpstream:
         self.open += 1
         try:
             response = await self._answer(request, self._next(key), received)
-            received.finished = True
+            transport = request.transport
+            received.finished = transport is not None and not transport.is_closing()
             return response
         except (asyncio.CancelledError, ConnectionError):
             received.left.set()

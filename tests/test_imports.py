@@ -1,0 +1,33 @@
+"""What `serve` loads before it listens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NOT_NEEDED = {
+    "hypothesis",
+    "nexus_gateway.testing",
+    "openai",
+    "pydantic",
+    "pytest",
+    "rich",
+    "setuptools",
+    "watchfiles",
+}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def test_serve_loads_nothing_that_it_does_not_need() -> None:
+    loaded = loaded_by("import nexus_gateway.cli.serve, nexus_gateway.server")
+    assert not NOT_NEEDED & loaded
+    assert not {m for m in loaded if m.startswith("nexus_gateway_plugins")}
+
+
+def test_help_loads_no_server() -> None:
+    assert "aiohttp" not in loaded_by("import nexus_gateway.cli")
