@@ -56,7 +56,8 @@ def build_app(
     by_handler: dict[object, Access] = {handler: access for _, _, handler, access in ROUTES}
     app[ACCESS] = by_handler
     for method, path, handler, _ in ROUTES:
-        app.router.add_route(method, path, handler)
+        # Load balancers ask by HEAD; a GET route answers both.
+        app.router.add_get(path, handler) if method == "GET" else app.router.add_post(path, handler)
     app.on_response_prepare.append(dress)
     app.cleanup_ctx.append(_relay)
     return app

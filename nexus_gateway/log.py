@@ -74,6 +74,16 @@ class Redactor(logging.Formatter):
         return self._known.sub("***", text) if self._known else text
 
 
+def _without_callers_faults(record: logging.LogRecord) -> bool:
+    """Leave out the traceback where somebody sent something that is not HTTP."""
+    error = record.exc_info[1] if record.exc_info else None
+    if type(error).__module__ == "aiohttp.http_exceptions":
+        record.exc_info = None
+        record.msg = f"refused something that is not HTTP ({type(error).__name__})"
+        record.args = ()
+    return True
+
+
 def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
     """Set up logging for the process.
 
@@ -89,4 +99,5 @@ def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").filters[:] = [_without_callers_faults]
     logging.getLogger("nexus_gateway").setLevel(level.upper())

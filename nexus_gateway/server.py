@@ -54,8 +54,13 @@ async def serve(settings: Settings, pool: Pool, announce: Announce) -> int:
     """Serve in the running loop; see `run`."""
     app = build_app(settings, pool)
     # A caller who leaves cancels the handler: without it the upstream would run on.
+    # A compressed body is refused; aiohttp must not try to unpack it before that.
     runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S
+        app,
+        handler_cancellation=True,
+        auto_decompress=False,
+        access_log=None,
+        shutdown_timeout=CLOSE_S,
     )
     await runner.setup()
     try:

@@ -66,3 +66,20 @@ def test_delays_double_up_to_two_seconds() -> None:
     for retry, whole_ms in enumerate([100, 200, 400, 800, 1600, 2000, 2000]):
         delays = [delay_s(retry, rng) * 1000 for _ in range(200)]
         assert whole_ms / 2 <= min(delays) <= max(delays) <= whole_ms
+
+
+def test_asking_changes_nothing() -> None:
+    asked, left = FakeClock(), FakeClock()
+    one, other = Health(asked), Health(left)
+    for health in (one, other):
+        health.failure()
+        health.success()
+        health.observe_latency(800, 8000)
+    for _ in range(60):
+        asked.advance(1)
+        one.score()
+    left.advance(60)
+    for health in (one, other):
+        health.success()
+    assert one.score() == pytest.approx(other.score())
+    assert one.success_rate() == pytest.approx((1 + 0.5**0.5) / (1 + 2 * 0.5**0.5))

@@ -24,6 +24,9 @@ OK = Verdict(Outcome.SUCCESS, "ok")
 FAILED = Verdict(Outcome.FAILURE, "answered 500", 500)
 LIMITED = Verdict(Outcome.RATE_LIMITED, "rate limited", 429, park_s=7)
 REFUSED = Verdict(Outcome.REFUSED, "refused with 404", 404)
+BAD_KEY = Verdict(Outcome.BAD_KEY, "the key was refused (401)", 401)
+NO_WAIT = Verdict(Outcome.RATE_LIMITED, "rate limited", 429, park_s=0)
+LEFT = Verdict(Outcome.CANCELLED, "the caller left")
 
 
 class House:
@@ -225,3 +228,72 @@ def test_a_repr_shows_no_key() -> None:
     assert repr(instance) == "<Instance Fake (Key #1)>"
     assert instance.key.reveal() not in f"{instance.key} {instance.key!r} {instance.key:>9}"
     assert Fake.needs_key
+
+
+@pytest.mark.parametrize("verdict", [LIMITED, REFUSED, BAD_KEY, LEFT])
+def test_what_is_nobodys_failure_frees_the_probes_place(verdict: Verdict) -> None:
+    house = House(1)
+    (instance,) = house.instances
+    house.open(instance)
+    house.clock.advance(60)
+    house.lease().end(verdict)
+    assert instance.breaker.state() is State.HALF_OPEN
+    assert instance.breaker.admits()
+
+
+def test_a_probes_first_token_lets_the_others_in() -> None:
+    house = House(1)
+    house.open(house.instances[0])
+    house.clock.advance(60)
+    probe = house.lease()
+    with pytest.raises(NoCandidate):
+        house.lease()
+    probe.first_token(100, 8000)
+    house.lease()
+    probe.end(FAILED)  # still on probation
+    assert house.instances[0].breaker.state() is State.OPEN
+
+
+@pytest.mark.parametrize("verdict", [REFUSED, BAD_KEY, NO_WAIT])
+def test_only_a_failure_is_tried_again(verdict: Verdict) -> None:
+    house = House(1)
+    trail = Trail()
+    trail.add(house.instances[0], FAILED, 1)
+    assert house.lease(trail=trail).instance is house.instances[0]
+    trail.add(house.instances[0], verdict, 1)
+    with pytest.raises(NoCandidate):
+        house.lease(trail=trail)
+
+
+def test_the_last_resort_is_the_nearest_and_never_tried_before() -> None:
+    house = House(2)
+    first, second = house.instances
+    house.open(second)
+    house.clock.advance(10)
+    house.open(first)
+    trail = Trail()
+    trail.add(first, FAILED, 1)
+    trail.add(second, FAILED, 1)
+    with pytest.raises(NoCandidate) as raised:
+        house.lease(trail=trail)
+    assert raised.value.headers == {"Retry-After": "50", "x-should-retry": "false"}
+    assert house.lease().instance is second
+
+
+def test_a_wait_too_long_for_the_clients_is_not_advised() -> None:
+    house = House(1)
+    house.instances[0].park_bad_key()
+    for passed_s, wait, retry in ((0, "600", "false"), (500, "100", "true")):
+        house.clock.advance(passed_s)
+        with pytest.raises(NoCandidate) as raised:
+            house.lease()
+        assert raised.value.headers == {"Retry-After": wait, "x-should-retry": retry}
+
+
+def test_nobody_enabled_is_said_so() -> None:
+    house = House(1)
+    house.instances[0].disable()
+    with pytest.raises(NoCandidate) as raised:
+        house.lease()
+    assert (raised.value.status, raised.value.code) == (503, "no_providers")
+    assert raised.value.headers == {"x-should-retry": "false"}

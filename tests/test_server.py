@@ -82,6 +82,34 @@ async def test_what_is_left_at_the_limit_gets_an_error_event(
         assert await gateway.exit_code(5) == 0
 
 
+ODD = [
+    b"GARBAGE\r\n\r\n",
+    b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n"
+    b"Content-Length: 5\r\nConnection: close\r\n\r\nhello",
+    b"GET /v1/models/%ED%A0%80 HTTP/1.0\r\n\r\n",
+    b"HEAD /health HTTP/1.0\r\n\r\n",
+]
+
+
+async def test_what_is_not_http_makes_no_500_and_no_traceback(tmp_path: Path) -> None:
+    async with process(tmp_path) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        statuses = []
+        for odd in ODD:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(odd)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            statuses.append(int(answer.split()[1]))
+            writer.close()
+        assert statuses == [400, 400, 400, 400, 415, 404, 200]
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0
+    assert "Traceback" not in "".join(gateway.log)
+
+
 async def test_a_second_signal_ends_at_once(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(hang_after=2)
     async with (
