@@ -83,11 +83,16 @@ class Instance:
         self._rate_limited_until_s = max(self._rate_limited_until_s, self._clock() + seconds)
 
     def park_bad_key(self) -> None:
-        """Leave it alone because its key was refused: 10 minutes, doubling up to an hour."""
+        """Leave it alone because its key was refused: 10 minutes, doubling up to an hour.
+
+        Requests that were on their way when the first one was refused do not double it.
+        """
+        if self._bad_key_until_s > self._clock():
+            return
         doublings = min(self.bad_keys_in_a_row, MOST_DOUBLINGS)
         seconds = min(BAD_KEY_PARK_S * 2**doublings, LONGEST_BAD_KEY_PARK_S)
         self.bad_keys_in_a_row += 1
-        self._bad_key_until_s = max(self._bad_key_until_s, self._clock() + seconds)
+        self._bad_key_until_s = self._clock() + seconds
 
     def good_key(self) -> None:
         """Note that the key works."""

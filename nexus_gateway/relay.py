@@ -114,7 +114,7 @@ class Relay:
         self._upstream = upstream
         self._settings = settings
         self._clock = clock
-        self._misconfigured: set[str] = set()
+        self._said: set[str] = set()
 
     def report(self) -> Report:
         """Begin the report of a request that has just come."""
@@ -190,16 +190,20 @@ class Relay:
         """Pass a refusal on to the caller; let any other failure go to the next candidate."""
         name = lease.instance.name
         logger.debug("attempt failed", extra={"fields": {"on": name, "why": verdict.reason}})
-        if verdict.outcome is Outcome.BAD_KEY and lease.instance.bad_keys_in_a_row == 1:
-            logger.warning("%s is parked: %s", name, verdict.reason)
+        if verdict.outcome is Outcome.BAD_KEY:
+            self._say_once(f"{name} is parked: {verdict.reason}")
         if verdict.outcome is not Outcome.REFUSED:
             return
         if verdict.status == 404 and errand.target.model is None:
-            if name not in self._misconfigured:
-                self._misconfigured.add(name)
-                logger.warning("%s does not know its model %r: check NAME_MODEL", name, lease.model)
+            self._say_once(f"{name} does not know its model {lease.model!r}: check NAME_MODEL")
             return
         raise UpstreamRefused(verdict.status, verdict.error or {})
+
+    def _say_once(self, warning: str) -> None:
+        """Say loudly what only the owner can mend, but not with every request."""
+        if warning not in self._said:
+            self._said.add(warning)
+            logger.warning("%s", warning)
 
     async def _deliver(
         self, errand: Errand, lease: Lease, answer: AnswerStream | Whole, begun_s: float

@@ -73,13 +73,10 @@ class Trail:
         """Tell whether an instance was tried."""
         return any(a.instance is instance for a in self.attempts)
 
-    def failed_last(self, instance: Instance) -> bool:
-        """Tell whether an instance's last attempt was a failure, which may pass by itself.
-
-        What was refused, rate limited or asked with a bad key gets the same answer at once.
-        """
-        last = next((a for a in reversed(self.attempts) if a.instance is instance), None)
-        return last is not None and last.verdict.outcome is Outcome.FAILURE
+    def last(self, instance: Instance) -> Outcome | None:
+        """Return how an instance's last attempt ended, None when there was none."""
+        found = (a.verdict.outcome for a in reversed(self.attempts) if a.instance is instance)
+        return next(found, None)
 
     def troubled(self, provider_name: str) -> int:
         """Count a provider's failures; a bad key or a rate limit is its key's, not its own."""
@@ -206,7 +203,9 @@ class Scheduler:
             return _nobody_able(target)
         waits = [wait for i in able if (wait := i.available_in_s()) is not None]
         soonest_s = min(waits)
-        if all(i.park_reason() == "rate_limited" for i in able):
+        if all(
+            i.park_reason() == "rate_limited" or trail.last(i) is Outcome.RATE_LIMITED for i in able
+        ):
             return NoCandidate(
                 f"Every instance that could serve this is rate limited.{story}",
                 rate_limited=True,
@@ -242,4 +241,5 @@ def _untried_first(candidates: list[Instance], trail: Trail) -> list[Instance]:
         return candidates
     untried = [i for i in candidates if not trail.tried(i)]
     elsewhere = [i for i in untried if not trail.troubled(i.provider_name)]
-    return elsewhere or untried or [i for i in candidates if trail.failed_last(i)]
+    # Only a failure may pass by itself: a refusal, a limit or a bad key says the same at once.
+    return elsewhere or untried or [i for i in candidates if trail.last(i) is Outcome.FAILURE]

@@ -81,9 +81,14 @@ def test_a_bad_key_is_parked_longer_each_time() -> None:
     assert instance.parked_for_s() == 600.0
 
 
-def test_a_burst_of_refusals_stays_within_the_hour() -> None:
-    instance = make_instance(clock=FakeClock())
+def test_a_burst_of_refusals_parks_once_and_a_long_row_stays_within_the_hour() -> None:
+    clock = FakeClock()
+    instance = make_instance(clock=clock)
+    for _ in range(50):
+        instance.park_bad_key()
+    assert instance.parked_for_s() == 600.0
     for _ in range(2000):
+        clock.advance(3600.0)
         instance.park_bad_key()
     assert instance.parked_for_s() == 3600.0
 

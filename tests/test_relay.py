@@ -363,3 +363,24 @@ async def test_a_connection_is_used_again(upstream: FakeUpstream) -> None:
         for _ in range(5):
             assert_whole(await served.chat())
     assert upstream.hits() == 5
+
+
+async def test_a_limit_of_no_seconds_is_still_a_limit(upstream: FakeUpstream) -> None:
+    upstream.default = Reply(status=429, headers={"Retry-After": "0"})
+    async with serving(make_instance(upstream)) as served:
+        status, _, headers = await served.chat()
+    assert (status, headers["Retry-After"], headers["x-should-retry"]) == (429, "1", "true")
+    assert upstream.hits() == 1
+
+
+async def test_a_burst_with_a_bad_key_parks_it_once(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    upstream.default = Reply(status=401, head_delay_s=0.1)
+    instance = make_instance(upstream, clock=clock)
+    async with serving(instance, clock=clock) as served:
+        await asyncio.gather(*(served.chat() for _ in range(5)))
+    assert upstream.hits() == 5
+    assert instance.parked_for_s() == 600
+    assert caplog.text.count("is parked") == 1
