@@ -46,7 +46,7 @@ class Report:
         instance: who answers, None as long as nobody does.
         model: the upstream's name of the model.
         attempts: how many were made, the running one included.
-        upstream_ms: the last attempt's time to its first content, or to its whole answer.
+        upstream_ms: the last attempt's time to its first content, its whole answer, its failure.
         total_ms: from the request's arrival to that moment.
         outcome: how it ended.
     """
@@ -143,7 +143,8 @@ class Relay:
             answer = await self._ask(errand, lease)
         except AttemptFailed as failed:
             lease.end(failed.verdict)
-            errand.trail.add(lease.instance, failed.verdict, (self._clock() - begun_s) * 1000)
+            self._time(errand.report, begun_s)
+            errand.trail.add(lease.instance, failed.verdict, errand.report.upstream_ms)
             self._judge(errand, lease, failed.verdict)
             return False
         except BaseException:
@@ -208,10 +209,8 @@ class Relay:
     async def _deliver(
         self, errand: Errand, lease: Lease, answer: AnswerStream | Whole, begun_s: float
     ) -> None:
-        now_s = self._clock()
         report = errand.report
-        report.upstream_ms = (now_s - begun_s) * 1000
-        report.total_ms = (now_s - report.started_s) * 1000
+        now_s = self._time(report, begun_s)
         if isinstance(answer, Whole):
             lease.first_token(report.upstream_ms, self._settings.response_timeout_ms)
             lease.end(_SUCCESS)
@@ -220,6 +219,13 @@ class Relay:
         else:
             lease.first_token(report.upstream_ms, self._settings.first_token_timeout_ms)
             await self._stream(errand, lease, answer, now_s)
+
+    def _time(self, report: Report, begun_s: float) -> float:
+        """Note in the report how long an attempt took; return the time."""
+        now_s = self._clock()
+        report.upstream_ms = (now_s - begun_s) * 1000
+        report.total_ms = (now_s - report.started_s) * 1000
+        return now_s
 
     async def _stream(
         self, errand: Errand, lease: Lease, answer: AnswerStream, first_s: float

@@ -179,6 +179,8 @@ async def test_a_refusal_goes_to_the_caller(
             got, text, headers = await served.chat(stream=stream)
     assert got == status
     assert json.loads(text) == {"error": {**error, "code": "7"}}
+    assert (headers["X-Nexus-Provider"], headers["X-Nexus-Attempts"]) == ("Fake (Key #1)", "1")
+    assert headers["Server-Timing"]
     assert "X-Secret" not in headers
     assert upstream.hits() == 4
     assert instance.health.success_rate() == 1

@@ -100,15 +100,16 @@ class CallerSink:
 
 
 def served_by(report: Report) -> dict[str, str]:
-    """Tell in headers who answers and how long it took to get so far."""
-    assert report.instance is not None
+    """Tell in headers who answers, or was asked last, and how long it took to get so far."""
     gateway_ms = report.total_ms - report.upstream_ms
-    return {
-        "X-Nexus-Provider": _header_text(report.instance.name),
-        "X-Nexus-Model": _header_text(report.model),
+    head = {
         "X-Nexus-Attempts": str(report.attempts),
         "Server-Timing": f"gateway;dur={gateway_ms:.1f}, upstream;dur={report.upstream_ms:.1f}",
     }
+    if report.instance is not None:
+        head["X-Nexus-Provider"] = _header_text(report.instance.name)
+        head["X-Nexus-Model"] = _header_text(report.model)
+    return head
 
 
 def _header_text(text: str) -> str:
@@ -138,6 +139,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         status = error.status
         report.outcome = error.code or error.kind
         if sink.response is None:
+            error.headers.update(served_by(report))
             raise
         await _fail_late(sink, error)
     except Exception:
