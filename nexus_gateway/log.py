@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -69,8 +70,17 @@ class Redactor(logging.Formatter):
         self._known = re.compile(pattern) if pattern else None
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record with every secret replaced by `***`."""
-        text = self._inner.format(record)
+        """Write a record with every secret replaced by `***`.
+
+        Before the inner formatter cuts or escapes anything, and once more after it.
+        """
+        masked = copy.copy(record)
+        masked.msg, masked.args = self._mask(record.getMessage()), ()
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        masked.fields = {k: self._mask(v) if isinstance(v, str) else v for k, v in fields.items()}
+        return self._mask(self._inner.format(masked))
+
+    def _mask(self, text: str) -> str:
         return self._known.sub("***", text) if self._known else text
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.instance import Instance
-from nexus_gateway.registry import Plugin, PluginProblem, discover
+from nexus_gateway.registry import Plugin, PluginProblem, discover, prefix
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import read_flag, read_secret
 
@@ -36,11 +36,6 @@ class Pool:
     def instance(self, name: str) -> Instance | None:
         """Return the instance of a name."""
         return next((i for i in self.instances if i.name == name), None)
-
-
-def prefix(name: str) -> str:
-    """Return the prefix of a provider's variables: `acme-x` has ACME_X."""
-    return name.upper().replace("-", "_")
 
 
 class _Environment:
@@ -152,7 +147,7 @@ def _instances(
         return []
     try:
         provider = cls()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         about = (plugin.name, plugin.distribution, plugin.version, plugin.entry_point)
         reason = f"it could not be made: {type(error).__name__}"
         pool.problems.append(PluginProblem(*about, reason))

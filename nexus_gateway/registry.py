@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from nexus_gateway.provider import API_VERSION, InProcess, Provider
+from nexus_gateway.provider import API_VERSION, InProcess, Model, Provider
 
 GROUP = "nexus_gateway.providers"
 OURS = "nexus-gateway"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+# `auto` and `nexus` mean any model, and RESPONSE_MODEL is a setting of the gateway's own.
+RESERVED = frozenset({"auto", "nexus", "response"})
 _LONGEST_REASON = 200
 
 
@@ -35,6 +37,11 @@ class PluginProblem:
     version: str
     entry_point: str
     reason: str
+
+
+def prefix(name: str) -> str:
+    """Return the prefix of a provider's variables: `acme-x` has ACME_X."""
+    return name.upper().replace("-", "_")
 
 
 class _Unfit(Exception):
@@ -82,21 +89,28 @@ def _load(entry_point: metadata.EntryPoint, present: list[Plugin]) -> tuple[str,
     name = entry_point.name
     if not _NAME.fullmatch(name):
         raise _Unfit("its name may hold only a-z, 0-9, - and _")
-    if any(plugin.name == name for plugin in present):
-        other = next(plugin for plugin in present if plugin.name == name)
-        raise _Unfit(f"its name is taken by {other.distribution}")
+    if name in RESERVED:
+        raise _Unfit("its name is reserved")
+    for other in present:
+        if prefix(other.name) == prefix(name):
+            raise _Unfit(f"its name is taken by {other.name} of {other.distribution}")
     try:
         cls = entry_point.load()
     except (Exception, SystemExit) as error:
-        lines = str(error).splitlines() or [""]
-        said = f"{type(error).__name__}: {lines[0]}"[:_LONGEST_REASON]
-        raise _Unfit(f"it failed to load: {said}") from error
+        raise _Unfit(f"it failed to load: {_told(error)}") from error
     reasons = [*_faults(cls)]
     if not reasons and any(plugin.cls.title == cls.title for plugin in present):
         reasons = [f"its title {cls.title!r} is taken"]
     if reasons:
         raise _Unfit(reasons[0])
     return name, cls
+
+
+def _told(error: BaseException) -> str:
+    """Tell an exception of foreign code in one clean line."""
+    first = next(iter(str(error).splitlines()), "")
+    text = f"{type(error).__name__}: {first}"
+    return "".join(c if c.isprintable() else "?" for c in text)[:_LONGEST_REASON]
 
 
 def _faults(cls: object) -> Iterator[str]:
@@ -110,5 +124,7 @@ def _faults(cls: object) -> Iterator[str]:
     for attribute in needed:
         if not (isinstance(getattr(cls, attribute), str) and getattr(cls, attribute)):
             yield f"its `{attribute}` is not set"
+    if not all(isinstance(model, Model) for model in cls.models):
+        yield "its `models` are not all of the type Model"
     if missing := getattr(cls, "__abstractmethods__", None):
         yield f"it does not define {', '.join(sorted(missing))}"

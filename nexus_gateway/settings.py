@@ -10,7 +10,7 @@ from typing import Any
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.secret import Secret
 
-_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _YES = frozenset({"true", "1", "yes", "on"})
 _NO = frozenset({"false", "0", "no", "off"})
 LONGEST_MS = 86_400_000
@@ -80,7 +80,7 @@ def read_secret(text: str) -> Secret:
 
 
 def _secrets(text: str) -> tuple[Secret, ...]:
-    return tuple(read_secret(part.strip()) for part in text.split(","))
+    return tuple(read_secret(part.strip(" ")) for part in text.split(","))
 
 
 @dataclass(frozen=True, slots=True)

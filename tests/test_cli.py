@@ -189,3 +189,11 @@ def test_reload_without_watchfiles_is_told(served, monkeypatch, capsys):
 
     assert main(["serve", "--reload"]) == 2
     assert "nexus-gateway[dev]" in told(capsys)
+
+
+def test_an_env_file_that_cannot_be_read_is_said_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.env").write_bytes(b"A=\xff\xfe")
+    for file in ("missing.env", "odd.env"):
+        assert main(["providers", "--env-file", file]) == 2
+        assert file in capsys.readouterr().err

@@ -104,3 +104,12 @@ def test_a_broken_stderr_is_borne(monkeypatch):
     monkeypatch.setattr("sys.stderr", closed)
     log.configure("info", "text", [])
     say("nobody hears this")
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_key_is_masked_before_anything_is_cut_or_escaped(stderr, style):
+    key = 'canary-"quoted"-0123456789'
+    log.configure("info", style, [Secret(key)])
+    say("it said %s", key, near_the_cut="x" * 190 + key)
+
+    assert "canary" not in stderr.getvalue()

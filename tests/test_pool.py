@@ -144,3 +144,13 @@ def test_a_provider_that_cannot_be_made_is_left_out():
     assert [i.name for i in found.instances] == ["Acme (Key #1)"]
     assert [p.name for p in found.plugins] == ["acme-x"]
     assert [p.name for p in found.problems] == ["bad"]
+
+
+def test_a_constructor_that_exits_is_left_out():
+    def leave(self):
+        raise SystemExit(3)
+
+    pool = build_pool({"ACME_KEY_1": "k"}, float, entry_points=[point("acme", fit(__init__=leave))])
+
+    assert pool.instances == []
+    assert "SystemExit" in pool.problems[0].reason

@@ -91,3 +91,14 @@ def test_of_two_with_one_title_the_second_is_left_out():
 
     assert [p.name for p in plugins] == ["acme"]
     assert "title" in problems[0].reason
+
+
+def test_names_that_would_share_variables_are_told_apart():
+    points = [point("acme-x", Acme), point("acme_x", fit(title="Two"), "nexus-second")]
+    (plugin,), (problem,) = discover(points)
+
+    assert (plugin.name, problem.name) == ("acme-x", "acme_x")
+    for name in ("auto", "nexus", "response"):
+        assert "reserved" in reason(name, Acme)
+    assert "models" in reason("acme", fit(models=("acme-1",)))
+    assert "\x1b" not in reason("acme", ImportError("\x1b[31mred"))

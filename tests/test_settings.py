@@ -109,3 +109,10 @@ def test_keys_are_divided_by_commas():
 @pytest.mark.parametrize("origin", ["*", "https://a.example", "http://localhost:5173"])
 def test_one_origin_may_call(origin):
     assert origin == Settings.from_env({"CORS_ORIGIN": origin}).cors_origin
+
+
+@pytest.mark.parametrize("origin", ["https://::::99999", "https://a.example/path", "ftp://a", "a"])
+def test_an_origin_must_be_one(origin):
+    with pytest.raises(ConfigError, match="CORS_ORIGIN"):
+        Settings.from_env({"CORS_ORIGIN": origin})
+    assert Settings.from_env({"CORS_ORIGIN": "http://[::1]:5173"}).cors_origin

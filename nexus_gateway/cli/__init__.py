@@ -11,6 +11,7 @@ from nexus_gateway import __version__
 from nexus_gateway.errors import ConfigError
 
 WRONG_SETTINGS = 2
+DEFAULT_ENV_FILE = ".env"
 
 _EPILOG = """\
 settings:
@@ -39,21 +40,31 @@ SHUTDOWN_TIMEOUT_MS; a second signal ends at once.
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="nexus-gateway",
         description="An AI gateway: one OpenAI-compatible door in front of many provider keys.",
         epilog=_EPILOG,
-        formatter_class=formatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"nexus-gateway {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_commands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    return parser
+
+
+def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--env-file", metavar="FILE", default=".env", help="read settings from FILE (.env)"
+        "--env-file",
+        metavar="FILE",
+        default=DEFAULT_ENV_FILE,
+        help="read settings from FILE",
     )
     serve = commands.add_parser(
-        "serve", parents=[shared], help="serve", description=_SERVE, formatter_class=formatter
+        "serve",
+        parents=[shared],
+        help="serve",
+        description=_SERVE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     serve.add_argument("--host", help="address to listen on (HOST, 127.0.0.1)")
     serve.add_argument("--port", help="port to listen on (PORT, 3000); 0 for any free one")
@@ -76,15 +87,24 @@ def _parser() -> argparse.ArgumentParser:
         help="send one tiny request to every instance",
         description="Send one tiny real request to every instance; exit 1 if one fails.",
     )
-    return parser
 
 
 def environment(file: str) -> dict[str, str]:
-    """Return the settings of a .env file under those of the real environment."""
+    """Return the settings of a .env file under those of the real environment.
+
+    Raises:
+        ConfigError: the file is not text, or was asked for and is not there.
+    """
     from dotenv import dotenv_values
 
-    written = {k: v for k, v in dotenv_values(file).items() if v is not None}
-    return {**written, **os.environ}
+    if file != DEFAULT_ENV_FILE and not os.path.isfile(file):
+        raise ConfigError([f"--env-file: there is no file {file!r}."])
+    try:
+        # Taken literally: a key may hold a dollar sign.
+        found = dotenv_values(file, interpolate=False)
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError([f"{file!r} cannot be read as text."]) from None
+    return {**{k: v for k, v in found.items() if v is not None}, **os.environ}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from nexus_gateway import log
 from nexus_gateway.cli import WRONG_SETTINGS, environment
 from nexus_gateway.cli.serve import configure
 from nexus_gateway.cli.table import table
+from nexus_gateway.pool import DEMO
 from nexus_gateway.probe import probe_all
 
 FAILED = 1
@@ -18,8 +19,8 @@ FAILED = 1
 def check(arguments: argparse.Namespace) -> int:
     """Ask every instance for one token; 1 if one fails."""
     settings, pool = configure(environment(arguments.env_file), demo=False)
-    if not pool.instances:
-        print("nexus-gateway: there is no instance to check: set a key.", file=sys.stderr)
+    if all(i.provider_name == DEMO for i in pool.instances):
+        print("nexus-gateway: there is no key to check: set one.", file=sys.stderr)
         return WRONG_SETTINGS
     log.configure("error", "text", [i.key for i in pool.instances])
     results = asyncio.run(probe_all(settings, pool))

@@ -7,8 +7,8 @@ import time
 
 from nexus_gateway.cli import environment
 from nexus_gateway.cli.table import table
-from nexus_gateway.pool import build_pool, prefix
-from nexus_gateway.registry import Plugin
+from nexus_gateway.pool import build_pool
+from nexus_gateway.registry import Plugin, prefix
 
 
 def providers(arguments: argparse.Namespace) -> int:

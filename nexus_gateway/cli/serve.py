@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from nexus_gateway.cli import WRONG_SETTINGS, environment, main
 from nexus_gateway.cli.table import table
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.middlewares import is_loopback
-from nexus_gateway.pool import DEMO, Pool, build_pool, prefix
+from nexus_gateway.pool import DEMO, Pool, build_pool
+from nexus_gateway.registry import prefix
 from nexus_gateway.settings import Settings
 
 
@@ -24,13 +26,16 @@ def serve(arguments: argparse.Namespace) -> int:
     env |= {name: value for name, value in flags.items() if value is not None}
     settings, pool = configure(env, demo=arguments.demo)
     if not pool.instances:
-        print("nexus-gateway: no provider is usable: set a key such as GROQ_KEY_1, or --demo.")
+        wanted = "set a key such as GROQ_KEY_1, or --demo"
+        print(f"nexus-gateway: no provider is usable: {wanted}.", file=sys.stderr)
         return WRONG_SETTINGS
     secrets = [*settings.gateway_keys, settings.admin_token, *(i.key for i in pool.instances)]
     log.configure(settings.log_level, settings.log_format, secrets)
 
     def announce(host: str, port: int) -> None:
-        print("\n".join(screen(settings, pool, host, port)), file=sys.stderr, flush=True)
+        # Nobody may be reading: no reason not to serve.
+        with contextlib.suppress(OSError, ValueError):
+            print("\n".join(screen(settings, pool, host, port)), file=sys.stderr, flush=True)
 
     return server.run(settings, pool, announce)
 
@@ -67,10 +72,11 @@ def screen(settings: Settings, pool: Pool, host: str, port: int) -> Iterator[str
     yield from _warnings(settings, pool, host)
     yield ""
     yield "Try it:"
-    reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else shown  # noqa: S104
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, shown)  # noqa: S104
     key = ' -H "Authorization: Bearer $GATEWAY_KEY"' if settings.gateway_keys else ""
+    flags = "-gN" if "[" in reachable else "-N"  # -g: brackets are no pattern
     yield (
-        f"  curl -N http://{reachable}:{port}/v1/chat/completions{key} "
+        f"  curl {flags} http://{reachable}:{port}/v1/chat/completions{key} "
         """-d '{"messages":[{"role":"user","content":"Hello!"}]}'"""
     )
     yield ""
