@@ -27,6 +27,8 @@ _CALLERS_FAULT = frozenset({400, 413, 415, 422})
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _LONGEST_MESSAGE = 2000
+_MOST_BRACKETS = 200
+_NO_REASON = "The upstream gave no reason."
 
 
 class Outcome(Enum):
@@ -104,16 +106,25 @@ def read_error(body: bytes) -> dict[str, Any]:
 def normalise_error(error: object) -> dict[str, Any]:
     """Bring an upstream's error into OpenAI's shape: four fields, `code` a string or null."""
     if not isinstance(error, dict):
-        message = error if isinstance(error, str) and error else "The upstream gave no reason."
+        message = error if isinstance(error, str) and error else _NO_REASON
         error = {"message": message}
     code = error.get("code")
     known = {
-        "message": str(error.get("message") or "The upstream gave no reason.")[:_LONGEST_MESSAGE],
+        "message": (_text_or_none(error.get("message")) or _NO_REASON)[:_LONGEST_MESSAGE],
         "type": _text_or_none(error.get("type")) or "upstream_error",
         "param": _text_or_none(error.get("param")),
         "code": None if code is None or isinstance(code, (dict, list)) else str(code),
     }
-    return {**error, **known}
+    return {**(error if _is_shallow(error) else {}), **known}
+
+
+def _is_shallow(value: object) -> bool:
+    """Tell whether a value can be sent on: deep nesting is an attack on whoever walks it."""
+    try:
+        text = json_codec.dumps(value)
+    except json_codec.JSONError:
+        return False
+    return text.count(b"[") + text.count(b"{") <= _MOST_BRACKETS
 
 
 def _text_or_none(value: object) -> str | None:

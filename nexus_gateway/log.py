@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from nexus_gateway.secret import Secret
+from nexus_gateway.secret import SHORTEST_SECRET, Secret
 
 LONGEST_VALUE = 200
-SHORTEST_SECRET = 8
 _PLAIN = re.compile(r"[\w.,:/#@+-]+")
 
 

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from nexus_gateway import json_codec
 from nexus_gateway.chat import ChatRequest
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.errors import BrokenStream, UpstreamRefused
 from nexus_gateway.instance import Instance
 from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
+from nexus_gateway.secret import SHORTEST_SECRET, Secret
 from nexus_gateway.settings import Settings
 from nexus_gateway.streams import AnswerStream
 from nexus_gateway.upstream import AttemptFailed, Upstream, Whole
@@ -198,7 +200,8 @@ class Relay:
         if verdict.status == 404 and errand.target.model is None:
             self._say_once(f"{name} does not know its model {lease.model!r}: check NAME_MODEL")
             return
-        raise UpstreamRefused(verdict.status, verdict.error or {})
+        error = _without_key(verdict.error or {}, lease.instance.key)
+        raise UpstreamRefused(verdict.status, error)
 
     def _say_once(self, warning: str) -> None:
         """Say loudly what only the owner can mend, but not with every request."""
@@ -240,11 +243,23 @@ class Relay:
             await errand.sink.end()
         except BrokenStream as broken:
             verdict = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
-            await errand.sink.fail(broken.body())
+            await errand.sink.fail(_without_key(broken.body(), lease.instance.key))
         finally:
-            tokens = answer.tokens()
-            errand.report.tokens, errand.report.outcome = tokens, verdict.outcome.value
-            spent_s = self._clock() - first_s
-            speed = tokens / spent_s if verdict is _SUCCESS and tokens > 1 and spent_s > 0 else None
-            lease.end(verdict, speed)
-            await answer.close()
+            try:
+                tokens = answer.tokens()
+                errand.report.tokens, errand.report.outcome = tokens, verdict.outcome.value
+                spent_s = self._clock() - first_s
+                fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
+                lease.end(verdict, tokens / spent_s if fit else None)
+            finally:
+                lease.end(verdict)
+                await answer.close()
+
+
+def _without_key(error: Mapping[str, Any], key: Secret) -> dict[str, Any]:
+    """Return an upstream's error with the key masked: some repeat what they were sent."""
+    if len(key.reveal()) < SHORTEST_SECRET:
+        return dict(error)
+    written = json_codec.dumps(key.reveal())[1:-1]
+    masked: dict[str, Any] = json_codec.loads(json_codec.dumps(error).replace(written, b"***"))
+    return masked

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# A shorter one is no key that anybody issues, and masking it would garble ordinary words.
+SHORTEST_SECRET = 8
+
 
 class Secret:
     """Hold a key; its str, repr and format are `***`. Only `reveal()` gives it away."""

@@ -11,6 +11,7 @@ upstream can still fail without anybody having seen it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -20,7 +21,7 @@ from nexus_gateway.classify import normalise_error
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
-_VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null)')
+_VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)')
 _START = b"data: {"
 _GLUE = b"\n\n" + _START
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
@@ -110,7 +111,9 @@ class Splice:
             TruncatedStream: the answer was not finished.
         """
         late = self.feed(b"\n\n") if not self.done else b""
-        if self.done:
+        if self.broken is not None and not late:
+            raise self.broken
+        if self.done or self.broken is not None:
             return late
         if not self._finished:
             raise TruncatedStream("The upstream cut the answer off.")
@@ -120,8 +123,10 @@ class Splice:
     def tokens(self) -> int:
         """Return the completion's tokens: as the upstream counts, else the events with content."""
         if self.usage is None and self._usage_block:
-            for event in sse.split(self._usage_block):
-                self._note_usage(self._parse(event.removeprefix(b"data: ")))
+            # These events have passed unparsed: what is wrong with them can hurt nobody any more.
+            with contextlib.suppress(BrokenStream):
+                for event in sse.split(self._usage_block):
+                    self._note_usage(self._parse(event.removeprefix(b"data: ")))
         counted = (self.usage or {}).get("completion_tokens")
         return counted if isinstance(counted, int) else self.events
 
@@ -132,6 +137,7 @@ class Splice:
             and block.count(b"\n") == 2 * events
             and block.count(self._needle) == events
             and not any(mark in block for mark in _SUSPECT)
+            and (self._needle is not _START or b'"model"' not in block)
         )
 
     def _pass(self, block: bytes) -> bytes:

@@ -205,11 +205,14 @@ class Chunked:
         return self._note(chunk)
 
     def _note(self, chunk: Chunk) -> Chunk:
+        if not isinstance(chunk, dict):
+            raise BrokenStream("The provider's plugin made something that is not a chunk.")
         if chunk.get("error"):
             raise ErrorEvent(normalise_error(chunk["error"]))
         self._events += has_content(chunk)
         self._finished = self._finished or finished(chunk)
-        self._usage = chunk.get("usage") or self._usage
+        if isinstance(chunk.get("usage"), dict):
+            self._usage = chunk["usage"]
         return chunk if self._model is None else {**chunk, "model": self._model}
 
     async def _rest(self) -> AsyncGenerator[Chunk, None]:

@@ -34,7 +34,7 @@ KEEP_CONNECTION_S = 30.0
 READ_BUFFER = 256 * 1024
 LARGE_BODY = 512 * 1024
 LONGEST_ERROR = 64 * 1024
-LONGEST_WHOLE = 64 * 1024 * 1024
+LONGEST_WHOLE = 16 * 1024 * 1024
 # Some servers leave the type out, or call a stream plain text; HTML and JSON are never one.
 _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
 
@@ -161,6 +161,9 @@ class Upstream:
             return Whole(await stream.whole(), stream.tokens())
         except BrokenStream as broken:
             raise _failure(_reason(broken)) from broken
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            logger.exception("the chunks of %s make no answer", instance.provider_name)
+            raise _failure("made chunks that are no answer") from error
         finally:
             await stream.close()
 

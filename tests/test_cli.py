@@ -188,7 +188,7 @@ def test_reload_without_watchfiles_is_told(served, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "watchfiles", None)
 
     assert main(["serve", "--reload"]) == 2
-    assert "nexus-gateway[dev]" in told(capsys)
+    assert "'.[dev]'" in told(capsys)
 
 
 def test_an_env_file_that_cannot_be_read_is_said_so(tmp_path, monkeypatch, capsys):

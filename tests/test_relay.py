@@ -386,3 +386,41 @@ async def test_a_burst_with_a_bad_key_parks_it_once(
     assert upstream.hits() == 5
     assert instance.parked_for_s() == 600
     assert caplog.text.count("is parked") == 1
+
+
+async def test_an_upstream_that_repeats_the_key_is_masked(upstream: FakeUpstream) -> None:
+    error = {"message": f"Bad Bearer {KEYS[0]}", "more": [KEYS[0]]}
+    upstream.script(Reply(status=400, error=error))
+    event = f'data: {{"error": {{"message": "no {KEYS[0]}"}}}}\n\n'
+    async with serving(make_instance(upstream), max_attempts=1) as served:
+        status, text, _ = await served.chat()
+        assert (status, KEYS[0] in text) == (400, False)
+        assert "Bad Bearer ***" in text
+        good = 'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+        body = good + ": x\n\n" * 50_000 + event
+        upstream.default = Reply(body=body.encode(), content_type="text/event-stream")
+        _, text, _ = await served.chat()
+        assert KEYS[0] not in text
+
+
+@pytest.mark.parametrize("usage", ["BROKEN", '"\\ud800"', "[1]", '{"completion_tokens": "x"}'])
+async def test_odd_usage_leaks_no_lease(upstream: FakeUpstream, usage: str) -> None:
+    first = 'data: {"model":"m","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+    odd = f'data: {{"model":"m","usage":{usage}}}\n\n'
+    last = 'data: {"model":"m","choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    body = (first + odd + last).encode()
+    upstream.default = Reply(body=body, content_type="text/event-stream")
+    instance = make_instance(upstream)
+    async with serving(instance) as served:
+        await served.chat()
+    assert instance.in_flight == 0
+
+
+@pytest.mark.parametrize("deep", ['{"message": "m", "a": %s}', '{"message": %s}'])
+async def test_a_deep_error_is_flattened(upstream: FakeUpstream, deep: str) -> None:
+    body = '{"error": ' + deep % ("[" * 1000 + "]" * 1000) + "}"
+    upstream.default = Reply(status=400, body=body.encode())
+    async with serving(make_instance(upstream)) as served:
+        status, text, _ = await served.chat()
+    assert status == 400
+    assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}

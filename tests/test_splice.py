@@ -26,9 +26,10 @@ def framed(chunk: dict[str, Any], **how: Any) -> bytes:
 def run(pieces: list[bytes], model: str | None = "Me", usage_wanted: bool = False) -> bytes:
     splice = Splice(model, usage_wanted)
     out = [splice.feed(piece) for piece in pieces]
+    out += [splice.end()] if not splice.broken else []
     if splice.broken:
         raise splice.broken
-    return b"".join([*out, splice.end()])
+    return b"".join(out)
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:

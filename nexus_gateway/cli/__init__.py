@@ -104,7 +104,8 @@ def environment(file: str) -> dict[str, str]:
         found = dotenv_values(file, interpolate=False)
     except (OSError, UnicodeDecodeError):
         raise ConfigError([f"{file!r} cannot be read as text."]) from None
-    return {**{k: v for k, v in found.items() if v is not None}, **os.environ}
+    written = {k: v for k, v in found.items() if v is not None}
+    return {**written, **{k: v for k, v in os.environ.items() if v or k not in written}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

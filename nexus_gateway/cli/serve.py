@@ -113,7 +113,7 @@ def reload(arguments: argparse.Namespace) -> int:
         import watchfiles
     except ImportError:
         print(
-            "nexus-gateway: --reload needs the extra dev: pip install 'nexus-gateway[dev]'",
+            "nexus-gateway: --reload needs the extra dev: in the clone, pip install '.[dev]'",
             file=sys.stderr,
         )
         return WRONG_SETTINGS

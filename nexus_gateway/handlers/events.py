@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections import deque
 from typing import Any
@@ -22,6 +23,7 @@ from nexus_gateway.pool import Pool
 
 EVERY_S = 0.25
 REMEMBERED = 1000
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class Feed:
@@ -63,10 +65,10 @@ class Feed:
     def number_of(self, id: str | None) -> int | None:
         """Return the number behind an event id, or None where it can't be continued from."""
         run, _, number = (id or "").partition("-")
-        if run != self._run or not (number.isascii() and number.isdigit()):
+        if run != self._run or not _NUMBER.fullmatch(number):
             return None
         oldest = self._changes[0][0] if self._changes else 1
-        return int(number) if oldest - 1 <= int(number[:18]) <= self._number else None
+        return int(number) if oldest - 1 <= int(number) <= self._number else None
 
 
 FEED = web.AppKey("feed", Feed)
