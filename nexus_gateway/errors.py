@@ -220,6 +220,9 @@ class IdleStream(BrokenStream):
 
     code = "upstream_idle_timeout"
 
+    def __init__(self) -> None:
+        super().__init__("The upstream fell silent in the middle of its answer.")
+
 
 class ErrorEvent(BrokenStream):
     """The upstream sent an error object inside its stream.

@@ -12,8 +12,10 @@ from nexus_gateway.provider import API_VERSION, InProcess, Model, Provider
 GROUP = "nexus_gateway.providers"
 OURS = "nexus-gateway"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-# `auto` and `nexus` mean any model, and RESPONSE_MODEL is a setting of the gateway's own.
-RESERVED = frozenset({"auto", "nexus", "response"})
+# A caller's words for any model: no provider may take them.
+ANY_NAMES = frozenset({"auto", "nexus"})
+# RESPONSE_MODEL is a setting of the gateway's own.
+RESERVED = ANY_NAMES | {"response"}
 _LONGEST_REASON = 200
 
 

@@ -182,8 +182,7 @@ class Splice:
         self._note_usage(chunk)
         if is_usage_only(chunk) and not self._usage_wanted:
             return b""
-        if self._finished or finished(chunk):
-            self._finished = True
+        self._finished = self._finished or finished(chunk)
         if has_content(chunk):
             self.events += 1
             self._begin(text)

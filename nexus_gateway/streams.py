@@ -112,9 +112,7 @@ class PassThrough:
                     raise self._splice.broken
         except BrokenStream as broken:
             if watch.expired:
-                raise IdleStream(
-                    "The upstream fell silent in the middle of its answer."
-                ) from broken
+                raise IdleStream from broken
             raise
         finally:
             watch.stop()
@@ -225,7 +223,7 @@ class Chunked:
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                raise IdleStream("The upstream fell silent in the middle of its answer.") from None
+                raise IdleStream from None
             yield chunk
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from nexus_gateway.errors import NotFound
 from nexus_gateway.pool import Pool
+from nexus_gateway.registry import ANY_NAMES
 from nexus_gateway.scheduler import Target
 
 # Names by which a caller leaves the choice to the gateway.
-ANY_MODEL = frozenset({"", "auto", "nexus"})
+ANY_MODEL = ANY_NAMES | {""}
 _NAMED_IN_ERROR = 10
 
 

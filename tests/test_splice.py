@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
 import pytest
+from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,11 +30,6 @@ def run(pieces: list[bytes], model: str | None = "Me", usage_wanted: bool = Fals
     if splice.broken:
         raise splice.broken
     return b"".join(out)
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    marks = sorted({place % (len(data) + 1) for place in places} | {0, len(data)})
-    return [data[a:b] for a, b in itertools.pairwise(marks)]
 
 
 @st.composite

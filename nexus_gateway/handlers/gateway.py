@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from dataclasses import dataclass
@@ -89,4 +88,4 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
 def json_response(body: object, status: int = 200) -> web.Response:
     """Answer with JSON."""
-    return web.json_response(body, status=status, dumps=json.dumps)
+    return web.json_response(body, status=status)
