@@ -17,7 +17,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nexus_gateway
-	$(BIN)/mypy plugins
+	$(BIN)/mypy plugins bench
 	$(BIN)/lint-imports
 
 format: $(VENV)/test.stamp

@@ -11,6 +11,7 @@
     ├── UpstreamRefused    4xx   an upstream found fault with the request itself
     ├── NoCandidate    429/503   nobody is left to serve the request
     ├── Draining           503   the gateway is about to exit
+    ├── HookFailed         500   a hook failed that must not; says nothing of the cause
     └── InternalError      500   a fault of our own; says nothing but the request's id
     ConfigError                  bad settings: stops the start (not an answer to a caller)
     BrokenStream                 an answer died after its first token
@@ -175,6 +176,18 @@ class Draining(GatewayError):
         super().__init__(
             "The gateway is shutting down; try again in a moment.",
             headers={"Retry-After": "1", "Connection": "close", "x-should-retry": "true"},
+        )
+
+
+class HookFailed(GatewayError):
+    """A hook failed, and nothing may pass without it."""
+
+    code = "hook_failed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A check that this gateway makes has failed, so the request was not served. Try again; "
+            "if it stays, the gateway's log has the details."
         )
 
 

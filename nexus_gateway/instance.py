@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from nexus_gateway.breaker import Breaker
 from nexus_gateway.health import Health
-from nexus_gateway.provider import Provider
+from nexus_gateway.provider import CHAT, Account, Provider
 from nexus_gateway.secret import Secret
 
 BAD_KEY_PARK_S = 600.0
@@ -20,12 +20,12 @@ class Instance:
     Args:
         provider_name: the entry point's name.
         provider: how to talk to the backend.
-        key: its credential; empty where none is needed.
-        number: of the key, as in NAME_KEY_3.
+        account: its key and its address.
+        number: as in NAME_KEY_3, or NAME_BASE_URL_3 where no key is needed.
         model: what it serves when nobody asks for another.
-        base_url: where its API is.
         clock: monotonic seconds.
         takes_images: whether `model` does; None: as the provider says.
+        origin: the plugin's distribution and version.
     """
 
     def __init__(
@@ -33,20 +33,24 @@ class Instance:
         *,
         provider_name: str,
         provider: Provider,
-        key: Secret,
+        account: Account,
         number: int,
         model: str,
-        base_url: str,
         clock: Callable[[], float],
         takes_images: bool | None = None,
+        origin: str = "",
     ) -> None:
-        self.name = f"{provider.title} (Key #{number})" if provider.needs_key else provider.title
+        self.name = provider.title
+        if provider.needs_key:
+            self.name += f" (Key #{number})"
+        elif not provider.base_url and account.base_url:
+            self.name += f" (URL #{number})"
         self.provider_name = provider_name
         self.provider = provider
-        self.key = key
+        self.account = account
         self.number = number
         self.model = model
-        self.base_url = base_url
+        self.origin = origin
         self.enabled = True
         self.in_flight = 0
         self.total_requests = 0
@@ -62,9 +66,31 @@ class Instance:
     def __repr__(self) -> str:
         return f"<Instance {self.name}>"
 
-    def serves(self, model: str) -> bool:
-        """Tell whether it is known to serve a model."""
-        return model == self.model or any(m.id == model for m in self.provider.models)
+    @property
+    def key(self) -> Secret:
+        """Its key; empty where none is needed."""
+        return self.account.key
+
+    @property
+    def plugin(self) -> str:
+        """The plugin behind it, and who made that: for logs."""
+        return f"{self.provider_name} ({self.origin})" if self.origin else self.provider_name
+
+    def _listed(self, kind: str) -> list[str]:
+        return [m.id for m in self.provider.models if m.kind == kind]
+
+    def serves(self, model: str, kind: str = CHAT) -> bool:
+        """Tell whether it is known to serve a model of a kind."""
+        listed = self._listed(kind)
+        return model in listed or (model == self.model and (kind == CHAT or not listed))
+
+    def model_for(self, kind: str) -> str:
+        """Return the model it is asked for when the caller names none."""
+        return self.model if kind == CHAT else next(iter(self._listed(kind)), self.model)
+
+    def knows(self, kind: str) -> bool:
+        """Tell whether the provider lists what it serves of a kind."""
+        return bool(self._listed(kind))
 
     def takes_images_with(self, model: str) -> bool:
         """Tell whether a model takes images.

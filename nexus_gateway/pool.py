@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from urllib.parse import urlsplit
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.instance import Instance
-from nexus_gateway.registry import Plugin, PluginProblem, discover, prefix
-from nexus_gateway.secret import Secret
-from nexus_gateway.settings import read_flag, read_secret
+from nexus_gateway.provider import Account, InProcess, Provider
+from nexus_gateway.registry import PROVIDERS, Plugin, PluginProblem, discover
+from nexus_gateway.variables import Variables, is_configured
 
 DEMO = "demo"
 
@@ -23,13 +21,15 @@ class Pool:
 
     Args:
         instances: who can be scheduled.
-        plugins: the providers that are installed.
+        plugins: the providers that are loaded.
+        idle: the names of providers that are installed and have neither key nor address.
         problems: the plugins that were left out.
         warnings: what looks like a mistake in the settings; no values.
     """
 
     instances: list[Instance] = field(default_factory=list)
-    plugins: list[Plugin] = field(default_factory=list)
+    plugins: list[Plugin[Provider]] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
     problems: list[PluginProblem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -38,80 +38,12 @@ class Pool:
         return next((i for i in self.instances if i.name == name), None)
 
 
-class _Environment:
-    """Reads one provider's variables, and gathers what is wrong with them."""
-
-    def __init__(self, env: Mapping[str, str], name: str, problems: list[str]) -> None:
-        self._env = env
-        self._prefix = prefix(name)
-        self._problems = problems
-
-    def get(self, suffix: str) -> str:
-        return self._env.get(f"{self._prefix}_{suffix}", "")
-
-    def problem(self, variable: str, text: object) -> None:
-        self._problems.append(f"{variable} {text}.")
-
-    def keys(self, warnings: list[str]) -> dict[int, Secret]:
-        """Return the keys by number: NAME_KEY_n, and NAME_API_KEY as the first."""
-        numbered = re.compile(re.escape(self._prefix) + r"_KEY_([1-9]\d{0,5})")
-        near = re.compile(re.escape(self._prefix) + r"_(API_)?KEYS?_?\d*")
-        named: dict[int, str] = {}
-        for variable, text in self._env.items():
-            if match := numbered.fullmatch(variable):
-                named |= {int(match[1]): variable} if text else {}
-            elif text and near.fullmatch(variable) and variable != f"{self._prefix}_API_KEY":
-                warnings.append(f"{variable} is not read; did you mean {self._prefix}_KEY_1?")
-        if self.get("API_KEY"):
-            if 1 in named and self.get("API_KEY") != self.get("KEY_1"):
-                warnings.append(f"{self._prefix}_API_KEY is not used: {named[1]} is set as well.")
-            named.setdefault(1, f"{self._prefix}_API_KEY")
-        return self._unique({n: named[n] for n in sorted(named)}, warnings)
-
-    def _unique(self, named: dict[int, str], warnings: list[str]) -> dict[int, Secret]:
-        keys: dict[int, Secret] = {}
-        seen: dict[str, str] = {}
-        for number, variable in named.items():
-            text = self._env[variable]
-            if text in seen:
-                warnings.append(f"{variable} is the same key as {seen[text]}; it is used once.")
-                continue
-            seen[text] = variable
-            try:
-                keys[number] = read_secret(text)
-            except ValueError as error:
-                self.problem(variable, error)
-        return keys
-
-    def base_url(self, default: str) -> str:
-        """Return where the API is, without a trailing slash."""
-        text = self.get("BASE_URL").strip() or default
-        try:
-            parts = urlsplit(text)
-            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            fine = False
-        if text and (not fine or "@" in parts.netloc or parts.query or parts.fragment):
-            self.problem(
-                f"{self._prefix}_BASE_URL",
-                "must be an http or https URL without user, query and fragment",
-            )
-        return text.rstrip("/")
-
-    def takes_images(self) -> bool | None:
-        """Return what NAME_IMAGES says, None when it says nothing."""
-        try:
-            return read_flag(self.get("IMAGES")) if self.get("IMAGES") else None
-        except ValueError as error:
-            self.problem(f"{self._prefix}_IMAGES", error)
-            return None
-
-
 def build_pool(
     env: Mapping[str, str],
     clock: Callable[[], float],
     *,
     demo: bool = False,
+    load_all: bool = False,
     entry_points: Iterable[metadata.EntryPoint] | None = None,
 ) -> Pool:
     """Make an instance of every key of every plugin.
@@ -120,50 +52,87 @@ def build_pool(
         env: the environment.
         clock: monotonic seconds.
         demo: serve the demo also beside other instances; alone it serves anyway.
+        load_all: load also those plugins of ours that have neither key nor address.
         entry_points: the plugins to load; None for all that are installed.
 
     Raises:
         ConfigError: variables that cannot be used, all of them.
     """
-    plugins, problems = discover(entry_points)
-    pool = Pool(plugins=plugins, problems=problems)
+
+    def wanted(name: str) -> bool:
+        return load_all or name == DEMO or is_configured(env, name)
+
+    found = discover(PROVIDERS, entry_points, wanted)
+    pool = Pool(plugins=found.plugins, idle=found.idle, problems=found.problems)
     wrong: list[str] = []
-    for plugin in sorted(plugins, key=lambda p: p.name == DEMO):
+    for plugin in sorted(found.plugins, key=lambda p: p.name == DEMO):
         if plugin.name != DEMO or demo or not pool.instances:
-            variables = _Environment(env, plugin.name, wrong)
-            pool.instances += _instances(plugin, variables, clock, pool)
+            variables = Variables(env, plugin.name, wrong, pool.warnings)
+            try:
+                pool.instances += _instances(plugin, variables, clock)
+            except _Unmade as error:
+                found.leave_out(PROVIDERS, plugin, str(error))
     if wrong:
-        raise ConfigError(wrong)
+        raise ConfigError(list(dict.fromkeys(wrong)))
     return pool
 
 
+class _Unmade(Exception):
+    """Why a plugin has no provider object."""
+
+
 def _instances(
-    plugin: Plugin, variables: _Environment, clock: Callable[[], float], pool: Pool
+    plugin: Plugin[Provider], variables: Variables, clock: Callable[[], float]
 ) -> list[Instance]:
-    """Make the instances of one plugin; one that cannot even be made is a problem of its own."""
+    """Make the instances of one plugin."""
     cls = plugin.cls
-    keys = variables.keys(pool.warnings) if cls.needs_key else {1: Secret("")}
-    if not keys:
+    named = dict(_named(cls, variables))
+    if not named:
         return []
     try:
         provider = cls()
     except (Exception, SystemExit) as error:
-        about = (plugin.name, plugin.distribution, plugin.version, plugin.entry_point)
-        reason = f"it could not be made: {type(error).__name__}"
-        pool.problems.append(PluginProblem(*about, reason))
-        pool.plugins.remove(plugin)
-        return []
-    base_url, takes_images = variables.base_url(cls.base_url), variables.takes_images()
+        raise _Unmade(f"it could not be made: {type(error).__name__}") from error
     return [
         Instance(
             provider_name=plugin.name,
             provider=provider,
-            key=key,
+            account=account,
             number=number,
-            model=variables.get("MODEL").strip() or cls.default_model,
-            base_url=base_url,
+            model=variables.model(number, cls.default_model),
             clock=clock,
-            takes_images=takes_images,
+            takes_images=variables.takes_images(number),
+            origin=plugin.origin,
         )
-        for number, key in keys.items()
+        for number, account in _accounts(cls, named, variables)
     ]
+
+
+def _named(cls: type[Provider], variables: Variables) -> Iterator[tuple[int, str | None]]:
+    """Give the numbers of a provider's instances, each with the variable of its key, if any."""
+    keys = variables.key_names()
+    if cls.needs_key:
+        yield from keys.items()
+        return
+    has_address = bool(cls.base_url) or issubclass(cls, InProcess)
+    for number in sorted({*keys, *variables.address_numbers(), *([1] if has_address else [])}):
+        yield number, keys.get(number)
+
+
+def _accounts(
+    cls: type[Provider], named: Mapping[int, str | None], variables: Variables
+) -> Iterator[tuple[int, Account]]:
+    """Give the accounts by number; the same key at the same address is used once."""
+    needed = not issubclass(cls, InProcess)
+    seen: dict[tuple[str, str], str | None] = {}
+    for number, variable in named.items():
+        key = variables.key(variable)
+        base_url = variables.base_url(number, cls.base_url, needed=needed)
+        if key is None:
+            continue
+        twin = (key.reveal(), base_url)
+        if twin in seen and variable:
+            variables.warn(f"{variable} is the same key as {seen[twin]}; it is used once.")
+            continue
+        seen[twin] = variable
+        yield number, Account(key, base_url, variables.options(number, cls.options))

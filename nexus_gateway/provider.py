@@ -7,11 +7,13 @@ A plugin is a class and an entry point in the group `nexus_gateway.providers`:
         acme = nexus_acme:Acme
 
 The entry point's name is the provider's name: callers say `"model": "acme"`, and its
-settings are ACME_KEY_1, ACME_KEY_2, …, ACME_MODEL, ACME_BASE_URL.
+settings are ACME_KEY_1, ACME_KEY_2, …, ACME_MODEL, ACME_BASE_URL (or, for one key alone,
+ACME_MODEL_2, ACME_BASE_URL_2).
 
 Three kinds, one for each sort of backend:
 
-- `Provider`: speaks the OpenAI API. Attributes, no method. Its bytes pass untouched.
+- `Provider`: speaks the OpenAI API. Attributes, no method. Its bytes pass untouched. What
+  else it takes (embeddings, say) stands in `endpoints`; a foible is mended in `prepare`.
 - `Translator`: speaks another wire format over HTTP. `encode` makes the request, `stream`
   turns its SSE events into OpenAI chunks. It is always asked to stream; the gateway folds
   the chunks when the caller wanted one object.
@@ -24,17 +26,36 @@ request in local variables.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from nexus_gateway import json_codec
 from nexus_gateway.answer import Answer
-from nexus_gateway.classify import Verdict
+from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.secret import Secret
 from nexus_gateway.sse import Event
 
+__all__ = [
+    "API_VERSION",
+    "CHAT",
+    "Account",
+    "Answer",
+    "Call",
+    "CannotServe",
+    "Event",
+    "HttpRequest",
+    "InProcess",
+    "Model",
+    "Outcome",
+    "Provider",
+    "Secret",
+    "Translator",
+    "Verdict",
+    "json_request",
+]
 API_VERSION = 1
+CHAT = "chat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +66,28 @@ class Model:
         id: the name the upstream knows it by.
         context: the context window in tokens, 0 when unknown.
         images: whether it takes images.
+        kind: what it is for: `chat`, `embeddings`, `completions` or `transcriptions`.
     """
 
     id: str
     context: int = 0
     images: bool = False
+    kind: str = CHAT
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where an instance asks, and with what.
+
+    Args:
+        key: its key; empty for a provider that needs none.
+        base_url: the provider's base URL or the owner's override, without a trailing slash.
+        options: the values of the provider's own variables, by their names.
+    """
+
+    key: Secret
+    base_url: str
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +95,28 @@ class Call:
     """What a provider is asked to do, for one attempt.
 
     Args:
-        chat: the caller's body as the upstream shall see it: `model` is the upstream's own
+        chat: the caller's chat as the upstream shall see it: `model` is the upstream's own
             name and `stream` what is wanted of it. Shared between attempts: do not change it.
-        key: the instance's key; empty for a provider that needs none.
-        base_url: the provider's base URL or the owner's override, without a trailing slash.
+        account: the instance's key and address.
     """
 
     chat: Mapping[str, Any]
-    key: Secret
-    base_url: str
+    account: Account
 
     @property
     def model(self) -> str:
         """The upstream's name of the model."""
         return str(self.chat["model"])
+
+    @property
+    def key(self) -> Secret:
+        """The instance's key."""
+        return self.account.key
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is, without a trailing slash."""
+        return self.account.base_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +125,29 @@ class HttpRequest:
 
     Args:
         url: where to.
-        body: the bytes to send.
+        body: the bytes to send, or what gives them piece by piece.
         headers: the headers to send, credentials included; nothing else is sent along.
     """
 
     url: str
-    body: bytes
+    body: bytes | AsyncIterable[bytes]
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+class CannotServe(Exception):
+    """Raised in `prepare`, `encode` or `generate`: the caller asks for what the backend lacks.
+
+    The caller gets a 400 with the message, and the instance is not blamed.
+
+    Args:
+        message: what is wrong and what to do, for the caller.
+        param: the field at fault, such as `n`.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
 
 
 class Provider:
@@ -94,11 +156,20 @@ class Provider:
     Attributes:
         api_version: the version of this contract that the plugin was written for.
         title: the name people see: instances are called "Title (Key #1)".
-        base_url: the root of the API, to which `/chat/completions` is added.
-        default_model: the model of an instance, unless NAME_MODEL says otherwise.
-        models: what the provider serves, with context windows and modalities.
-        needs_key: False for a backend that needs no key: it then has one instance.
+        base_url: the root of the API; empty where only the owner can know it: an instance
+            then needs NAME_BASE_URL.
+        default_model: the model of an instance, unless NAME_MODEL says otherwise; empty where
+            only the owner can know it.
+        models: what the provider serves, with context windows and modalities. The first of a
+            kind is that kind's default.
+        endpoints: which requests the backend takes in their own form, and where below
+            `base_url`: `chat`, `completions`, `embeddings`, `transcriptions`, `messages`,
+            `count_tokens`.
+        needs_key: False for a backend that needs no key: it then has one instance, or one for
+            each NAME_BASE_URL_n.
         headers: more headers for each request.
+        options: more variables, NAME_… by what stands here, with their defaults; their values
+            come in `Account.options`.
     """
 
     api_version: ClassVar[int] = API_VERSION
@@ -106,12 +177,33 @@ class Provider:
     base_url: ClassVar[str] = ""
     default_model: ClassVar[str] = ""
     models: ClassVar[tuple[Model, ...]] = ()
+    endpoints: ClassVar[Mapping[str, str]] = {CHAT: "/chat/completions"}
     needs_key: ClassVar[bool] = True
     headers: ClassVar[Mapping[str, str]] = {}
+    options: ClassVar[Mapping[str, str]] = {}
 
     def authorize(self, key: Secret) -> dict[str, str]:
         """Return the headers that carry the key."""
         return {"Authorization": f"Bearer {key.reveal()}"} if key else {}
+
+    def url(self, account: Account, endpoint: str, model: str) -> str:
+        """Return where to send a request for one of `endpoints`."""
+        return account.base_url + self.endpoints[endpoint]
+
+    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Mend a chat that this backend would not take as it is.
+
+        Args:
+            chat: the body as it would be sent; shared, do not change it.
+
+        Returns:
+            A new body; or what it was given, or None (the default), to send the caller's own
+            bytes. `nexus_gateway.mending` has the usual changes.
+
+        Raises:
+            CannotServe: the caller asks for what the backend lacks.
+        """
+        return None
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
         """Judge an answer that is not 2xx where this provider differs from the default.
@@ -126,15 +218,32 @@ class Provider:
         """
         return None
 
+    @property
+    def serves_chat(self) -> bool:
+        """Whether a chat can be had of it, in whatever form it is sent."""
+        return CHAT in self.endpoints
+
 
 class Translator(Provider, ABC):
-    """A backend with a wire format of its own, spoken over HTTP and SSE."""
+    """A backend with a wire format of its own, spoken over HTTP and SSE.
+
+    Where that format is one that callers speak too, name it in `endpoints`: such a request
+    passes as it is, and only the others are translated.
+    """
+
+    endpoints: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def serves_chat(self) -> bool:
+        """Whether a chat can be had of it: always."""
+        return True
 
     @abstractmethod
     def encode(self, call: Call) -> HttpRequest:
         """Make the HTTP request for a call; `call.chat["stream"]` is always true.
 
-        An exception counts as a failure of this provider, not of the caller.
+        CannotServe goes to the caller; any other exception counts as a failure of this
+        provider.
         """
 
     @abstractmethod
@@ -149,7 +258,13 @@ class Translator(Provider, ABC):
 class InProcess(Provider, ABC):
     """A backend that is no HTTP service: a library, or a demo."""
 
+    endpoints: ClassVar[Mapping[str, str]] = {}
     needs_key: ClassVar[bool] = False
+
+    @property
+    def serves_chat(self) -> bool:
+        """Whether a chat can be had of it: always."""
+        return True
 
     @abstractmethod
     def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:

@@ -1,44 +1,104 @@
-"""From entry points to plugins: found, loaded, and left out by name where they are broken."""
+"""From entry points to plugins: found, loaded, and left out by name where they are broken.
+
+Providers, policies and hooks come through one door; each is a `Kind` with a group of entry points
+and its own idea of what a fit class is.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from importlib import metadata
+from typing import Generic, TypeVar
 
-from nexus_gateway.provider import API_VERSION, InProcess, Model, Provider
+from nexus_gateway.dialects.dialect import ANY_MODEL
+from nexus_gateway.provider import API_VERSION, Model, Provider
 
-GROUP = "nexus_gateway.providers"
 OURS = "nexus-gateway"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-# A caller's words for any model: no provider may take them.
-ANY_NAMES = frozenset({"auto", "nexus"})
 # RESPONSE_MODEL is a setting of the gateway's own.
-RESERVED = ANY_NAMES | {"response"}
+RESERVED = ANY_MODEL | {"response"}
 _LONGEST_REASON = 200
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Plugin:
-    """A provider that can be used."""
+class Kind(Generic[T]):
+    """A kind of plugin.
+
+    Args:
+        word: what people call it.
+        group: the group of its entry points.
+        faults: tells where a class does not keep the contract.
+        reserved: names that none may have.
+    """
+
+    word: str
+    group: str
+    faults: Callable[[object], Iterator[str]]
+    reserved: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin(Generic[T]):
+    """A plugin that can be used."""
 
     name: str
-    cls: type[Provider]
+    cls: type[T]
     distribution: str
     version: str
     entry_point: str
 
+    @property
+    def origin(self) -> str:
+        """Who made it: `nexus-acme 1.0.0`."""
+        return f"{self.distribution} {self.version}".strip()
+
 
 @dataclass(frozen=True, slots=True)
 class PluginProblem:
-    """A provider that was left out, and why."""
+    """A plugin that was left out, and why."""
 
+    kind: str
     name: str
     distribution: str
     version: str
     entry_point: str
     reason: str
+
+    def __str__(self) -> str:
+        """Tell all of it in one line."""
+        made_by = f"{self.distribution} {self.version}".strip()
+        return f"{self.kind} {self.name} ({made_by}, {self.entry_point}): {self.reason}"
+
+
+@dataclass(slots=True)
+class Found(Generic[T]):
+    """What is installed of one kind.
+
+    Args:
+        plugins: those that can be used.
+        idle: the names of those that were not asked for, and not loaded.
+        problems: those that were left out.
+    """
+
+    plugins: list[Plugin[T]] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
+    problems: list[PluginProblem] = field(default_factory=list)
+
+    def owner(self, name: str) -> str | None:
+        """Return who has a name (or one with the same variables) already, None if nobody."""
+        for plugin in self.plugins:
+            if prefix(plugin.name) == prefix(name):
+                return f"{plugin.name} of {plugin.distribution}"
+        return next((f"{n} of {OURS}" for n in self.idle if prefix(n) == prefix(name)), None)
+
+    def leave_out(self, kind: Kind[T], plugin: Plugin[T], reason: str) -> None:
+        """Make a plugin that was loaded one that cannot be used."""
+        about = (plugin.name, plugin.distribution, plugin.version, plugin.entry_point)
+        self.problems.append(PluginProblem(kind.word, *about, reason))
+        self.plugins.remove(plugin)
 
 
 def prefix(name: str) -> str:
@@ -51,29 +111,36 @@ class _Unfit(Exception):
 
 
 def discover(
+    kind: Kind[T],
     entry_points: Iterable[metadata.EntryPoint] | None = None,
-) -> tuple[list[Plugin], list[PluginProblem]]:
-    """Find and load the installed provider plugins.
+    wanted: Callable[[str], bool] | None = None,
+) -> Found[T]:
+    """Find and load the installed plugins of a kind.
 
     Where two have one name, ours stays, else the distribution first in the alphabet. No plugin's
     failure goes further than to its own problem.
 
     Args:
+        kind: which.
         entry_points: those to load; None for all that are installed.
+        wanted: whether one of ours, by its name, is asked for: what is not isn't imported. Those
+            of others are: only their class can tell whether they need to be asked for.
     """
-    found = metadata.entry_points(group=GROUP) if entry_points is None else entry_points
-    plugins: list[Plugin] = []
-    problems: list[PluginProblem] = []
-    for entry_point in sorted(found, key=_precedence):
-        distribution, version = _origin(entry_point)
-        about = (entry_point.name, distribution, version, entry_point.value)
+    found: Found[T] = Found()
+    points = metadata.entry_points(group=kind.group) if entry_points is None else entry_points
+    for point in sorted(points, key=_precedence):
+        distribution, version = _origin(point)
+        if wanted and distribution == OURS and not wanted(point.name):
+            found.idle.append(point.name)
+            continue
         try:
-            name, cls = _load(entry_point, plugins)
+            cls = _load(kind, point, found)
         except _Unfit as error:
-            problems.append(PluginProblem(*about, str(error)))
+            about = (point.name, distribution, version, point.value)
+            found.problems.append(PluginProblem(kind.word, *about, str(error)))
         else:
-            plugins.append(Plugin(name, cls, distribution, version, entry_point.value))
-    return plugins, problems
+            found.plugins.append(Plugin(point.name, cls, distribution, version, point.value))
+    return found
 
 
 def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
@@ -86,47 +153,60 @@ def _precedence(entry_point: metadata.EntryPoint) -> tuple[bool, str, str]:
     return distribution.lower().replace("_", "-") != OURS, distribution, entry_point.name
 
 
-def _load(entry_point: metadata.EntryPoint, present: list[Plugin]) -> tuple[str, type[Provider]]:
+def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> type[T]:
     """Load one plugin and check it against the contract and those present."""
     name = entry_point.name
     if not _NAME.fullmatch(name):
         raise _Unfit("its name may hold only a-z, 0-9, - and _")
-    if name in RESERVED:
+    if name in kind.reserved:
         raise _Unfit("its name is reserved")
-    for other in present:
-        if prefix(other.name) == prefix(name):
-            raise _Unfit(f"its name is taken by {other.name} of {other.distribution}")
+    if owner := found.owner(name):
+        raise _Unfit(f"its name is taken by {owner}")
     try:
         cls = entry_point.load()
     except (Exception, SystemExit) as error:
-        raise _Unfit(f"it failed to load: {_told(error)}") from error
-    reasons = [*_faults(cls)]
-    if not reasons and any(plugin.cls.title == cls.title for plugin in present):
-        reasons = [f"its title {cls.title!r} is taken"]
+        raise _Unfit(f"it failed to load: {told(error)}") from error
+    reasons = [*kind.faults(cls)]
+    title = getattr(cls, "title", None)
+    if not reasons and title and any(getattr(p.cls, "title", "") == title for p in found.plugins):
+        reasons = [f"its title {title!r} is taken"]
     if reasons:
         raise _Unfit(reasons[0])
-    return name, cls
+    loaded: type[T] = cls
+    return loaded
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """Tell an exception of foreign code in one clean line."""
     first = next(iter(str(error).splitlines()), "")
     text = f"{type(error).__name__}: {first}"
     return "".join(c if c.isprintable() else "?" for c in text)[:_LONGEST_REASON]
 
 
-def _faults(cls: object) -> Iterator[str]:
-    """Tell where a class does not keep the contract."""
+def version_fault(cls: type) -> Iterator[str]:
+    """Tell whether a class was written for another version of the contract."""
+    version = getattr(cls, "api_version", None)
+    if version != API_VERSION:
+        yield f"it is for contract version {version!r}; this gateway has {API_VERSION}"
+
+
+def _provider_faults(cls: object) -> Iterator[str]:
+    """Tell where a class does not keep the contract of `nexus_gateway.provider`."""
     if not (isinstance(cls, type) and issubclass(cls, Provider)):
         yield "it is not a subclass of nexus_gateway.provider.Provider"
         return
-    if cls.api_version != API_VERSION:
-        yield f"it is for contract version {cls.api_version!r}; this gateway has {API_VERSION}"
-    needed = ["title", "default_model"] + ([] if issubclass(cls, InProcess) else ["base_url"])
-    for attribute in needed:
-        if not (isinstance(getattr(cls, attribute), str) and getattr(cls, attribute)):
-            yield f"its `{attribute}` is not set"
+    yield from version_fault(cls)
+    if not (isinstance(cls.title, str) and cls.title):
+        yield "its `title` is not set"
+    for attribute in ("base_url", "default_model"):
+        if not isinstance(getattr(cls, attribute), str):
+            yield f"its `{attribute}` is not a string"
     if not all(isinstance(model, Model) for model in cls.models):
         yield "its `models` are not all of the type Model"
     if missing := getattr(cls, "__abstractmethods__", None):
         yield f"it does not define {', '.join(sorted(missing))}"
+
+
+PROVIDERS: Kind[Provider] = Kind(
+    "provider", "nexus_gateway.providers", _provider_faults, frozenset(RESERVED)
+)

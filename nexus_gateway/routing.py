@@ -1,28 +1,55 @@
-"""The policies: who of the candidates gets a request."""
+"""The policies: who of the candidates gets a request. They are plugins, ours like any other.
+
+A policy is a class and an entry point in the group `nexus_gateway.policies`, whose name is what
+callers write in `X-Routing-Mode`:
+
+    [options.entry_points]
+    nexus_gateway.policies =
+        least-busy = nexus_acme:LeastBusy
+
+What it may ask of a candidate: `name`, `provider_name`, `model`, `in_flight`, `health.score()`,
+`health.success_rate()`, `health.latency_ms()` and `health.tokens_per_s()`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
 from itertools import count
 from random import Random
-from typing import Protocol
+from typing import ClassVar
 
 from nexus_gateway.instance import Instance
+from nexus_gateway.provider import API_VERSION
+from nexus_gateway.registry import OURS, Found, Kind, discover, version_fault
+
+logger = logging.getLogger("nexus_gateway")
+DEFAULT_POLICY = "smart"
 
 
-class Policy(Protocol):
-    """A way to choose."""
+class Policy(ABC):
+    """A way to choose. One object serves all requests; it is made without arguments.
 
-    name: str
+    Attributes:
+        api_version: the version of the plugin contract that it was written for.
+    """
 
+    api_version: ClassVar[int] = API_VERSION
+
+    @abstractmethod
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
-        """Choose one of the candidates, of which there is at least one."""
+        """Choose one of the candidates, of which there is at least one.
+
+        Args:
+            candidates: who may serve the request now.
+            rng: chance; take no other, so that tests can repeat what you do.
+        """
 
 
-class Smart:
+class Smart(Policy):
     """At random, weighted by score and discounted by requests in flight: no herd forms."""
-
-    name = "smart"
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
         """Choose by weight."""
@@ -45,10 +72,8 @@ class _Turns:
         return instance
 
 
-class Fastest:
+class Fastest(Policy):
     """The highest score; among equals the least busy, then whoever waited longest."""
-
-    name = "fastest"
 
     def __init__(self) -> None:
         self._turns = _Turns()
@@ -61,10 +86,8 @@ class Fastest:
         return self._turns.take(best)
 
 
-class RoundRobin:
+class RoundRobin(Policy):
     """Whoever was chosen longest ago: a cycle, and fair also when the set changes."""
-
-    name = "round-robin"
 
     def __init__(self) -> None:
         self._turns = _Turns()
@@ -74,7 +97,49 @@ class RoundRobin:
         return self._turns.take(min(candidates, key=self._turns.since))
 
 
-def policies() -> dict[str, Policy]:
-    """Return the policies by name, the default first."""
-    every: tuple[Policy, ...] = (Smart(), Fastest(), RoundRobin())
-    return {policy.name: policy for policy in every}
+def _faults(cls: object) -> Iterator[str]:
+    if not (isinstance(cls, type) and issubclass(cls, Policy)):
+        yield "it is not a subclass of nexus_gateway.routing.Policy"
+        return
+    yield from version_fault(cls)
+    if getattr(cls, "__abstractmethods__", None):
+        yield "it does not define choose"
+
+
+POLICIES: Kind[Policy] = Kind("policy", "nexus_gateway.policies", _faults)
+
+
+def policies(
+    entry_points: Iterable[metadata.EntryPoint] | None = None,
+) -> tuple[dict[str, Policy], Found[Policy]]:
+    """Make the installed policies.
+
+    Args:
+        entry_points: those to load; None for all that are installed.
+
+    Returns:
+        The policies by name, the default first and ours before others; and what was found.
+    """
+    found = discover(POLICIES, entry_points)
+    made: dict[str, Policy] = {}
+    for plugin in sorted(
+        found.plugins, key=lambda p: (p.name != DEFAULT_POLICY, p.distribution != OURS)
+    ):
+        try:
+            made[plugin.name] = plugin.cls()
+        except (Exception, SystemExit) as error:
+            found.leave_out(POLICIES, plugin, f"it could not be made: {type(error).__name__}")
+    return made, found
+
+
+def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Instance:
+    """Let a policy choose; where a plugin's fails, or chooses nobody, the first one is taken."""
+    try:
+        chosen = policy.choose(candidates, rng)
+    except Exception:
+        logger.exception("the policy %s failed", type(policy).__qualname__)
+        return candidates[0]
+    if any(chosen is candidate for candidate in candidates):
+        return chosen
+    logger.error("the policy %s chose something else", type(policy).__qualname__)
+    return candidates[0]

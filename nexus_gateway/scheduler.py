@@ -15,7 +15,8 @@ from nexus_gateway.breaker import Permit, State
 from nexus_gateway.classify import RATE_LIMIT_PARK_S, Outcome, Verdict
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.instance import Instance
-from nexus_gateway.routing import Policy
+from nexus_gateway.provider import CHAT
+from nexus_gateway.routing import Policy, choose
 
 EARLY_PROBE_EVERY_S = 2.0
 # The official clients give up on a wait longer than this instead of waiting.
@@ -31,15 +32,17 @@ class Target:
         instances: the ones it may go to.
         model: the upstream's model where the caller named one; None: each instance's own.
         images: whether it holds images.
+        kind: what the model is for, see `provider.Model`.
     """
 
     instances: tuple[Instance, ...]
     model: str | None = None
     images: bool = False
+    kind: str = CHAT
 
     def model_of(self, instance: Instance) -> str:
         """Return the model that an instance would be asked for."""
-        return self.model or instance.model
+        return self.model or instance.model_for(self.kind)
 
     def able(self) -> list[Instance]:
         """Return the enabled instances that can take what the request holds."""
@@ -142,7 +145,7 @@ class Scheduler:
     Args:
         clock: monotonic seconds.
         rng: chance.
-        policies: the policies by name.
+        policies: the policies by name, the default first.
     """
 
     def __init__(
@@ -168,7 +171,7 @@ class Scheduler:
         candidates = [i for i in able if i.parked_for_s() == 0 and i.breaker.admits()]
         best = _untried_first(candidates, trail)
         if best:
-            chosen = self.policies[policy].choose(best, self._rng)
+            chosen = choose(self.policies[policy], best, self._rng)
             return Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
         early = self._nearest_to_its_probe(able, trail)
         if early is None:

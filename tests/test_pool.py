@@ -71,14 +71,14 @@ def test_settings_of_a_provider():
         ACME_X_KEY_1="k", ACME_X_MODEL="m", ACME_X_BASE_URL="http://h:1/v1/", ACME_X_IMAGES="false"
     ).instances
 
-    assert (instance.model, instance.base_url) == ("m", "http://h:1/v1")
+    assert (instance.model, instance.account.base_url) == ("m", "http://h:1/v1")
     assert not instance.takes_images_with("m")
 
 
 def test_defaults_of_a_provider():
     (instance,) = pool(ACME_X_KEY_1="k", ACME_X_MODEL="", ACME_X_BASE_URL="").instances
 
-    assert (instance.model, instance.base_url) == ("acme-1", "https://acme.example/v1")
+    assert (instance.model, instance.account.base_url) == ("acme-1", "https://acme.example/v1")
     assert instance.takes_images_with("acme-1")
 
 
@@ -154,3 +154,98 @@ def test_a_constructor_that_exits_is_left_out():
 
     assert pool.instances == []
     assert "SystemExit" in pool.problems[0].reason
+
+
+class Server(Local):
+    base_url = ""
+    default_model = ""
+
+
+class Resource(Acme):
+    title = "Resource"
+    base_url = ""
+    options = {"API_VERSION": "1", "REGION": ""}
+
+
+SERVER = (point("server", Server),)
+
+
+def test_each_address_is_an_instance_with_a_model_of_its_own():
+    found = pool(
+        SERVER,
+        SERVER_BASE_URL_1="http://one:1/v1",
+        SERVER_BASE_URL_2="http://two:2/v1",
+        SERVER_MODEL="shared",
+        SERVER_MODEL_2="mine",
+        SERVER_KEY_2="k",
+        SERVER_IMAGES_2="true",
+    )
+
+    assert [(i.name, i.account.base_url, i.model, i.key.reveal()) for i in found.instances] == [
+        ("Local (URL #1)", "http://one:1/v1", "shared", ""),
+        ("Local (URL #2)", "http://two:2/v1", "mine", "k"),
+    ]
+    assert [i.takes_images_with(i.model) for i in found.instances] == [False, True]
+
+
+def test_the_address_without_a_number_is_the_first():
+    (instance,) = pool(SERVER, SERVER_BASE_URL="http://one:1", SERVER_MODEL="m").instances
+
+    assert (instance.name, instance.number) == ("Local (URL #1)", 1)
+
+
+def test_without_an_address_there_is_no_instance():
+    assert pool(SERVER).instances == []
+
+
+@pytest.mark.parametrize(
+    ("env", "variable"),
+    [
+        ({"SERVER_BASE_URL_2": "http://two:2"}, "SERVER_MODEL_2"),
+        ({"SERVER_KEY_1": "k", "SERVER_MODEL": "m"}, "SERVER_BASE_URL_1"),
+        ({"SERVER_BASE_URL_1": "nowhere", "SERVER_MODEL": "m"}, "SERVER_BASE_URL_1"),
+    ],
+)
+def test_what_only_the_owner_can_know_must_be_said(env, variable):
+    with pytest.raises(ConfigError, match=f"^{variable} "):
+        pool(SERVER, **env)
+
+
+def test_one_key_at_two_addresses_is_two_instances():
+    points = [point("resource", Resource)]
+    urls = {"RESOURCE_BASE_URL_1": "http://one", "RESOURCE_BASE_URL_2": "http://two"}
+
+    assert len(pool(points, RESOURCE_KEY_1="k", RESOURCE_KEY_2="k", **urls).instances) == 2
+
+
+def test_a_providers_own_variables_are_read():
+    (first, second) = pool(
+        [point("resource", Resource)],
+        RESOURCE_KEY_1="a",
+        RESOURCE_KEY_2="b",
+        RESOURCE_BASE_URL="http://one",
+        RESOURCE_API_VERSION="2",
+        RESOURCE_REGION_2="eu",
+    ).instances
+
+    assert first.account.options == {"API_VERSION": "2", "REGION": ""}
+    assert second.account.options == {"API_VERSION": "2", "REGION": "eu"}
+
+
+def test_of_ours_only_what_is_asked_for_is_loaded():
+    unwanted = point("idle", AssertionError("it was loaded"), "nexus-gateway")
+    wanted = point("acme-x", Acme, "nexus-gateway")
+    found = pool([unwanted, wanted], ACME_X_KEY_1="k")
+
+    assert (found.idle, [p.name for p in found.plugins], found.problems) == (
+        ["idle"],
+        ["acme-x"],
+        [],
+    )
+
+
+def test_the_name_of_one_that_is_not_loaded_is_taken_all_the_same():
+    unwanted = point("acme", AssertionError("it was loaded"), "nexus-gateway")
+    found = pool([unwanted, point("acme", Acme)], ACME_MODEL="m")
+
+    assert "taken by acme of nexus-gateway" in found.problems[0].reason

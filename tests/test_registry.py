@@ -6,19 +6,20 @@ import pytest
 from plugin_points import Acme, fit, point
 
 from nexus_gateway.provider import Translator
-from nexus_gateway.registry import discover
+from nexus_gateway.registry import PROVIDERS, discover
 
 
 def reason(name: str, found: object) -> str:
-    plugins, problems = discover([point(name, found)])
-    assert plugins == []
-    (problem,) = problems
+    made = discover(PROVIDERS, [point(name, found)])
+    assert made.plugins == []
+    (problem,) = made.problems
     assert (name, "nexus-acme", "0.1") == (problem.name, problem.distribution, problem.version)
     return problem.reason
 
 
 def test_a_plugin_is_found_with_where_it_came_from():
-    ((plugin,), problems) = discover([point("acme", Acme)])
+    found = discover(PROVIDERS, [point("acme", Acme)])
+    (plugin,) = found.plugins
 
     assert ("acme", Acme, "nexus-acme", "0.1") == (
         plugin.name,
@@ -27,7 +28,7 @@ def test_a_plugin_is_found_with_where_it_came_from():
         plugin.version,
     )
     assert plugin.entry_point == "nexus_acme:Cls"
-    assert problems == []
+    assert found.problems == []
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,8 @@ def test_one_that_fails_to_load_is_told_in_one_line(error, said):
         (dict, "not a subclass"),
         (fit(api_version=2), "version"),
         (fit(title=""), "title"),
-        (fit(base_url=""), "base_url"),
-        (fit(default_model=""), "default_model"),
+        (fit(base_url=None), "base_url"),
+        (fit(default_model=7), "default_model"),
         (type("Half", (Acme, Translator), {}), "encode"),
     ],
 )
@@ -67,10 +68,10 @@ def test_a_name_has_plain_letters(name):
 
 
 def test_one_bad_plugin_leaves_the_others_alone():
-    plugins, problems = discover([point("bad", ImportError("gone")), point("acme", Acme)])
+    found = discover(PROVIDERS, [point("bad", ImportError("gone")), point("acme", Acme)])
 
-    assert [p.name for p in plugins] == ["acme"]
-    assert [p.name for p in problems] == ["bad"]
+    assert [p.name for p in found.plugins] == ["acme"]
+    assert [p.name for p in found.problems] == ["bad"]
 
 
 @pytest.mark.parametrize(
@@ -78,24 +79,25 @@ def test_one_bad_plugin_leaves_the_others_alone():
     [(["a-first", "nexus-gateway"], "nexus-gateway"), (["b-last", "a-first"], "a-first")],
 )
 def test_of_two_with_one_name_ours_stays_else_the_first_in_the_alphabet(rivals, winner):
-    plugins, problems = discover(
-        [point("acme", fit(title=rival), distribution=rival) for rival in rivals]
+    found = discover(
+        PROVIDERS, [point("acme", fit(title=rival), distribution=rival) for rival in rivals]
     )
 
-    assert [winner] == [p.distribution for p in plugins]
-    assert [r for r in rivals if r != winner] == [p.distribution for p in problems]
+    assert [winner] == [p.distribution for p in found.plugins]
+    assert [r for r in rivals if r != winner] == [p.distribution for p in found.problems]
 
 
 def test_of_two_with_one_title_the_second_is_left_out():
-    plugins, problems = discover([point("acme", Acme), point("other", fit())])
+    found = discover(PROVIDERS, [point("acme", Acme), point("other", fit())])
 
-    assert [p.name for p in plugins] == ["acme"]
-    assert "title" in problems[0].reason
+    assert [p.name for p in found.plugins] == ["acme"]
+    assert "title" in found.problems[0].reason
 
 
 def test_names_that_would_share_variables_are_told_apart():
     points = [point("acme-x", Acme), point("acme_x", fit(title="Two"), "nexus-second")]
-    (plugin,), (problem,) = discover(points)
+    found = discover(PROVIDERS, points)
+    (plugin,), (problem,) = found.plugins, found.problems
 
     assert (plugin.name, problem.name) == ("acme-x", "acme_x")
     for name in ("auto", "nexus", "response"):

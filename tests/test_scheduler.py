@@ -32,7 +32,7 @@ LEFT = Verdict(Outcome.CANCELLED, "the caller left")
 class House:
     def __init__(self, count: int = 3, **more: Any) -> None:
         self.clock = FakeClock()
-        self.scheduler = Scheduler(self.clock, random.Random(1), policies())
+        self.scheduler = Scheduler(self.clock, random.Random(1), policies()[0])
         key = Secret("k")
         self.instances = [
             make_instance(clock=self.clock, **{"key": key, **more}) for _ in range(count)

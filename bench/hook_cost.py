@@ -1,0 +1,72 @@
+"""What hooks cost: CPU microseconds for each request, without any and with one that does nothing.
+
+Caller, gateway and upstream share this process, so the absolute figure is that of all three; the
+difference is the hook's. Rounds alternate, medians are quoted.
+
+    python bench/hook_cost.py [ROUNDS [REQUESTS]]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from typing import Any
+
+from nexus_gateway.hooks import Answering, Exchange, Hook, Used
+from nexus_gateway.provider import Provider
+from nexus_gateway.testing import FakeUpstream, Reply, instance_of, serving
+
+
+class Local(Provider):
+    """The upstream of this measurement."""
+
+    title = "Local"
+    default_model = "m"
+
+
+class Idle(Hook):
+    """Is called at each of the three moments and does nothing."""
+
+    async def before_routing(self, exchange: Exchange) -> None:
+        """Do nothing."""
+
+    async def before_answer(self, exchange: Exchange, answer: Answering) -> None:
+        """Do nothing."""
+
+    async def at_end(self, exchange: Exchange, used: Used) -> None:
+        """Do nothing."""
+
+
+async def cpu_us(hooks: dict[str, Hook] | None, requests: int) -> float:
+    """Return the CPU time of one streamed request of 32 chunks, in microseconds."""
+    async with FakeUpstream() as upstream:
+        upstream.default = Reply(text="word " * 31 + "end")
+        instance = instance_of(Local, upstream.base_url, key="k")
+        async with serving(instance, hooks=hooks) as served:
+            for _ in range(20):
+                await served.chat()
+            begun_s = time.process_time()
+            for _ in range(requests):
+                await served.chat()
+            return (time.process_time() - begun_s) / requests * 1e6
+
+
+def main() -> None:
+    """Print a line for each way, and the difference."""
+    rounds, requests = [int(word) for word in (*sys.argv[1:], "9", "200")[:2]]
+    ways: dict[str, Any] = {"no hook": None, "one idle hook": {"idle": Idle()}}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, hooks in ways.items():
+            taken[name].append(asyncio.run(cpu_us(hooks, requests)))
+    for name, values in taken.items():
+        spread = f"{min(values):.0f} to {max(values):.0f}"
+        print(f"{name:14} {statistics.median(values):7.0f} µs a request ({spread})")
+    pairs = zip(*taken.values(), strict=True)
+    print(f"difference     {statistics.median(b - a for a, b in pairs):7.0f} µs")
+
+
+if __name__ == "__main__":
+    main()

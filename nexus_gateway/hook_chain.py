@@ -1,0 +1,129 @@
+"""Call the hooks, each within its deadline, and keep what they raise from the caller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from nexus_gateway import json_codec
+from nexus_gateway.dialects.body import Body
+from nexus_gateway.dialects.chat import check_messages
+from nexus_gateway.dialects.dialect import CHAT, Request, Whole
+from nexus_gateway.errors import HookFailed
+from nexus_gateway.hooks import Answering, Exchange, Hook, Refused, Used
+
+logger = logging.getLogger("nexus_gateway")
+LAST_WORDS_S = 2.0
+T = TypeVar("T")
+
+
+class HookChain:
+    """The hooks, in their order.
+
+    Args:
+        hooks: by name.
+    """
+
+    def __init__(self, hooks: Mapping[str, Hook]) -> None:
+        def overriding(method: str) -> list[tuple[str, Hook]]:
+            plain = getattr(Hook, method)
+            return [(n, h) for n, h in hooks.items() if getattr(type(h), method) is not plain]
+
+        self._at_request = overriding("before_routing")
+        self._at_answer = overriding("before_answer")
+        self._at_end = overriding("at_end")
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def before_routing(self, exchange: Exchange, request: Request) -> Request:
+        """Let the hooks see a request; return it, or what they made of it.
+
+        Raises:
+            Refused: a hook refuses it.
+            HookFailed: a hook failed that must not.
+        """
+        for name, hook in self._at_request:
+            changed = await _called(name, hook, hook.before_routing(exchange), _checked)
+            if changed is not None:
+                request = _with_body(request, changed)
+                exchange.body, exchange.model = changed, request.model
+        return request
+
+    async def before_answer(
+        self, exchange: Exchange, answering: Answering, whole: Whole | None
+    ) -> Whole | None:
+        """Let the hooks see an answer; return the whole one, or what they made of it.
+
+        Raises:
+            Refused: a hook refuses it.
+            HookFailed: a hook failed that must not.
+        """
+        if whole is not None and self._at_answer and "json" in whole.content_type:
+            answering = replace(answering, body=json_codec.loads(whole.body))
+        for name, hook in self._at_answer:
+            changed = await _called(
+                name, hook, hook.before_answer(exchange, answering), json_codec.dumps
+            )
+            if changed is not None and whole is not None:
+                whole = replace(whole, body=changed)
+                answering = replace(answering, body=json_codec.loads(changed))
+        return whole
+
+    def at_end(self, exchange: Exchange, used: Used) -> None:
+        """Tell the hooks what became of a request, without anybody waiting for them."""
+        for name, hook in self._at_end:
+            task = asyncio.create_task(_told_at_end(name, hook, exchange, used))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def close(self) -> None:
+        """Let hooks that are still at an end finish, for a moment."""
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=LAST_WORDS_S)
+            for task in late:
+                task.cancel()
+
+
+async def _told_at_end(name: str, hook: Hook, exchange: Exchange, used: Used) -> None:
+    try:
+        async with asyncio.timeout(hook.deadline_s):
+            await hook.at_end(exchange, used)
+    except Exception:
+        logger.exception("the hook %s failed at the end of a request", name)
+
+
+async def _called(name: str, hook: Hook, call: Awaitable[Any], checked: Any) -> Any:
+    """Await a hook, and check what it returns; None where it returns nothing, or failed openly."""
+    try:
+        async with asyncio.timeout(hook.deadline_s):
+            returned = await call
+        return None if returned is None else checked(returned)
+    except Refused:
+        raise
+    except Exception as error:
+        logger.exception("the hook %s failed", name)
+        if hook.fail_open:
+            return None
+        raise HookFailed from error
+
+
+def _checked(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a hook's body for a request if it can be sent."""
+    json_codec.dumps(body)
+    if "messages" in body:
+        check_messages(body["messages"])
+    return body
+
+
+def _with_body(request: Request, fields: Mapping[str, Any]) -> Request:
+    """Return a request with a hook's body, which goes as a chat if the request has that form."""
+    model = fields.get("model") or request.model
+    if request.chat is None:
+        return replace(request, model=model, own=Body(fields, request.stream or None))
+    body = Body(fields, request.stream)
+    images = check_messages(fields["messages"])
+    if request.dialect.endpoint == CHAT:
+        return replace(request, model=model, own=body, chat=body, images=images)
+    return replace(request, model=model, chat=body, images=images, altered=True)
