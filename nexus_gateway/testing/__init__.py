@@ -1,6 +1,11 @@
-"""For tests of providers and gateways: a scriptable upstream on loopback."""
+"""For tests of providers and gateways: a scriptable upstream on loopback, a gateway before it.
 
+The suite that a provider has to pass is `nexus_gateway.testing.conformance`.
+"""
+
+from nexus_gateway.testing.gateway import Served, instance_of, serving
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream, Received
+from nexus_gateway.testing.wire import Wire
 
-__all__ = ["FakeUpstream", "Received", "Reply"]
+__all__ = ["FakeUpstream", "Received", "Reply", "Served", "Wire", "instance_of", "serving"]

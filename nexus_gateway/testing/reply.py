@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from nexus_gateway.answer import Answer, fold
+from nexus_gateway.testing.wire import Wire
 
 TOOL_ARGUMENTS = ('{"ci', 'ty": "Pa', 'ris"}')
+
+
+class Fate(Enum):
+    """What may become of a stream in its midst."""
+
+    HANG = "hang"
+    CUT = "cut"
+    END = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,36 +99,51 @@ class Reply:
     def _answer(self) -> Answer:
         return Answer("chatcmpl-fake", 1_700_000_000, self.model)
 
-    def events(self, usage_wanted: bool) -> Iterator[tuple[float, bytes]]:
-        """Give the stream's events, each with the seconds to wait before it."""
+    def events(self, wire: Wire, *, usage_wanted: bool) -> Iterator[tuple[float, bytes | Fate]]:
+        """Give the stream's events, each with the seconds to wait before it.
+
+        Args:
+            wire: how they are spoken.
+            usage_wanted: whether usage is sent where the script does not say.
+
+        Returns:
+            Events, and what becomes of the stream where the script has that in its midst.
+        """
         answer = self._answer()
         if self.role_first:
-            role = answer.text("")
-            yield 0.0, self._frame(role)
-        for number, chunk in enumerate(self.contents()):
-            yield from self._interruption(number)
-            yield (self.delay_s if number else self.first_delay_s), self._frame(chunk)
-        yield from self._interruption(len(self.contents()))
+            yield 0.0, self._dressed(wire.say(answer.text("")))
+        contents = self.contents()
+        for number, chunk in enumerate(contents):
+            yield from self._interruption(wire, number)
+            delay_s = self.delay_s if number else self.first_delay_s
+            yield delay_s, self._dressed(wire.say(chunk))
+        yield from self._interruption(wire, len(contents))
         if self.finish:
-            yield 0.0, self._frame(answer.finish("tool_calls" if self.tool_calls else self.finish))
+            finish = "tool_calls" if self.tool_calls else self.finish
+            yield 0.0, self._dressed(wire.say(answer.finish(finish)))
         if usage_wanted if self.usage is None else self.usage:
-            yield 0.0, self._frame(answer.usage(7, len(self.contents())))
+            yield 0.0, self._dressed(wire.say(answer.usage(7, len(contents))))
         if self.done:
-            yield 0.0, self._lines("data: [DONE]")
+            yield 0.0, self._dressed(wire.end())
 
-    def _interruption(self, number: int) -> Iterator[tuple[float, bytes]]:
+    def _interruption(self, wire: Wire, number: int) -> Iterator[tuple[float, bytes | Fate]]:
+        """Give what the script has after so many content events."""
         if self.error_after == number:
-            yield 0.0, self._frame({"error": {"message": "Overloaded.", "code": 529}})
+            yield 0.0, self._dressed(wire.error({"message": "Overloaded.", "code": 529}))
         if self.garbage_after == number:
-            yield 0.0, self._lines("data: {not json")
+            yield 0.0, self._dressed(b"data: {not json\n\n")
+        fates = {self.hang_after: Fate.HANG, self.cut_after: Fate.CUT, self.end_after: Fate.END}
+        if number in fates:
+            yield self.delay_s, fates[number]
 
-    def _frame(self, chunk: Mapping[str, Any]) -> bytes:
-        return self._lines("data: " + json.dumps(chunk, separators=(",", ":")))
-
-    def _lines(self, line: str) -> bytes:
-        comment = [": PROCESSING", ""] if self.comments else []
-        more = ["id: 1", "event: message", "retry: 10"] if self.fields else []
-        return (self.newline.join([*comment, *more, line, ""]) + self.newline).encode()
+    def _dressed(self, events: bytes) -> bytes:
+        """Return events with the line ends, comments and further lines of the script."""
+        comment = b": PROCESSING\n\n" if self.comments else b""
+        more = b"id: 1\nevent: message\nretry: 10\n" if self.fields else b""
+        dressed = b"".join(
+            comment + more + event + b"\n\n" for event in events.split(b"\n\n") if event
+        )
+        return dressed.replace(b"\n", self.newline.encode())
 
     def whole(self) -> dict[str, Any]:
         """Return the answer as one object."""
@@ -129,6 +153,6 @@ class Reply:
         return fold([*contents, answer.finish(finish), answer.usage(7, len(contents))])
 
     def failure(self) -> dict[str, Any]:
-        """Return the error body."""
+        """Return the error of an answer that is not 2xx."""
         made_up = {"message": f"Scripted {self.status}.", "type": "fake", "param": None}
-        return {"error": dict(self.error or {**made_up, "code": None})}
+        return dict(self.error or {**made_up, "code": None})

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
 
 from nexus_gateway import json_codec
-from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.reply import Fate, Reply
+from nexus_gateway.testing.wire import Wire, wire_for
 
 LARGEST_BODY = 64 * 1024 * 1024
 CLOSE_S = 0.1
@@ -51,16 +53,20 @@ class Received:
 class FakeUpstream:
     """The server; `default` answers where no script does, `defaults` by key.
 
+    Args:
+        wire: makes what puts an answer into bytes; None: as the official service at the path.
+
     Attributes:
         requests: all that came.
         open: how many are being answered now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wire: Callable[[], Wire] | None = None) -> None:
         self.default = Reply()
         self.defaults: dict[str, Reply] = {}
         self.requests: list[Received] = []
         self.open = 0
+        self._wire = wire
         self._scripts: dict[str | None, deque[Reply]] = defaultdict(deque)
         self._runner: web.AppRunner | None = None
         self.base_url = ""
@@ -96,13 +102,14 @@ class FakeUpstream:
         return self.defaults.get(key, self.default)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        key = key_of(request.headers)
         raw = await request.read()
         received = Received(key, dict(request.headers), raw, request.path)
         self.requests.append(received)
         self.open += 1
         try:
-            response = await self._answer(request, self._next(key), received)
+            wire = (self._wire or wire_for(request.path))()
+            response = await self._answer(request, self._next(key), received, wire)
             transport = request.transport
             received.finished = transport is not None and not transport.is_closing()
             return response
@@ -113,7 +120,7 @@ class FakeUpstream:
             self.open -= 1
 
     async def _answer(
-        self, request: web.Request, reply: Reply, received: Received
+        self, request: web.Request, reply: Reply, received: Received, wire: Wire
     ) -> web.StreamResponse:
         await asyncio.sleep(reply.head_delay_s)
         if reply.reset:
@@ -122,40 +129,44 @@ class FakeUpstream:
             await asyncio.Event().wait()
         body, kind = reply.body, reply.content_type or "application/json"
         if body is None and reply.status != 200:
-            body = json_codec.dumps(reply.failure())
-        elif body is None and not received.body.get("stream"):
-            body = json_codec.dumps(reply.whole())
+            body = json_codec.dumps(wire.failure(reply.failure()))
+        elif body is None and not wire.streams(received):
+            body = json_codec.dumps(wire.whole(reply.whole()))
         if body is not None:
             head = {"Content-Type": kind, **reply.headers}
             return web.Response(status=reply.status, body=body, headers=head)
-        return await self._stream(request, reply, received)
+        return await self._stream(request, reply, received, wire)
 
     async def _stream(
-        self, request: web.Request, reply: Reply, received: Received
+        self, request: web.Request, reply: Reply, received: Received, wire: Wire
     ) -> web.StreamResponse:
         kind = reply.content_type or "text/event-stream"
         response = web.StreamResponse(headers={"Content-Type": kind, **reply.headers})
         await response.prepare(request)
         if reply.bom:
             await response.write(b"\xef\xbb\xbf")
-        options = received.body.get("stream_options") or {}
-        said = -1 if reply.role_first else 0
-        for delay_s, event in reply.events(bool(options.get("include_usage"))):
-            if said == reply.hang_after:
-                await asyncio.Event().wait()
-            if said == reply.cut_after:
-                return _break(request)
-            if said == reply.end_after:
-                return response
+        for delay_s, event in reply.events(wire, usage_wanted=wire.wants_usage(received)):
             if delay_s:
                 await asyncio.sleep(delay_s)
-            await _write(response, event, reply.bytewise)
-            said += 1
+            if event is Fate.HANG:
+                await asyncio.Event().wait()
+            elif event is Fate.CUT:
+                return _break(request)
+            elif event is Fate.END:
+                return response
+            else:
+                await _write(response, event, reply.bytewise)
         return response
 
 
+def key_of(headers: Mapping[str, str]) -> str:
+    """Return the key that a request carries, in whichever of the usual headers."""
+    bearer = headers.get("Authorization", "").removeprefix("Bearer ")
+    return bearer or headers.get("x-api-key") or headers.get("api-key") or ""
+
+
 async def _write(response: web.StreamResponse, event: bytes, bytewise: bool) -> None:
-    if not bytewise:
+    if not bytewise and event:
         await response.write(event)
         return
     for byte in event:

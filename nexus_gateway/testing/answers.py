@@ -1,0 +1,62 @@
+"""Read what a gateway answered to a chat completion."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexus_gateway.answer import fold
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer says.
+
+    Args:
+        text: its text.
+        calls: its tool calls, each with `id`, `name` and `arguments` (JSON).
+        finish: its finish_reason.
+        usage: what was used, None where that is not told.
+        models: what `model` says, in all chunks.
+        usage_alone: whether a chunk came for the usage alone.
+    """
+
+    text: str
+    calls: list[dict[str, str]] = field(default_factory=list)
+    finish: str | None = None
+    usage: dict[str, Any] | None = None
+    models: set[str] = field(default_factory=set)
+    usage_alone: bool = False
+
+
+def read_stream(text: str) -> Told:
+    """Read a stream; AssertionError where it is not whole or holds an error."""
+    events = [event for event in text.split("\n\n") if event and not event.startswith(":")]
+    assert events, "the stream is empty"
+    assert events[-1] == "data: [DONE]", f"the stream is not whole: {events[-1]}"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert not any("error" in chunk for chunk in chunks)
+    alone = any(not chunk["choices"] and chunk.get("usage") for chunk in chunks)
+    return _told(fold(chunks), {chunk["model"] for chunk in chunks}, alone)
+
+
+def read_whole(text: str) -> Told:
+    """Read an answer in one piece."""
+    completion = json.loads(text)
+    assert completion["object"] == "chat.completion"
+    return _told(completion, {completion["model"]}, usage_alone=False)
+
+
+def _told(completion: dict[str, Any], models: set[str], usage_alone: bool) -> Told:
+    choice = completion["choices"][0]
+    message = choice["message"]
+    calls = [{"id": c["id"], **c["function"]} for c in message.get("tool_calls") or []]
+    return Told(
+        text=message.get("content") or "",
+        calls=calls,
+        finish=choice["finish_reason"],
+        usage=completion.get("usage"),
+        models=models,
+        usage_alone=usage_alone,
+    )

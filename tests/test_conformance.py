@@ -1,0 +1,32 @@
+"""Every provider in `plugins/` passes the suite that authors are given."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from nexus_gateway.provider import Account, InProcess
+from nexus_gateway.secret import Secret
+from nexus_gateway.testing import FakeUpstream, instance_of
+from nexus_gateway.testing.conformance import InProcessConformance, ProviderConformance
+from nexus_gateway.testing.conversations import KEYS
+
+_POINTS = metadata.entry_points(group="nexus_gateway.providers")
+for _point in _POINTS:
+    if _point.value.startswith("nexus_gateway_plugins."):
+        _cls = _point.load()
+        _suite = InProcessConformance if issubclass(_cls, InProcess) else ProviderConformance
+        globals()[f"Test{_cls.__name__}"] = type(
+            f"Test{_cls.__name__}", (_suite,), {"provider": _cls}
+        )
+
+
+class TestAzureOfOld(ProviderConformance):
+    """Azure with a version, which has addresses of another style."""
+
+    provider = next(iter(_POINTS.select(name="azure"))).load()
+
+    def instance(self, upstream: FakeUpstream, number: int) -> Any:
+        options = {"API_VERSION": "2024-10-21"}
+        account = Account(Secret(KEYS[number - 1]), upstream.base_url, options)
+        return instance_of(self.provider, account=account, number=number, takes_images=True)
