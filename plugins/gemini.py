@@ -1,4 +1,4 @@
-"""Gemini: https://ai.google.dev/gemini-api/docs/openai."""
+"""Gemini: https://ai.google.dev/gemini-api/docs/openai. Embeddings looked up 2026-11-24."""
 
 from nexus_gateway.provider import Model, Provider
 
@@ -12,4 +12,10 @@ class Gemini(Provider):
     models = (
         Model("gemini-2.5-flash", context=1_000_000, images=True),
         Model("gemini-3-flash-preview", context=1_000_000, images=True),
+        Model("gemini-3.8-flash", context=1_048_576, images=True),
+        Model("gemini-embedding-001", context=2_048, kind="embeddings"),
     )
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "embeddings": "/embeddings",
+    }

@@ -1,4 +1,4 @@
-"""Groq: https://console.groq.com/docs/openai."""
+"""Groq: https://console.groq.com/docs/openai. Transcriptions looked up 2026-11-24."""
 
 from nexus_gateway.provider import Model, Provider
 
@@ -12,4 +12,11 @@ class Groq(Provider):
     models = (
         Model("llama-4-scout-17b-16e-instruct", context=10_000_000, images=True),
         Model("llama-4-maverick", context=1_000_000, images=True),
+        Model("openai/gpt-oss-120b", context=131_072),
+        Model("whisper-large-v3-turbo", kind="transcriptions"),
+        Model("whisper-large-v3", kind="transcriptions"),
     )
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "transcriptions": "/audio/transcriptions",
+    }

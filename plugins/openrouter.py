@@ -1,4 +1,4 @@
-"""OpenRouter: https://openrouter.ai/docs/api-reference/overview."""
+"""OpenRouter: https://openrouter.ai/docs/api-reference. Embeddings looked up 2026-11-24."""
 
 from nexus_gateway.provider import Model, Provider
 
@@ -9,5 +9,12 @@ class OpenRouter(Provider):
     title = "OpenRouter"
     base_url = "https://openrouter.ai/api/v1"
     default_model = "deepseek/deepseek-r1-0528:free"
-    models = (Model("deepseek/deepseek-r1-0528:free", context=65_536),)
+    models = (
+        Model("deepseek/deepseek-r1-0528:free", context=65_536),
+        Model("openai/text-embedding-3-small", context=8_191, kind="embeddings"),
+    )
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "embeddings": "/embeddings",
+    }
     headers = {"X-Title": "Nexus Gateway"}  # noqa: RUF012 - typed ClassVar in the contract

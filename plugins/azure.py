@@ -1,0 +1,47 @@
+"""Azure OpenAI: https://learn.microsoft.com/azure/ai-foundry/openai. Looked up 2026-11-24."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from nexus_gateway.mending import renamed
+from nexus_gateway.provider import Account, Provider, Secret
+
+V1 = "/openai/v1"
+
+
+class Azure(Provider):
+    """A resource of Azure OpenAI; its address is AZURE_BASE_URL, its deployment AZURE_MODEL.
+
+    With AZURE_API_VERSION (2024-10-21 is the newest that is generally available) the older
+    addresses are used, which name the deployment; without it those of the v1 API.
+    """
+
+    title = "Azure"
+    options = {"API_VERSION": ""}  # noqa: RUF012 - typed ClassVar in the contract
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "completions": "/completions",
+        "embeddings": "/embeddings",
+        "transcriptions": "/audio/transcriptions",
+    }
+
+    def authorize(self, key: Secret) -> dict[str, str]:
+        """Return Azure's own header for the key."""
+        return {"api-key": key.reveal()}
+
+    def url(self, account: Account, endpoint: str, model: str) -> str:
+        """Return the address, in the older style where a version is set."""
+        root = account.base_url.removesuffix(V1).removesuffix("/openai")
+        path = self.endpoints[endpoint]
+        version = account.options.get("API_VERSION")
+        if not version:
+            return root + V1 + path
+        deployment = quote(model, safe="")
+        return f"{root}/openai/deployments/{deployment}{path}?api-version={quote(version)}"
+
+    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Use the newer name of `max_tokens`: the older one is refused by models that think."""
+        return renamed(chat, max_tokens="max_completion_tokens")

@@ -1,0 +1,26 @@
+"""DeepSeek: https://api-docs.deepseek.com. Looked up 2026-11-24."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nexus_gateway.mending import renamed, with_roles
+from nexus_gateway.provider import Model, Provider
+
+
+class DeepSeek(Provider):
+    """DeepSeek, by its OpenAI-compatible API."""
+
+    title = "DeepSeek"
+    base_url = "https://api.deepseek.com"
+    default_model = "deepseek-flash"
+    models = (
+        Model("deepseek-flash", context=1_000_000, images=True),
+        Model("deepseek-v4-pro", context=1_000_000),
+    )
+
+    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Use the name of `max_tokens` that is not silently ignored, and roles that it knows."""
+        named = renamed(chat, max_completion_tokens="max_tokens")
+        return with_roles(named, developer="system")

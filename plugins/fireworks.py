@@ -1,0 +1,36 @@
+"""Fireworks AI: https://docs.fireworks.ai/api-reference. Looked up 2026-11-24."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nexus_gateway.provider import Model, Outcome, Provider, Verdict
+
+_OURS = "accounts/fireworks/models/"
+
+
+class Fireworks(Provider):
+    """Fireworks AI, by its OpenAI-compatible API."""
+
+    title = "Fireworks"
+    base_url = "https://api.fireworks.ai/inference/v1"
+    default_model = _OURS + "deepseek-v4p1-flash"
+    models = (
+        Model(_OURS + "deepseek-v4p1-flash", context=1_048_576, images=True),
+        Model(_OURS + "glm-5p3-flash", context=1_048_576, images=True),
+        Model(_OURS + "kimi-k3", context=1_048_576, images=True),
+        Model(_OURS + "gpt-oss-120b", context=131_072),
+        Model(_OURS + "qwen3-embedding-8b", context=40_960, kind="embeddings"),
+        Model("nomic-ai/nomic-embed-text-v1.5", context=8_192, kind="embeddings"),
+    )
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "completions": "/completions",
+        "embeddings": "/embeddings",
+    }
+
+    def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
+        """Tell an account that is suspended for want of payment: Fireworks says 412."""
+        if status == 412:
+            return Verdict(Outcome.BAD_KEY, "the account is suspended (412)", status)
+        return None

@@ -1,0 +1,16 @@
+"""Any server that speaks the OpenAI API: vLLM, Ollama, llama.cpp, LM Studio and their like."""
+
+from nexus_gateway.provider import Provider
+
+
+class Local(Provider):
+    """One instance for each LOCAL_BASE_URL_n, with LOCAL_MODEL_n, and LOCAL_KEY_n where needed."""
+
+    title = "Local"
+    needs_key = False
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "completions": "/completions",
+        "embeddings": "/embeddings",
+        "transcriptions": "/audio/transcriptions",
+    }

@@ -1,0 +1,44 @@
+"""Mistral: https://docs.mistral.ai/api. Looked up 2026-11-24."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nexus_gateway.mending import renamed, with_roles, without
+from nexus_gateway.provider import Model, Outcome, Provider, Verdict
+
+_UNKNOWN = ("logit_bias", "service_tier", "store", "stream_options", "user")
+
+
+class Mistral(Provider):
+    """Mistral, by its API, which is OpenAI's but refuses each field that it does not know."""
+
+    title = "Mistral"
+    base_url = "https://api.mistral.ai/v1"
+    default_model = "mistral-medium-latest"
+    models = (
+        Model("mistral-medium-latest", context=262_144, images=True),
+        Model("mistral-large-latest", context=262_144, images=True),
+        Model("mistral-small-latest", context=262_144, images=True),
+        Model("codestral-latest", context=128_000),
+        Model("mistral-embed", context=8_192, kind="embeddings"),
+        Model("codestral-embed", context=8_192, kind="embeddings"),
+        Model("voxtral-mini-latest", kind="transcriptions"),
+    )
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "embeddings": "/embeddings",
+        "transcriptions": "/audio/transcriptions",
+    }
+
+    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Use Mistral's names, and leave out hints that it would refuse; usage comes unasked."""
+        named = renamed(chat, max_completion_tokens="max_tokens", seed="random_seed")
+        return with_roles(without(named, *_UNKNOWN), developer="system")
+
+    def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
+        """Tell a key without any allowance from one that has used it up for now."""
+        if status == 429 and headers.get("x-ratelimit-limit-req-minute") == "0":
+            return Verdict(Outcome.BAD_KEY, "the key has no allowance", status)
+        return None

@@ -1,0 +1,45 @@
+"""OpenAI: https://developers.openai.com/api/reference. Looked up 2026-11-24."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nexus_gateway.mending import renamed
+from nexus_gateway.provider import Model, Provider
+
+# These think unless told not to, and refuse tools on chat completions while they do.
+_NO_TOOLS_WHILE_THINKING = ("gpt-5.6", "gpt-6-sol", "gpt-6-luna", "gpt-6.1-terra")
+
+
+class OpenAI(Provider):
+    """OpenAI itself."""
+
+    title = "OpenAI"
+    base_url = "https://api.openai.com/v1"
+    default_model = "gpt-6.1-terra"
+    models = (
+        Model("gpt-6.1-terra", context=1_050_000, images=True),
+        Model("gpt-6-luna", context=1_050_000, images=True),
+        Model("gpt-6-sol", context=1_050_000, images=True),
+        Model("gpt-6.2-sol", context=1_050_000, images=True),
+        Model("gpt-5.4-mini", context=400_000, images=True),
+        Model("text-embedding-3-small", context=8_191, kind="embeddings"),
+        Model("text-embedding-3-large", context=8_191, kind="embeddings"),
+        Model("gpt-transcribe", kind="transcriptions"),
+        Model("gpt-4o-transcribe", kind="transcriptions"),
+        Model("whisper-1", kind="transcriptions"),
+    )
+    endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
+        "chat": "/chat/completions",
+        "embeddings": "/embeddings",
+        "transcriptions": "/audio/transcriptions",
+    }
+
+    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Use the newer name of `max_tokens`, and let tools be used where thinking forbids it."""
+        mended = renamed(chat, max_tokens="max_completion_tokens")
+        thinks = str(chat["model"]).startswith(_NO_TOOLS_WHILE_THINKING)
+        if thinks and chat.get("tools") and "reasoning_effort" not in chat:
+            return {**mended, "reasoning_effort": "none"}
+        return mended

@@ -1,0 +1,29 @@
+"""xAI: https://docs.x.ai/docs/api-reference. Looked up 2026-11-24."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nexus_gateway.provider import Model, Outcome, Provider, Verdict
+
+_NO_CREDIT = (b"used all available credits", b"monthly spending limit")
+
+
+class XAI(Provider):
+    """xAI, by its OpenAI-compatible API."""
+
+    title = "xAI"
+    base_url = "https://api.x.ai/v1"
+    default_model = "grok-4.3"
+    models = (
+        Model("grok-4.3", context=1_000_000, images=True),
+        Model("grok-4.7", context=500_000, images=True),
+        Model("grok-4.20-non-reasoning", context=1_000_000, images=True),
+        Model("grok-build-0.1", context=256_000),
+    )
+
+    def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
+        """Tell an account without credit: xAI says it with the status of a rate limit."""
+        if status in (403, 429) and any(words in body for words in _NO_CREDIT):
+            return Verdict(Outcome.BAD_KEY, "the account has no credit left", status)
+        return None
