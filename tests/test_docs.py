@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nexus_gateway import __version__, json_codec
-from nexus_gateway.answer import Answer, fold
+from nexus_gateway import __version__
 from nexus_gateway.app import ROUTES
-from nexus_gateway.provider import Call, Provider, Translator
-from nexus_gateway.secret import Secret
+from nexus_gateway.provider import Provider
 from nexus_gateway.settings import VARIABLES, Settings
-from nexus_gateway.sse import Event
 
 ROOT = Path(__file__).resolve().parent.parent
+POINTS = [
+    point
+    for point in metadata.entry_points(group="nexus_gateway.providers")
+    if point.value.startswith("nexus_gateway_plugins.")
+]
 
 
 def text(name: str) -> str:
@@ -44,7 +45,7 @@ def test_a_providers_variables_are_documented(part: str) -> None:
 
 def test_env_example_knows_no_other_variable() -> None:
     known = {variable.name for variable in VARIABLES}
-    providers = r"[A-Z][A-Z0-9]*_(?:KEY_\d+|API_KEY|MODEL|BASE_URL|IMAGES)"
+    providers = r"[A-Z][A-Z0-9]*_(?:KEY_\d+|API_KEY|API_VERSION|(?:MODEL|BASE_URL|IMAGES)(?:_\d+)?)"
     for name in re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=", text(".env.example"), re.MULTILINE):
         assert name in known or re.fullmatch(providers, name), name
 
@@ -56,7 +57,7 @@ def test_env_example_as_it_stands_is_the_default() -> None:
     assert Settings.from_env({}) == Settings()
 
 
-@pytest.mark.parametrize("path", [path for _, path, *_ in ROUTES])
+@pytest.mark.parametrize("path", [route.path for route in ROUTES])
 def test_a_route_is_documented(path: str) -> None:
     assert re.sub(r"\{(\w+)[^}]*\}", r"{\1}", path) in text("README.md")
 
@@ -83,18 +84,15 @@ def test_the_example_of_a_provider_runs() -> None:
     assert acme.models[0].id == acme.default_model
 
 
-async def test_the_example_of_a_translator_runs() -> None:
-    async def events() -> AsyncIterator[Event]:
-        yield Event("word", '{"text": "Hello"}')
-        yield Event("word", '{"text": " you"}')
-        yield Event("end", '{"tokens_in": 1, "tokens_out": 2}')
-
-    acme = example(Translator)()
-    call = Call({"model": "m", "messages": [], "stream": True}, Secret("k" * 8), acme.base_url)
-    request = acme.encode(call)
-    assert request.url == "https://api.acme.example/v2/generate"
-    assert request.headers["Authorization"] == "Bearer " + "k" * 8
-    assert json_codec.loads(request.body)["engine"] == "m"
-    whole = fold([c async for c in acme.stream(events(), Answer("chatcmpl-1", 1, "m"))])
-    assert whole["choices"][0]["message"]["content"] == "Hello you"
-    assert whole["usage"]["total_tokens"] == 3
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
+def test_a_provider_is_in_the_table_as_it_is(point: metadata.EntryPoint) -> None:
+    cls: type[Provider] = point.load()
+    if point.name == "demo":
+        return
+    known = {m.id: m for m in cls.models}.get(cls.default_model)
+    model = f"`{cls.default_model}`" if known else f"set `{point.name.upper()}_MODEL`"
+    size = f"{known.context:,} | {'yes' if known.images else 'no'}" if known else " | "
+    kinds = ("embeddings", "completions", "transcriptions", "messages")
+    offers = ", ".join(kind for kind in kinds if kind in cls.endpoints)
+    assert f"| {cls.title} | {model} | {size} | {offers} |" in text("README.md")
+    assert f"{point.name.upper()}_" in text(".env.example")

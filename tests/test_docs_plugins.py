@@ -1,0 +1,63 @@
+"""The examples of docs/plugins.md, run: providers pass the suite, the rest does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from conftest import make_instance, serving
+
+from nexus_gateway.hooks import HOOKS
+from nexus_gateway.provider import CHAT
+from nexus_gateway.routing import POLICIES
+from nexus_gateway.testing import FakeUpstream
+from nexus_gateway.testing.conformance import InProcessConformance
+
+TEXT = (Path(__file__).resolve().parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+NAMES: dict[str, Any] = {"__name__": __name__}
+for _block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
+    exec(compile(_block, "docs/plugins.md", "exec"), NAMES)
+
+TestAcme = NAMES["TestAcme"]
+TestParrot = NAMES["TestParrot"]
+
+
+class TestEcho(InProcessConformance):
+    provider = NAMES["Echo"]
+
+
+def test_the_attributes_and_methods_are_all_told() -> None:
+    from nexus_gateway.provider import Provider
+
+    for name in vars(Provider):
+        if not name.startswith("_") and name not in ("api_version", "serves_chat"):
+            assert re.search(rf"`{name}\b", TEXT), name
+
+
+def test_the_groups_are_told() -> None:
+    for kind in (POLICIES, HOOKS):
+        assert f"`{kind.group}`" in TEXT
+    assert f"`{CHAT}`" in TEXT
+
+
+def test_the_policy_chooses_the_least_busy() -> None:
+    pair = [make_instance(), make_instance(number=2)]
+    pair[0].in_flight = 3
+    assert [*POLICIES.faults(NAMES["LeastBusy"])] == []
+    assert NAMES["LeastBusy"]().choose(pair, Random(1)) is pair[1]
+
+
+@pytest.mark.parametrize(("count", "status"), [(0, 200), (2, 200), (4, 403)])
+async def test_the_hook_masks_and_refuses(upstream: FakeUpstream, count: int, status: int) -> None:
+    hook = NAMES["NoCards"]()
+    said = "pay with " + "4111-1111-1111-1111 " * count
+    async with serving(make_instance(upstream), hooks={"no-cards": hook}) as served:
+        body = {"messages": [{"role": "user", "content": said}], "stream": False}
+        assert (await served.chat(body))[0] == status
+    assert [*HOOKS.faults(NAMES["NoCards"])] == []
+    if status == 200:
+        assert b"4111" not in upstream.requests[0].raw
+        assert hook.tokens[""] > 0
