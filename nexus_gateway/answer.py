@@ -57,13 +57,26 @@ class Answer:
         """The end: `stop`, `length`, `tool_calls` or `content_filter`."""
         return self._chunk({}, reason)
 
-    def usage(self, prompt_tokens: int, completion_tokens: int) -> Chunk:
-        """What was used, in tokens; sent on only to callers who asked for it."""
-        usage = {
+    def usage(
+        self, prompt_tokens: int, completion_tokens: int, *, cached: int = 0, reasoning: int = 0
+    ) -> Chunk:
+        """What was used, in tokens; sent on only to callers who asked for it.
+
+        Args:
+            prompt_tokens: all of the prompt, what came from a cache included.
+            completion_tokens: all of the answer, reasoning included.
+            cached: how many of the prompt's came from a cache.
+            reasoning: how many of the completion's were reasoning.
+        """
+        usage: Chunk = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         }
+        if cached:
+            usage["prompt_tokens_details"] = {"cached_tokens": cached}
+        if reasoning:
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
         return {**self._head, "choices": [], "usage": usage}
 
 
@@ -73,13 +86,45 @@ def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
 
 
+def reasoning_in(said: Mapping[str, Any]) -> str:
+    """Return the thinking in a delta or a message: upstreams have two names for it."""
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(said.get(name), str) and said[name]:
+            return str(said[name])
+    return ""
+
+
+class CallNumbers:
+    """Tell which of an answer's tool calls a delta belongs to.
+
+    By its index; and by its id where an upstream leaves the index out, or gives all calls the
+    same one, as some do that send each call whole.
+    """
+
+    def __init__(self) -> None:
+        self._by_index: dict[object, tuple[int, object]] = {}
+        self._next = 0
+
+    def number(self, delta: Mapping[str, Any]) -> int:
+        """Return the number of a delta's call: its index, or the next that is free."""
+        index, id = delta.get("index"), delta.get("id")
+        number, known = self._by_index.get(index, (-1, None))
+        if number < 0 or (id and known and id != known):
+            new = number < 0 and isinstance(index, int)
+            number = index if new and isinstance(index, int) else self._next
+        self._by_index[index] = (number, id or known)
+        self._next = max(self._next, number + 1)
+        return number
+
+
 def has_content(chunk: Mapping[str, Any]) -> bool:
     """Tell whether a chunk says something: text, reasoning, a tool call, a finish.
 
-    A delta that holds only a role (or empty and null values beside it) says nothing yet.
+    A delta that holds only a role (or empty and null values beside it) says nothing yet. The
+    chunks of the older completions have their `text` in the choice itself.
     """
     for choice in choices(chunk):
-        if choice.get("finish_reason"):
+        if choice.get("finish_reason") or choice.get("text"):
             return True
         delta = choice.get("delta")
         if isinstance(delta, dict) and any(v for k, v in delta.items() if k != "role"):
@@ -97,6 +142,19 @@ def is_usage_only(chunk: Mapping[str, Any]) -> bool:
     return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
 
 
+def completion_tokens(usage: Mapping[str, Any] | None) -> int | None:
+    """Return how many tokens an answer had, by its usage; None where it does not say."""
+    counted = (usage or {}).get("completion_tokens")
+    return counted if isinstance(counted, int) else None
+
+
+def counted(usage: Mapping[str, Any] | None, events: int) -> Mapping[str, Any]:
+    """Return a usage that counts the answer's tokens: as it says, else its events with content."""
+    if usage is not None and completion_tokens(usage) is not None:
+        return usage
+    return {**(usage or {}), "completion_tokens": events}
+
+
 def fold(chunks: Iterable[Chunk]) -> Chunk:
     """Fold the chunks of one answer into one `chat.completion` object.
 
@@ -105,26 +163,30 @@ def fold(chunks: Iterable[Chunk]) -> Chunk:
     """
     whole: Chunk = {"id": "", "object": "chat.completion", "created": 0, "model": ""}
     by_index: dict[int, Chunk] = {}
+    numbers: dict[int, CallNumbers] = {}
     usage = None
     for chunk in chunks:
         usage = chunk.get("usage") or usage
         extra = {k: v for k, v in chunk.items() if k not in ("object", "choices", "usage")}
         whole.update(extra)
         for choice in choices(chunk):
-            _fold_choice(by_index, choice)
+            _fold_choice(by_index, numbers, choice)
     whole["choices"] = [_close(by_index[index]) for index in sorted(by_index)]
     if usage:
         whole["usage"] = usage
     return whole
 
 
-def _fold_choice(by_index: dict[int, Chunk], choice: Mapping[str, Any]) -> None:
+def _fold_choice(
+    by_index: dict[int, Chunk], numbers: dict[int, CallNumbers], choice: Mapping[str, Any]
+) -> None:
     index = choice.get("index") or 0
+    calls = numbers.setdefault(index, CallNumbers())
     blank = {"index": index, "message": {"role": "assistant", "content": None}}
     into = by_index.setdefault(index, {**blank, "finish_reason": None})
     for key, value in choice.items():
         if key == "delta":
-            _fold_delta(into["message"], value if isinstance(value, dict) else {})
+            _fold_delta(into["message"], calls, value if isinstance(value, dict) else {})
         elif key == "logprobs" and isinstance(value, dict):
             into["logprobs"] = _joined(into.get("logprobs"), value)
         elif key != "index" and value is not None:
@@ -137,21 +199,20 @@ def _joined(old: Chunk | None, new: Mapping[str, Any]) -> Chunk:
     return {**old, **{k: (old.get(k) or []) + v for k, v in new.items() if isinstance(v, list)}}
 
 
-def _fold_delta(message: Chunk, delta: Mapping[str, Any]) -> None:
+def _fold_delta(message: Chunk, numbers: CallNumbers, delta: Mapping[str, Any]) -> None:
     for key, value in delta.items():
         if key == "tool_calls" and isinstance(value, list):
             calls = message.setdefault("tool_calls", {})
             for call in value:
-                _fold_call(calls, call)
+                _fold_call(calls, numbers.number(call), call)
         elif key != "role" and isinstance(value, str):
             message[key] = (message.get(key) or "") + value
         elif value is not None:
             message[key] = value
 
 
-def _fold_call(calls: dict[int, Chunk], call: Mapping[str, Any]) -> None:
-    index = call.get("index", 0)
-    into = calls.setdefault(index, {"id": "", "type": "function", "function": {}})
+def _fold_call(calls: dict[int, Chunk], number: int, call: Mapping[str, Any]) -> None:
+    into = calls.setdefault(number, {"id": "", "type": "function", "function": {}})
     function = into["function"]
     for key, value in (call.get("function") or {}).items():
         function[key] = function.get(key, "") + value if isinstance(value, str) else value

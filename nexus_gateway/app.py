@@ -4,31 +4,50 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.completions import COMPLETIONS
+from nexus_gateway.dialects.embeddings import EMBEDDINGS
+from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
+from nexus_gateway.dialects.responses import RESPONSES
+from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.drain import Drain
-from nexus_gateway.handlers import chat, events, health, models, providers
+from nexus_gateway.handlers import events, health, models, providers
+from nexus_gateway.handlers.door import Door
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
-from nexus_gateway.middlewares import ACCESS, Access, Handler, answer_errors, dress, guard
+from nexus_gateway.hook_chain import HookChain
+from nexus_gateway.hooks import Hook
+from nexus_gateway.middlewares import ROUTE_OF, Access, Route, answer_errors, dress, guard
 from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
-from nexus_gateway.routing import policies
+from nexus_gateway.routing import Policy, policies
 from nexus_gateway.scheduler import Scheduler
+from nexus_gateway.sending import client_session
 from nexus_gateway.settings import Settings
-from nexus_gateway.upstream import Upstream, client_session
+from nexus_gateway.upstream import Upstream
 
+DOORS = {
+    "/v1/chat/completions": CHAT_COMPLETIONS,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+    "/v1/audio/transcriptions": TRANSCRIPTIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT_TOKENS,
+}
 # Every route there is, and who may call it.
-ROUTES: tuple[tuple[str, str, Handler, Access], ...] = (
-    ("POST", "/v1/chat/completions", chat.chat_completions, Access.CALLER),
-    ("GET", "/v1/models", models.list_models, Access.CALLER),
-    ("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
-    ("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
-    ("GET", "/v1/events", events.events, Access.ADMIN),
-    ("GET", "/health", health.health, Access.PUBLIC),
-    ("GET", "/health/live", health.live, Access.PUBLIC),
-    ("GET", "/health/ready", health.ready, Access.PUBLIC),
+ROUTES: tuple[Route, ...] = (
+    *(Route("POST", path, Door(d).answer, Access.CALLER, d) for path, d in DOORS.items()),
+    Route("GET", "/v1/models", models.list_models, Access.CALLER),
+    Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
+    Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
+    Route("GET", "/v1/events", events.events, Access.ADMIN),
+    Route("GET", "/health", health.health, Access.PUBLIC),
+    Route("GET", "/health/live", health.live, Access.PUBLIC),
+    Route("GET", "/health/ready", health.ready, Access.PUBLIC),
 )
 
 
@@ -36,6 +55,8 @@ def build_app(
     settings: Settings,
     pool: Pool,
     *,
+    policy_by_name: Mapping[str, Policy] | None = None,
+    hooks: Mapping[str, Hook] | None = None,
     clock: Callable[[], float] = time.monotonic,
     rng: random.Random | None = None,
 ) -> web.Application:
@@ -44,20 +65,25 @@ def build_app(
     Args:
         settings: what the owner set.
         pool: the instances.
+        policy_by_name: the ways to route; None for those that are installed.
+        hooks: what looks at requests, by name.
         clock: monotonic seconds.
         rng: chance, for routing and backoff.
     """
-    scheduler = Scheduler(clock, rng or random.Random(), policies())
+    known = policies()[0] if policy_by_name is None else policy_by_name
+    scheduler = Scheduler(clock, rng or random.Random(), known)
     app = web.Application(
         middlewares=[answer_errors, guard], client_max_size=settings.max_body_mb * 1024 * 1024
     )
-    app[GATEWAY] = Gateway(settings, pool, scheduler, Drain())
+    chain = HookChain(hooks) if hooks else None
+    app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), chain)
     app[events.FEED] = events.Feed(pool)
-    by_handler: dict[object, Access] = {handler: access for _, _, handler, access in ROUTES}
-    app[ACCESS] = by_handler
-    for method, path, handler, _ in ROUTES:
+    by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
+    app[ROUTE_OF] = by_handler
+    for route in ROUTES:
         # Load balancers ask by HEAD; a GET route answers both.
-        app.router.add_get(path, handler) if method == "GET" else app.router.add_post(path, handler)
+        add = app.router.add_get if route.method == "GET" else app.router.add_post
+        add(route.path, route.handler)
     app.on_response_prepare.append(dress)
     app.cleanup_ctx.append(_relay)
     return app
@@ -71,3 +97,5 @@ async def _relay(app: web.Application) -> AsyncIterator[None]:
         clock = gateway.scheduler.clock
         gateway.relay = Relay(gateway.scheduler, upstream, gateway.settings, clock)
         yield
+    if gateway.hooks is not None:
+        await gateway.hooks.close()

@@ -10,10 +10,13 @@ import hmac
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 
 from aiohttp import web
 
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.dialect import Dialect
 from nexus_gateway.errors import (
     Draining,
     Forbidden,
@@ -24,7 +27,7 @@ from nexus_gateway.errors import (
     TooLarge,
     Unauthorized,
 )
-from nexus_gateway.handlers.gateway import gateway_of, json_response, request_id
+from nexus_gateway.handlers.gateway import CALLER, gateway_of, json_response, request_id
 from nexus_gateway.relay import CallerGone
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings
@@ -42,13 +45,38 @@ class Access(Enum):
     ADMIN = "admin"
 
 
-# Which handler may be called by whom; filled by the application from its table of routes.
-ACCESS = web.AppKey("access", dict[object, Access])
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route that there is.
+
+    Args:
+        method: GET or POST.
+        path: as aiohttp writes it.
+        handler: who answers.
+        access: who may call it.
+        dialect: in which words its errors are told.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    access: Access
+    dialect: Dialect = CHAT_COMPLETIONS
 
 
-def access_of(request: web.Request, match: web.UrlMappingMatchInfo) -> Access:
-    """Return who may call the matched route; a path without one is public: it holds a 404."""
-    return request.config_dict[ACCESS].get(match.handler, Access.PUBLIC)
+async def _nowhere(request: web.Request) -> web.StreamResponse:
+    raise web.HTTPNotFound
+
+
+# A path without a route is public: it holds a 404.
+_NOWHERE = Route("", "", _nowhere, Access.PUBLIC)
+# The routes by their handlers; filled by the application.
+ROUTE_OF = web.AppKey("route_of", dict[object, Route])
+
+
+def route_of(request: web.Request, match: web.UrlMappingMatchInfo) -> Route:
+    """Return the matched route."""
+    return request.config_dict[ROUTE_OF].get(match.handler, _NOWHERE)
 
 
 @web.middleware
@@ -57,19 +85,20 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except GatewayError as error:
-        return _answer(error)
+        return _answer(request, error)
     except web.HTTPException as error:
-        return _answer(_translated(request, error))
+        return _answer(request, _translated(request, error))
     except CallerGone:
         return web.Response(status=499)
     except Exception:
         id = request_id(request)
         logger.exception("a request failed", extra={"fields": {"id": id}})
-        return _answer(InternalError(id))
+        return _answer(request, InternalError(id))
 
 
-def _answer(error: GatewayError) -> web.Response:
-    response = json_response(error.body(), error.status)
+def _answer(request: web.Request, error: GatewayError) -> web.Response:
+    dialect = route_of(request, request.match_info).dialect
+    response = json_response(dialect.error(error.status, error.body()), error.status)
     response.headers.update(error.headers)
     if "Connection" in error.headers:
         response.force_close()
@@ -97,41 +126,51 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         return await _preflight(request)
     gateway = gateway_of(request)
-    access = access_of(request, request.match_info)
+    access = route_of(request, request.match_info).access
     if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
         raise Draining
-    check(request, access, gateway.settings)
+    request[CALLER] = check(request, access, gateway.settings)
     return await handler(request)
 
 
-def check(request: web.Request, access: Access, settings: Settings) -> None:
+def check(request: web.Request, access: Access, settings: Settings) -> str:
     """Check a caller's key.
+
+    Returns:
+        Which one it was: `key-2` for the second of GATEWAY_KEYS, "" where none is needed.
 
     Raises:
         Unauthorized: the key is missing or wrong.
         Forbidden: admin calls are closed as the gateway is configured.
     """
     if access is Access.PUBLIC:
-        return
+        return ""
     offered = bearer(request)
     if access is Access.ADMIN and settings.admin_token:
-        if not _matches(offered, [settings.admin_token]):
+        if not _matching(offered, [settings.admin_token]):
             raise Unauthorized("This call needs the ADMIN_TOKEN as `Authorization: Bearer …`.")
-        return
+        return ""
     if access is Access.ADMIN and not is_loopback(settings.host):
         raise Forbidden(
             "Admin calls are closed: the gateway listens beyond this machine and has no "
             "ADMIN_TOKEN. Set ADMIN_TOKEN and start it again.",
             code="admin_closed",
         )
-    if settings.gateway_keys and not _matches(offered, settings.gateway_keys):
-        raise Unauthorized("This call needs a valid gateway key as `Authorization: Bearer …`.")
+    also_offered = request.headers.get("x-api-key", "")
+    number = _matching(offered, settings.gateway_keys) or _matching(
+        also_offered, settings.gateway_keys
+    )
+    if settings.gateway_keys and not number:
+        raise Unauthorized(
+            "This call needs a valid gateway key as `Authorization: Bearer …` or `x-api-key: …`."
+        )
     if access is Access.ADMIN and not settings.gateway_keys and not _named_locally(request):
         raise Forbidden(
             "Admin calls without a token are for this machine only; call 127.0.0.1 or set "
             "ADMIN_TOKEN.",
             code="admin_closed",
         )
+    return f"key-{number}" if number else ""
 
 
 def bearer(request: web.Request) -> str:
@@ -140,10 +179,14 @@ def bearer(request: web.Request) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _matches(offered: str, secrets: Iterable[Secret]) -> bool:
-    """Compare with every secret in constant time."""
+def _matching(offered: str, secrets: Iterable[Secret]) -> int:
+    """Compare with every secret in constant time; return the number of the one it is, or 0."""
     given = offered.encode("utf-8", "surrogateescape")
-    return any([hmac.compare_digest(given, s.reveal().encode()) for s in secrets])
+    numbers = [
+        number * hmac.compare_digest(given, secret.reveal().encode())
+        for number, secret in enumerate(secrets, 1)
+    ]
+    return max(numbers, default=0)
 
 
 def is_loopback(host: str) -> bool:
@@ -182,7 +225,7 @@ async def _preflight(request: web.Request) -> web.StreamResponse:
         "Access-Control-Request-Headers", "Authorization, Content-Type"
     )
     response.headers["Access-Control-Max-Age"] = PREFLIGHT_S
-    _allow_origin(request, response, access_of(request, match))
+    _allow_origin(request, response, route_of(request, match).access)
     return response
 
 
@@ -200,11 +243,14 @@ def _allow_origin(request: web.Request, response: web.StreamResponse, access: Ac
 
 async def dress(request: web.Request, response: web.StreamResponse) -> None:
     """Give every answer its id and its CORS headers, streams and errors included."""
+    route = route_of(request, request.match_info)
     response.headers["X-Request-Id"] = request_id(request)
+    if route.dialect.id_header:
+        response.headers[route.dialect.id_header] = request_id(request)
     if "Server" in response.headers:
         del response.headers["Server"]
     if "Origin" in request.headers and "Access-Control-Allow-Methods" not in response.headers:
-        _allow_origin(request, response, access_of(request, request.match_info))
+        _allow_origin(request, response, route.access)
         response.headers["Access-Control-Expose-Headers"] = (
             "X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, Server-Timing"
         )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
-from nexus_gateway import chat, json_codec
+from nexus_gateway import json_codec
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.instance import Instance
 from nexus_gateway.pool import Pool
+from nexus_gateway.sending import AttemptFailed, client_session
 from nexus_gateway.settings import Settings
-from nexus_gateway.upstream import AttemptFailed, Upstream, client_session
+from nexus_gateway.upstream import Upstream
 
 PROBE = {
     "messages": [{"role": "user", "content": "ping"}],
@@ -33,7 +35,7 @@ async def probe_all(settings: Settings, pool: Pool) -> list[Result]:
 
 async def _probe(upstream: Upstream, instance: Instance) -> Result:
     begun_s = time.monotonic()
-    request = chat.parse(json_codec.dumps(PROBE))
+    request = CHAT_COMPLETIONS.parse(json_codec.dumps(PROBE), {})
     try:
         stream = await upstream.stream(instance, instance.model, request)
     except AttemptFailed as failed:

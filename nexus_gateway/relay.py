@@ -19,15 +19,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nexus_gateway import json_codec
-from nexus_gateway.chat import ChatRequest
+from nexus_gateway.answer import completion_tokens
 from nexus_gateway.classify import Outcome, Verdict
+from nexus_gateway.dialects.dialect import Request, Whole
 from nexus_gateway.errors import BrokenStream, UpstreamRefused
 from nexus_gateway.instance import Instance
 from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
+from nexus_gateway.sending import AttemptFailed
 from nexus_gateway.settings import Settings
 from nexus_gateway.streams import AnswerStream
-from nexus_gateway.upstream import AttemptFailed, Upstream, Whole
+from nexus_gateway.upstream import Upstream
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -50,6 +52,7 @@ class Report:
         attempts: how many were made, the running one included.
         upstream_ms: the last attempt's time to its first content, its whole answer, its failure.
         total_ms: from the request's arrival to that moment.
+        usage: what was used, in OpenAI's shape; empty when unknown.
         outcome: how it ended.
     """
 
@@ -59,8 +62,13 @@ class Report:
     attempts: int = 0
     upstream_ms: float = 0.0
     total_ms: float = 0.0
-    tokens: int = 0
+    usage: Mapping[str, Any] = field(default_factory=dict)
     outcome: str = "cancelled"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the answer had, 0 when unknown."""
+        return completion_tokens(self.usage) or 0
 
 
 class Sink(Protocol):
@@ -78,7 +86,7 @@ class Sink(Protocol):
     async def fail(self, body: dict[str, Any]) -> None:
         """End the stream with an error event."""
 
-    async def whole(self, report: Report, body: bytes) -> None:
+    async def whole(self, report: Report, answer: Whole) -> None:
         """Send an answer in one piece."""
 
 
@@ -86,7 +94,7 @@ class Sink(Protocol):
 class Errand:
     """One request on its way: what is wanted, of whom, and what was tried so far."""
 
-    request: ChatRequest
+    request: Request
     target: Target
     policy: str
     sink: Sink
@@ -123,7 +131,7 @@ class Relay:
         return Report(self._clock())
 
     async def serve(
-        self, request: ChatRequest, target: Target, policy: str, sink: Sink, report: Report
+        self, request: Request, target: Target, policy: str, sink: Sink, report: Report
     ) -> None:
         """Serve one request.
 
@@ -157,7 +165,8 @@ class Relay:
 
     def _lease(self, errand: Errand) -> Lease:
         made = len(errand.trail.attempts)
-        if made >= self._settings.max_attempts or (made and self._clock() >= errand.deadline_s):
+        over = self._clock() >= errand.deadline_s or not errand.request.replayable
+        if made >= self._settings.max_attempts or (made and over):
             raise self.scheduler.no_candidate(errand.target, errand.trail)
         lease = self.scheduler.lease(errand.target, errand.policy, errand.trail)
         errand.report.instance, errand.report.model = lease.instance, lease.model
@@ -217,8 +226,8 @@ class Relay:
         if isinstance(answer, Whole):
             lease.first_token(report.upstream_ms, self._settings.response_timeout_ms)
             lease.end(_SUCCESS)
-            report.tokens, report.outcome = answer.tokens, "success"
-            await errand.sink.whole(report, answer.body)
+            report.usage, report.outcome = answer.usage, "success"
+            await errand.sink.whole(report, answer)
         else:
             lease.first_token(report.upstream_ms, self._settings.first_token_timeout_ms)
             await self._stream(errand, lease, answer, now_s)
@@ -246,9 +255,8 @@ class Relay:
             await errand.sink.fail(_without_key(broken.body(), lease.instance.key))
         finally:
             try:
-                tokens = answer.tokens()
-                errand.report.tokens, errand.report.outcome = tokens, verdict.outcome.value
-                spent_s = self._clock() - first_s
+                errand.report.usage, errand.report.outcome = answer.used(), verdict.outcome.value
+                tokens, spent_s = errand.report.tokens, self._clock() - first_s
                 fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
                 lease.end(verdict, tokens / spent_s if fit else None)
             finally:

@@ -6,14 +6,16 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
 from nexus_gateway.app import build_app
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers.gateway import GATEWAY
+from nexus_gateway.hooks import Hook
 from nexus_gateway.pool import Pool
+from nexus_gateway.routing import Policy
 from nexus_gateway.settings import Settings
 
 logger = logging.getLogger("nexus_gateway")
@@ -26,19 +28,29 @@ CLOSE_S = 0.5
 GOODBYES_S = 1.5
 
 
-def run(settings: Settings, pool: Pool, announce: Announce) -> int:
+def run(
+    settings: Settings,
+    pool: Pool,
+    announce: Announce,
+    *,
+    policy_by_name: Mapping[str, Policy] | None = None,
+    hooks: Mapping[str, Hook] | None = None,
+) -> int:
     """Serve until a signal ends it.
 
     Args:
         settings: what the owner set.
         pool: the instances.
         announce: told the host and the port once it listens.
+        policy_by_name: the ways to route; None for those that are installed.
+        hooks: what looks at requests, by name.
 
     Returns:
         The exit code: 0 after a drain, 1 when the port can't be had.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(serve(settings, pool, announce))
+        app = build_app(settings, pool, policy_by_name=policy_by_name, hooks=hooks)
+        return runner.run(serve(app, settings, announce))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -50,9 +62,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(settings: Settings, pool: Pool, announce: Announce) -> int:
-    """Serve in the running loop; see `run`."""
-    app = build_app(settings, pool)
+async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
+    """Serve an application in the running loop; see `run`."""
     # A caller who leaves cancels the handler: without it the upstream would run on.
     # A compressed body is refused; aiohttp must not try to unpack it before that.
     runner = web.AppRunner(

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from nexus_gateway import json_codec, sse
-from nexus_gateway.answer import finished, has_content, is_usage_only
+from nexus_gateway.answer import counted, finished, has_content, is_usage_only
 from nexus_gateway.classify import normalise_error
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 
@@ -120,15 +121,14 @@ class Splice:
         self.done = True
         return late + sse.DONE
 
-    def tokens(self) -> int:
-        """Return the completion's tokens: as the upstream counts, else the events with content."""
+    def used(self) -> Mapping[str, Any]:
+        """Return the usage: as the upstream counts, else the events with content as tokens."""
         if self.usage is None and self._usage_block:
             # These events have passed unparsed: what is wrong with them can hurt nobody any more.
             with contextlib.suppress(BrokenStream):
                 for event in sse.split(self._usage_block):
                     self._note_usage(self._parse(event.removeprefix(b"data: ")))
-        counted = (self.usage or {}).get("completion_tokens")
-        return counted if isinstance(counted, int) else self.events
+        return counted(self.usage, self.events)
 
     def _is_plain(self, block: bytes) -> bool:
         events = block.count(_GLUE) + 1

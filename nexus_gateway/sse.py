@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from nexus_gateway import json_codec
 from nexus_gateway.errors import BrokenStream
 
 DONE = b"data: [DONE]\n\n"
@@ -96,3 +98,9 @@ def read(event: bytes) -> Event:
 def frame(data: bytes) -> bytes:
     """Make an event of one line of JSON."""
     return b"data: " + data + b"\n\n"
+
+
+def json_event(value: Any, name: str = "") -> bytes:
+    """Make an event of a JSON value, with an `event:` line where it has a name."""
+    event = frame(json_codec.dumps(value))
+    return f"event: {name}\n".encode() + event if name else event

@@ -1,27 +1,29 @@
 """The two kinds of streamed answer, with one face to the relay.
 
-`PassThrough` carries an OpenAI-compatible upstream's bytes; `Chunked` carries the chunks of a
-Translator or of an InProcess provider. Both are opened up to their first content, then read
-block by block; what goes wrong after that is a BrokenStream.
+`PassThrough` carries the bytes of an upstream that speaks as the caller does; `Chunked` carries
+chunks, of a plugin or of an upstream that speaks another dialect than the caller. Both are opened
+up to their first content, then read block by block; what goes wrong after that is a BrokenStream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 import aiohttp
 
-from nexus_gateway import json_codec, sse
-from nexus_gateway.answer import Chunk, finished, fold, has_content, is_usage_only
+from nexus_gateway.answer import Chunk, counted, finished, fold, has_content
 from nexus_gateway.classify import normalise_error
+from nexus_gateway.dialects.dialect import Passage, Speaker
 from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, TruncatedStream
-from nexus_gateway.splice import Splice
+from nexus_gateway.provider import CannotServe
+from nexus_gateway.receiving import release
 
 logger = logging.getLogger("nexus_gateway")
-LAST_BYTES_S = 0.25
+# What foreign chunks can raise when they are walked: a shape that nobody expected.
+_ODD_CHUNK = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class AnswerStream(Protocol):
@@ -30,8 +32,8 @@ class AnswerStream(Protocol):
     def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events, the held ones first and `[DONE]` last; BrokenStream if it breaks."""
 
-    def tokens(self) -> int:
-        """Return how many tokens the answer had so far, counted or estimated."""
+    def used(self) -> Mapping[str, Any]:
+        """Return what was used so far, counted or estimated, in OpenAI's shape."""
 
     async def close(self) -> None:
         """Let go of the upstream; cuts it off where it has not ended."""
@@ -73,11 +75,11 @@ class IdleWatch:
 
 
 class PassThrough:
-    """An OpenAI-compatible upstream's stream, its bytes passed on."""
+    """The stream of an upstream that speaks as the caller does, its bytes passed on."""
 
-    def __init__(self, response: aiohttp.ClientResponse, splice: Splice, idle_s: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, passage: Passage, idle_s: float) -> None:
         self._response = response
-        self._splice = splice
+        self._passage = passage
         self._idle_s = idle_s
         self._first = b""
 
@@ -87,7 +89,7 @@ class PassThrough:
         Raises:
             BrokenStream: the upstream failed before it.
         """
-        while not self._splice.started and not self._splice.done:
+        while not self._passage.started and not self._passage.done:
             self._first += await self._read()
 
     async def _read(self) -> bytes:
@@ -95,21 +97,21 @@ class PassThrough:
             data = await self._response.content.readany()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TruncatedStream("The upstream's connection broke.") from error
-        return self._splice.feed(data) if data else self._splice.end()
+        return self._passage.feed(data) if data else self._passage.end()
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as they come."""
         yield self._first
         watch = IdleWatch(self._idle_s, self._response.close)
         try:
-            while not self._splice.done:
+            while not self._passage.done:
                 watch.wait()
                 block = await self._read()
                 watch.waiting_since = None
                 if block:
                     yield block
-                if self._splice.broken is not None:
-                    raise self._splice.broken
+                if self._passage.broken is not None:
+                    raise self._passage.broken
         except BrokenStream as broken:
             if watch.expired:
                 raise IdleStream from broken
@@ -117,40 +119,23 @@ class PassThrough:
         finally:
             watch.stop()
 
-    def tokens(self) -> int:
-        """Return the completion's tokens."""
-        return self._splice.tokens()
+    def used(self) -> Mapping[str, Any]:
+        """Return what was used."""
+        return self._passage.used()
 
     async def close(self) -> None:
         """Give the connection back if its answer ended, else close it."""
-        await release(self._response, whole=self._splice.done)
-
-
-async def release(response: aiohttp.ClientResponse, *, whole: bool) -> None:
-    """Let go of a response.
-
-    A whole answer's last bytes may still be on their way after `[DONE]`; waiting a moment for
-    them keeps the connection for the next request.
-    """
-    if whole and not response.content.at_eof():
-        try:
-            async with asyncio.timeout(LAST_BYTES_S):
-                await response.content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            pass
-    if whole and response.content.at_eof():
-        response.release()
-    else:
-        response.close()
+        await release(self._response, whole=self._passage.done)
 
 
 class Chunked:
-    """The chunks of a plugin, framed on their way to the caller.
+    """Chunks, told in the caller's dialect.
 
     Args:
-        chunks: the plugin's async generator.
+        chunks: an async generator.
+        maker: who makes them, for the log: a plugin and its distribution.
         model: what `model` shall say, or None to leave it.
-        usage_wanted: whether the caller asked for the usage chunk.
+        speaker: puts them into the caller's words.
         idle_s: the longest silence between two chunks.
         response: the HTTP answer behind it, None in process.
     """
@@ -158,14 +143,16 @@ class Chunked:
     def __init__(
         self,
         chunks: AsyncIterator[Chunk],
+        maker: str,
         model: str | None,
-        usage_wanted: bool,
+        speaker: Speaker,
         idle_s: float,
         response: aiohttp.ClientResponse | None = None,
     ) -> None:
         self._chunks = chunks
+        self._maker = maker
         self._model = model
-        self._usage_wanted = usage_wanted
+        self._speaker = speaker
         self._idle_s = idle_s
         self._response = response
         self._held: list[Chunk] = []
@@ -197,8 +184,12 @@ class Chunked:
             raise TruncatedStream("The upstream's connection broke.") from error
         except (BrokenStream, asyncio.CancelledError):
             raise
+        except CannotServe as error:
+            if not self._events:
+                raise
+            raise BrokenStream(error.message) from error
         except Exception as error:
-            logger.exception("a provider plugin failed in its stream")
+            logger.exception("the plugin %s failed in its stream", self._maker)
             raise BrokenStream("The provider's plugin failed.") from error
         return self._note(chunk)
 
@@ -229,18 +220,31 @@ class Chunked:
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as the chunks come."""
         async for chunk in self._rest():
-            if self._usage_wanted or not is_usage_only(chunk):
-                yield sse.frame(json_codec.dumps(chunk))
-        yield sse.DONE
+            try:
+                said = self._speaker.say(chunk)
+            except _ODD_CHUNK as error:
+                logger.exception("the chunks of %s make no answer", self._maker)
+                raise BrokenStream("The upstream sent something that is not an answer.") from error
+            if said:
+                yield said
+        yield self._speaker.end()
 
-    async def whole(self) -> bytes:
-        """Read to the end and fold the chunks into one object, as JSON."""
-        return json_codec.dumps(fold([chunk async for chunk in self._rest()]))
+    async def whole(self) -> Chunk:
+        """Read to the end and fold the chunks into one object.
 
-    def tokens(self) -> int:
-        """Return the completion's tokens."""
-        counted = (self._usage or {}).get("completion_tokens")
-        return counted if isinstance(counted, int) else self._events
+        Raises:
+            BrokenStream: it broke, or the chunks make no answer.
+        """
+        chunks = [chunk async for chunk in self._rest()]
+        try:
+            return fold(chunks)
+        except _ODD_CHUNK as error:
+            logger.exception("the chunks of %s make no answer", self._maker)
+            raise BrokenStream("The provider made chunks that are no answer.") from error
+
+    def used(self) -> Mapping[str, Any]:
+        """Return what was used."""
+        return counted(self._usage, self._events)
 
     async def close(self) -> None:
         """End the plugin's generator and let go of its upstream."""
@@ -248,19 +252,6 @@ class Chunked:
             try:
                 await self._chunks.aclose()
             except Exception:
-                logger.exception("a provider plugin failed while its stream was closed")
+                logger.exception("the plugin %s failed while its stream was closed", self._maker)
         if self._response is not None:
             await release(self._response, whole=self._ended and self._finished)
-
-
-async def events(response: aiohttp.ClientResponse) -> AsyncIterator[sse.Event]:
-    """Read a response's events, for a Translator; comments are left out."""
-    framer = sse.Framer()
-    async for data in response.content.iter_any():
-        for event in sse.split(framer.feed(data)):
-            read = sse.read(event)
-            if read.data or read.name:
-                yield read
-    rest = framer.rest().strip(b"\n")
-    if rest:
-        yield sse.read(rest)

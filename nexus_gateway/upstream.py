@@ -1,92 +1,47 @@
 """One attempt at one instance: sent, awaited up to its first content, its failure classified.
 
-The only user of the HTTP client. Nothing here chooses an instance or knows of another attempt.
+Two ways lead to an answer. Where the backend takes the request in the caller's own dialect, the
+bytes go there and back as they are. Else it goes as a chat, to an OpenAI-compatible backend or
+through a plugin's translation, and the answer's chunks are told in the caller's dialect.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import aiohttp
 
-from nexus_gateway import __version__, json_codec
-from nexus_gateway.answer import Answer
-from nexus_gateway.chat import ChatRequest
-from nexus_gateway.classify import Outcome, Verdict, classify
-from nexus_gateway.errors import BrokenStream
+from nexus_gateway import json_codec
+from nexus_gateway.answer import Answer, Chunk
+from nexus_gateway.classify import Outcome, Verdict, normalise_error
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.dialect import CHAT, NotAnAnswer, Pieces, Request, Whole
+from nexus_gateway.errors import BrokenStream, error_object
 from nexus_gateway.instance import Instance
-from nexus_gateway.provider import Call, HttpRequest, InProcess, Translator
+from nexus_gateway.provider import (
+    Call,
+    CannotServe,
+    HttpRequest,
+    InProcess,
+    Provider,
+    Translator,
+)
+from nexus_gateway.receiving import chat_chunks, events
+from nexus_gateway.sending import AttemptFailed, failure, read_whole, send
 from nexus_gateway.settings import Settings
-from nexus_gateway.splice import Splice, set_model
-from nexus_gateway.streams import AnswerStream, Chunked, PassThrough, events, release
+from nexus_gateway.streams import AnswerStream, Chunked, PassThrough
 
 logger = logging.getLogger("nexus_gateway")
 
-CONNECT_TIMEOUT_S = 3.0
-KEEP_CONNECTION_S = 30.0
-READ_BUFFER = 256 * 1024
-LARGE_BODY = 512 * 1024
-LONGEST_ERROR = 64 * 1024
-LONGEST_WHOLE = 16 * 1024 * 1024
+JSON = "application/json"
 # Some servers leave the type out, or call a stream plain text; HTML and JSON are never one.
 _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
-
-
-class AttemptFailed(Exception):
-    """An attempt that brought no answer.
-
-    Args:
-        verdict: why, and what it means.
-    """
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.reason)
-        self.verdict = verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """An answer in one piece.
-
-    Args:
-        body: the JSON object as bytes.
-        tokens: the completion's tokens, 0 when unknown.
-    """
-
-    body: bytes
-    tokens: int
-
-
-def _failure(reason: str) -> AttemptFailed:
-    return AttemptFailed(Verdict(Outcome.FAILURE, reason))
-
-
-@asynccontextmanager
-async def client_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open the HTTP client that all attempts share.
-
-    No limit on connections (a stream holds one for minutes), no total timeout (streams are
-    bounded by silence, not by length), no cookies, no proxies from the environment.
-    """
-    connector = aiohttp.TCPConnector(
-        limit=0, ttl_dns_cache=300, keepalive_timeout=KEEP_CONNECTION_S
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"},
-        read_bufsize=READ_BUFFER,
-        trust_env=False,
-    ) as session:
-        yield session
 
 
 class Upstream:
@@ -103,7 +58,7 @@ class Upstream:
         self._idle_s = settings.idle_timeout_ms / 1000
         self._names_instance = settings.response_model == "instance"
 
-    async def stream(self, instance: Instance, model: str, request: ChatRequest) -> AnswerStream:
+    async def stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
         """Attempt a streamed answer; returns when its first content is in hand.
 
         Raises:
@@ -114,10 +69,10 @@ class Upstream:
                 return await self._stream(instance, model, request)
         except TimeoutError:
             limit_ms = round(self._first_token_s * 1000)
-            raise _failure(f"no first token in {limit_ms} ms") from None
+            raise failure(f"no first token in {limit_ms} ms") from None
 
     async def whole(
-        self, instance: Instance, model: str, request: ChatRequest, limit_s: float
+        self, instance: Instance, model: str, request: Request, limit_s: float
     ) -> Whole:
         """Attempt an answer in one piece, within `limit_s`.
 
@@ -126,154 +81,165 @@ class Upstream:
         """
         try:
             async with asyncio.timeout(limit_s):
-                if isinstance(instance.provider, (Translator, InProcess)):
-                    return await self._folded(instance, model, request)
-                return await self._object(instance, model, request)
+                return await self._whole(instance, model, request)
         except TimeoutError:
-            raise _failure(f"no answer in {round(limit_s * 1000)} ms") from None
+            raise failure(f"no answer in {round(limit_s * 1000)} ms") from None
+        except NotAnAnswer as error:
+            raise failure(str(error)) from error
 
     def _label(self, instance: Instance) -> str | None:
         return instance.name if self._names_instance else None
 
-    async def _stream(self, instance: Instance, model: str, request: ChatRequest) -> AnswerStream:
+    async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
         stream: PassThrough | Chunked
-        if isinstance(instance.provider, (Translator, InProcess)):
-            stream = await self._chunked(instance, model, request)
+        if request.goes_as_it_is(instance.provider.endpoints):
+            response = await self._expect_stream(instance, _as_it_is(instance, model, request))
+            passage = request.dialect.passage(request, self._label(instance))
+            stream = PassThrough(response, passage, self._idle_s)
         else:
-            response = await self._send(instance, self._plain(instance, model, request))
-            await _expect_stream(response)
-            splice = Splice(self._label(instance), request.usage_wanted)
-            stream = PassThrough(response, splice, self._idle_s)
+            stream = await self._chunked(instance, model, request)
         try:
             await stream.open()
         except BrokenStream as broken:
             await stream.close()
-            raise _failure(_reason(broken)) from broken
+            raise failure(_reason(broken)) from broken
+        except CannotServe as error:
+            await stream.close()
+            raise AttemptFailed(_refusal(error)) from error
         except BaseException:
             await stream.close()
             raise
         return stream
 
-    async def _folded(self, instance: Instance, model: str, request: ChatRequest) -> Whole:
+    async def _whole(self, instance: Instance, model: str, request: Request) -> Whole:
+        dialect = request.dialect
+        label = self._label(instance)
+        if request.goes_as_it_is(instance.provider.endpoints):
+            response = await send(self._session, instance, _as_it_is(instance, model, request))
+            body = await read_whole(response, dialect.longest_answer)
+            return dialect.own_whole(request, body, response.content_type, label)
+        if isinstance(instance.provider, (Translator, InProcess)):
+            return await self._folded(instance, model, request)
+        response = await send(self._session, instance, _as_chat(instance, model, request))
+        body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
+        read = CHAT_COMPLETIONS.own_whole(request, body, response.content_type, label)
+        return _told(request, json_codec.loads(read.body), read.usage)
+
+    async def _folded(self, instance: Instance, model: str, request: Request) -> Whole:
         stream = await self.stream(instance, model, request)
         assert isinstance(stream, Chunked)
         try:
-            return Whole(await stream.whole(), stream.tokens())
+            return _told(request, await stream.whole(), stream.used())
         except BrokenStream as broken:
-            raise _failure(_reason(broken)) from broken
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            logger.exception("the chunks of %s make no answer", instance.provider_name)
-            raise _failure("made chunks that are no answer") from error
+            raise failure(_reason(broken)) from broken
         finally:
             await stream.close()
 
-    async def _object(self, instance: Instance, model: str, request: ChatRequest) -> Whole:
-        response = await self._send(instance, self._plain(instance, model, request))
-        read = False
-        try:
-            body = await _read(response, LONGEST_WHOLE)
-            read = len(body) < LONGEST_WHOLE
-        finally:
-            await release(response, whole=read)
-        answer = _parse_answer(body)
-        usage = answer.get("usage")
-        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else 0
+    async def _chunked(self, instance: Instance, model: str, request: Request) -> Chunked:
         label = self._label(instance)
-        label_json = None if label is None else json_codec.dumps(label)
-        return Whole(set_model(body, label_json), tokens if isinstance(tokens, int) else 0)
+        response, chunks = await self._chunks(instance, model, request, label or model)
+        speaker = request.dialect.speaker(request)
+        return Chunked(chunks, instance.plugin, label, speaker, self._idle_s, response)
 
-    def _plain(self, instance: Instance, model: str, request: ChatRequest) -> HttpRequest:
-        """Make the request for a backend that speaks OpenAI: the caller's own bytes."""
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream" if request.stream else "application/json",
-            **instance.provider.headers,
-            **instance.provider.authorize(instance.key),
-        }
-        url = instance.base_url + "/chat/completions"
-        return HttpRequest(url, request.encode(model), headers)
-
-    async def _chunked(self, instance: Instance, model: str, request: ChatRequest) -> Chunked:
+    async def _chunks(
+        self, instance: Instance, model: str, request: Request, shown: str
+    ) -> tuple[aiohttp.ClientResponse | None, AsyncIterator[Chunk]]:
+        """Ask for a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
-        call = Call(request.chat(model, stream=True), instance.key, instance.base_url)
-        label = self._label(instance)
-        answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), label or model)
-        response = None
-        try:
-            if isinstance(provider, Translator):
-                response = await self._send(instance, provider.encode(call))
-                chunks = provider.stream(events(response), answer)
-            else:
-                assert isinstance(provider, InProcess)
-                chunks = provider.generate(call, answer)
-        except AttemptFailed:
-            raise
-        except Exception as error:
-            logger.exception("the plugin %s failed on a request", instance.provider_name)
-            raise _failure("the provider's plugin failed") from error
-        return Chunked(chunks, label, request.usage_wanted, self._idle_s, response)
+        if not isinstance(provider, (Translator, InProcess)):
+            http = _as_chat(instance, model, request)
+            response = await self._expect_stream(instance, http)
+            return response, chat_chunks(response)
+        answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
+        call = Call(_chat_of(request, model, stream=True), instance.account)
+        with _plugin_at_work(instance):
+            if isinstance(provider, InProcess):
+                return None, provider.generate(call, answer)
+            http = provider.encode(call)
+        response = await send(self._session, instance, http)
+        with _plugin_at_work(instance):
+            return response, provider.stream(events(response), answer)
 
-    async def _send(self, instance: Instance, http: HttpRequest) -> aiohttp.ClientResponse:
-        """Send the request and wait for the answer's head; anything but 2xx is a failure."""
-        try:
-            # In one piece a large body would be copied, and block the loop, all at once.
-            data = http.body if len(http.body) <= LARGE_BODY else io.BytesIO(http.body)
-            response = await self._session.post(
-                http.url, data=data, headers=http.headers, allow_redirects=False
-            )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _failure(_connection_reason(error)) from error
-        if 200 <= response.status < 300:
-            return response
-        try:
-            body = await _read(response, LONGEST_ERROR)
-        except AttemptFailed:
-            body = b""
-        finally:
+    async def _expect_stream(self, instance: Instance, http: HttpRequest) -> aiohttp.ClientResponse:
+        response = await send(self._session, instance, http)
+        if response.content_type not in _STREAM_TYPES:
             response.close()
-        raise AttemptFailed(_judge(instance, response, body))
+            raise failure("answered with something that is no stream")
+        return response
 
 
-def _judge(instance: Instance, response: aiohttp.ClientResponse, body: bytes) -> Verdict:
-    """Let the provider judge first, then the table."""
+@contextmanager
+def _plugin_at_work(instance: Instance) -> Iterator[None]:
+    """Turn what a plugin's code raises into a failed attempt; the traceback stays in the log."""
     try:
-        verdict = instance.provider.read_failure(response.status, response.headers, body)
-    except Exception:
-        logger.exception("the plugin %s failed to read a failure", instance.provider_name)
-        verdict = None
-    return verdict or classify(response.status, response.headers, body, time.time())
+        yield
+    except CannotServe as error:
+        raise AttemptFailed(_refusal(error)) from error
+    except Exception as error:
+        logger.exception("the plugin %s failed on a request", instance.plugin)
+        raise failure("the provider's plugin failed") from error
 
 
-async def _expect_stream(response: aiohttp.ClientResponse) -> None:
-    if response.content_type not in _STREAM_TYPES:
-        response.close()
-        raise _failure("answered with something that is no stream")
+def _refusal(error: CannotServe) -> Verdict:
+    body = error_object(error.message, kind="invalid_request_error", param=error.param)
+    return Verdict(Outcome.REFUSED, "cannot serve this", 400, error=normalise_error(body["error"]))
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Read a body up to a limit."""
-    parts: list[bytes] = []
-    size = 0
+def _chat_of(request: Request, model: str, *, stream: bool) -> dict[str, Any]:
+    assert request.chat is not None
+    return request.chat.with_model(model, stream=stream)
+
+
+def _told(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> Whole:
+    """Put a whole chat completion into the caller's dialect."""
     try:
-        while size < limit and (part := await response.content.readany()):
-            parts.append(part)
-            size += len(part)
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise _failure("cut its answer off") from error
-    return b"".join(parts)[:limit]
+        return Whole(json_codec.dumps(request.dialect.whole(request, completion)), usage)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise failure("sent something that is not an answer") from error
 
 
-def _parse_answer(body: bytes) -> dict[str, object]:
-    """Check that a 200 is an answer at all."""
-    try:
-        answer = json_codec.loads(body)
-    except json_codec.JSONError:
-        raise _failure("answered with something that is not JSON") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-        raise _failure("answered 200 without an answer")
-    if answer.get("error"):
-        raise _failure("answered 200 with an error")
-    return answer
+def _as_it_is(instance: Instance, model: str, request: Request) -> HttpRequest:
+    """Make the request for a backend that takes the caller's own dialect."""
+    if request.dialect.endpoint == CHAT:
+        return _as_chat(instance, model, request)
+    body = request.own.encode(model)
+    more = {"Content-Type": request.own.content_type, **request.headers}
+    if isinstance(body, Pieces) and body.length is not None:
+        more["Content-Length"] = str(body.length)
+    return _http(instance, model, request.dialect.endpoint, request.stream, body, more)
+
+
+def _as_chat(instance: Instance, model: str, request: Request) -> HttpRequest:
+    """Make the request for a backend that speaks OpenAI: the caller's bytes, or mended ones."""
+    assert request.chat is not None
+    provider = instance.provider
+    body = request.chat.encode(model)
+    if type(provider).prepare is not Provider.prepare:
+        with _plugin_at_work(instance):
+            chat = _chat_of(request, model, stream=request.stream)
+            mended = provider.prepare(chat)
+            if mended is not None and mended is not chat:
+                body = json_codec.dumps(mended)
+    return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
+
+
+def _http(
+    instance: Instance,
+    model: str,
+    endpoint: str,
+    stream: bool,
+    body: bytes | AsyncIterable[bytes],
+    more: Mapping[str, str],
+) -> HttpRequest:
+    provider = instance.provider
+    with _plugin_at_work(instance):
+        headers = {
+            "Accept": "text/event-stream" if stream else JSON,
+            **provider.headers,
+            **more,
+            **provider.authorize(instance.key),
+        }
+        return HttpRequest(provider.url(instance.account, endpoint, model), body, headers)
 
 
 def _reason(broken: BrokenStream) -> str:
@@ -283,17 +249,3 @@ def _reason(broken: BrokenStream) -> str:
         "ErrorEvent": "sent an error instead of an answer",
         "IdleStream": "fell silent",
     }.get(type(broken).__name__, "sent something that is not an answer")
-
-
-def _connection_reason(error: Exception) -> str:
-    """Say what went wrong below HTTP, in our words: an exception's own may hold a URL."""
-    kinds: list[tuple[type[Exception], str]] = [
-        (aiohttp.ClientConnectorDNSError, "its host name was not found"),
-        (aiohttp.ClientSSLError, "TLS failed"),
-        (aiohttp.ConnectionTimeoutError, "could not be reached in time"),
-        (aiohttp.ClientConnectorError, "refused the connection"),
-        (aiohttp.ServerDisconnectedError, "closed the connection"),
-        (aiohttp.ClientOSError, "reset the connection"),
-        (aiohttp.InvalidURL, "its base URL is not valid"),
-    ]
-    return next((words for kind, words in kinds if isinstance(error, kind)), "broke HTTP's rules")

@@ -13,10 +13,21 @@ from plugin_points import Acme, Demo, point
 
 from nexus_gateway import __version__, cli, probe, server
 from nexus_gateway.cli import main
+from nexus_gateway.hooks import Hook
 from nexus_gateway.settings import Settings
 
 KEY = "canary-0123456789"
 POINTS = (point("acme", Acme), point("demo", Demo), point("bad", ImportError("gone")))
+
+
+def install(monkeypatch, *points, group="nexus_gateway.providers"):
+    """Make entry points of a group those that are installed."""
+    found = metadata.entry_points
+
+    def entry_points(**about):
+        return points if about["group"] == group else found(**about)
+
+    monkeypatch.setattr(metadata, "entry_points", entry_points)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +37,7 @@ def machine(monkeypatch, tmp_path):
         if not name.startswith(("PYTEST", "COV")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metadata, "entry_points", lambda **_: POINTS)
+    install(monkeypatch, *POINTS)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -40,7 +51,7 @@ def served(monkeypatch) -> list[Settings]:
     """Servers that would have run; each announces itself."""
     runs: list[Settings] = []
 
-    def run(settings, pool, announce):
+    def run(settings, pool, announce, **plugins):
         runs.append(settings)
         announce(settings.host, settings.port)
         return 0
@@ -151,7 +162,7 @@ def test_the_command_to_paste_has_the_callers_key_by_name(served, monkeypatch, c
 
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_nothing_to_serve_with_is_one_line(command, served, monkeypatch, capsys):
-    monkeypatch.setattr(metadata, "entry_points", lambda **_: POINTS[:1])
+    install(monkeypatch, *POINTS[:1])
 
     assert main([command]) == 2
     assert served == []
@@ -197,3 +208,31 @@ def test_an_env_file_that_cannot_be_read_is_said_so(tmp_path, monkeypatch, capsy
     for file in ("missing.env", "odd.env"):
         assert main(["providers", "--env-file", file]) == 2
         assert file in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_gateway_that_would_ask_itself_does_not_start(host, served, monkeypatch, capsys):
+    monkeypatch.setenv("ACME_KEY_1", KEY)
+    monkeypatch.setenv("ACME_BASE_URL", f"http://{host}:3000/v1")
+
+    assert main(["serve"]) == 2
+    assert "ACME_BASE_URL is the gateway's own address" in told(capsys)
+    assert main(["serve", "--port", "3001"]) == 0
+    assert len(served) == 1
+
+
+def test_a_hook_that_cannot_be_loaded_stops_the_start(served, monkeypatch, capsys):
+    install(monkeypatch, point("guard", ImportError("gone")), group="nexus_gateway.hooks")
+
+    assert main(["serve"]) == 2
+    assert served == []
+    assert "the hook guard (nexus-acme 0.1, nexus_acme:Cls): it failed to load" in told(capsys)
+
+
+def test_policies_and_hooks_are_listed(monkeypatch, capsys):
+    install(monkeypatch, point("guard", Hook), group="nexus_gateway.hooks")
+
+    assert main(["providers"]) == 0
+    listed = told(capsys)
+    for text in ("round-robin", "nexus_gateway.routing:RoundRobin", "guard", "nexus-acme 0.1"):
+        assert text in listed

@@ -113,9 +113,9 @@ def test_tokens_are_the_upstreams_count_or_the_events() -> None:
     splice = Splice("Me", False)
     for _ in range(3):
         splice.feed(framed(ANSWER.text("a")))
-    assert splice.tokens() == 3
+    assert splice.used()["completion_tokens"] == 3
     splice.feed(framed({**ANSWER.text("b"), "usage": {"completion_tokens": 9}}))
-    assert splice.tokens() == 9
+    assert splice.used()["completion_tokens"] == 9
 
 
 def test_an_error_event_before_content_raises_and_later_keeps_the_good_part() -> None:

@@ -38,7 +38,7 @@ def pool() -> Pool:
     ],
 )
 def test_a_model_finds_its_instances(pool, model, names, asked):
-    target = resolve(pool, model, images=True, strict=False)
+    target = resolve(pool.instances, model, images=True, strict=False)
 
     assert names == [i.name for i in target.instances]
     assert (asked, True) == (target.model, target.images)
@@ -47,7 +47,7 @@ def test_a_model_finds_its_instances(pool, model, names, asked):
 @pytest.mark.parametrize("model", ["gpt-4o", "nobody/gpt-4o", "acme/"])
 def test_strictly_an_unknown_model_is_not_found(pool, model):
     with pytest.raises(NotFound, match="acme-1") as caught:
-        resolve(pool, model, images=False, strict=True)
+        resolve(pool.instances, model, images=False, strict=True)
 
     assert (
         caught.value.code,

@@ -6,17 +6,29 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypedDict
+from urllib.parse import urlsplit
 
 from nexus_gateway import __version__, log, server
 from nexus_gateway.cli import WRONG_SETTINGS, environment, main
 from nexus_gateway.cli.table import table
 from nexus_gateway.errors import ConfigError
+from nexus_gateway.hooks import Hook, hooks
+from nexus_gateway.instance import Instance
 from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.pool import DEMO, Pool, build_pool
 from nexus_gateway.registry import prefix
+from nexus_gateway.routing import Policy, policies
 from nexus_gateway.settings import Settings
+
+
+class Extras(TypedDict):
+    """What is installed beside providers, by name."""
+
+    policy_by_name: Mapping[str, Policy]
+    hooks: Mapping[str, Hook]
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -25,6 +37,7 @@ def serve(arguments: argparse.Namespace) -> int:
     flags = {"HOST": arguments.host, "PORT": arguments.port, "LOG_LEVEL": arguments.log_level}
     env |= {name: value for name, value in flags.items() if value is not None}
     settings, pool = configure(env, demo=arguments.demo)
+    plugins = _policies_and_hooks(pool)
     if not pool.instances:
         wanted = "set a key such as GROQ_KEY_1, or --demo"
         print(f"nexus-gateway: no provider is usable: {wanted}.", file=sys.stderr)
@@ -37,7 +50,21 @@ def serve(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(OSError, ValueError):
             print("\n".join(screen(settings, pool, host, port)), file=sys.stderr, flush=True)
 
-    return server.run(settings, pool, announce)
+    return server.run(settings, pool, announce, **plugins)
+
+
+def _policies_and_hooks(pool: Pool) -> Extras:
+    """Load what is installed beside providers; a policy may be left out, a hook may not.
+
+    Raises:
+        ConfigError: a hook cannot be used.
+    """
+    made_policies, found_policies = policies()
+    made_hooks, found_hooks = hooks()
+    pool.problems += found_policies.problems
+    if found_hooks.problems:
+        raise ConfigError([f"the {p}; mend it or uninstall it." for p in found_hooks.problems])
+    return {"policy_by_name": made_policies, "hooks": made_hooks}
 
 
 def configure(env: dict[str, str], *, demo: bool) -> tuple[Settings, Pool]:
@@ -56,9 +83,27 @@ def configure(env: dict[str, str], *, demo: bool) -> tuple[Settings, Pool]:
         pool = build_pool(env, time.monotonic, demo=demo)
     except ConfigError as error:
         problems += error.problems
+    problems += _own_addresses(settings, pool)
     if problems:
         raise ConfigError(problems)
     return settings, pool
+
+
+def _own_addresses(settings: Settings, pool: Pool) -> Iterator[str]:
+    """Tell which instances would ask this very gateway: each request would go round for ever.
+
+    Easily done: a shell that sends its clients here by OPENAI_BASE_URL sends us here as well.
+    """
+    for name in dict.fromkeys(i.provider_name for i in pool.instances if _is_own(i, settings)):
+        variable = f"{prefix(name)}_BASE_URL"
+        yield f"{variable} is the gateway's own address; unset it for the gateway."
+
+
+def _is_own(instance: Instance, settings: Settings) -> bool:
+    parts = urlsplit(instance.account.base_url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    hosts = {settings.host, "localhost", "127.0.0.1", "::1"}
+    return port == settings.port and parts.hostname in hosts
 
 
 def screen(settings: Settings, pool: Pool, host: str, port: int) -> Iterator[str]:
@@ -85,14 +130,13 @@ def screen(settings: Settings, pool: Pool, host: str, port: int) -> Iterator[str
 def _missing(pool: Pool) -> Iterator[str]:
     """Say what could be live and is not."""
     present = {i.provider_name for i in pool.instances}
-    absent = [p for p in pool.plugins if p.name not in present and p.name != DEMO]
-    if absent:
-        wanted = ", ".join(f"{prefix(p.name)}_KEY_1" for p in absent)
-        yield f"  without a key: {', '.join(p.cls.title for p in absent)} (set {wanted})"
+    loaded = [p.name for p in pool.plugins if p.name not in present and p.name != DEMO]
+    if absent := [*pool.idle, *loaded]:
+        yield f"  without a key: {', '.join(absent)} (set {prefix(absent[0])}_KEY_1 or its like)"
     if present == {DEMO}:
         yield "  no key is set: the demo answers, and no model is asked"
     for problem in pool.problems:
-        yield f"  left out: {problem.name} of {problem.distribution}: {problem.reason}"
+        yield f"  left out: {problem}"
 
 
 def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[str]:
@@ -137,7 +181,7 @@ def reload(arguments: argparse.Namespace) -> int:
 
 def _plugin_folders() -> list[Path]:
     """Return where the installed plugins' code lies."""
-    from nexus_gateway.registry import discover
+    from nexus_gateway.registry import PROVIDERS, discover
 
-    modules = {sys.modules[plugin.cls.__module__] for plugin in discover()[0]}
+    modules = {sys.modules[plugin.cls.__module__] for plugin in discover(PROVIDERS).plugins}
     return sorted({Path(m.__file__).resolve().parent for m in modules if m.__file__})

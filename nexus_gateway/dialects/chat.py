@@ -1,98 +1,123 @@
-"""A caller's chat completion: parsed once, checked for what the gateway itself reads.
-
-Whatever else the body holds passes through. The parts that change from attempt to attempt
-(`model`, `stream`) are written in front of the rest, which is encoded once.
-"""
+"""OpenAI's chat completions: the inner form, and the dialect of `POST /v1/chat/completions`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
-from nexus_gateway import json_codec
+from nexus_gateway import json_codec, sse
+from nexus_gateway.answer import Chunk, is_usage_only
+from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
+from nexus_gateway.dialects.dialect import CHAT, Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.splice import Splice, set_model
 
-# Fields by which a body has chosen other gateways' upstream or key; they never travel on.
-_NEVER_SENT = frozenset({"model", "stream", "api_base", "base_url", "api_key"})
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """What the caller asked for.
+class ChatSpeaker:
+    """Tells chunks as they are.
 
     Args:
-        body: the body as parsed.
-        model: the model asked for, None when absent.
-        stream: whether the answer is streamed.
-        images: whether a message holds an image.
+        usage_wanted: whether the caller asked for the usage chunk.
     """
 
-    body: Mapping[str, Any] = field(repr=False)
-    model: str | None
-    stream: bool
-    images: bool
+    def __init__(self, usage_wanted: bool) -> None:
+        self._usage_wanted = usage_wanted
 
-    @property
-    def usage_wanted(self) -> bool:
-        """Whether the caller asked for the usage chunk."""
-        options = self.body.get("stream_options")
-        return isinstance(options, dict) and options.get("include_usage") is True
+    def say(self, chunk: Chunk) -> bytes:
+        """Return a chunk's event; none for usage that nobody asked for."""
+        if is_usage_only(chunk) and not self._usage_wanted:
+            return b""
+        return sse.json_event(chunk)
 
-    @cached_property
-    def _rest(self) -> dict[str, Any]:
-        return {k: v for k, v in self.body.items() if k not in _NEVER_SENT}
-
-    @cached_property
-    def _encoded_rest(self) -> bytes:
-        return json_codec.dumps(self._rest)
-
-    def chat(self, model: str, stream: bool) -> dict[str, Any]:
-        """Return the body as a provider shall see it."""
-        return {"model": model, "stream": stream, **self._rest}
-
-    def encode(self, model: str) -> bytes:
-        """Return the body as bytes, for an upstream that speaks OpenAI."""
-        head = b'{"model":' + json_codec.dumps(model)
-        return (
-            head
-            + (b',"stream":true,' if self.stream else b',"stream":false,')
-            + self._encoded_rest[1:]
-        )
+    def end(self) -> bytes:
+        """Return `[DONE]`."""
+        return sse.DONE
 
 
-def parse(data: bytes) -> ChatRequest:
-    """Parse and check a body.
+class ChatCompletions(Dialect):
+    """The inner form itself: nothing is translated."""
+
+    endpoint = CHAT
+
+    def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
+        """Check what the gateway itself reads; every other field passes."""
+        fields = parse_object(data)
+        model = optional(fields, "model", str, "a string")
+        stream = optional(fields, "stream", bool, "true or false")
+        optional(fields, "stream_options", dict, "an object")
+        images = check_messages(fields.get("messages"))
+        streamed = stream if stream is not None else model is None
+        body = sendable(Body(fields, streamed), model)
+        return Request(self, model, streamed, body, body, images)
+
+    def own_whole(
+        self, request: Request, body: bytes, content_type: str, label: str | None
+    ) -> Whole:
+        """Check a chat completion and set its `model`."""
+        answer = answered(body)
+        if not isinstance(answer.get("choices"), list):
+            raise NotAnAnswer("answered 200 without an answer")
+        return Whole(labelled(body, label), usage_in(answer))
+
+    def passage(self, request: Request, label: str | None) -> Splice:
+        """Return the way through for a stream of chunks."""
+        return Splice(label, usage_wanted(request))
+
+    def whole(self, request: Request, completion: Chunk) -> Chunk:
+        """Return the completion."""
+        return completion
+
+    def speaker(self, request: Request) -> ChatSpeaker:
+        """Return what tells the chunks as they are."""
+        return ChatSpeaker(usage_wanted(request))
+
+
+def usage_wanted(request: Request) -> bool:
+    """Tell whether the caller asked for the usage chunk."""
+    options = request.chat.fields.get("stream_options") if request.chat else None
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def answered(body: bytes) -> dict[str, Any]:
+    """Parse the body of a 200.
 
     Raises:
-        InvalidRequest: it cannot be served; the message says what is wrong and where.
+        NotAnAnswer: it is no JSON object, or an error.
     """
     try:
-        body = json_codec.loads_exact(data)
-    except json_codec.JSONError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
-    if not isinstance(body, dict):
-        raise InvalidRequest(f"The body must be a JSON object, not {_kind(body)}.")
-    model = _optional(body, "model", str, "a string")
-    stream = _optional(body, "stream", bool, "true or false")
-    _optional(body, "stream_options", dict, "an object")
-    images = _check_messages(body.get("messages"))
-    request = ChatRequest(body, model, stream if stream is not None else model is None, images)
-    try:
-        request.encode(model or "")  # what cannot be sent on is said before any attempt
-    except json_codec.JSONError as error:
-        raise InvalidRequest(f"The body cannot be sent on: {error}.") from error
-    return request
+        answer = json_codec.loads(body)
+    except json_codec.JSONError:
+        raise NotAnAnswer("answered with something that is not JSON") from None
+    if not isinstance(answer, dict):
+        raise NotAnAnswer("answered 200 without an answer")
+    if answer.get("error"):
+        raise NotAnAnswer("answered 200 with an error")
+    return answer
 
 
-def _check_messages(messages: object) -> bool:
-    """Check the messages; tell whether one holds an image."""
+def usage_in(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an answer's usage, empty where it has none."""
+    usage = answer.get("usage")
+    return usage if isinstance(usage, dict) else {}
+
+
+def labelled(body: bytes, label: str | None) -> bytes:
+    """Return a JSON object's bytes with the instance's name as its `model`."""
+    return set_model(body, None if label is None else json_codec.dumps(label))
+
+
+def check_messages(messages: object) -> bool:
+    """Check a chat's messages; tell whether one holds an image.
+
+    Raises:
+        InvalidRequest: they are no messages.
+    """
     if messages is None:
         raise InvalidRequest("The field `messages` is missing.", param="messages")
     if not isinstance(messages, list):
-        _refuse("messages", "an array", messages)
+        refuse("messages", "an array", messages)
     if not messages:
         raise InvalidRequest("`messages` must not be empty.", param="messages")
     return any([_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)])
@@ -100,32 +125,18 @@ def _check_messages(messages: object) -> bool:
 
 def _check_message(where: str, message: object) -> bool:
     if not isinstance(message, dict):
-        _refuse(where, "an object", message)
+        refuse(where, "an object", message)
     if not isinstance(message.get("role"), str):
-        _refuse(f"{where}.role", "a string", message.get("role"))
+        refuse(f"{where}.role", "a string", message.get("role"))
     content = message.get("content")
     if content is None or isinstance(content, str):
         return False
     if not isinstance(content, list):
-        _refuse(f"{where}.content", "a string, an array of parts or null", content)
+        refuse(f"{where}.content", "a string, an array of parts or null", content)
     for i, part in enumerate(content):
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            _refuse(f"{where}.content[{i}]", "an object with a `type`", part)
+            refuse(f"{where}.content[{i}]", "an object with a `type`", part)
     return any(part["type"] in _IMAGE_PARTS for part in content)
 
 
-def _optional(body: Mapping[str, Any], name: str, kind: type, words: str) -> Any:
-    value = body.get(name)
-    if value is not None and not isinstance(value, kind):
-        _refuse(name, words, value)
-    return value
-
-
-def _refuse(where: str, words: str, value: object) -> NoReturn:
-    raise InvalidRequest(f"`{where}` must be {words}, not {_kind(value)}.", param=where)
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
-    names |= {int: "a number", float: "a number", type(None): "null"}
-    return names[type(value)]
+CHAT_COMPLETIONS = ChatCompletions()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from aiohttp import web
 from nexus_gateway import json_codec
 from nexus_gateway.drain import Drain
 from nexus_gateway.errors import InvalidRequest, TooLarge, UnsupportedMedia
+from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
 from nexus_gateway.scheduler import Scheduler
@@ -19,6 +21,7 @@ from nexus_gateway.settings import Settings
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = web.RequestKey("request_id", str)
+CALLER = web.RequestKey("caller", str)
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class Gateway:
     pool: Pool
     scheduler: Scheduler
     drain: Drain
+    hooks: HookChain | None = None
     relay: Relay | None = None
 
 
@@ -38,6 +42,12 @@ GATEWAY = web.AppKey("gateway", Gateway)
 def gateway_of(request: web.Request) -> Gateway:
     """Return the gateway that serves a request."""
     return request.config_dict[GATEWAY]
+
+
+def caller_of(request: web.BaseRequest) -> str:
+    """Return which gateway key a request came with: `key-2`, or "" where none was needed."""
+    found: str = request.get(CALLER, "")
+    return found
 
 
 def request_id(request: web.BaseRequest) -> str:
@@ -57,16 +67,46 @@ async def read_body(request: web.Request) -> bytes:
         TooLarge: it is longer than MAX_BODY_MB; told before reading where the length is declared.
         UnsupportedMedia: it is compressed.
     """
+    too_large = _check_head(request)
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_large from None
+
+
+class BodyPieces:
+    """A request's body piece by piece; raises as `read_body`, in its midst where need be.
+
+    Not a generator: whoever is cancelled while reading has not used it up for the next one.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._too_large = _check_head(request)
+        self._content = request.content
+        self._left = gateway_of(request).settings.max_body_mb * 1024 * 1024
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self._content.readany()
+        if not piece:
+            raise StopAsyncIteration
+        self._left -= len(piece)
+        if self._left < 0:
+            raise self._too_large
+        return piece
+
+
+def _check_head(request: web.Request) -> TooLarge:
+    """Refuse a body by what its head says; return the error for one that turns out too large."""
     limit_mb = gateway_of(request).settings.max_body_mb
     too_large = TooLarge(f"The body is larger than {limit_mb} MB (MAX_BODY_MB).")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
     if (request.content_length or 0) > limit_mb * 1024 * 1024:
         raise too_large
-    try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large from None
+    return too_large
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:

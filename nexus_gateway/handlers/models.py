@@ -6,11 +6,13 @@ from typing import Any
 
 from aiohttp import web
 
+from nexus_gateway.dialects.dialect import ANY_MODEL
 from nexus_gateway.errors import NotFound
 from nexus_gateway.handlers.gateway import gateway_of, json_response
 from nexus_gateway.instance import Instance
 from nexus_gateway.pool import Pool
-from nexus_gateway.targets import ANY_MODEL, resolve
+from nexus_gateway.provider import CHAT
+from nexus_gateway.targets import resolve
 
 _ANY = "auto"
 
@@ -24,6 +26,7 @@ def _entry(id: str, owner: str, instances: list[Instance], model: str | None) ->
         "object": "model",
         "created": 0,
         "owned_by": owner,
+        "kind": found[0].kind if found else CHAT,
         "context_window": max((m.context for m in found), default=0) or None,
         "modalities": ["text", "image"] if takes_images else ["text"],
         "instances": [i.name for i in instances],
@@ -56,7 +59,7 @@ async def retrieve_model(request: web.Request) -> web.Response:
     if entry is None and id in ANY_MODEL:
         entry = catalogue(pool)[_ANY]
     if entry is None:
-        target = resolve(pool, id, images=False, strict=True)
+        target = resolve(pool.instances, id, images=False, strict=True)
         instances = list(target.instances)
         if not instances:
             raise NotFound(f"The model {id!r} is not served here.", code="model_not_found")

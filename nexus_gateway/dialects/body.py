@@ -1,0 +1,129 @@
+"""A caller's JSON body: parsed once, checked field by field, encoded once for all attempts.
+
+The parts that change from attempt to attempt (`model`, `stream`) are written in front of the
+rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NoReturn
+
+from nexus_gateway import json_codec
+from nexus_gateway.errors import InvalidRequest
+
+# Fields by which a body has chosen other gateways' upstream or key; they never travel on.
+UNTRUSTED = frozenset({"api_base", "base_url", "api_key"})
+_WRITTEN_ANEW = frozenset({"model", "stream"})
+
+
+class Body:
+    """A JSON object on its way to upstreams.
+
+    Args:
+        fields: the object.
+        stream: what `stream` shall say; None for a body that has no such field.
+    """
+
+    content_type = "application/json"
+    replayable = True
+
+    def __init__(self, fields: Mapping[str, Any], stream: bool | None = None) -> None:
+        self.fields = fields
+        self._stream = stream
+
+    @cached_property
+    def _rest(self) -> dict[str, Any]:
+        return {k: v for k, v in self.fields.items() if k not in UNTRUSTED | _WRITTEN_ANEW}
+
+    @cached_property
+    def _encoded_rest(self) -> bytes:
+        return json_codec.dumps(self._rest)
+
+    def with_model(self, model: str, *, stream: bool) -> dict[str, Any]:
+        """Return the fields as a provider shall see them."""
+        return {"model": model, "stream": stream, **self._rest}
+
+    def encode(self, model: str) -> bytes:
+        """Return the body as bytes.
+
+        Raises:
+            JSONError: it cannot be sent on.
+        """
+        head = b'{"model":' + json_codec.dumps(model)
+        if self._stream is not None:
+            head += b',"stream":true' if self._stream else b',"stream":false'
+        return head + (b"," + self._encoded_rest[1:] if self._rest else b"}")
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object.
+
+    Raises:
+        InvalidRequest: it is none; the message says what is wrong and where.
+    """
+    try:
+        body = json_codec.loads_exact(data)
+    except json_codec.JSONError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"The body must be a JSON object, not {kind_of(body)}.")
+    return body
+
+
+def sendable(body: Body, model: str | None) -> Body:
+    """Return a body that can be sent on; what cannot is said before any attempt.
+
+    Args:
+        body: the body.
+        model: what the caller calls the model.
+
+    Raises:
+        InvalidRequest: it has no JSON form.
+    """
+    try:
+        body.encode(model or "")
+    except json_codec.JSONError as error:
+        raise InvalidRequest(f"The body cannot be sent on: {error}.") from error
+    return body
+
+
+def optional(fields: Mapping[str, Any], name: str, kind: type, words: str, at: str = "") -> Any:
+    """Return a field's value, None when absent.
+
+    Args:
+        fields: where it is.
+        name: its name.
+        kind: the Python type that it must have.
+        words: what it must be, for people: `a string`.
+        at: where the fields are, such as `tools[0].`.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        refuse(at + name, words, value)
+    return value
+
+
+def required(fields: Mapping[str, Any], name: str, kind: type, words: str, at: str = "") -> Any:
+    """Return a field's value; as `optional`, but it must be there."""
+    if fields.get(name) is None:
+        raise InvalidRequest(f"The field `{at}{name}` is missing.", param=at + name)
+    return optional(fields, name, kind, words, at)
+
+
+def refuse(where: str, words: str, value: object) -> NoReturn:
+    """Say that a field must be something else."""
+    raise InvalidRequest(f"`{where}` must be {words}, not {kind_of(value)}.", param=where)
+
+
+def kind_of(value: object) -> str:
+    """Name a JSON value's type as people do."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    names |= {int: "a number", float: "a number", type(None): "null"}
+    return names[type(value)]

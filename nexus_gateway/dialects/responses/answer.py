@@ -1,0 +1,259 @@
+"""A chat's answer, as a response: whole, or told event by event.
+
+Both are one: a whole completion is told as if it had come in one chunk, and what the last event
+holds is the response. In a stream the items stand in the order in which they began. A text ends
+where another item begins; function calls, whose arguments may come by turns, all stay open to
+the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nexus_gateway import sse
+from nexus_gateway.answer import CallNumbers, Chunk, choices, reasoning_in
+from nexus_gateway.dialects.responses.items import CallItem, Event, Item, TextItem
+
+# Reasoning of ours lies open; by its ids it is told from what a backend has sealed or stored.
+OPEN_REASONING = "rs_open"
+_PREFIXES = {"message": "msg", "reasoning": OPEN_REASONING, "function_call": "fc"}
+# Finish reasons that mean that something is missing, and the name they have here.
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+
+def whole(asked: Mapping[str, Any], completion: Chunk) -> Event:
+    """Return a chat completion as a response.
+
+    Args:
+        asked: the request's fields.
+        completion: the completion.
+    """
+    chunk = {**completion, "choices": [_as_delta(choice) for choice in choices(completion)]}
+    telling = Telling(asked)
+    telling.take(chunk)
+    return telling.end()
+
+
+def _as_delta(choice: Mapping[str, Any]) -> Event:
+    message = choice.get("message") or {}
+    calls = message.get("tool_calls") or []
+    indexed = [{**call, "index": index} for index, call in enumerate(calls)]
+    return {**choice, "delta": {**message, "tool_calls": indexed}}
+
+
+class ResponseSpeaker:
+    """Tells a chat's chunks as the events of a response.
+
+    Args:
+        asked: the request's fields.
+    """
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        self._telling = Telling(asked)
+
+    def say(self, chunk: Chunk) -> bytes:
+        """Return the events that tell a chunk."""
+        self._telling.take(chunk)
+        return self._said()
+
+    def end(self) -> bytes:
+        """Return the events that end the response."""
+        self._telling.end()
+        return self._said()
+
+    def _said(self) -> bytes:
+        events, self._telling.events = self._telling.events, []
+        return b"".join([sse.json_event(event, event["type"]) for event in events])
+
+
+class Telling:
+    """A response while it grows.
+
+    Args:
+        asked: the request's fields.
+
+    Attributes:
+        events: what has happened; whoever reads them takes them out.
+    """
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        self.events: list[Event] = []
+        self._echo = _echo(asked)
+        self._head: Event = {}
+        self._key = ""
+        self._number = 0
+        self._items: list[Item] = []
+        self._text: TextItem | None = None
+        self._calls: dict[int, CallItem] = {}
+        self._numbers = CallNumbers()
+        self._finish: str | None = None
+        self._usage: Mapping[str, Any] | None = None
+
+    def take(self, chunk: Chunk) -> None:
+        """Take a chunk. One without choices begins nothing: some have no id yet."""
+        self._usage = chunk.get("usage") or self._usage
+        for choice in choices(chunk):
+            if choice.get("index"):
+                continue
+            self._begin(chunk)
+            self._finish = choice.get("finish_reason") or self._finish
+            self._grow(choice.get("delta") or {}, choice.get("logprobs") or {})
+
+    def end(self) -> Event:
+        """End what is open; return the response."""
+        self._begin({})
+        reason = _INCOMPLETE.get(self._finish or "")
+        for item in self._items:
+            if item.whole is None:
+                # Backends make one item after the other: what was cut off is the last one.
+                cut = reason and item is self._items[-1]
+                item.close("incomplete" if cut else "completed")
+        status = "incomplete" if reason else "completed"
+        response = self._response(status) | {
+            "incomplete_details": {"reason": reason} if reason else None,
+            "output": [item.whole for item in self._items],
+            "usage": to_response_usage(self._usage),
+        }
+        self._tell(f"response.{status}", response=response)
+        return response
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        self.events.append({"type": kind, "sequence_number": self._number, **fields})
+        self._number += 1
+
+    def _begin(self, chunk: Chunk) -> None:
+        if self._head:
+            return
+        self._key = str(chunk.get("id") or "").removeprefix("chatcmpl-")
+        self._head = {
+            "id": f"resp_{self._key}",
+            "object": "response",
+            "created_at": chunk.get("created") or 0,
+            "model": chunk.get("model") or "",
+        }
+        for kind in ("created", "in_progress"):
+            self._tell(f"response.{kind}", response=self._response("in_progress"))
+
+    def _response(self, status: str) -> Event:
+        blank: Event = {"incomplete_details": None, "output": [], "usage": None}
+        return {**self._head, "status": status, **blank, **self._echo}
+
+    def _grow(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any]) -> None:
+        texts = (
+            ("reasoning", "reasoning_text", reasoning_in(delta), ()),
+            ("message", "output_text", delta.get("content"), logprobs.get("content") or ()),
+            ("message", "refusal", delta.get("refusal"), ()),
+        )
+        for kind, part, text, known in texts:
+            if text and isinstance(text, str):
+                self._add_text(kind, part, text, known)
+        for call in delta.get("tool_calls") or []:
+            self._add_call(call)
+
+    def _add_text(self, kind: str, part: str, text: str, logprobs: Sequence[Any]) -> None:
+        item = self._text
+        if item is None or item.kind != kind:
+            self._end_text()
+            item = self._text = TextItem(kind, *self._place(kind), self._tell)
+            self._open(item)
+        item.add(part, text, logprobs)
+
+    def _add_call(self, call: Mapping[str, Any]) -> None:
+        function = call.get("function") or {}
+        name, arguments = function.get("name") or "", function.get("arguments") or ""
+        number = self._numbers.number(call)
+        if number in self._calls:
+            self._calls[number].name(name)
+        else:
+            self._end_text()
+            id, place = self._place("function_call")
+            # Not every backend names its calls, and without a name nobody could answer one.
+            made = CallItem(id, place, self._tell, call.get("id") or f"call_{self._key}_{place}")
+            made.name(name)
+            self._open(made)
+            self._calls[number] = made
+        if arguments:
+            self._calls[number].arguments(arguments)
+
+    def _place(self, kind: str) -> tuple[str, int]:
+        """Return the id and the place of the next item."""
+        index = len(self._items)
+        return f"{_PREFIXES[kind]}_{self._key}_{index}", index
+
+    def _open(self, item: Item) -> None:
+        item.open()
+        self._items.append(item)
+
+    def _end_text(self) -> None:
+        if self._text is not None:
+            self._text.close("completed")
+            self._text = None
+
+
+def _echo(asked: Mapping[str, Any]) -> Event:
+    """Return what a response repeats of its request, with OpenAI's defaults for the rest."""
+    defaults: Event = {
+        "instructions": None,
+        "max_output_tokens": None,
+        "metadata": {},
+        "parallel_tool_calls": True,
+        "prompt_cache_key": None,
+        "safety_identifier": None,
+        "temperature": None,
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": None,
+        "top_p": None,
+        "user": None,
+    }
+    said = {name: asked[name] for name in defaults if asked.get(name) is not None}
+    return {
+        **defaults,
+        **said,
+        "background": False,
+        "error": None,
+        "previous_response_id": None,
+        "reasoning": {"effort": None, "summary": None, **(asked.get("reasoning") or {})},
+        "store": False,
+        "text": {"format": {"type": "text"}, **(asked.get("text") or {})},
+        "truncation": "disabled",
+    }
+
+
+def to_response_usage(usage: Mapping[str, Any] | None) -> Event | None:
+    """Return a chat's usage as a response has it, None where there is none."""
+    if not usage:
+        return None
+    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    cached = usage.get("prompt_tokens_details")
+    spent = usage.get("completion_tokens_details")
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {
+            "cached_tokens": _count(cached, "cached_tokens"),
+            "cache_write_tokens": _count(cached, "cache_write_tokens"),
+        },
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": _count(spent, "reasoning_tokens")},
+        "total_tokens": _count(usage, "total_tokens") or prompt + completion,
+    }
+
+
+def to_chat_usage(usage: object) -> dict[str, Any]:
+    """Return a response's usage as a chat has it, empty where there is none."""
+    if not isinstance(usage, dict):
+        return {}
+    return {
+        "prompt_tokens": _count(usage, "input_tokens"),
+        "completion_tokens": _count(usage, "output_tokens"),
+        "total_tokens": _count(usage, "total_tokens"),
+        "prompt_tokens_details": usage.get("input_tokens_details") or {},
+        "completion_tokens_details": usage.get("output_tokens_details") or {},
+    }
+
+
+def _count(counts: object, name: str) -> int:
+    """Return a number of tokens, 0 where it is not told."""
+    value = counts.get(name) if isinstance(counts, dict) else None
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,84 @@
+"""OpenAI's transcriptions, of an audio file: the dialect of `POST /v1/audio/transcriptions`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nexus_gateway.classify import normalise_error
+from nexus_gateway.dialects.chat import answered, usage_in
+from nexus_gateway.dialects.dialect import Dialect, Incoming, NotAnAnswer, Request, Whole
+from nexus_gateway.dialects.form import read_form
+from nexus_gateway.errors import ErrorEvent, InvalidRequest
+from nexus_gateway.passage import EventPassage, Mark
+
+JSON = "application/json"
+# `text`, `srt` and `vtt` are plain text; markup is a page about something else.
+_NO_TEXT = frozenset({"text/html", "application/xml"})
+
+
+class TranscriptPassage(EventPassage):
+    """Watches a transcript's events."""
+
+    telling = (b"transcript.text.done", b'"error"')
+
+    def _mark(self, value: dict[str, Any]) -> Mark:
+        if value.get("error"):
+            raise ErrorEvent(normalise_error(value["error"]))
+        if value.get("type") == "transcript.text.done":
+            used = usage_in(value)
+            self.usage = dict(_as_chat(used)) if used else None
+            return Mark.END
+        return Mark.CONTENT if value.get("delta") or value.get("text") else Mark.NOTHING
+
+
+class Transcriptions(Dialect):
+    """A form with a file, passed on as it comes to backends that can listen."""
+
+    endpoint = "transcriptions"
+    kind = "transcriptions"
+
+    async def read(self, incoming: Incoming) -> Request:
+        """Read the fields before the file; the file itself is not waited for."""
+        headers = incoming.headers
+        declared = headers.get("Content-Length", "")
+        length = int(declared) if declared.isdigit() else None
+        form = await read_form(headers.get("Content-Type", ""), incoming.pieces(), length)
+        stream = (form.value("stream") or "").lower() == "true"
+        return Request(self, form.value("model"), stream, form)
+
+    def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
+        """Refuse: a form is read, see `read`."""
+        raise InvalidRequest("Send the body as Content-Type: multipart/form-data.")
+
+    def own_whole(
+        self, request: Request, body: bytes, content_type: str, label: str | None
+    ) -> Whole:
+        """Check a transcript; as text or subtitles it may be anything but a page."""
+        if content_type != JSON:
+            if content_type in _NO_TEXT:
+                raise NotAnAnswer("answered with a page")
+            return Whole(body, {}, content_type)
+        answer = answered(body)
+        if "text" not in answer:
+            raise NotAnAnswer("answered 200 without an answer")
+        return Whole(body, _as_chat(usage_in(answer)))
+
+    def passage(self, request: Request, label: str | None) -> TranscriptPassage:
+        """Watch a transcript's events."""
+        return TranscriptPassage()
+
+
+def _as_chat(used: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Put a transcript's usage into a chat's, where it counts tokens (and not seconds)."""
+    if "input_tokens" not in used:
+        return used
+    prompt, completion = used["input_tokens"], used.get("output_tokens") or 0
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+TRANSCRIPTIONS = Transcriptions()

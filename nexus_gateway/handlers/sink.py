@@ -1,0 +1,128 @@
+"""Where an answer goes: an aiohttp caller."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from nexus_gateway import sse
+from nexus_gateway.dialects.dialect import Dialect, Whole
+from nexus_gateway.relay import CallerGone, Report
+
+Look = Callable[[Report, Whole | None], Awaitable[Whole | None]]
+
+
+class CallerSink:
+    """Write an answer to an aiohttp caller (a `relay.Sink`).
+
+    Args:
+        request: the caller's.
+        dialect: in which errors are told.
+
+    Attributes:
+        response: what has been begun.
+        look: sees an answer before it goes out, and may change a whole one.
+    """
+
+    def __init__(self, request: web.Request, dialect: Dialect) -> None:
+        self._request = request
+        self._dialect = dialect
+        self.look: Look | None = None
+        self.response: web.StreamResponse | None = None
+        self._comments: asyncio.Task[None] | None = None
+
+    def keep_alive(self, every_s: float) -> None:
+        """Send the head and comments while the answer lets itself be waited for."""
+        self._comments = asyncio.create_task(self._comment(every_s))
+
+    async def _comment(self, every_s: float) -> None:
+        with contextlib.suppress(CallerGone):
+            while True:
+                await asyncio.sleep(every_s)
+                await self._send_head({})
+                await self.write(sse.KEEP_ALIVE)
+
+    async def be_quiet(self) -> None:
+        """Send no more comments."""
+        if self._comments is not None:
+            comments, self._comments = self._comments, None
+            comments.cancel()
+            await asyncio.wait([comments])
+
+    async def start(self, report: Report) -> None:
+        """Send the head of a stream, unless comments have gone before."""
+        if self.look is not None:
+            await self.look(report, None)
+        await self.be_quiet()
+        await self._send_head(served_by(report))
+
+    async def _send_head(self, more: dict[str, str]) -> None:
+        if self.response is not None:
+            return
+        head = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+        }
+        response = web.StreamResponse(headers=head | more)
+        self.response = response
+        try:
+            await response.prepare(self._request)
+        except ConnectionError as error:
+            raise CallerGone from error
+
+    async def write(self, data: bytes) -> None:
+        """Send whole events."""
+        assert self.response is not None
+        try:
+            await self.response.write(data)
+        except ConnectionError as error:
+            raise CallerGone from error
+
+    async def end(self) -> None:
+        """End the stream."""
+        assert self.response is not None
+        try:
+            await self.response.write_eof()
+        except ConnectionError as error:
+            raise CallerGone from error
+
+    async def fail(self, body: dict[str, Any]) -> None:
+        """End the stream with an error event and without `[DONE]`."""
+        await self.write(self._dialect.error_event(body))
+        await self.end()
+
+    def abort(self) -> None:
+        """Break the connection: the only honest end where no word can be said any more."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def whole(self, report: Report, answer: Whole) -> None:
+        """Keep the answer; the handler returns it, and aiohttp sends it."""
+        if self.look is not None:
+            answer = await self.look(report, answer) or answer
+        self.response = web.Response(
+            body=answer.body, content_type=answer.content_type, headers=served_by(report)
+        )
+
+
+def served_by(report: Report) -> dict[str, str]:
+    """Tell in headers who answers, or was asked last, and how long it took to get so far."""
+    gateway_ms = report.total_ms - report.upstream_ms
+    head = {
+        "X-Nexus-Attempts": str(report.attempts),
+        "Server-Timing": f"gateway;dur={gateway_ms:.1f}, upstream;dur={report.upstream_ms:.1f}",
+    }
+    if report.instance is not None:
+        head["X-Nexus-Provider"] = _header_text(report.instance.name)
+        head["X-Nexus-Model"] = _header_text(report.model)
+    return head
+
+
+def _header_text(text: str) -> str:
+    """Make a text fit for a header: a model's name may come from the caller."""
+    return "".join(c if " " <= c <= "~" else "?" for c in text)[:200]
