@@ -86,12 +86,25 @@ def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
 
 
+def text_in(said: Mapping[str, Any]) -> str:
+    """Return the text in a delta or a message: a string, or (Mistral) a list of parts."""
+    content = said.get("content")
+    return content if isinstance(content, str) else _joined_parts(content, "text")
+
+
 def reasoning_in(said: Mapping[str, Any]) -> str:
-    """Return the thinking in a delta or a message: upstreams have two names for it."""
+    """Return the thinking in a delta or a message: a field of either name, or parts of the text."""
     for name in ("reasoning_content", "reasoning"):
         if isinstance(said.get(name), str) and said[name]:
             return str(said[name])
-    return ""
+    return _joined_parts(said.get("content"), "thinking")
+
+
+def _joined_parts(content: object, kind: str) -> str:
+    """Join what the parts of a kind say, each a string or a list of further texts."""
+    parts = content if isinstance(content, list) else []
+    said = [part.get(kind) for part in parts if isinstance(part, dict) and part.get("type") == kind]
+    return "".join(s if isinstance(s, str) else _joined_parts(s, "text") for s in said)
 
 
 class CallNumbers:

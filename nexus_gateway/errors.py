@@ -6,6 +6,7 @@
     ├── Forbidden          403   the key is valid, the call is not allowed here
     ├── NotFound           404   no such path, model or instance
     ├── MethodNotAllowed   405
+    ├── RequestTimeout     408   the caller fell silent in the middle of the body
     ├── TooLarge           413
     ├── UnsupportedMedia   415
     ├── UpstreamRefused    4xx   an upstream found fault with the request itself
@@ -108,6 +109,16 @@ class MethodNotAllowed(InvalidRequest):
 
     status = 405
     code = "method_not_allowed"
+
+
+class RequestTimeout(InvalidRequest):
+    """The caller fell silent in the middle of the body."""
+
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("The body did not come to its end in time; send it again.")
 
 
 class TooLarge(InvalidRequest):

@@ -16,7 +16,8 @@ from nexus_gateway.dialects.dialect import ANY_MODEL
 from nexus_gateway.provider import API_VERSION, Model, Provider
 
 OURS = "nexus-gateway"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+# A letter first: no shell can set a variable that begins with a digit.
+NAME = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?")
 # RESPONSE_MODEL is a setting of the gateway's own.
 RESERVED = ANY_MODEL | {"response"}
 _LONGEST_REASON = 200
@@ -156,8 +157,8 @@ def _precedence(entry_point: metadata.EntryPoint) -> tuple[bool, str, str]:
 def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> type[T]:
     """Load one plugin and check it against the contract and those present."""
     name = entry_point.name
-    if not _NAME.fullmatch(name):
-        raise _Unfit("its name may hold only a-z, 0-9, - and _")
+    if not NAME.fullmatch(name):
+        raise _Unfit("its name may hold only a-z, 0-9, - and _, and begins with a letter")
     if name in kind.reserved:
         raise _Unfit("its name is reserved")
     if owner := found.owner(name):

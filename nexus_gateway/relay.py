@@ -35,6 +35,7 @@ logger = logging.getLogger("nexus_gateway")
 
 _CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
 _SUCCESS = Verdict(Outcome.SUCCESS, "ok")
+BROKEN_STATUS = 500
 
 
 class CallerGone(Exception):
@@ -83,8 +84,8 @@ class Sink(Protocol):
     async def end(self) -> None:
         """End the stream."""
 
-    async def fail(self, body: dict[str, Any]) -> None:
-        """End the stream with an error event."""
+    async def fail(self, status: int, body: dict[str, Any]) -> None:
+        """End the stream with an error event; the status is what it would have had."""
 
     async def whole(self, report: Report, answer: Whole) -> None:
         """Send an answer in one piece."""
@@ -252,7 +253,8 @@ class Relay:
             await errand.sink.end()
         except BrokenStream as broken:
             verdict = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
-            await errand.sink.fail(_without_key(broken.body(), lease.instance.key))
+            told = _without_key(broken.body(), lease.instance.key)
+            await errand.sink.fail(BROKEN_STATUS, told)
         finally:
             try:
                 errand.report.usage, errand.report.outcome = answer.used(), verdict.outcome.value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nexus_gateway.dialects.dialect import ANY_MODEL, Request
 from nexus_gateway.errors import NotFound
@@ -23,8 +23,8 @@ def target_of(pool: Pool, request: Request, *, strict: bool) -> Target:
         strict: whether an unknown model is an error.
 
     Raises:
-        NotFound: the model is unknown, and `strict`; or nobody offers what is asked for.
-        InvalidRequest: the request cannot be put into the words of anybody who is here.
+        NotFound: the model is unknown, and `strict`; or nobody it could be offers this endpoint.
+        InvalidRequest: nobody it could be can be told what the request says.
     """
     dialect = request.dialect
 
@@ -34,24 +34,25 @@ def target_of(pool: Pool, request: Request, *, strict: bool) -> Target:
             provider.serves_chat and request.chat is not None
         )
 
-    fitting = [i for i in pool.instances if fits(i)]
-    if pool.instances and not fitting:
-        if request.obstacle is not None:
-            raise request.obstacle
-        raise NotFound(
-            f"No provider that is configured here offers {dialect.endpoint}; "
-            "set the key of one that does.",
-            code="endpoint_not_offered",
-        )
-    return resolve(fitting, request.model, request.images, strict, dialect.kind)
+    found = resolve(pool.instances, request.model, request.images, strict, dialect.kind, fits)
+    if found.instances or not pool.instances:
+        return found
+    if request.obstacle is not None:
+        raise request.obstacle
+    raise NotFound(
+        f"No provider that is configured here, or that `model` names, offers {dialect.endpoint}; "
+        "set the key of one that does.",
+        code="endpoint_not_offered",
+    )
 
 
 def resolve(
-    instances: list[Instance],
+    instances: Iterable[Instance],
     model: str | None,
     images: bool,
     strict: bool,
     kind: str = CHAT,
+    fits: Callable[[Instance], bool] = lambda instance: True,
 ) -> Target:
     """Find the instances that may serve a model.
 
@@ -61,35 +62,19 @@ def resolve(
     nobody knows is asked for as it is, of those who do not list what they have.
 
     Args:
-        instances: those that it may be.
+        instances: all there are.
         model: what the caller asked for.
         images: whether the request holds images.
         strict: whether an unknown name is an error.
         kind: what the model is for.
+        fits: who can be asked at all; of those that are named the others are left out.
 
     Raises:
         NotFound: the name is unknown, and `strict`.
-        InvalidRequest: a model must be named for this kind.
     """
-
-    def target(found: tuple[Instance, ...], named: str | None) -> Target:
-        return Target(found, named, images, kind)
-
     everybody = tuple(instances)
-    if model is None or model in ANY_MODEL:
-        return target(everybody, None)
-    if serving := tuple(i for i in everybody if i.serves(model, kind)):
-        return target(serving, model)
-    provider, _, rest = model.partition("/")
-    tests: tuple[tuple[Callable[[Instance], bool], str | None], ...] = (
-        (lambda i: i.name == model, None),
-        (lambda i: i.provider_name == model, None),
-        (lambda i: bool(rest) and i.provider_name == provider, rest),
-    )
-    for test, named in tests:
-        if found := tuple(filter(test, everybody)):
-            return target(found, named)
-    if strict:
+    found = _named(everybody, model, kind)
+    if found is None and strict:
         some = sorted({i.model_for(kind) for i in everybody})[:_NAMED_IN_ERROR]
         raise NotFound(
             f"The model is not known here. Some that are: {', '.join(['auto', *some])}; "
@@ -97,6 +82,27 @@ def resolve(
             param="model",
             code="model_not_found",
         )
-    if kind == CHAT:
-        return target(everybody, None)
-    return target(tuple(i for i in everybody if not i.knows(kind)) or everybody, model)
+    able, asked = found or (everybody, None)
+    able = tuple(filter(fits, able))
+    if found is None and kind != CHAT:
+        able, asked = tuple(i for i in able if not i.knows(kind)) or able, model
+    return Target(able, asked, images, kind)
+
+
+def _named(
+    everybody: tuple[Instance, ...], model: str | None, kind: str
+) -> tuple[tuple[Instance, ...], str | None] | None:
+    """Return whom a model's name means, and what to ask them for; None where it means nobody."""
+    if model is None or model in ANY_MODEL:
+        return everybody, None
+    provider, _, rest = model.partition("/")
+    tests: tuple[tuple[Callable[[Instance], bool], str | None], ...] = (
+        (lambda i: i.serves(model, kind), model),
+        (lambda i: i.name == model, None),
+        (lambda i: i.provider_name == model, None),
+        (lambda i: bool(rest) and i.provider_name == provider, rest),
+    )
+    for test, asked in tests:
+        if found := tuple(filter(test, everybody)):
+            return found, asked
+    return None

@@ -12,7 +12,8 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -22,7 +23,8 @@ from nexus_gateway.answer import Answer, Chunk
 from nexus_gateway.classify import Outcome, Verdict, normalise_error
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import CHAT, NotAnAnswer, Pieces, Request, Whole
-from nexus_gateway.errors import BrokenStream, error_object
+from nexus_gateway.dialects.form import Form
+from nexus_gateway.errors import BrokenStream, RequestTimeout, error_object
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import (
     Call,
@@ -63,13 +65,15 @@ class Upstream:
 
         Raises:
             AttemptFailed: it brought none.
+            GatewayError: the caller's own body did not come to its end.
         """
         try:
-            async with asyncio.timeout(self._first_token_s):
+            async with asyncio.timeout(self._first_token_s) as limit:
+                _count_from_the_last_piece(request, limit, self._first_token_s)
                 return await self._stream(instance, model, request)
         except TimeoutError:
             limit_ms = round(self._first_token_s * 1000)
-            raise failure(f"no first token in {limit_ms} ms") from None
+            raise _late(request, f"no first token in {limit_ms} ms") from None
 
     async def whole(
         self, instance: Instance, model: str, request: Request, limit_s: float
@@ -78,12 +82,14 @@ class Upstream:
 
         Raises:
             AttemptFailed: it brought none.
+            GatewayError: the caller's own body did not come to its end.
         """
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(limit_s) as limit:
+                _count_from_the_last_piece(request, limit, limit_s)
                 return await self._whole(instance, model, request)
         except TimeoutError:
-            raise failure(f"no answer in {round(limit_s * 1000)} ms") from None
+            raise _late(request, f"no answer in {round(limit_s * 1000)} ms") from None
         except NotAnAnswer as error:
             raise failure(str(error)) from error
 
@@ -156,6 +162,7 @@ class Upstream:
             if isinstance(provider, InProcess):
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
+            http = replace(http, headers={**provider.headers, **http.headers})
         response = await send(self._session, instance, http)
         with _plugin_at_work(instance):
             return response, provider.stream(events(response), answer)
@@ -166,6 +173,28 @@ class Upstream:
             response.close()
             raise failure("answered with something that is no stream")
         return response
+
+
+def _count_from_the_last_piece(request: Request, limit: asyncio.Timeout, limit_s: float) -> None:
+    """Let an attempt's time count from when the caller's body was there.
+
+    An upload may take long, and that is nobody's fault.
+    """
+    own = request.own
+    if not isinstance(own, Form):
+        return
+
+    def prolong() -> None:
+        with suppress(RuntimeError):  # the answer was there before the body's end
+            limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+
+    own.on_piece = prolong
+
+
+def _late(request: Request, reason: str) -> Exception:
+    """Say whose fault it is that the time is up."""
+    waits = isinstance(request.own, Form) and request.own.waits
+    return RequestTimeout() if waits else failure(reason)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class Anthropic(Translator):
         """
         body = messages_body(call.chat)
         url = self.url(call.account, "messages", call.model)
-        headers = {**self.headers, **self.authorize(call.key)}
+        headers = self.authorize(call.key)
         try:
             return json_request(call, url, body, headers)
         except ValueError:

@@ -108,8 +108,8 @@ def test_a_streamed_request_asks_for_usage() -> None:
     [
         ({"max_output_tokens": 9}, {"max_tokens": 9}),
         ({"temperature": 1, "top_p": 0.5}, {"temperature": 1, "top_p": 0.5}),
-        ({"user": "u", "safety_identifier": "s"}, {"user": "u", "safety_identifier": "s"}),
-        ({"prompt_cache_key": "k"}, {"prompt_cache_key": "k"}),
+        ({"user": "u", "safety_identifier": "s"}, {"user": "u"}),
+        ({"prompt_cache_key": "k", "client_metadata": {"a": "b"}}, {}),
         ({"service_tier": "flex"}, {"service_tier": "flex"}),
         ({"service_tier": "auto"}, {}),
         ({"text": {"format": {"type": "text"}, "verbosity": "low"}}, {"verbosity": "low"}),
@@ -747,7 +747,7 @@ def test_the_official_client_reads_a_whole_response() -> None:
 
 def test_the_official_client_raises_an_error_event() -> None:
     error = {"message": "Gone.", "type": "server_error", "param": None, "code": "gone"}
-    event = RESPONSES.error_event({"error": error})
+    event = RESPONSES.error_event(500, {"error": error})
     assert event.startswith(b"event: error\n")
     assert json.loads(sse.read(event.strip()).data) == {
         "type": "error",

@@ -122,8 +122,8 @@ def test_the_wheel_has_both_packages_and_their_types(built: Built) -> None:
         names = set(wheel.namelist())
     assert {"nexus_gateway/py.typed", "nexus_gateway_plugins/py.typed"} <= names
     for package, folder in (("nexus_gateway",) * 2, ("nexus_gateway_plugins", "plugins")):
-        for module in (built.source / folder).rglob("*.py"):
-            inside = module.relative_to(built.source / folder).as_posix()
+        for file in [f for ends in ("*.py", "*.tmpl") for f in (built.source / folder).rglob(ends)]:
+            inside = file.relative_to(built.source / folder).as_posix()
             assert f"{package}/{inside}" in names
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"nexus_gateway", "nexus_gateway_plugins"}
@@ -136,6 +136,7 @@ def test_the_sdist_has_what_a_builder_needs(built: Built, tmp_path: Path) -> Non
         names = {name.partition("/")[2] for name in sdist.getnames()}
     needed = {"LICENSE", "Makefile", "Procfile", ".env.example", "pyproject.toml", "setup.cfg"}
     needed |= {"nexus_gateway/py.typed", "plugins/py.typed", "plugins/groq.py"}
+    needed |= {"nexus_gateway/cli/scaffold/common/setup.cfg.tmpl"}
     needed |= {"tests/conftest.py", "tests/distributions/nexus-echo/setup.cfg"}
     assert needed - names == set()
 

@@ -74,6 +74,22 @@ async def test_a_long_one_only_once() -> None:
     assert not form.replayable
 
 
+async def test_a_model_behind_the_file_is_found() -> None:
+    form = await read(*cut(file() + field("model", "late") + field("language", "de") + END, [30]))
+    assert (form.value("model"), form.value("language")) == ("late", "de")
+    assert await sent(form, "whisper") == field("model", "whisper") + field("language", "de") + (
+        file() + END
+    )
+    assert form.replayable
+
+
+async def test_behind_a_long_file_it_stays_what_it_is() -> None:
+    data = file(b"x" * LONGEST_KEPT) + field("model", "late") + END
+    form = await read(*cut(data, [99, LONGEST_KEPT + 500]))
+    assert form.value("model") is None
+    assert await sent(form, "whisper") == data
+
+
 async def test_what_chose_other_gateways_upstreams_is_left_out() -> None:
     form = await read(field("api_key", "k") + field("model", "m") + file() + END)
     assert b"api_key" not in await sent(form, "m")
@@ -89,6 +105,8 @@ async def test_what_chose_other_gateways_upstreams_is_left_out() -> None:
         (b"", KIND),
         (END, KIND),
         (field("model", "m") + END, KIND),
+        (file(), KIND),
+        (file() + field("model", "m"), KIND),
         (b"--XX\r\nno head--XX", KIND),
         (b"--XX\r\nno head\r\n--XX--", KIND),
         (field("prompt", "x" * LONGEST_FIELDS) + file() + END, KIND),

@@ -30,12 +30,20 @@ examples:
   nexus-gateway providers                  which plugins are installed, and
                                            which keys were found
   nexus-gateway check                      does every key work?
+  nexus-gateway new-provider acme          write a provider of your own, with
+                                           its tests, into ./nexus-acme
 """
 
 _SERVE = """\
 Serve the OpenAI API on one port, in front of every configured provider.
 SIGTERM or Ctrl-C drains: nothing new is accepted, streams may end for
 SHUTDOWN_TIMEOUT_MS; a second signal ends at once.
+"""
+
+_NEW_PROVIDER = """\
+Write a distribution with a provider of your own, that can be installed,
+tested and published. Its tests pass as they are; what has to be changed
+is marked "CHANGE ME".
 """
 
 
@@ -87,6 +95,24 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="send one tiny request to every instance",
         description="Send one tiny real request to every instance; exit 1 if one fails.",
     )
+    _add_new_provider(commands)
+
+
+def _add_new_provider(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "new-provider",
+        help="write a provider of your own",
+        description=_NEW_PROVIDER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("name", metavar="NAME", help='what callers will say: "model": "NAME"')
+    command.add_argument(
+        "--dialect",
+        choices=("openai", "custom"),
+        default="openai",
+        help="what it speaks: the OpenAI API (openai) or a wire format of its own (custom)",
+    )
+    command.add_argument("--dir", metavar="DIR", help="write into DIR (./nexus-NAME)")
 
 
 def environment(file: str) -> dict[str, str]:
@@ -137,6 +163,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from nexus_gateway.cli import providers
 
         return providers.providers(arguments)
+    if arguments.command == "new-provider":
+        from nexus_gateway.cli import new_provider
+
+        return new_provider.new_provider(arguments)
     from nexus_gateway.cli import check
 
     return check.check(arguments)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexus_gateway import json_codec, sse
-from nexus_gateway.answer import Chunk, is_usage_only
+from nexus_gateway.answer import Chunk, choices, is_usage_only
 from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
 from nexus_gateway.dialects.dialect import CHAT, Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.errors import InvalidRequest
@@ -57,7 +57,7 @@ class ChatCompletions(Dialect):
     ) -> Whole:
         """Check a chat completion and set its `model`."""
         answer = answered(body)
-        if not isinstance(answer.get("choices"), list):
+        if not choices(answer):
             raise NotAnAnswer("answered 200 without an answer")
         return Whole(labelled(body, label), usage_in(answer))
 

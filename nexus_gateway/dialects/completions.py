@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nexus_gateway.answer import choices
 from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
 from nexus_gateway.dialects.chat import answered, labelled, usage_in
 from nexus_gateway.dialects.dialect import Dialect, NotAnAnswer, Request, Whole
@@ -35,7 +36,7 @@ class Completions(Dialect):
     ) -> Whole:
         """Check a completion and set its `model`."""
         answer = answered(body)
-        if not isinstance(answer.get("choices"), list):
+        if not choices(answer):
             raise NotAnAnswer("answered 200 without an answer")
         return Whole(labelled(body, label), usage_in(answer))
 

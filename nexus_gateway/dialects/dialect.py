@@ -215,6 +215,11 @@ class Dialect(ABC):
         """Put an error (OpenAI's envelope) into this dialect's words."""
         return body
 
-    def error_event(self, body: dict[str, Any]) -> bytes:
-        """Return the event that ends a stream with an error (OpenAI's envelope)."""
-        return sse.json_event(self.error(500, body))
+    def error_event(self, status: int, body: dict[str, Any]) -> bytes:
+        """Return the event that ends a stream with an error (OpenAI's envelope).
+
+        Args:
+            status: the HTTP status that it would have had; 500 for a stream that broke.
+            body: the error.
+        """
+        return sse.json_event(self.error(status, body))

@@ -1,12 +1,13 @@
 """A multipart form on its way to an upstream: read up to the file, never held as a whole.
 
-By RFC 7578. Clients send the fields before the file; those are read. From the head of the file on
-the body passes as it comes, whatever follows it.
+By RFC 7578. Clients send the fields before the file; those are read, and from the head of the file
+on the body passes as it comes. Where `model` is not among them, a short body is read to its end to
+look for it; a long one passes with whatever model it names.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import BytesHeaderParser
@@ -45,55 +46,60 @@ class Part:
 
 
 @dataclass(slots=True)
-class _Start:
-    """What stands before the file: fields, and how many bytes they took."""
-
-    parts: list[Part] = field(default_factory=list)
-    size: int = 0
-    file_seen: bool = False
-
-
-def _split_head(part: bytes) -> tuple[Message, bytes, bytes] | None:
-    head, found, value = part.partition(_CRLF + _CRLF)
-    return (BytesHeaderParser().parsebytes(head + _CRLF), head, value) if found else None
-
-
-def read_start(data: bytes, boundary: bytes) -> _Start | None:
-    """Read the fields before the file.
+class _Reading:
+    """What is known of a body so far.
 
     Args:
-        data: the beginning of the body.
-        boundary: without its dashes.
+        fields: the fields, of both sides of the file.
+        first: those before it.
+        file_at: where the file's part begins; None as long as it has not come.
+        file_end: where the boundary behind the file begins.
+        whole: whether the last boundary has come.
+    """
 
-    Returns:
-        The fields, or None when more of the body is needed to tell.
+    fields: list[Part] = field(default_factory=list)
+    first: list[Part] = field(default_factory=list)
+    file_at: int | None = None
+    file_end: int | None = None
+    whole: bool = False
+
+    @property
+    def model_is_first(self) -> bool:
+        return any(part.name == "model" for part in self.first)
+
+
+def _read(data: bytes, mark: bytes) -> _Reading:
+    """Read as much of a body as has come; `mark` is the boundary with its dashes in front.
 
     Raises:
         InvalidRequest: it is no multipart form.
     """
-    mark = b"--" + boundary
     if not data.startswith(mark[: len(data)]):
         raise InvalidRequest("The body is no multipart form: it does not begin with its boundary.")
-    start = _Start()
+    reading, at = _Reading(), 0
     while True:
-        begin = start.size + len(mark)
-        if data[begin : begin + 2] == b"--":
-            return start
+        begin = at + len(mark) + len(_CRLF)
+        if data[begin - len(_CRLF) : begin] == b"--":
+            reading.whole = True
+            return reading
         end = data.find(_CRLF + mark, begin)
-        found = _split_head(data[begin + 2 : end if end >= 0 else len(data)])
-        if found is None:
+        head, found, value = data[begin : end if end >= 0 else len(data)].partition(_CRLF + _CRLF)
+        if not found:
             if end >= 0:
                 raise InvalidRequest("The body is no multipart form: a part has no head.")
-            return None
-        message, head, value = found
-        name = message.get_param("name", header="content-disposition")
-        if message.get_filename() is not None or name == "file":
-            start.file_seen = True
-            return start
+            return reading
+        message = BytesHeaderParser().parsebytes(head + _CRLF)
+        name = str(message.get_param("name", "", header="content-disposition"))
+        is_file = message.get_filename() is not None or name == "file"
+        if is_file and reading.file_at is None:
+            reading.file_at, reading.first = at, list(reading.fields)
         if end < 0:
-            return None
-        start.parts.append(Part(str(name or ""), head, value))
-        start.size = end + len(_CRLF)
+            return reading
+        at = end + len(_CRLF)
+        if is_file:
+            reading.file_end = at
+        else:
+            reading.fields.append(Part(name, head, value))
 
 
 class Form:
@@ -101,38 +107,49 @@ class Form:
 
     Args:
         content_type: the caller's, boundary included.
-        boundary: without its dashes.
-        parts: the fields before the file.
-        begun: what was read of the body behind those fields.
+        mark: the boundary with its dashes in front.
+        fields: those that were read.
+        begun: what was read of the body behind them.
         rest: the rest of the body, piece by piece.
         length: of all that comes behind the fields, in bytes; None when unknown.
+        names_model: whether a field that was not read may name the model.
+
+    Attributes:
+        replayable: whether it can be sent (once more).
+        waits: whether it is the caller who lets himself be waited for.
+        on_piece: called whenever a piece has come from the caller.
     """
 
     def __init__(
         self,
         content_type: str,
-        boundary: bytes,
-        parts: list[Part],
+        mark: bytes,
+        fields: list[Part],
         begun: bytes,
         rest: AsyncIterator[bytes],
         length: int | None,
+        *,
+        names_model: bool,
     ) -> None:
         self.content_type = content_type
-        self._boundary = boundary
-        self._parts = parts
+        self.replayable = True
+        self.waits = False
+        self.on_piece: Callable[[], None] | None = None
+        self._mark = mark
+        self._fields = fields
         self._kept = [begun]
         self._kept_size = len(begun)
         self._rest = rest
         self._length = length
-        self.replayable = True
+        self._names_model = names_model
 
     def value(self, name: str) -> str | None:
-        """Return a field's text, None when it does not stand before the file.
+        """Return a field's text, None when it was not read.
 
         Raises:
             InvalidRequest: it is no text.
         """
-        for part in self._parts:
+        for part in self._fields:
             if part.name == name:
                 try:
                     return part.value.decode()
@@ -143,10 +160,10 @@ class Form:
     def encode(self, model: str) -> Pieces:
         """Return the body with `model` in its place, first of all fields."""
         named = Part("model", b'Content-Disposition: form-data; name="model"', model.encode())
-        others = [part for part in self._parts if part.name not in UNTRUSTED | {"model"}]
+        others = [part for part in self._fields if part.name not in UNTRUSTED | {"model"}]
         head = b"".join(
-            b"--" + self._boundary + _CRLF + p.head + _CRLF + _CRLF + p.value + _CRLF
-            for p in [named, *others]
+            self._mark + _CRLF + p.head + _CRLF + _CRLF + p.value + _CRLF
+            for p in ([] if self._names_model else [named]) + others
         )
         length = None if self._length is None else len(head) + self._length
         return Pieces(self._pieces(head), length)
@@ -158,7 +175,7 @@ class Form:
         while given < len(self._kept):
             yield self._kept[given]
             given += 1
-        async for piece in self._rest:
+        while piece := await self._next():
             self._kept_size += len(piece)
             if self._kept_size > LONGEST_KEPT:
                 self._kept.clear()
@@ -167,9 +184,17 @@ class Form:
                 self._kept.append(piece)
             yield piece
 
+    async def _next(self) -> bytes:
+        self.waits = True
+        piece = await anext(self._rest, b"")
+        self.waits = False
+        if self.on_piece is not None:
+            self.on_piece()
+        return piece
+
 
 async def read_form(content_type: str, pieces: AsyncIterator[bytes], length: int | None) -> Form:
-    """Read a form up to its file.
+    """Read a form as far as it must be known.
 
     Args:
         content_type: the caller's.
@@ -179,16 +204,29 @@ async def read_form(content_type: str, pieces: AsyncIterator[bytes], length: int
     Raises:
         InvalidRequest: it is no multipart form with a file.
     """
-    boundary = boundary_of(content_type)
-    data = b""
+    mark = b"--" + boundary_of(content_type)
+    data, reading = b"", _Reading()
     async for piece in pieces:
         data += piece
-        start = read_start(data, boundary)
-        if start is not None and start.file_seen:
-            left = None if length is None else length - start.size
-            return Form(content_type, boundary, start.parts, data[start.size :], pieces, left)
-        if start is not None:
+        reading = _read(data, mark)
+        at = reading.file_at
+        enough = reading.model_is_first or (at is not None and len(data) - at > LONGEST_KEPT)
+        if at is not None and enough:
+            left = None if length is None else length - at
+            about = (content_type, mark, reading.first, data[at:], pieces, left)
+            return Form(*about, names_model=not reading.model_is_first)
+        if reading.whole:
             break
-        if len(data) > LONGEST_FIELDS:
+        if at is None and len(data) > LONGEST_FIELDS:
             raise InvalidRequest("The fields before the file are too long.")
-    raise InvalidRequest("The form has no `file`.", param="file")
+    if reading.file_at is None or not reading.whole:
+        raise InvalidRequest("The form has no whole `file`.", param="file")
+    file = data[reading.file_at : reading.file_end] + mark + b"--" + _CRLF
+    about = (content_type, mark, reading.fields, file, _nothing(), len(file))
+    return Form(*about, names_model=False)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """Give no piece more."""
+    return
+    yield b""

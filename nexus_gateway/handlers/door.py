@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from nexus_gateway.dialects.dialect import Dialect
 from nexus_gateway.errors import Draining, GatewayError, InvalidRequest
@@ -37,13 +38,29 @@ class _Incoming:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._request.headers
+        return _Headers(self._request.headers)
 
     async def body(self) -> bytes:
         return await read_body(self._request)
 
     def pieces(self) -> AsyncIterator[bytes]:
         return BodyPieces(self._request)
+
+
+class _Headers(Mapping[str, str]):
+    """A request's headers; those that come in several lines are joined, as HTTP allows."""
+
+    def __init__(self, lines: CIMultiDictProxy[str]) -> None:
+        self._lines = lines
+
+    def __getitem__(self, name: str) -> str:
+        return ", ".join(self._lines.getall(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(set(self._lines))
+
+    def __len__(self) -> int:
+        return len(set(self._lines))
 
 
 class Door:
@@ -158,7 +175,7 @@ def _policy(request: web.Request, gateway: Gateway) -> str:
 async def _fail_late(sink: CallerSink, error: GatewayError) -> None:
     """Tell an error to a caller whose head is already sent."""
     with contextlib.suppress(CallerGone):
-        await sink.fail(error.body())
+        await sink.fail(error.status, error.body())
 
 
 async def _say_goodbye(sink: CallerSink) -> None:
@@ -171,6 +188,6 @@ async def _say_goodbye(sink: CallerSink) -> None:
         raise farewell
     try:
         async with asyncio.timeout(GOODBYE_S):
-            await sink.fail(farewell.body())
+            await sink.fail(farewell.status, farewell.body())
     except (CallerGone, TimeoutError):
         pass

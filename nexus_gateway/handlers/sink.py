@@ -91,9 +91,9 @@ class CallerSink:
         except ConnectionError as error:
             raise CallerGone from error
 
-    async def fail(self, body: dict[str, Any]) -> None:
+    async def fail(self, status: int, body: dict[str, Any]) -> None:
         """End the stream with an error event and without `[DONE]`."""
-        await self.write(self._dialect.error_event(body))
+        await self.write(self._dialect.error_event(status, body))
         await self.end()
 
     def abort(self) -> None:

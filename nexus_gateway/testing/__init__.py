@@ -3,9 +3,20 @@
 The suite that a provider has to pass is `nexus_gateway.testing.conformance`.
 """
 
+from nexus_gateway.answer import Chunk
 from nexus_gateway.testing.gateway import Served, instance_of, serving
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream, Received
-from nexus_gateway.testing.wire import Wire
+from nexus_gateway.testing.wire import Wire, sse
 
-__all__ = ["FakeUpstream", "Received", "Reply", "Served", "Wire", "instance_of", "serving"]
+__all__ = [
+    "Chunk",
+    "FakeUpstream",
+    "Received",
+    "Reply",
+    "Served",
+    "Wire",
+    "instance_of",
+    "serving",
+    "sse",
+]

@@ -37,8 +37,20 @@ def read_stream(text: str) -> Told:
     assert events[-1] == "data: [DONE]", f"the stream is not whole: {events[-1]}"
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
     assert not any("error" in chunk for chunk in chunks)
+    _check_indices(chunks)
     alone = any(not chunk["choices"] and chunk.get("usage") for chunk in chunks)
     return _told(fold(chunks), {chunk["model"] for chunk in chunks}, alone)
+
+
+def _check_indices(chunks: list[dict[str, Any]]) -> None:
+    """Check that each tool call has an index of its own: by that clients put it together."""
+    ids: dict[int, str] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            for call in choice["delta"].get("tool_calls") or []:
+                if call.get("id"):
+                    known = ids.setdefault(call["index"], call["id"])
+                    assert known == call["id"], f"two calls have the index {call['index']}"
 
 
 def read_whole(text: str) -> Told:

@@ -16,21 +16,22 @@ service passes `InProcessConformance`. Needs pytest-asyncio (the extra `testing`
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from nexus_gateway.testing.conversations import (
     AFTER_A_CALL,
-    ARGUMENTS,
     KEYS,
+    LONG_TALK,
     PIXEL,
     TOOL,
     WITH_IMAGE,
     Recording,
 )
 from nexus_gateway.testing.failures import FailureSuite
-from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.reply import CITIES, Reply
 from nexus_gateway.testing.suite import InProcessConformance, both
 
 __all__ = ["InProcessConformance", "ProviderConformance", "Recording"]
@@ -85,9 +86,22 @@ class ProviderConformance(FailureSuite):
         async with self._behind(Reply(tool_calls=True)) as (served, upstream):
             told = await self.ask(served, stream=stream, tools=[TOOL])
         assert [(c["id"], c["name"]) for c in told.calls] == [("call_1", "get_weather")]
-        assert json.loads(told.calls[0]["arguments"]) == json.loads(ARGUMENTS)
+        assert json.loads(told.calls[0]["arguments"]) == {"city": CITIES[0]}
         assert told.finish == "tool_calls"
-        assert b"get_weather" in upstream.requests[0].raw
+        sent = upstream.requests[0].raw
+        assert b"get_weather" in sent
+        assert b"Tells the weather." in sent
+        assert b"city" in sent
+
+    @both
+    async def test_tools_are_called_side_by_side(self, stream: bool) -> None:
+        """Two calls in one answer keep apart: each has an index, an id and arguments of its own."""
+        self._need(self.tools, "tools")
+        async with self._behind(Reply(tool_calls=2)) as (served, _):
+            told = await self.ask(served, stream=stream, tools=[TOOL])
+        assert [c["id"] for c in told.calls] == ["call_1", "call_2"]
+        cities = [json.loads(c["arguments"])["city"] for c in told.calls]
+        assert cities == [*CITIES[:2]]
 
     async def test_a_tools_result_goes_back(self) -> None:
         """A conversation with a call and its result reaches the backend."""
@@ -96,7 +110,31 @@ class ProviderConformance(FailureSuite):
             await self.ask(served, messages=AFTER_A_CALL, tools=[TOOL])
         sent = upstream.requests[0].raw
         assert sent.count(b"call_777") >= 2
+        assert b"Reykjavik" in sent
         assert b"Nineteen degrees" in sent
+
+    async def test_a_conversation_goes_there_whole(self) -> None:
+        """System prompt, earlier turns, text in parts and the limit of the answer."""
+        async with self._behind() as (served, upstream):
+            await self.ask(served, messages=LONG_TALK, max_tokens=777)
+        sent = upstream.requests[0].raw
+        for said in (b"Speak like a pirate.", b"Iceland", b"matey", b"came second", b"777"):
+            assert said in sent
+
+    async def test_each_attempt_is_sent_the_same(self) -> None:
+        """A provider must not change the chat that it is given: the next attempt needs it."""
+        async with self._behind(Reply(status=500), count=2) as (served, upstream):
+            await served.chat({"messages": LONG_TALK, "stream": True})
+        first, second = upstream.requests
+        assert first.raw == second.raw
+
+    async def test_answers_side_by_side_do_not_mix(self) -> None:
+        """Eight different answers at once: state belongs into local variables."""
+        texts = {f"The answer number {n} of eight" for n in range(8)}
+        replies = [Reply(text=text, delay_s=0.005) for text in texts]
+        async with self._behind(*replies) as (served, _):
+            told = await asyncio.gather(*(self.ask(served) for _ in replies))
+        assert {one.text for one in told} == texts
 
     @both
     async def test_an_image_goes_there(self, stream: bool) -> None:
@@ -105,6 +143,7 @@ class ProviderConformance(FailureSuite):
         async with self._behind() as (served, upstream):
             await self.ask(served, stream=stream, messages=WITH_IMAGE)
         assert PIXEL.encode() in upstream.requests[0].raw
+        assert b"What is this?" in upstream.requests[0].raw
 
     async def test_usage_is_counted(self) -> None:
         """As the backend counts it, in a whole answer and in a stream's last chunk."""
@@ -115,7 +154,7 @@ class ProviderConformance(FailureSuite):
         assert whole.usage["prompt_tokens"] == 7
         assert told.usage is not None
         assert told.usage["prompt_tokens"] == 7
-        assert told.usage["completion_tokens"] > 0
+        assert told.usage["completion_tokens"] == len(Reply().contents())
 
     @both
     async def test_recordings_say_what_they_say(self, stream: bool) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nexus_gateway.testing.reply import TOOL_ARGUMENTS
-
 KEYS = ("conformance-key-one", "conformance-key-two")
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAA"
@@ -21,9 +19,8 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
-ARGUMENTS = "".join(TOOL_ARGUMENTS)
 AFTER_A_CALL = [
-    {"role": "user", "content": "What is the weather in Paris?"},
+    {"role": "user", "content": "What is the weather?"},
     {
         "role": "assistant",
         "content": None,
@@ -31,11 +28,17 @@ AFTER_A_CALL = [
             {
                 "id": "call_777",
                 "type": "function",
-                "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'},
+                "function": {"name": "get_weather", "arguments": '{"city": "Reykjavik"}'},
             }
         ],
     },
     {"role": "tool", "tool_call_id": "call_777", "content": "Nineteen degrees"},
+]
+LONG_TALK = [
+    {"role": "system", "content": "Speak like a pirate."},
+    {"role": "user", "content": "Who discovered Iceland?"},
+    {"role": "assistant", "content": "Norsemen, matey."},
+    {"role": "user", "content": [{"type": "text", "text": "And who came second?"}]},
 ]
 WITH_IMAGE = [
     {

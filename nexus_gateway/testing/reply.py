@@ -10,7 +10,7 @@ from typing import Any
 from nexus_gateway.answer import Answer, fold
 from nexus_gateway.testing.wire import Wire
 
-TOOL_ARGUMENTS = ('{"ci', 'ty": "Pa', 'ris"}')
+CITIES = ("Paris", "Oslo", "Lima")
 
 
 class Fate(Enum):
@@ -42,7 +42,7 @@ class Reply:
         bytewise: every byte in a write of its own.
         bom: begin with a byte order mark.
         fields: add `id:`, `event:` and `retry:` lines to every event.
-        tool_calls: call a tool instead of saying text.
+        tool_calls: call a tool so many times (True: once) instead of saying text.
         reasoning: think before saying the text.
         usage: send the usage chunk: None when it is asked for.
         finish: the finish_reason, None to leave it out.
@@ -72,7 +72,7 @@ class Reply:
     bytewise: bool = False
     bom: bool = False
     fields: bool = False
-    tool_calls: bool = False
+    tool_calls: int = 0
     reasoning: bool = False
     usage: bool | None = None
     finish: str | None = "stop"
@@ -90,11 +90,17 @@ class Reply:
         answer = self._answer()
         thoughts = [answer.reasoning("Hm. ")] if self.reasoning else []
         if self.tool_calls:
-            call = answer.call(0, "call_1", "get_weather")
-            return [*thoughts, call, *(answer.arguments(0, part) for part in TOOL_ARGUMENTS)]
+            return [*thoughts, *self._calls(answer)]
         words = self.text.split(" ")
         texts = [word if n == 0 else f" {word}" for n, word in enumerate(words)]
         return [*thoughts, *(answer.text(text) for text in texts)]
+
+    def _calls(self, answer: Answer) -> Iterator[dict[str, Any]]:
+        """Give the chunks of the tool calls, their arguments in pieces."""
+        for index, city in enumerate(CITIES[: self.tool_calls]):
+            yield answer.call(index, f"call_{index + 1}", "get_weather")
+            for piece in ('{"ci', f'ty": "{city[:2]}', f'{city[2:]}"}}'):
+                yield answer.arguments(index, piece)
 
     def _answer(self) -> Answer:
         return Answer("chatcmpl-fake", 1_700_000_000, self.model)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from nexus_gateway.instance import Instance
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Provider
 from nexus_gateway.registry import PROVIDERS
 from nexus_gateway.testing.answers import Told, read_stream, read_whole
 from nexus_gateway.testing.conversations import (
@@ -121,13 +121,13 @@ class WireSuite(InProcessConformance):
     def instance(self, upstream: FakeUpstream, number: int) -> Instance:
         """Make an instance that asks the fake upstream; override it for one with options."""
         model = self.provider.default_model or "a-model"
-        takes = Model(model, images=True) not in self.provider.models
         return instance_of(
             self.provider,
             upstream.base_url,
             key=KEYS[number - 1],
             number=number,
-            takes_images=takes or None,
+            model=model,
+            takes_images=True,
         )
 
     @contextlib.asynccontextmanager

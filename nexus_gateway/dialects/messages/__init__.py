@@ -126,9 +126,12 @@ class Messages(Dialect):
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         return {"type": "error", "error": {**error, "type": kind}}
 
-    def error_event(self, body: dict[str, Any]) -> bytes:
-        """Return the `error` event that ends a stream."""
-        return event("error", error=self.error(500, body)["error"])
+    def error_event(self, status: int, body: dict[str, Any]) -> bytes:
+        """Return the `error` event that ends a stream; an Anthropic backend's keeps its type."""
+        told = self.error(status, body)["error"]
+        if body["error"].get("type") in _TYPES.values():
+            told = {**told, "type": body["error"]["type"]}
+        return event("error", error=told)
 
 
 class CountTokens(Messages):

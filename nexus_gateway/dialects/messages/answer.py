@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nexus_gateway import json_codec, sse
-from nexus_gateway.answer import CallNumbers, Chunk, choices, reasoning_in
+from nexus_gateway.answer import CallNumbers, Chunk, choices, reasoning_in, text_in
 
 # The signature of thinking that no Anthropic backend has sealed; see `request.without_unsealed`.
 UNSEALED = "nexus-unsealed"
@@ -35,12 +35,19 @@ def message(completion: Mapping[str, Any], *, thinking: bool) -> Chunk:
     """
     choice = next(iter(choices(completion)), {})
     said = choice.get("message") or {}
+    called = bool(said.get("tool_calls"))
     return {
         **_head(completion),
         "content": [*_blocks(said, thinking)],
-        "stop_reason": STOP_REASONS.get(str(choice.get("finish_reason")), "end_turn"),
+        "stop_reason": stop_reason(choice.get("finish_reason"), called=called),
         "usage": usage(completion.get("usage")),
     }
+
+
+def stop_reason(finish: object, *, called: bool) -> str:
+    """Return why a message ends; some backends say `stop` also where they call a tool."""
+    reason = STOP_REASONS.get(str(finish), "end_turn")
+    return "tool_use" if called and reason == "end_turn" else reason
 
 
 def _head(chunk: Mapping[str, Any]) -> Chunk:
@@ -61,13 +68,14 @@ def _blocks(said: Mapping[str, Any], thinking: bool) -> Iterator[Chunk]:
     thought = reasoning_in(said)
     if thought and thinking:
         yield {"type": "thinking", "thinking": thought, "signature": UNSEALED}
-    text = (said.get("content") or "") + (said.get("refusal") or "")
+    text = text_in(said) + (said.get("refusal") or "")
     if text:
         yield {"type": "text", "text": text}
-    for call in said.get("tool_calls") or []:
+    for number, call in enumerate(said.get("tool_calls") or []):
         function = call["function"]
+        id = call.get("id") or f"toolu_{number}"
         input = _input(function.get("arguments") or "")
-        yield {"type": "tool_use", "id": call["id"], "name": function["name"], "input": input}
+        yield {"type": "tool_use", "id": id, "name": function["name"], "input": input}
 
 
 def _input(arguments: str) -> Chunk:
@@ -171,7 +179,7 @@ class MessageSpeaker:
         """Put what a delta says into the row of blocks."""
         if self._thinking and (thought := reasoning_in(delta)):
             self._add(_THINKING, "thinking_delta", "thinking", thought)
-        for said in (delta.get("content"), delta.get("refusal")):
+        for said in (text_in(delta), delta.get("refusal")):
             if isinstance(said, str) and said:
                 self._add(_TEXT, "text_delta", "text", said)
         for call in delta.get("tool_calls") or []:
@@ -209,7 +217,7 @@ class MessageSpeaker:
     def end(self) -> bytes:
         """Return the events that end the message."""
         delta = {
-            "stop_reason": STOP_REASONS.get(self._finish, "end_turn"),
+            "stop_reason": stop_reason(self._finish, called=bool(self._calls)),
             "stop_sequence": None,
         }
         last = event("message_delta", delta=delta, usage=usage(self._usage))

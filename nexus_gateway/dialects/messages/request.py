@@ -2,8 +2,9 @@
 
 By Anthropic's API reference, "Messages", version 2023-06-01. What changes the answer and has no
 form in a chat (tools that Anthropic runs, files in its store) is an obstacle; what is only a
-hint (`metadata`, `cache_control`, `thinking`, `top_k`, `service_tier`) is left out, and so is
-the thinking of earlier turns, which is sealed for the backend that made it.
+hint (`metadata`, `cache_control`, `thinking`, `output_config.effort`, `top_k`, `service_tier` and
+whatever else is not known) is left out, and so is the thinking of earlier turns, which is sealed
+for the backend that made it.
 """
 
 from __future__ import annotations

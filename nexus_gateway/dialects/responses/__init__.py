@@ -88,7 +88,7 @@ class Responses(Dialect):
         """Return what tells chunks as the events of a response."""
         return ResponseSpeaker(_asked(request))
 
-    def error_event(self, body: dict[str, Any]) -> bytes:
+    def error_event(self, status: int, body: dict[str, Any]) -> bytes:
         """Return an `error` event: OpenAI's flat fields, and the object its clients look for."""
         error = body["error"]
         flat = {name: error.get(name) for name in ("code", "message", "param")}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nexus_gateway import sse
-from nexus_gateway.answer import CallNumbers, Chunk, choices, reasoning_in
+from nexus_gateway.answer import CallNumbers, Chunk, choices, reasoning_in, text_in
 from nexus_gateway.dialects.responses.items import CallItem, Event, Item, TextItem
 
 # Reasoning of ours lies open; by its ids it is told from what a backend has sealed or stored.
@@ -142,7 +142,7 @@ class Telling:
     def _grow(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any]) -> None:
         texts = (
             ("reasoning", "reasoning_text", reasoning_in(delta), ()),
-            ("message", "output_text", delta.get("content"), logprobs.get("content") or ()),
+            ("message", "output_text", text_in(delta), logprobs.get("content") or ()),
             ("message", "refusal", delta.get("refusal"), ()),
         )
         for kind, part, text, known in texts:

@@ -34,9 +34,17 @@ _SAME = {
     "temperature": ("temperature", _NUMBER),
     "top_p": ("top_p", _NUMBER),
     "user": ("user", _TEXT),
-    "safety_identifier": ("safety_identifier", _TEXT),
-    "prompt_cache_key": ("prompt_cache_key", _TEXT),
 }
+# Hints that change no answer, and that some backends would refuse.
+_HINTS = frozenset(
+    {
+        "client_metadata",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+    }
+)
 # Fields that are looked at by themselves, and what they must be.
 _OWN = {
     "background": _YES_NO,
@@ -55,7 +63,7 @@ _OWN = {
     "top_logprobs": _WHOLE,
     "truncation": _TEXT,
 }
-_KNOWN = {"input", "tool_choice", *_SAME, *_OWN}
+_KNOWN = {"input", "tool_choice", *_HINTS, *_SAME, *_OWN}
 # Values that ask for nothing.
 _HARMLESS: Mapping[str, object] = {"store": False, "background": False, "truncation": "disabled"}
 _STATELESS = {
