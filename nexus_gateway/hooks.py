@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from nexus_gateway.errors import GatewayError
 from nexus_gateway.provider import API_VERSION
-from nexus_gateway.registry import Found, Kind, discover, version_fault
+from nexus_gateway.registry import Found, Kind, discover, make, version_fault
 
 
 class Refused(GatewayError):
@@ -181,10 +181,4 @@ def hooks(
         The hooks by name, in the order in which they are called; and what was found.
     """
     found = discover(HOOKS, entry_points)
-    made: dict[str, Hook] = {}
-    for plugin in sorted(found.plugins, key=lambda p: p.name):
-        try:
-            made[plugin.name] = plugin.cls()
-        except (Exception, SystemExit) as error:
-            found.leave_out(HOOKS, plugin, f"it could not be made: {type(error).__name__}")
-    return made, found
+    return make(HOOKS, found), found

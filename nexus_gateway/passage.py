@@ -25,7 +25,37 @@ class Mark(Enum):
     END = "end"
 
 
-class EventPassage(ABC):
+class HeldBack:
+    """Whole events that wait for the first one that says something.
+
+    Till then an upstream can still fail without anybody having seen it.
+
+    Attributes:
+        started: it has come; nothing is held any more.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self._held: list[bytes] = []
+        self._size = 0
+
+    def hold(self, event: bytes) -> bytes:
+        """Keep an event, or let it go with those kept before; return what may go out.
+
+        Raises:
+            BrokenStream: too much came before the answer began.
+        """
+        if self.started:
+            held, self._held = self._held, []
+            return b"".join(held) + event
+        self._held.append(event)
+        self._size += len(event)
+        if self._size > sse.LONGEST_EVENT:
+            raise BrokenStream("The upstream sent too much before its answer began.")
+        return b""
+
+
+class EventPassage(HeldBack, ABC):
     """One stream's way through; a dialect says what its events mean.
 
     Attributes:
@@ -39,14 +69,12 @@ class EventPassage(ABC):
     telling: ClassVar[tuple[bytes, ...]]
 
     def __init__(self) -> None:
-        self.started = False
+        super().__init__()
         self.done = False
         self.broken: BrokenStream | None = None
         self.usage: dict[str, Any] | None = None
         self._events = 0
         self._framer = sse.Framer()
-        self._held: list[bytes] = []
-        self._held_size = 0
 
     @abstractmethod
     def _mark(self, event: dict[str, Any]) -> Mark:
@@ -78,7 +106,7 @@ class EventPassage(ABC):
                     raise
                 self.broken = broken
                 break
-            out.append(self._hold(event + b"\n\n"))
+            out.append(self.hold(event + b"\n\n"))
             if self.done:
                 break
         return b"".join(out)
@@ -99,17 +127,6 @@ class EventPassage(ABC):
         self._events += mark is Mark.CONTENT
         self.started = True
         self.done = mark is Mark.END
-
-    def _hold(self, event: bytes) -> bytes:
-        """Keep an event until the first content, then let everything go."""
-        if self.started:
-            held, self._held = self._held, []
-            return b"".join(held) + event
-        self._held.append(event)
-        self._held_size += len(event)
-        if self._held_size > sse.LONGEST_EVENT:
-            raise BrokenStream("The upstream sent too much before its answer began.")
-        return b""
 
     def end(self) -> bytes:
         """Say that the upstream's body has ended; return what is still to be sent.

@@ -7,9 +7,10 @@ import time
 
 from nexus_gateway import json_codec
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.embeddings import EMBEDDINGS
 from nexus_gateway.instance import Instance
 from nexus_gateway.pool import Pool
-from nexus_gateway.sending import AttemptFailed, client_session
+from nexus_gateway.sending import AttemptFailed, client_session, failure
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream import Upstream
 
@@ -18,6 +19,7 @@ PROBE = {
     "max_tokens": 1,
     "stream": True,
 }
+LONGEST_S = 10.0
 Result = tuple[Instance, float | None, str]
 
 
@@ -35,11 +37,23 @@ async def probe_all(settings: Settings, pool: Pool) -> list[Result]:
 
 async def _probe(upstream: Upstream, instance: Instance) -> Result:
     begun_s = time.monotonic()
-    request = CHAT_COMPLETIONS.parse(json_codec.dumps(PROBE), {})
     try:
-        stream = await upstream.stream(instance, instance.model, request)
+        await (_ask if instance.provider.serves_chat else _ask_for_vectors)(upstream, instance)
     except AttemptFailed as failed:
         return instance, None, failed.verdict.reason
-    latency_ms = (time.monotonic() - begun_s) * 1000
+    return instance, (time.monotonic() - begun_s) * 1000, "ok"
+
+
+async def _ask(upstream: Upstream, instance: Instance) -> None:
+    request = CHAT_COMPLETIONS.parse(json_codec.dumps(PROBE), {})
+    stream = await upstream.stream(instance, instance.model, request)
     await stream.close()
-    return instance, latency_ms, "ok"
+
+
+async def _ask_for_vectors(upstream: Upstream, instance: Instance) -> None:
+    """Ask one who has no chat; what else there is to ask costs more than a word."""
+    model = instance.model_for(EMBEDDINGS.kind)
+    request = EMBEDDINGS.parse(json_codec.dumps({"model": model, "input": "ping"}), {})
+    if not request.goes_as_it_is(instance.provider.endpoints):
+        raise failure("offers nothing that could be checked")
+    await upstream.whole(instance, model, request, LONGEST_S)

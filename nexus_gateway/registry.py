@@ -144,6 +144,17 @@ def discover(
     return found
 
 
+def make(kind: Kind[T], found: Found[T]) -> dict[str, T]:
+    """Make an object of each plugin, in the order of the names; what cannot be made is left out."""
+    made: dict[str, T] = {}
+    for plugin in sorted(found.plugins, key=lambda p: p.name):
+        try:
+            made[plugin.name] = plugin.cls()
+        except (Exception, SystemExit) as error:
+            found.leave_out(kind, plugin, f"it could not be made: {type(error).__name__}")
+    return made
+
+
 def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
     dist = entry_point.dist
     return (dist.name, dist.version) if dist else ("unknown", "")

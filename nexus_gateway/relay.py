@@ -140,7 +140,7 @@ class Relay:
             GatewayError: no answer could be had and nothing was sent.
             CallerGone: the caller left.
         """
-        deadline_s = report.started_s + self._settings.response_timeout_ms / 1000
+        deadline_s = self._clock() + self._settings.response_timeout_ms / 1000
         errand = Errand(request, target, policy, sink, report, deadline_s)
         while not await self._attempt(errand):
             pass

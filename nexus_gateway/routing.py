@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import API_VERSION
-from nexus_gateway.registry import OURS, Found, Kind, discover, version_fault
+from nexus_gateway.registry import OURS, Found, Kind, discover, make, version_fault
 
 logger = logging.getLogger("nexus_gateway")
 DEFAULT_POLICY = "smart"
@@ -121,15 +121,10 @@ def policies(
         The policies by name, the default first and ours before others; and what was found.
     """
     found = discover(POLICIES, entry_points)
-    made: dict[str, Policy] = {}
-    for plugin in sorted(
-        found.plugins, key=lambda p: (p.name != DEFAULT_POLICY, p.distribution != OURS)
-    ):
-        try:
-            made[plugin.name] = plugin.cls()
-        except (Exception, SystemExit) as error:
-            found.leave_out(POLICIES, plugin, f"it could not be made: {type(error).__name__}")
-    return made, found
+    made = make(POLICIES, found)
+    ours = {plugin.name for plugin in found.plugins if plugin.distribution == OURS}
+    order = sorted(made, key=lambda name: (name != DEFAULT_POLICY, name not in ours))
+    return {name: made[name] for name in order}, found
 
 
 def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Instance:

@@ -20,6 +20,7 @@ from nexus_gateway import json_codec, sse
 from nexus_gateway.answer import counted, finished, has_content, is_usage_only
 from nexus_gateway.classify import normalise_error
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
+from nexus_gateway.passage import HeldBack
 
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)')
@@ -61,7 +62,7 @@ def set_model(text: bytes, model: bytes | None) -> bytes:
     return text[:start] + b'"model":' + model + comma + text[start:]
 
 
-class Splice:
+class Splice(HeldBack):
     """One stream's way through.
 
     Args:
@@ -77,7 +78,7 @@ class Splice:
     """
 
     def __init__(self, model: str | None, usage_wanted: bool) -> None:
-        self.started = False
+        super().__init__()
         self.done = False
         self.events = 0
         self.usage: dict[str, Any] | None = None
@@ -86,8 +87,6 @@ class Splice:
         self._usage_wanted = usage_wanted
         self._framer = sse.Framer()
         self._model = json_codec.dumps(model) if model is not None else None
-        self._held: list[bytes] = []
-        self._held_size = 0
         self._needle = b""
         self._exchange = b""
         self._usage_block = b""
@@ -173,7 +172,7 @@ class Splice:
         data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
         if not data:
             comments = [b":" + value for name, _, value in fields if not name and value]
-            return self._hold(b"\n".join(comments) + b"\n\n" if comments else b"")
+            return self.hold(b"\n".join(comments) + b"\n\n" if comments else b"")
         # A line end inside JSON is white space between tokens, so a blank may stand for it.
         text = b" ".join(data)
         if text.strip() == b"[DONE]":
@@ -186,7 +185,7 @@ class Splice:
         if has_content(chunk):
             self.events += 1
             self._begin(text)
-        return self._hold(sse.frame(set_model(text, self._model)))
+        return self.hold(sse.frame(set_model(text, self._model)))
 
     def _finish(self) -> bytes:
         if not self.started:
@@ -222,14 +221,3 @@ class Splice:
         else:
             self._needle = _START
             self._exchange = _START + b'"model":' + (self._model or b"") + b","
-
-    def _hold(self, event: bytes) -> bytes:
-        """Keep an event until the first content, then let everything go."""
-        if self.started:
-            held, self._held = self._held, []
-            return b"".join(held) + event
-        self._held.append(event)
-        self._held_size += len(event)
-        if self._held_size > sse.LONGEST_EVENT:
-            raise BrokenStream("The upstream sent too much before its answer began.")
-        return b""

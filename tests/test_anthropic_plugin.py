@@ -102,7 +102,6 @@ def test_the_least_chat() -> None:
     assert request.url == "http://127.0.0.1:9/x/messages"
     assert request.headers == {
         "Content-Type": "application/json",
-        "anthropic-version": "2023-06-01",
         "x-api-key": "sk-ant-1",
     }
     assert encode() == {

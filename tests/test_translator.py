@@ -25,6 +25,7 @@ class Foreign(Translator):
     title = "Foreign"
     base_url = "http://127.0.0.1:9"
     default_model = "foreign-1"
+    headers = {"x-version": "7"}
 
     def encode(self, call: Call) -> HttpRequest:
         payload = {"who": call.model, "say": call.chat["messages"][-1]["content"], "stream": True}
@@ -85,6 +86,7 @@ async def test_a_foreign_wire_is_translated(upstream: FakeUpstream, stream: bool
     assert status == 200
     (received,) = upstream.requests
     assert (received.path, received.headers["x-key"]) == ("/v1/speak", "key-one-secret")
+    assert received.headers["x-version"] == "7"
     assert received.body == {"who": "foreign-1", "say": "Hello!", "stream": True}
     assert headers["X-Nexus-Provider"] == "Foreign (Key #1)"
     if stream:

@@ -56,10 +56,7 @@ class ChatCompletions(Dialect):
         self, request: Request, body: bytes, content_type: str, label: str | None
     ) -> Whole:
         """Check a chat completion and set its `model`."""
-        answer = answered(body)
-        if not choices(answer):
-            raise NotAnAnswer("answered 200 without an answer")
-        return Whole(labelled(body, label), usage_in(answer))
+        return completion(body, label)
 
     def passage(self, request: Request, label: str | None) -> Splice:
         """Return the way through for a stream of chunks."""
@@ -78,6 +75,18 @@ def usage_wanted(request: Request) -> bool:
     """Tell whether the caller asked for the usage chunk."""
     options = request.chat.fields.get("stream_options") if request.chat else None
     return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def completion(body: bytes, label: str | None) -> Whole:
+    """Check a completion, of a chat or of a prompt, and set its `model`.
+
+    Raises:
+        NotAnAnswer: it is none.
+    """
+    answer = answered(body)
+    if not choices(answer):
+        raise NotAnAnswer("answered 200 without an answer")
+    return Whole(labelled(body, label), usage_in(answer))
 
 
 def answered(body: bytes) -> dict[str, Any]:

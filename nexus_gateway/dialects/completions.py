@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nexus_gateway.answer import choices
 from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
-from nexus_gateway.dialects.chat import answered, labelled, usage_in
-from nexus_gateway.dialects.dialect import Dialect, NotAnAnswer, Request, Whole
+from nexus_gateway.dialects.chat import completion
+from nexus_gateway.dialects.dialect import Dialect, Request, Whole
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.splice import Splice
 
@@ -35,10 +34,7 @@ class Completions(Dialect):
         self, request: Request, body: bytes, content_type: str, label: str | None
     ) -> Whole:
         """Check a completion and set its `model`."""
-        answer = answered(body)
-        if not choices(answer):
-            raise NotAnAnswer("answered 200 without an answer")
-        return Whole(labelled(body, label), usage_in(answer))
+        return completion(body, label)
 
     def passage(self, request: Request, label: str | None) -> Splice:
         """Return the way through for a stream of chunks, as a chat's: only the texts differ."""

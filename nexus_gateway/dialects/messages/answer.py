@@ -113,20 +113,25 @@ class _Block:
         self._field = field
         self._waiting: list[str] = []
         self._told: list[str] = []
+        self._complete: bool | None = None
 
     @property
     def complete(self) -> bool:
         """Whether nothing more can come, by all one can tell: a call's arguments are whole."""
         if self.start["type"] != "tool_use":
             return True
-        try:
-            return isinstance(json_codec.loads("".join(self._told + self._waiting)), dict)
-        except json_codec.JSONError:
-            return False
+        if self._complete is None:  # looked into once, however much comes behind it
+            try:
+                said = json_codec.loads("".join(self._told + self._waiting))
+            except json_codec.JSONError:
+                said = None
+            self._complete = isinstance(said, dict)
+        return self._complete
 
     def add(self, piece: str) -> None:
         if piece:
             self._waiting.append(piece)
+            self._complete = None
 
     def tell(self, index: int) -> bytes:
         """Return the event for what has come and was not told."""
