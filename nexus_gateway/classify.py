@@ -81,6 +81,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
             status,
             RATE_LIMIT_PARK_S if wait_s is None else wait_s,
         )
+    if status == 404 and error["message"] == _NO_REASON:
+        reason = "refused with 404 and no reason: is its address right?"
+        return Verdict(Outcome.REFUSED, reason, status, error=error)
     if status in _CALLERS_FAULT or status == 404 or (status == 403 and _moderated(error, body)):
         return Verdict(Outcome.REFUSED, f"refused with {status}", status, error=error)
     if status in (401, 403):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from nexus_gateway import json_codec
@@ -13,7 +14,7 @@ from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import check_messages
 from nexus_gateway.dialects.dialect import CHAT, Request, Whole
 from nexus_gateway.errors import HookFailed
-from nexus_gateway.hooks import Answering, Exchange, Hook, Refused, Used
+from nexus_gateway.hooks import Answering, Exchange, Hook, Refused, Used, moments
 
 logger = logging.getLogger("nexus_gateway")
 LAST_WORDS_S = 2.0
@@ -28,13 +29,12 @@ class HookChain:
     """
 
     def __init__(self, hooks: Mapping[str, Hook]) -> None:
-        def overriding(method: str) -> list[tuple[str, Hook]]:
-            plain = getattr(Hook, method)
-            return [(n, h) for n, h in hooks.items() if getattr(type(h), method) is not plain]
+        def called_at(moment: str) -> list[tuple[str, Hook]]:
+            return [(name, hook) for name, hook in hooks.items() if moment in moments(hook)]
 
-        self._at_request = overriding("before_routing")
-        self._at_answer = overriding("before_answer")
-        self._at_end = overriding("at_end")
+        self._at_request = called_at("before_routing")
+        self._at_answer = called_at("before_answer")
+        self._at_end = called_at("at_end")
         self._running: set[asyncio.Task[None]] = set()
 
     async def before_routing(self, exchange: Exchange, request: Request) -> Request:
@@ -45,7 +45,7 @@ class HookChain:
             HookFailed: a hook failed that must not.
         """
         for name, hook in self._at_request:
-            changed = await _called(name, hook, hook.before_routing(exchange), _checked)
+            changed = await _called(name, hook, partial(hook.before_routing, exchange), _checked)
             if changed is not None:
                 request = _with_body(request, changed)
                 exchange.body, exchange.model = changed, request.model
@@ -63,9 +63,8 @@ class HookChain:
         if whole is not None and self._at_answer and "json" in whole.content_type:
             answering = replace(answering, body=json_codec.loads(whole.body))
         for name, hook in self._at_answer:
-            changed = await _called(
-                name, hook, hook.before_answer(exchange, answering), json_codec.dumps
-            )
+            call = partial(hook.before_answer, exchange, answering)
+            changed = await _called(name, hook, call, json_codec.dumps)
             if changed is not None and whole is not None:
                 whole = replace(whole, body=changed)
                 answering = replace(answering, body=json_codec.loads(changed))
@@ -94,11 +93,13 @@ async def _told_at_end(name: str, hook: Hook, exchange: Exchange, used: Used) ->
         logger.exception("the hook %s failed at the end of a request", name)
 
 
-async def _called(name: str, hook: Hook, call: Awaitable[Any], checked: Any) -> Any:
+async def _called(
+    name: str, hook: Hook, call: Callable[[], Awaitable[Any]], checked: Callable[[Any], Any]
+) -> Any:
     """Await a hook, and check what it returns; None where it returns nothing, or failed openly."""
     try:
         async with asyncio.timeout(hook.deadline_s):
-            returned = await call
+            returned = await call()
         return None if returned is None else checked(returned)
     except Refused:
         raise
@@ -111,6 +112,8 @@ async def _called(name: str, hook: Hook, call: Awaitable[Any], checked: Any) -> 
 
 def _checked(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a hook's body for a request if it can be sent."""
+    if not isinstance(body, Mapping):
+        raise TypeError("before_routing returned something that is no body")
     json_codec.dumps(body)
     if "messages" in body:
         check_messages(body["messages"])

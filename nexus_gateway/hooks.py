@@ -157,6 +157,12 @@ class Hook:
         """Learn what became of a request, after its answer; failing here hurts nobody."""
 
 
+def moments(hook: Hook) -> list[str]:
+    """Return the names of the methods that a hook overrides, and is called by."""
+    names = ("before_routing", "before_answer", "at_end")
+    return [name for name in names if getattr(type(hook), name) is not getattr(Hook, name)]
+
+
 def _faults(cls: object) -> Iterator[str]:
     if not (isinstance(cls, type) and issubclass(cls, Hook)):
         yield "it is not a subclass of nexus_gateway.hooks.Hook"

@@ -35,6 +35,15 @@ from nexus_gateway.settings import Settings
 logger = logging.getLogger("nexus_gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFLIGHT_S = "600"
+_BELOW_V1 = (
+    "/chat/",
+    "/completions",
+    "/embeddings",
+    "/responses",
+    "/messages",
+    "/models",
+    "/audio/",
+)
 
 
 class Access(Enum):
@@ -108,7 +117,9 @@ def _answer(request: web.Request, error: GatewayError) -> web.Response:
 def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
     """Bring aiohttp's own errors into the tree."""
     if isinstance(error, web.HTTPNotFound):
-        return NotFound(f"There is no {request.path!r} here.", code="unknown_path")
+        return NotFound(
+            f"There is no {request.path!r} here.{_meant(request.path)}", code="unknown_path"
+        )
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         message = f"{request.method} is not allowed here; use {allowed}."
@@ -118,6 +129,15 @@ def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
     translated = GatewayError(error.reason or "The request failed.")
     translated.status = error.status
     return translated
+
+
+def _meant(path: str) -> str:
+    """Guess what a client with a wrong base URL meant: one `/v1` too few, or one too many."""
+    if path.startswith("/v1/v1/"):
+        return " The client's base URL should end before /v1."
+    if path.startswith(_BELOW_V1):
+        return f" Did you mean /v1{path}? The client's base URL should end in /v1."
+    return ""
 
 
 @web.middleware

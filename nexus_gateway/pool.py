@@ -10,7 +10,7 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import Account, InProcess, Provider
 from nexus_gateway.registry import PROVIDERS, Plugin, PluginProblem, discover
-from nexus_gateway.variables import Variables, is_configured
+from nexus_gateway.variables import Variables, is_configured, stray
 
 DEMO = "demo"
 
@@ -64,6 +64,7 @@ def build_pool(
 
     found = discover(PROVIDERS, entry_points, wanted)
     pool = Pool(plugins=found.plugins, idle=found.idle, problems=found.problems)
+    pool.warnings += [line for name in found.idle for line in stray(env, name)]
     wrong: list[str] = []
     for plugin in sorted(found.plugins, key=lambda p: p.name == DEMO):
         if plugin.name != DEMO or demo or not pool.instances:
@@ -113,6 +114,8 @@ def _named(cls: type[Provider], variables: Variables) -> Iterator[tuple[int, str
     keys = variables.key_names()
     if cls.needs_key:
         yield from keys.items()
+        if not keys and not cls.base_url:
+            variables.warn_of_addresses()
         return
     has_address = bool(cls.base_url) or issubclass(cls, InProcess)
     for number in sorted({*keys, *variables.address_numbers(), *([1] if has_address else [])}):

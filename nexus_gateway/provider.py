@@ -56,6 +56,8 @@ __all__ = [
 ]
 API_VERSION = 1
 CHAT = "chat"
+KINDS = (CHAT, "embeddings", "completions", "transcriptions")
+ENDPOINTS = (*KINDS, "responses", "messages", "count_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Model:
         id: the name the upstream knows it by.
         context: the context window in tokens, 0 when unknown.
         images: whether it takes images.
-        kind: what it is for: `chat`, `embeddings`, `completions` or `transcriptions`.
+        kind: what it is for, one of KINDS.
     """
 
     id: str
@@ -162,9 +164,8 @@ class Provider:
             only the owner can know it.
         models: what the provider serves, with context windows and modalities. The first of a
             kind is that kind's default.
-        endpoints: which requests the backend takes in their own form, and where below
-            `base_url`: `chat`, `completions`, `embeddings`, `transcriptions`, `messages`,
-            `count_tokens`.
+        endpoints: which requests (of ENDPOINTS) the backend takes in their own form, and where
+            below `base_url`.
         needs_key: False for a backend that needs no key: it then has one instance, or one for
             each NAME_BASE_URL_n.
         headers: more headers for each request.

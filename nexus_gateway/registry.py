@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Generic, TypeVar
 
 from nexus_gateway.dialects.dialect import ANY_MODEL
-from nexus_gateway.provider import API_VERSION, Model, Provider
+from nexus_gateway.provider import API_VERSION, CHAT, ENDPOINTS, KINDS, Model, Provider
 
 OURS = "nexus-gateway"
 # A letter first: no shell can set a variable that begins with a digit.
@@ -21,6 +21,8 @@ NAME = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?")
 # RESPONSE_MODEL is a setting of the gateway's own.
 RESERVED = ANY_MODEL | {"response"}
 _LONGEST_REASON = 200
+_OPTION = re.compile(r"[A-Z][A-Z0-9_]*")
+_TAKEN = frozenset({"API_KEY", "BASE_URL", "IMAGES", "MODEL"})
 T = TypeVar("T")
 
 
@@ -178,7 +180,10 @@ def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> t
         cls = entry_point.load()
     except (Exception, SystemExit) as error:
         raise _Unfit(f"it failed to load: {told(error)}") from error
-    reasons = [*kind.faults(cls)]
+    try:
+        reasons = [*kind.faults(cls)]
+    except Exception as error:
+        raise _Unfit(f"it does not keep the contract: {told(error)}") from error
     title = getattr(cls, "title", None)
     if not reasons and title and any(getattr(p.cls, "title", "") == title for p in found.plugins):
         reasons = [f"its title {title!r} is taken"]
@@ -213,10 +218,34 @@ def _provider_faults(cls: object) -> Iterator[str]:
     for attribute in ("base_url", "default_model"):
         if not isinstance(getattr(cls, attribute), str):
             yield f"its `{attribute}` is not a string"
-    if not all(isinstance(model, Model) for model in cls.models):
-        yield "its `models` are not all of the type Model"
+    yield from _model_faults(cls)
+    yield from _endpoint_faults(cls)
+    for name in cls.options:
+        if not _OPTION.fullmatch(name) or name in _TAKEN or name.startswith("KEY_"):
+            yield f"its option {name!r} is taken, or not of A-Z, 0-9 and _"
     if missing := getattr(cls, "__abstractmethods__", None):
         yield f"it does not define {', '.join(sorted(missing))}"
+
+
+def _model_faults(cls: type[Provider]) -> Iterator[str]:
+    if not isinstance(cls.models, tuple | list):
+        yield "its `models` are not a tuple; one alone needs a comma behind it"
+        return
+    for model in cls.models:
+        if not isinstance(model, Model):
+            yield "its `models` are not all of the type Model"
+        elif model.kind not in KINDS:
+            yield f"its model {model.id!r} is of no known kind; there are {', '.join(KINDS)}"
+        elif model.kind != CHAT and model.kind not in cls.endpoints:
+            yield f"its model {model.id!r} needs {model.kind!r} in its `endpoints`"
+
+
+def _endpoint_faults(cls: type[Provider]) -> Iterator[str]:
+    for name, path in cls.endpoints.items():
+        if name not in ENDPOINTS:
+            yield f"its endpoint {name!r} is not known; there are {', '.join(ENDPOINTS)}"
+        elif not path.startswith("/"):
+            yield f"its endpoint {name!r} needs a path that begins with /"
 
 
 PROVIDERS: Kind[Provider] = Kind(

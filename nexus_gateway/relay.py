@@ -24,6 +24,7 @@ from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.dialects.dialect import Request, Whole
 from nexus_gateway.errors import BrokenStream, UpstreamRefused
 from nexus_gateway.instance import Instance
+from nexus_gateway.registry import prefix
 from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 from nexus_gateway.sending import AttemptFailed
@@ -207,8 +208,13 @@ class Relay:
             self._say_once(f"{name} is parked: {verdict.reason}")
         if verdict.outcome is not Outcome.REFUSED:
             return
-        if verdict.status == 404 and errand.target.model is None:
-            self._say_once(f"{name} does not know its model {lease.model!r}: check NAME_MODEL")
+        if verdict.status == 404 and errand.target.chosen_by_us:
+            own = prefix(lease.instance.provider_name)
+            self._say_once(
+                f"{name} does not know its model {lease.model!r}: check {own}_MODEL and "
+                f"{own}_BASE_URL (it usually ends in /v1)"
+            )
+            lease.instance.last_reason = f"does not know {lease.model!r} (404)"
             return
         error = _without_key(verdict.error or {}, lease.instance.key)
         raise UpstreamRefused(verdict.status, error)

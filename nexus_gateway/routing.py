@@ -27,6 +27,7 @@ from nexus_gateway.registry import OURS, Found, Kind, discover, make, version_fa
 
 logger = logging.getLogger("nexus_gateway")
 DEFAULT_POLICY = "smart"
+OUR_POLICIES = (DEFAULT_POLICY, "fastest", "round-robin")
 
 
 class Policy(ABC):

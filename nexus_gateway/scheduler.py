@@ -33,12 +33,19 @@ class Target:
         model: the upstream's model where the caller named one; None: each instance's own.
         images: whether it holds images.
         kind: what the model is for, see `provider.Model`.
+        guessed: whether nobody is known to have that model.
     """
 
     instances: tuple[Instance, ...]
     model: str | None = None
     images: bool = False
     kind: str = CHAT
+    guessed: bool = False
+
+    @property
+    def chosen_by_us(self) -> bool:
+        """Whether it was not the caller who paired a model with these instances."""
+        return self.model is None or self.guessed
 
     def model_of(self, instance: Instance) -> str:
         """Return the model that an instance would be asked for."""
@@ -225,8 +232,8 @@ class Scheduler:
 def _nobody_able(target: Target) -> NoCandidate:
     if any(i.enabled for i in target.instances):
         return NoCandidate(
-            "The request holds an image and no enabled model of this gateway takes images; "
-            "remove it, or configure a multimodal model.",
+            "The request holds an image, and none of the enabled models that `model` may mean "
+            "takes images; remove it, name another model, or configure a multimodal one.",
             code="no_capable_model",
         )
     return NoCandidate(

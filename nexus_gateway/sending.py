@@ -121,6 +121,8 @@ def _judge(instance: Instance, response: aiohttp.ClientResponse, body: bytes) ->
     """Let the provider judge first, then the table."""
     try:
         verdict = instance.provider.read_failure(response.status, response.headers, body)
+        if not isinstance(verdict, Verdict | None):
+            raise TypeError("read_failure returned something that is no verdict")
     except Exception:
         logger.exception("the plugin %s failed to read a failure", instance.plugin)
         verdict = None

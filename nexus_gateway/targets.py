@@ -57,8 +57,8 @@ def resolve(
     """Find the instances that may serve a model.
 
     In this order: anybody; a model that somebody is known to serve; an instance's name; a
-    provider's name; `provider/model`; and for a name that nobody knows anybody again, so that
-    unmodified clients work. A model that is no chat model is never exchanged for another: what
+    provider's name or title, in small letters or large; `provider/model`; and for a name that
+    nobody knows anybody again, so that unmodified clients work. A model that is no chat model is never exchanged for another: what
     nobody knows is asked for as it is, of those who do not list what they have.
 
     Args:
@@ -75,9 +75,10 @@ def resolve(
     everybody = tuple(instances)
     found = _named(everybody, model, kind)
     if found is None and strict:
-        some = sorted({i.model_for(kind) for i in everybody})[:_NAMED_IN_ERROR]
+        some = sorted({i.model_for(kind) for i in everybody if fits(i)})[:_NAMED_IN_ERROR]
+        auto = ["auto"] if kind == CHAT else []
         raise NotFound(
-            f"The model is not known here. Some that are: {', '.join(['auto', *some])}; "
+            f"The model is not known here. Some that are: {', '.join([*auto, *some])}; "
             "GET /v1/models lists all.",
             param="model",
             code="model_not_found",
@@ -86,7 +87,7 @@ def resolve(
     able = tuple(filter(fits, able))
     if found is None and kind != CHAT:
         able, asked = tuple(i for i in able if not i.knows(kind)) or able, model
-    return Target(able, asked, images, kind)
+    return Target(able, asked, images, kind, guessed=found is None)
 
 
 def _named(
@@ -96,11 +97,12 @@ def _named(
     if model is None or model in ANY_MODEL:
         return everybody, None
     provider, _, rest = model.partition("/")
+    name = model.casefold()
     tests: tuple[tuple[Callable[[Instance], bool], str | None], ...] = (
         (lambda i: i.serves(model, kind), model),
-        (lambda i: i.name == model, None),
-        (lambda i: i.provider_name == model, None),
-        (lambda i: bool(rest) and i.provider_name == provider, rest),
+        (lambda i: i.name.casefold() == name, None),
+        (lambda i: name in (i.provider_name, i.provider.title.casefold()), None),
+        (lambda i: bool(rest) and i.provider_name == provider.casefold(), rest),
     )
     for test, asked in tests:
         if found := tuple(filter(test, everybody)):

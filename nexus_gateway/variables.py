@@ -6,7 +6,7 @@ Each but the keys may stand for all instances (`NAME_MODEL`) or for one (`NAME_M
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from nexus_gateway.registry import prefix
@@ -20,6 +20,18 @@ def is_configured(env: Mapping[str, str], name: str) -> bool:
     """Tell whether a provider has a key or an address in the environment."""
     wanted = re.compile(re.escape(prefix(name)) + r"_(KEY_[1-9]\d{0,5}|API_KEY|BASE_URL(_\d+)?)")
     return any(text and wanted.fullmatch(variable) for variable, text in env.items())
+
+
+def stray(env: Mapping[str, str], name: str) -> Iterator[str]:
+    """Tell which variables of a provider are set to no effect: without a key, or misspelt."""
+    own = prefix(name)
+    near = re.compile(re.escape(own) + r"_(API_?)?KEYS?_?\d*")
+    model = re.compile(re.escape(own) + r"_MODEL(_\d+)?")
+    for variable, text in env.items():
+        if text and near.fullmatch(variable):
+            yield f"{variable} is not read; did you mean {own}_KEY_1?"
+        elif text and model.fullmatch(variable):
+            yield f"{variable} is set, but {name} has neither a key nor an address."
 
 
 class Variables:
@@ -79,6 +91,11 @@ class Variables:
         found = {int(m[1]) for v, text in self._env.items() if text and (m := pattern.fullmatch(v))}
         return sorted(found | ({1} if self._env.get(f"{self._prefix}_BASE_URL") else set()))
 
+    def warn_of_addresses(self) -> None:
+        """Note that addresses are set to no effect, as there is no key."""
+        if self.address_numbers():
+            self.warn(f"{self._prefix}_BASE_URL is set, but {self._prefix}_KEY_1 is not.")
+
     def key(self, variable: str | None) -> Secret | None:
         """Return the key that a variable holds; None where it cannot be one."""
         if variable is None:
@@ -110,7 +127,7 @@ class Variables:
             )
         elif needed and not text:
             self._problem(
-                f"{self._prefix}_BASE_URL_{number}",
+                f"{self._prefix}_BASE_URL (or {self._prefix}_BASE_URL_{number})",
                 "is not set, and this provider has no address of its own",
             )
         return text.rstrip("/")
@@ -120,7 +137,7 @@ class Variables:
         text = self._text("MODEL", number).strip() or default
         if not text:
             self._problem(
-                f"{self._prefix}_MODEL_{number}",
+                f"{self._prefix}_MODEL (or {self._prefix}_MODEL_{number})",
                 "is not set: name the model to ask for, this provider has no default",
             )
         return text

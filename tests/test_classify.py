@@ -92,3 +92,8 @@ def test_errors_come_in_one_shape(body: bytes, message: str, code: str | None) -
 
 def test_what_an_upstream_adds_is_kept() -> None:
     assert normalise_error({"message": "m", "more": 1})["more"] == 1
+
+
+def test_a_404_without_a_reason_may_be_a_wrong_address() -> None:
+    assert "address" in classify(404, {}, b"<html>", 0.0).reason
+    assert "address" not in classify(404, {}, b'{"error": {"message": "no model"}}', 0.0).reason

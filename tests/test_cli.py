@@ -236,3 +236,17 @@ def test_policies_and_hooks_are_listed(monkeypatch, capsys):
     listed = told(capsys)
     for text in ("round-robin", "nexus_gateway.routing:RoundRobin", "guard", "nexus-acme 0.1"):
         assert text in listed
+
+
+def test_the_start_screen_tells_which_hooks_are_at_work(served, monkeypatch, capsys):
+    class Guard(Hook):
+        async def at_end(self, exchange, used):
+            """Be called."""
+
+    points = point("guard", Guard), point("typo", type("Typo", (Hook,), {"at_and": 1}))
+    install(monkeypatch, *points, group="nexus_gateway.hooks")
+
+    assert main(["serve"]) == 0
+    screen = told(capsys)
+    assert "hook guard: at_end" in screen
+    assert "hook typo: overrides nothing" in screen

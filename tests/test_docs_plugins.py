@@ -50,13 +50,27 @@ def test_the_policy_chooses_the_least_busy() -> None:
     assert NAMES["LeastBusy"]().choose(pair, Random(1)) is pair[1]
 
 
+SAID = {
+    "/v1/chat/completions": lambda said: {"messages": [{"role": "user", "content": said}]},
+    "/v1/messages": lambda said: {"messages": [{"role": "user", "content": said}]},
+    "/v1/responses": lambda said: {"input": said if isinstance(said, str) else said[0]["text"]},
+}
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["text", "parts"])
+@pytest.mark.parametrize("path", SAID)
 @pytest.mark.parametrize(("count", "status"), [(0, 200), (2, 200), (4, 403)])
-async def test_the_hook_masks_and_refuses(upstream: FakeUpstream, count: int, status: int) -> None:
+async def test_the_hook_masks_and_refuses(
+    upstream: FakeUpstream, path: str, count: int, status: int, parts: bool
+) -> None:
     hook = NAMES["NoCards"]()
     said = "pay with " + "4111-1111-1111-1111 " * count
+    body = SAID[path]([{"type": "text", "text": said}] if parts else said)
     async with serving(make_instance(upstream), hooks={"no-cards": hook}) as served:
-        body = {"messages": [{"role": "user", "content": said}], "stream": False}
-        assert (await served.chat(body))[0] == status
+        told = {**body, "model": "auto", "max_tokens": 9, "stream": False}
+        if path == "/v1/responses":
+            del told["max_tokens"]
+        assert (await served.post(path, told))[0] == status
     assert [*HOOKS.faults(NAMES["NoCards"])] == []
     if status == 200:
         assert b"4111" not in upstream.requests[0].raw

@@ -182,6 +182,16 @@ async def test_a_hook_that_fails_closes_the_way(
     assert instance.in_flight == 0
 
 
+async def test_one_that_forgot_async_has_failed(upstream: FakeUpstream) -> None:
+    class Plain(Hook):
+        def before_routing(self, exchange: Exchange) -> None:  # type: ignore[override]
+            raise RuntimeError("a secret of the hook")
+
+    async with serving(make_instance(upstream), hooks={"plain": Plain()}) as served:
+        status, text, _ = await served.chat(stream=False)
+    assert (status, json.loads(text)["error"]["code"]) == (500, "hook_failed")
+
+
 @both
 @pytest.mark.parametrize("how", ["raise", "hang", "odd", "raise answer", "hang answer"])
 async def test_one_that_may_fail_is_passed_over(

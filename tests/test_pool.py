@@ -201,8 +201,8 @@ def test_without_an_address_there_is_no_instance():
 @pytest.mark.parametrize(
     ("env", "variable"),
     [
-        ({"SERVER_BASE_URL_2": "http://two:2"}, "SERVER_MODEL_2"),
-        ({"SERVER_KEY_1": "k", "SERVER_MODEL": "m"}, "SERVER_BASE_URL_1"),
+        ({"SERVER_BASE_URL_2": "http://two:2"}, "SERVER_MODEL"),
+        ({"SERVER_KEY_1": "k", "SERVER_MODEL": "m"}, "SERVER_BASE_URL"),
         ({"SERVER_BASE_URL_1": "nowhere", "SERVER_MODEL": "m"}, "SERVER_BASE_URL_1"),
     ],
 )
@@ -249,3 +249,17 @@ def test_the_name_of_one_that_is_not_loaded_is_taken_all_the_same():
     found = pool([unwanted, point("acme", Acme)], ACME_MODEL="m")
 
     assert "taken by acme of nexus-gateway" in found.problems[0].reason
+
+
+def test_what_is_set_to_no_effect_is_told():
+    idle = point("idle", AssertionError("it was loaded"), "nexus-gateway")
+    found = pool([idle], IDLE_KEY="secret", IDLE_APIKEY="secret", IDLE_MODEL_2="m", IDLE_KEY_1="")
+    keyless = pool([point("resource", Resource)], RESOURCE_BASE_URL="http://one")
+
+    assert [line.split()[0] for line in found.warnings] == [
+        "IDLE_KEY",
+        "IDLE_APIKEY",
+        "IDLE_MODEL_2",
+    ]
+    assert "secret" not in str(found.warnings)
+    assert keyless.warnings == ["RESOURCE_BASE_URL is set, but RESOURCE_KEY_1 is not."]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from plugin_points import Acme, fit, point
 
-from nexus_gateway.provider import Translator
+from nexus_gateway.provider import Model, Translator
 from nexus_gateway.registry import PROVIDERS, discover
 
 
@@ -56,6 +56,15 @@ def test_one_that_fails_to_load_is_told_in_one_line(error, said):
         (fit(base_url=None), "base_url"),
         (fit(default_model=7), "default_model"),
         (type("Half", (Acme, Translator), {}), "encode"),
+        (fit(models=Model("acme-1")), "comma"),
+        (fit(models=(Model("acme-1", kind="embedding"),)), "kind"),
+        (fit(models=(Model("acme-e", kind="embeddings"),)), "needs 'embeddings'"),
+        (fit(endpoints={"embedding": "/e"}), "'embedding' is not known"),
+        (fit(endpoints={"chat": "chat/completions"}), "begins with /"),
+        (fit(endpoints=5), "does not keep the contract"),
+        (fit(options={"MODEL": ""}), "'MODEL'"),
+        (fit(options={"KEY_1": ""}), "'KEY_1'"),
+        (fit(options={"region": ""}), "'region'"),
     ],
 )
 def test_one_that_breaks_the_contract_is_left_out(found, said):

@@ -202,10 +202,10 @@ async def test_404_of_a_named_model_is_passed_and_of_our_own_is_not(
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         headers = {"X-Routing-Mode": "round-robin"}
         assert_whole(await served.chat(headers=headers))
-        assert "check NAME_MODEL" in caplog.text
+        assert "check FAKE_MODEL" in caplog.text
         caplog.clear()
         await served.chat(headers=headers)
-        assert "check NAME_MODEL" not in caplog.text
+        assert "check FAKE_MODEL" not in caplog.text
         body = {**HELLO, "model": "fake/other", "stream": True}
         status, _, _ = await served.chat(body, headers=headers)
         assert status == 404

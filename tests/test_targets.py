@@ -37,6 +37,9 @@ def pool() -> Pool:
         ("acme", [ACME_1, ACME_2], None),
         ("acme/some/model", [ACME_1, ACME_2], "some/model"),
         (ACME_2, [ACME_2], None),
+        ("ACME", [ACME_1, ACME_2], None),
+        ("Acme/some/Model", [ACME_1, ACME_2], "some/Model"),
+        (ACME_2.lower(), [ACME_2], None),
         ("Local", ["Local"], None),
         ("gpt-4o", EVERYBODY, None),
         ("acme/", EVERYBODY, None),
@@ -121,3 +124,16 @@ def test_what_nobody_can_be_told_is_the_requests_own_obstacle(kinds, model):
         target_of(kinds, request, strict=False)
 
     assert caught.value.param == "tools[0].type"
+
+
+@pytest.mark.parametrize(("model", "ours"), [("nobodys", True), ("e-2", False), ("embedder", True)])
+def test_a_pairing_that_was_guessed_is_known_as_such(kinds, model, ours):
+    assert target_of(kinds, embeddings(model), strict=False).chosen_by_us == ours
+
+
+def test_strictly_only_models_of_the_kind_are_named(kinds):
+    with pytest.raises(NotFound) as caught:
+        target_of(kinds, embeddings("nobodys"), strict=True)
+
+    assert "e-1" in caught.value.message
+    assert "auto" not in caught.value.message

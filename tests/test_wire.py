@@ -363,3 +363,19 @@ async def test_a_fault_in_the_middle_of_a_stream_breaks_the_connection(
         with pytest.raises(Exception, match=r"payload|disconnected"):
             await served.chat()
         assert served.instances[0].in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "Did you mean /v1/chat/completions?"),
+        ("/v1/v1/messages", "should end before /v1"),
+        ("/nowhere", ""),
+    ],
+)
+async def test_a_wrong_base_url_is_guessed(upstream: FakeUpstream, path: str, hint: str) -> None:
+    async with serving(make_instance(upstream)) as served:
+        status, text, _ = await served.post(path, HELLO)
+    message = json.loads(text)["error"]["message"]
+    assert status == 404
+    assert message.endswith(hint) if not hint else hint in message

@@ -15,6 +15,7 @@ from nexus_gateway.provider import InProcess, Provider
 from nexus_gateway.registry import Found, Plugin, prefix
 from nexus_gateway.routing import policies
 
+SHOWN = 3
 T = TypeVar("T")
 
 
@@ -43,18 +44,21 @@ def providers(arguments: argparse.Namespace) -> int:
 def _row(plugin: Plugin[Provider], pool: Pool) -> tuple[str, str, str, str, str]:
     own = [i.model for i in pool.instances if i.provider_name == plugin.name]
     models = dict.fromkeys([*own, plugin.cls.default_model, *(m.id for m in plugin.cls.models)])
-    shown = ", ".join(filter(None, models))
+    first, more = [m for m in models if m][:SHOWN], len(models) - SHOWN
+    shown = ", ".join([*first, *([f"+{more} more"] if more > 0 else [])])
     return plugin.name, plugin.origin, plugin.entry_point, shown, _keys(plugin, len(own))
 
 
 def _keys(plugin: Plugin[Provider], count: int) -> str:
     """Say how many instances there are, and what to set where there is none."""
-    cls, wanted = plugin.cls, prefix(plugin.name)
-    if cls.needs_key:
-        return str(count) if count else f"0 (set {wanted}_KEY_1)"
-    if cls.base_url or issubclass(cls, InProcess):
+    cls, own = plugin.cls, prefix(plugin.name)
+    has_address = bool(cls.base_url) or issubclass(cls, InProcess)
+    if not cls.needs_key and (has_address or count):
         return "none needed"
-    return f"none needed, {count} URLs" if count else f"none needed (set {wanted}_BASE_URL_1)"
+    wanted = [f"{own}_KEY_1"] if cls.needs_key else []
+    wanted += [] if has_address else [f"{own}_BASE_URL_1"]
+    wanted += [] if cls.default_model else [f"{own}_MODEL_1"]
+    return str(count) if count else f"0 (set {', '.join(wanted)})"
 
 
 def _others(found: Found[T]) -> Iterator[tuple[str, str, str]]:

@@ -15,12 +15,12 @@ from nexus_gateway import __version__, log, server
 from nexus_gateway.cli import WRONG_SETTINGS, environment, main
 from nexus_gateway.cli.table import table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.hooks import Hook, hooks
+from nexus_gateway.hooks import Hook, hooks, moments
 from nexus_gateway.instance import Instance
 from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.pool import DEMO, Pool, build_pool
 from nexus_gateway.registry import prefix
-from nexus_gateway.routing import Policy, policies
+from nexus_gateway.routing import OUR_POLICIES, Policy, policies
 from nexus_gateway.settings import Settings
 
 
@@ -48,7 +48,8 @@ def serve(arguments: argparse.Namespace) -> int:
     def announce(host: str, port: int) -> None:
         # Nobody may be reading: no reason not to serve.
         with contextlib.suppress(OSError, ValueError):
-            print("\n".join(screen(settings, pool, host, port)), file=sys.stderr, flush=True)
+            lines = screen(settings, pool, plugins, host, port)
+            print("\n".join(lines), file=sys.stderr, flush=True)
 
     return server.run(settings, pool, announce, **plugins)
 
@@ -106,13 +107,14 @@ def _is_own(instance: Instance, settings: Settings) -> bool:
     return port == settings.port and parts.hostname in hosts
 
 
-def screen(settings: Settings, pool: Pool, host: str, port: int) -> Iterator[str]:
+def screen(settings: Settings, pool: Pool, plugins: Extras, host: str, port: int) -> Iterator[str]:
     """Give the lines of the start screen."""
     shown = f"[{host}]" if ":" in host else host
     yield f"Nexus Gateway {__version__} listens on http://{shown}:{port}"
     yield ""
     rows = [(i.name, i.model) for i in pool.instances]
     yield from ("  " + line for line in table(("live", "model"), rows).splitlines())
+    yield from _at_work(plugins)
     yield from _missing(pool)
     yield from _warnings(settings, pool, host)
     yield ""
@@ -127,13 +129,21 @@ def screen(settings: Settings, pool: Pool, host: str, port: int) -> Iterator[str
     yield ""
 
 
+def _at_work(plugins: Extras) -> Iterator[str]:
+    """Say which ways to route there are beside ours, and which hooks see what."""
+    if added := [name for name in plugins["policy_by_name"] if name not in OUR_POLICIES]:
+        yield f"  policies: also {', '.join(added)}"
+    for name, hook in plugins["hooks"].items():
+        yield f"  hook {name}: {', '.join(moments(hook)) or 'overrides nothing'}"
+
+
 def _missing(pool: Pool) -> Iterator[str]:
     """Say what could be live and is not."""
     present = {i.provider_name for i in pool.instances}
     loaded = [p.name for p in pool.plugins if p.name not in present and p.name != DEMO]
     if absent := [*pool.idle, *loaded]:
         yield f"  without a key: {', '.join(absent)} (set {prefix(absent[0])}_KEY_1 or its like)"
-    if present == {DEMO}:
+    if present == {DEMO} and not pool.problems:
         yield "  no key is set: the demo answers, and no model is asked"
     for problem in pool.problems:
         yield f"  left out: {problem}"

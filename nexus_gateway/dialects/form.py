@@ -14,7 +14,7 @@ from email.parser import BytesHeaderParser
 
 from nexus_gateway.dialects.body import UNTRUSTED
 from nexus_gateway.dialects.dialect import Pieces
-from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.errors import InvalidRequest, UnsupportedMedia
 
 LONGEST_FIELDS = 256 * 1024
 # So much of a body is kept for another attempt; a longer one can be sent once.
@@ -26,13 +26,13 @@ def boundary_of(content_type: str) -> bytes:
     """Return the boundary that a `Content-Type` names.
 
     Raises:
-        InvalidRequest: it is no multipart form.
+        UnsupportedMedia: it is no multipart form.
     """
     head = Message()
     head["Content-Type"] = content_type
     boundary = head.get_boundary()
     if head.get_content_type() != "multipart/form-data" or not boundary or not boundary.isascii():
-        raise InvalidRequest("Send the body as Content-Type: multipart/form-data.")
+        raise UnsupportedMedia("Send the body as Content-Type: multipart/form-data.")
     return boundary.encode()
 
 
@@ -202,6 +202,7 @@ async def read_form(content_type: str, pieces: AsyncIterator[bytes], length: int
         length: of the whole body in bytes, None when unknown.
 
     Raises:
+        UnsupportedMedia: it is said to be something else.
         InvalidRequest: it is no multipart form with a file.
     """
     mark = b"--" + boundary_of(content_type)
@@ -219,8 +220,13 @@ async def read_form(content_type: str, pieces: AsyncIterator[bytes], length: int
             break
         if at is None and len(data) > LONGEST_FIELDS:
             raise InvalidRequest("The fields before the file are too long.")
-    if reading.file_at is None or not reading.whole:
-        raise InvalidRequest("The form has no whole `file`.", param="file")
+    if not reading.whole:
+        raise InvalidRequest("The form was cut off: its last boundary is missing.")
+    if reading.file_at is None:
+        raise InvalidRequest(
+            "The form has no part `file`; add the audio (with curl: -F file=@speech.wav).",
+            param="file",
+        )
     file = data[reading.file_at : reading.file_end] + mark + b"--" + _CRLF
     about = (content_type, mark, reading.fields, file, _nothing(), len(file))
     return Form(*about, names_model=False)

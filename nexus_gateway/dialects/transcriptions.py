@@ -9,7 +9,7 @@ from nexus_gateway.classify import normalise_error
 from nexus_gateway.dialects.chat import answered, usage_in
 from nexus_gateway.dialects.dialect import Dialect, Incoming, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.form import read_form
-from nexus_gateway.errors import ErrorEvent, InvalidRequest
+from nexus_gateway.errors import ErrorEvent, UnsupportedMedia
 from nexus_gateway.passage import EventPassage, Mark
 
 JSON = "application/json"
@@ -49,7 +49,7 @@ class Transcriptions(Dialect):
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         """Refuse: a form is read, see `read`."""
-        raise InvalidRequest("Send the body as Content-Type: multipart/form-data.")
+        raise UnsupportedMedia("Send the body as Content-Type: multipart/form-data.")
 
     def own_whole(
         self, request: Request, body: bytes, content_type: str, label: str | None

@@ -62,7 +62,7 @@ class InProcessConformance:
         assert [*PROVIDERS.faults(self.provider)] == []
         chat_models = [m.id for m in self.provider.models if m.kind == "chat"]
         if self.provider.default_model and chat_models:
-            assert self.provider.default_model in chat_models
+            assert self.provider.default_model in chat_models, "it must stand in `models`"
         assert self.provider.base_url.rstrip("/") == self.provider.base_url
 
     @both

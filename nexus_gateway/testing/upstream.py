@@ -26,12 +26,23 @@ CLOSE_S = 0.1
 
 @dataclass
 class Received:
-    """A request as it came, and what became of its answer."""
+    """A request as it came, and what became of its answer.
+
+    Attributes:
+        key: the key that it carries in a header.
+        headers: all of them.
+        raw: the body.
+        path: without the query.
+        target: as it stood in the request's first line.
+        finished: whether the answer was sent whole.
+        left: set when the client left before that.
+    """
 
     key: str
     headers: dict[str, str]
     raw: bytes
     path: str
+    target: str = ""
     finished: bool = False
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -104,7 +115,7 @@ class FakeUpstream:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         key = key_of(request.headers)
         raw = await request.read()
-        received = Received(key, dict(request.headers), raw, request.path)
+        received = Received(key, dict(request.headers), raw, request.path, request.raw_path)
         self.requests.append(received)
         self.open += 1
         try:

@@ -147,8 +147,8 @@ class CountTokens(Messages):
         asked.check(fields)
         own = sendable(Body(fields), model)
         obstacle = InvalidRequest(
-            "Tokens can only be counted by a backend that speaks Anthropic's Messages, and none is "
-            "configured; estimate them yourself.",
+            "Tokens can only be counted by a backend that speaks Anthropic's Messages, and none "
+            "that `model` may mean is configured; estimate them yourself.",
             code="endpoint_not_offered",
         )
         return Request(self, model, False, own, obstacle=obstacle, headers=passed(headers))
