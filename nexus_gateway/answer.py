@@ -87,8 +87,14 @@ def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def text_in(said: Mapping[str, Any]) -> str:
-    """Return the text in a delta or a message: a string, or (Mistral) a list of parts."""
+    """Return the text in a delta or a message: a string, or (Mistral) a list of parts.
+
+    Raises:
+        TypeError: it is something else, which must not get lost.
+    """
     content = said.get("content")
+    if content is not None and not isinstance(content, str | list):
+        raise TypeError("the content is neither text nor parts")
     return content if isinstance(content, str) else _joined_parts(content, "text")
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from nexus_gateway import json_codec
-from nexus_gateway.dialects.body import Body
+from nexus_gateway.dialects.body import Body, sendable
 from nexus_gateway.dialects.chat import check_messages
 from nexus_gateway.dialects.dialect import CHAT, Request, Whole
 from nexus_gateway.errors import HookFailed
@@ -45,10 +45,11 @@ class HookChain:
             HookFailed: a hook failed that must not.
         """
         for name, hook in self._at_request:
-            changed = await _called(name, hook, partial(hook.before_routing, exchange), _checked)
+            made = partial(_with_body, request)
+            changed = await _called(name, hook, partial(hook.before_routing, exchange), made)
             if changed is not None:
-                request = _with_body(request, changed)
-                exchange.body, exchange.model = changed, request.model
+                request, exchange.body = changed
+                exchange.model = request.model
         return request
 
     async def before_answer(
@@ -60,8 +61,8 @@ class HookChain:
             Refused: a hook refuses it.
             HookFailed: a hook failed that must not.
         """
-        if whole is not None and self._at_answer and "json" in whole.content_type:
-            answering = replace(answering, body=json_codec.loads(whole.body))
+        if whole is not None and self._at_answer:
+            answering = replace(answering, body=_parsed(whole))
         for name, hook in self._at_answer:
             call = partial(hook.before_answer, exchange, answering)
             changed = await _called(name, hook, call, json_codec.dumps)
@@ -89,7 +90,8 @@ async def _told_at_end(name: str, hook: Hook, exchange: Exchange, used: Used) ->
     try:
         async with asyncio.timeout(hook.deadline_s):
             await hook.at_end(exchange, used)
-    except Exception:
+    except BaseException:
+        _pass_on_cancellation()
         logger.exception("the hook %s failed at the end of a request", name)
 
 
@@ -103,30 +105,46 @@ async def _called(
         return None if returned is None else checked(returned)
     except Refused:
         raise
-    except Exception as error:
+    except BaseException as error:
+        _pass_on_cancellation()
         logger.exception("the hook %s failed", name)
         if hook.fail_open:
             return None
         raise HookFailed from error
 
 
-def _checked(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a hook's body for a request if it can be sent."""
-    if not isinstance(body, Mapping):
+def _pass_on_cancellation() -> None:
+    """Raise again what came from outside; what a hook brought upon itself is its failure.
+
+    Whatever that is: a hook that leaves by `sys.exit` must not take the gateway along.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _parsed(whole: Whole) -> Any:
+    """Return an answer's JSON value, None where it is none."""
+    try:
+        return json_codec.loads(whole.body) if "json" in whole.content_type else None
+    except json_codec.JSONError:
+        return None
+
+
+def _with_body(request: Request, fields: Any) -> tuple[Request, Mapping[str, Any]]:
+    """Return a request with a hook's body, which goes as a chat if the request has that form.
+
+    Raises:
+        TypeError, GatewayError: it is no body that could be sent.
+    """
+    if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), str | None):
         raise TypeError("before_routing returned something that is no body")
-    json_codec.dumps(body)
-    if "messages" in body:
-        check_messages(body["messages"])
-    return body
-
-
-def _with_body(request: Request, fields: Mapping[str, Any]) -> Request:
-    """Return a request with a hook's body, which goes as a chat if the request has that form."""
     model = fields.get("model") or request.model
+    body = sendable(Body(fields, request.stream or None), model)
     if request.chat is None:
-        return replace(request, model=model, own=Body(fields, request.stream or None))
+        return replace(request, model=model, own=body), fields
     body = Body(fields, request.stream)
-    images = check_messages(fields["messages"])
+    images = check_messages(fields.get("messages"))
     if request.dialect.endpoint == CHAT:
-        return replace(request, model=model, own=body, chat=body, images=images)
-    return replace(request, model=model, chat=body, images=images, altered=True)
+        return replace(request, model=model, own=body, chat=body, images=images), fields
+    return replace(request, model=model, chat=body, images=images, altered=True), fields

@@ -59,6 +59,8 @@ class Exchange:
         stream: whether the answer is streamed.
         body: the request as a chat, whatever the dialect; where it has no such form the body as
             it came, and None for a form with a file. Do not change it: return another.
+        own: the body as it came, in the caller's dialect. Where the backend speaks that dialect
+            and no hook changes `body`, this is what goes to it: it may say more than a chat can.
         notes: for the hooks' own use, from the beginning of a request to its end.
     """
 
@@ -68,6 +70,7 @@ class Exchange:
     model: str | None
     stream: bool
     body: Mapping[str, Any] | None = field(repr=False)
+    own: Mapping[str, Any] | None = field(default=None, repr=False)
     notes: dict[str, Any] = field(default_factory=dict)
 
 

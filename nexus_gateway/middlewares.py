@@ -17,6 +17,7 @@ from aiohttp import web
 
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import Dialect
+from nexus_gateway.dialects.messages import MESSAGES
 from nexus_gateway.errors import (
     Draining,
     Forbidden,
@@ -35,6 +36,7 @@ from nexus_gateway.settings import Settings
 logger = logging.getLogger("nexus_gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFLIGHT_S = "600"
+_MESSAGES = "/v1/messages"
 _BELOW_V1 = (
     "/chat/",
     "/completions",
@@ -107,6 +109,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 def _answer(request: web.Request, error: GatewayError) -> web.Response:
     dialect = route_of(request, request.match_info).dialect
+    if request.path.startswith(_MESSAGES):  # also where no route is
+        dialect = MESSAGES
     response = json_response(dialect.error(error.status, error.body()), error.status)
     response.headers.update(error.headers)
     if "Connection" in error.headers:

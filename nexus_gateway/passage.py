@@ -89,8 +89,11 @@ class EventPassage(HeldBack, ABC):
         block = self._framer.feed(data)
         if not block or self.done:
             return b""
-        if self.started and not any(mark in block for mark in self.telling):
-            self._events += block.count(b"\n\n")
+        events = block.count(b"\n\n")
+        objects = block.count(b"data: {") == block.count(b"}\n\n") == events
+        plain = objects and not any(mark in block for mark in self.telling)
+        if self.started and plain:
+            self._events += events
             return block
         return self._careful(block)
 

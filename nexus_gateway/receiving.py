@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 
 from nexus_gateway import json_codec, sse
-from nexus_gateway.answer import Chunk, finished
+from nexus_gateway.answer import Chunk, finished, has_content
 from nexus_gateway.errors import BrokenStream
 
 LAST_BYTES_S = 0.25
@@ -65,10 +65,10 @@ async def chat_chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Chunk]:
     Raises:
         BrokenStream: an event that is no JSON.
     """
-    finish_seen = False
+    finish_seen = said = False
     async for event in events(response):
         if event.data.strip() == "[DONE]":
-            if not finish_seen:
+            if said and not finish_seen:
                 # As `[DONE]` says that the answer is whole, a missing finish is only untold.
                 yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
             return
@@ -78,5 +78,7 @@ async def chat_chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Chunk]:
             chunk = json_codec.loads(event.data)
         except json_codec.JSONError:
             raise BrokenStream("The upstream sent something that is not an answer.") from None
-        finish_seen = finish_seen or (isinstance(chunk, dict) and finished(chunk))
+        if isinstance(chunk, dict):
+            finish_seen = finish_seen or finished(chunk)
+            said = said or has_content(chunk)
         yield chunk

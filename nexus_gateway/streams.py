@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
@@ -22,8 +23,8 @@ from nexus_gateway.provider import CannotServe
 from nexus_gateway.receiving import release
 
 logger = logging.getLogger("nexus_gateway")
-# What foreign chunks can raise when they are walked: a shape that nobody expected.
-_ODD_CHUNK = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# What foreign chunks and events raise when they are walked and have a shape that nobody expected.
+ODD_SHAPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class AnswerStream(Protocol):
@@ -97,7 +98,10 @@ class PassThrough:
             data = await self._response.content.readany()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TruncatedStream("The upstream's connection broke.") from error
-        return self._passage.feed(data) if data else self._passage.end()
+        try:
+            return self._passage.feed(data) if data else self._passage.end()
+        except ODD_SHAPES as error:
+            raise BrokenStream("The upstream sent something that is not an answer.") from error
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as they come."""
@@ -220,14 +224,16 @@ class Chunked:
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as the chunks come."""
         async for chunk in self._rest():
-            try:
-                said = self._speaker.say(chunk)
-            except _ODD_CHUNK as error:
-                logger.exception("the chunks of %s make no answer", self._maker)
-                raise BrokenStream("The upstream sent something that is not an answer.") from error
-            if said:
+            if said := self._spoken(partial(self._speaker.say, chunk)):
                 yield said
-        yield self._speaker.end()
+        yield self._spoken(self._speaker.end)
+
+    def _spoken(self, speak: Callable[[], bytes]) -> bytes:
+        try:
+            return speak()
+        except ODD_SHAPES as error:
+            logger.exception("the chunks of %s make no answer", self._maker)
+            raise BrokenStream("The upstream sent something that is not an answer.") from error
 
     async def whole(self) -> Chunk:
         """Read to the end and fold the chunks into one object.
@@ -238,7 +244,7 @@ class Chunked:
         chunks = [chunk async for chunk in self._rest()]
         try:
             return fold(chunks)
-        except _ODD_CHUNK as error:
+        except ODD_SHAPES as error:
             logger.exception("the chunks of %s make no answer", self._maker)
             raise BrokenStream("The provider made chunks that are no answer.") from error
 

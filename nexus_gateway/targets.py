@@ -58,8 +58,9 @@ def resolve(
 
     In this order: anybody; a model that somebody is known to serve; an instance's name; a
     provider's name or title, in small letters or large; `provider/model`; and for a name that
-    nobody knows anybody again, so that unmodified clients work. A model that is no chat model is never exchanged for another: what
-    nobody knows is asked for as it is, of those who do not list what they have.
+    nobody knows anybody again, so that unmodified clients work. A model that is no chat model is
+    never exchanged for another: what nobody knows is asked for as it is, of those who do not list
+    what they have.
 
     Args:
         instances: all there are.

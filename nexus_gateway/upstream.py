@@ -20,6 +20,7 @@ import aiohttp
 
 from nexus_gateway import json_codec
 from nexus_gateway.answer import Answer, Chunk
+from nexus_gateway.breaker import State
 from nexus_gateway.classify import Outcome, Verdict, normalise_error
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import CHAT, NotAnAnswer, Pieces, Request, Whole
@@ -37,7 +38,7 @@ from nexus_gateway.provider import (
 from nexus_gateway.receiving import chat_chunks, events
 from nexus_gateway.sending import AttemptFailed, failure, read_whole, send
 from nexus_gateway.settings import Settings
-from nexus_gateway.streams import AnswerStream, Chunked, PassThrough
+from nexus_gateway.streams import ODD_SHAPES, AnswerStream, Chunked, PassThrough
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -69,7 +70,7 @@ class Upstream:
         """
         try:
             async with asyncio.timeout(self._first_token_s) as limit:
-                _count_from_the_last_piece(request, limit, self._first_token_s)
+                _count_from_the_last_piece(instance, request, limit, self._first_token_s)
                 return await self._stream(instance, model, request)
         except TimeoutError:
             limit_ms = round(self._first_token_s * 1000)
@@ -86,7 +87,7 @@ class Upstream:
         """
         try:
             async with asyncio.timeout(limit_s) as limit:
-                _count_from_the_last_piece(request, limit, limit_s)
+                _count_from_the_last_piece(instance, request, limit, limit_s)
                 return await self._whole(instance, model, request)
         except TimeoutError:
             raise _late(request, f"no answer in {round(limit_s * 1000)} ms") from None
@@ -123,19 +124,24 @@ class Upstream:
         if request.goes_as_it_is(instance.provider.endpoints):
             response = await send(self._session, instance, _as_it_is(instance, model, request))
             body = await read_whole(response, dialect.longest_answer)
-            return dialect.own_whole(request, body, response.content_type, label)
+            with _odd_shapes_failing():
+                return dialect.own_whole(request, body, response.content_type, label)
         if isinstance(instance.provider, (Translator, InProcess)):
             return await self._folded(instance, model, request)
         response = await send(self._session, instance, _as_chat(instance, model, request))
         body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
-        read = CHAT_COMPLETIONS.own_whole(request, body, response.content_type, label)
-        return _told(request, json_codec.loads(read.body), read.usage)
+        with _odd_shapes_failing():
+            read = CHAT_COMPLETIONS.own_whole(request, body, response.content_type, None)
+            completion = json_codec.loads(read.body)
+            labelled = completion if label is None else {**completion, "model": label}
+            return _told(request, labelled, read.usage)
 
     async def _folded(self, instance: Instance, model: str, request: Request) -> Whole:
         stream = await self.stream(instance, model, request)
         assert isinstance(stream, Chunked)
         try:
-            return _told(request, await stream.whole(), stream.used())
+            with _odd_shapes_failing():
+                return _told(request, await stream.whole(), stream.used())
         except BrokenStream as broken:
             raise failure(_reason(broken)) from broken
         finally:
@@ -175,13 +181,16 @@ class Upstream:
         return response
 
 
-def _count_from_the_last_piece(request: Request, limit: asyncio.Timeout, limit_s: float) -> None:
+def _count_from_the_last_piece(
+    instance: Instance, request: Request, limit: asyncio.Timeout, limit_s: float
+) -> None:
     """Let an attempt's time count from when the caller's body was there.
 
-    An upload may take long, and that is nobody's fault.
+    An upload may take long, and that is nobody's fault. But a probe keeps all others away, so it
+    gets no more time than any.
     """
     own = request.own
-    if not isinstance(own, Form):
+    if not isinstance(own, Form) or instance.breaker.state() is State.HALF_OPEN:
         return
 
     def prolong() -> None:
@@ -221,9 +230,15 @@ def _chat_of(request: Request, model: str, *, stream: bool) -> dict[str, Any]:
 
 def _told(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> Whole:
     """Put a whole chat completion into the caller's dialect."""
+    return Whole(json_codec.dumps(request.dialect.whole(request, completion)), usage)
+
+
+@contextmanager
+def _odd_shapes_failing() -> Iterator[None]:
+    """Turn what an answer of an unheard-of shape raises into a failed attempt."""
     try:
-        return Whole(json_codec.dumps(request.dialect.whole(request, completion)), usage)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        yield
+    except ODD_SHAPES as error:
         raise failure("sent something that is not an answer") from error
 
 

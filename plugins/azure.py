@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nexus_gateway.mending import renamed
-from nexus_gateway.provider import Account, Provider, Secret
+from nexus_gateway.provider import Account, CannotServe, Provider, Secret
 
 V1 = "/openai/v1"
 
@@ -39,6 +39,8 @@ class Azure(Provider):
         version = account.options.get("API_VERSION")
         if not version:
             return root + V1 + path
+        if model in (".", ".."):
+            raise CannotServe("That is no name of a deployment.", "model")
         deployment = quote(model, safe="")
         return f"{root}/openai/deployments/{deployment}{path}?api-version={quote(version)}"
 

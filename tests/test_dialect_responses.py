@@ -546,7 +546,8 @@ def test_words_after_a_call_are_a_new_item() -> None:
 
 def test_only_the_first_choice_is_told() -> None:
     other = {**ANSWER.text("x"), "choices": [{"index": 1, "delta": {"content": "x"}}]}
-    assert told(other, ANSWER.text("a"), ANSWER.finish()) == told(ANSWER.text("a"), ANSWER.finish())
+    assert told(ANSWER.text("a"), other, ANSWER.finish()) == told(ANSWER.text("a"), ANSWER.finish())
+    assert any("x" in event for event in told(other))
 
 
 def test_a_chunk_without_choices_begins_nothing() -> None:

@@ -105,7 +105,7 @@ async def test_a_hook_sees_a_request_from_beginning_to_end(
     assert status == 200
     (exchange,), (answer,), (used,) = witness.exchanges, witness.answers, witness.used
     assert (exchange.id, exchange.dialect, exchange.caller) == ("mine", "chat", "key-2")
-    assert exchange.body == {**HELLO, "stream": stream}
+    assert exchange.body == exchange.own == {**HELLO, "stream": stream}
     assert (answer.instance, answer.attempts) == ("Fake (Key #1)", 1)
     assert answer.body == (None if stream else json.loads(text))
     assert (used.status, used.outcome, used.provider) == (200, "success", "fake")
@@ -180,6 +180,48 @@ async def test_a_hook_that_fails_closes_the_way(
     assert "secret" not in text
     assert "Traceback" not in text
     assert instance.in_flight == 0
+
+
+BADLY = [SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit()]
+
+
+class Badly(Hook):
+    fail_open = True
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    async def before_routing(self, exchange: Exchange) -> None:
+        raise self.error
+
+    async def before_answer(self, exchange: Exchange, answer: Answering) -> None:
+        raise self.error
+
+    async def at_end(self, exchange: Exchange, used: Used) -> None:
+        raise self.error
+
+
+@both
+@pytest.mark.parametrize("error", BADLY, ids=repr)
+async def test_nothing_that_a_hook_raises_ends_the_gateway(
+    upstream: FakeUpstream, error: BaseException, stream: bool
+) -> None:
+    async with serving(make_instance(upstream), hooks={"badly": Badly(error)}) as served:
+        for _ in range(2):
+            assert (await served.chat(stream=stream))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "returned", [[], "x", 5, {}, {"messages": []}, {**HELLO, "model": 5}, {"x": {1, 2}}], ids=repr
+)
+async def test_what_is_no_body_is_the_hooks_failure(upstream: FakeUpstream, returned: Any) -> None:
+    class Odd(Hook):
+        async def before_routing(self, exchange: Exchange) -> Any:
+            return returned
+
+    async with serving(make_instance(upstream), hooks={"odd": Odd()}) as served:
+        status, text, _ = await served.chat(stream=False)
+    assert (status, json.loads(text)["error"]["code"]) == (500, "hook_failed")
 
 
 async def test_one_that_forgot_async_has_failed(upstream: FakeUpstream) -> None:

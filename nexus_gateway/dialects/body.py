@@ -6,13 +6,18 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NoReturn
 
 from nexus_gateway import json_codec
 from nexus_gateway.errors import InvalidRequest
 
+DEEPEST = 200
+MOST_CONTAINERS = 50_000
+# Before it is parsed: texts hold brackets too, so this is no more than a first sieve.
+MOST_BRACKETS = 500_000
+_CONTAINERS = (dict, list)
 # Fields by which a body has chosen other gateways' upstream or key; they never travel on.
 UNTRUSTED = frozenset({"api_base", "base_url", "api_key"})
 _WRITTEN_ANEW = frozenset({"model", "stream"})
@@ -63,13 +68,39 @@ def parse_object(data: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequest: it is none; the message says what is wrong and where.
     """
+    if data.count(b"{") + data.count(b"[") > MOST_BRACKETS:
+        raise InvalidRequest("The body holds too many objects and arrays.")
     try:
         body = json_codec.loads_exact(data)
     except json_codec.JSONError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {kind_of(body)}.")
+    _check_shape(body)
     return body
+
+
+def _check_shape(body: dict[str, Any]) -> None:
+    """Refuse what nobody means and everybody would wait for: too deep, or in too many pieces.
+
+    What passes can be walked and encoded once more by whoever has to, wherever that is.
+    """
+    level: list[Any] = [body]
+    count = depth = 0
+    while level:
+        depth += 1
+        below = [child for node in level for child in _children(node) if type(child) in _CONTAINERS]
+        count += len(below)
+        if depth > DEEPEST or count > MOST_CONTAINERS:
+            raise InvalidRequest(
+                f"The body is nested more than {DEEPEST} deep, or holds more than "
+                f"{MOST_CONTAINERS} objects and arrays."
+            )
+        level = below
+
+
+def _children(node: Any) -> Iterable[Any]:
+    return node.values() if type(node) is dict else node
 
 
 def sendable(body: Body, model: str | None) -> Body:
@@ -105,7 +136,7 @@ def optional(fields: Mapping[str, Any], name: str, kind: type, words: str, at: s
     value = fields.get(name)
     if value is None:
         return None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         refuse(at + name, words, value)
     return value
 

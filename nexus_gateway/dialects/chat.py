@@ -10,7 +10,7 @@ from nexus_gateway.answer import Chunk, choices, is_usage_only
 from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
 from nexus_gateway.dialects.dialect import CHAT, Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.errors import InvalidRequest
-from nexus_gateway.splice import Splice, set_model
+from nexus_gateway.splice import Splice, find_model, set_model
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 
@@ -113,8 +113,15 @@ def usage_in(answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def labelled(body: bytes, label: str | None) -> bytes:
-    """Return a JSON object's bytes with the instance's name as its `model`."""
-    return set_model(body, None if label is None else json_codec.dumps(label))
+    """Return a JSON object's bytes with the instance's name as its `model`.
+
+    Servers write `model` before the choices, which may be long.
+    """
+    if label is None:
+        return body
+    name, choices_at = json_codec.dumps(label), body.find(b'"choices"')
+    span = find_model(body[:choices_at]) if choices_at > 0 else None
+    return body[: span[0]] + name + body[span[1] :] if span else set_model(body, name)
 
 
 def check_messages(messages: object) -> bool:

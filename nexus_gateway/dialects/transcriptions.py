@@ -13,8 +13,8 @@ from nexus_gateway.errors import ErrorEvent, UnsupportedMedia
 from nexus_gateway.passage import EventPassage, Mark
 
 JSON = "application/json"
-# `text`, `srt` and `vtt` are plain text; markup is a page about something else.
-_NO_TEXT = frozenset({"text/html", "application/xml"})
+# What `text`, `srt` and `vtt` may be called; markup is a page about something else.
+_TEXTS = frozenset({"text/plain", "text/vtt", "application/x-subrip"})
 
 
 class TranscriptPassage(EventPassage):
@@ -56,9 +56,9 @@ class Transcriptions(Dialect):
     ) -> Whole:
         """Check a transcript; as text or subtitles it may be anything but a page."""
         if content_type != JSON:
-            if content_type in _NO_TEXT:
+            if "ml" in content_type:
                 raise NotAnAnswer("answered with a page")
-            return Whole(body, {}, content_type)
+            return Whole(body, {}, content_type if content_type in _TEXTS else "text/plain")
         answer = answered(body)
         if "text" not in answer:
             raise NotAnAnswer("answered 200 without an answer")

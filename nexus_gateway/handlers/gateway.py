@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -12,13 +13,15 @@ from aiohttp import web
 
 from nexus_gateway import json_codec
 from nexus_gateway.drain import Drain
-from nexus_gateway.errors import InvalidRequest, TooLarge, UnsupportedMedia
+from nexus_gateway.errors import InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
 from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.settings import Settings
 
+# However slowly a body comes, it has come by then.
+LONGEST_BODY_S = 600.0
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER = web.RequestKey("caller", str)
@@ -66,12 +69,12 @@ async def read_body(request: web.Request) -> bytes:
     Raises:
         TooLarge: it is longer than MAX_BODY_MB; told before reading where the length is declared.
         UnsupportedMedia: it is compressed.
+        RequestTimeout: the caller fell silent, or takes for ever.
     """
-    too_large = _check_head(request)
-    try:
+    pieces = BodyPieces(request)
+    if request.content.is_eof():  # as nearly always: it came with the head
         return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_large from None
+    return b"".join([piece async for piece in pieces])
 
 
 class BodyPieces:
@@ -81,15 +84,23 @@ class BodyPieces:
     """
 
     def __init__(self, request: web.Request) -> None:
+        settings = gateway_of(request).settings
         self._too_large = _check_head(request)
         self._content = request.content
-        self._left = gateway_of(request).settings.max_body_mb * 1024 * 1024
+        self._left = settings.max_body_mb * 1024 * 1024
+        self._silence_s = settings.idle_timeout_ms / 1000
+        self._until_s = asyncio.get_running_loop().time() + LONGEST_BODY_S
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = await self._content.readany()
+        now_s = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(now_s + self._silence_s, self._until_s)):
+                piece = await self._content.readany()
+        except TimeoutError:
+            raise RequestTimeout from None
         if not piece:
             raise StopAsyncIteration
         self._left -= len(piece)

@@ -25,7 +25,8 @@ class Hooked:
         own = request.own.fields if isinstance(request.own, Body) else None
         body = own if request.chat is None else request.chat.fields
         endpoint = request.dialect.endpoint
-        self._exchange = Exchange(id, endpoint, caller, request.model, request.stream, body)
+        about = (id, endpoint, caller, request.model, request.stream)
+        self._exchange = Exchange(*about, body=body, own=own)
         return await self._chain.before_routing(self._exchange, request)
 
     async def look(self, report: Report, whole: Whole | None) -> Whole | None:

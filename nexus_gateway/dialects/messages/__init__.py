@@ -92,7 +92,7 @@ class Messages(Dialect):
         own = sendable(Body(sealed, stream if "stream" in fields else None), model)
         chat, obstacle = None, None
         try:
-            chat = Body(asked.to_chat(fields, stream=stream), stream)
+            chat = sendable(Body(asked.to_chat(fields, stream=stream), stream), model)
         except asked.Untranslatable as error:
             obstacle = error.obstacle
         images = check_messages(chat.fields["messages"]) if chat else b'"image"' in data
@@ -157,7 +157,8 @@ class CountTokens(Messages):
         self, request: Request, body: bytes, content_type: str, label: str | None
     ) -> Whole:
         """Check the count."""
-        if not isinstance(answered(body).get("input_tokens"), int):
+        count = answered(body).get("input_tokens")
+        if type(count) is not int or count < 0:
             raise NotAnAnswer("answered 200 without a count")
         return Whole(body)
 

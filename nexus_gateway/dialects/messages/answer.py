@@ -113,14 +113,18 @@ class _Block:
         self._field = field
         self._waiting: list[str] = []
         self._told: list[str] = []
-        self._complete: bool | None = None
+        self._size = 0
+        self._next_look = 0
+        self._complete = False
 
     @property
     def complete(self) -> bool:
         """Whether nothing more can come, by all one can tell: a call's arguments are whole."""
         if self.start["type"] != "tool_use":
             return True
-        if self._complete is None:  # looked into once, however much comes behind it
+        # Looked into again only when twice as long: else pieces without end would cost the square.
+        if not self._complete and self._size >= self._next_look:
+            self._next_look = 2 * self._size
             try:
                 said = json_codec.loads("".join(self._told + self._waiting))
             except json_codec.JSONError:
@@ -131,7 +135,7 @@ class _Block:
     def add(self, piece: str) -> None:
         if piece:
             self._waiting.append(piece)
-            self._complete = None
+            self._size += len(piece)
 
     def tell(self, index: int) -> bytes:
         """Return the event for what has come and was not told."""

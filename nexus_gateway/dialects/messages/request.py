@@ -58,7 +58,9 @@ def check(fields: Mapping[str, Any]) -> None:
         if not isinstance(tool, dict):
             refuse(f"tools[{i}]", "an object", tool)
     for name in ("tool_choice", "thinking", "output_config"):
-        optional(fields, name, dict, "an object")
+        optional(
+            optional(fields, name, dict, "an object") or {}, "type", str, "a string", f"{name}."
+        )
 
 
 def _check_content(where: str, content: object) -> None:

@@ -72,7 +72,7 @@ class Responses(Dialect):
     ) -> Whole:
         """Check a response and set its `model`."""
         answer = answered(body)
-        if answer.get("object") != "response":
+        if answer.get("object") != "response" or answer.get("status") == "failed":
             raise NotAnAnswer("answered 200 without a response")
         return Whole(labelled(body, label), to_chat_usage(answer.get("usage")))
 

@@ -18,6 +18,7 @@ from nexus_gateway.dialects.responses.items import CallItem, Event, Item, TextIt
 # Reasoning of ours lies open; by its ids it is told from what a backend has sealed or stored.
 OPEN_REASONING = "rs_open"
 _PREFIXES = {"message": "msg", "reasoning": OPEN_REASONING, "function_call": "fc"}
+_NONE_YET = "none yet"
 # Finish reasons that mean that something is missing, and the name they have here.
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
@@ -87,6 +88,7 @@ class Telling:
         self._text: TextItem | None = None
         self._calls: dict[int, CallItem] = {}
         self._numbers = CallNumbers()
+        self._choice: object = _NONE_YET
         self._finish: str | None = None
         self._usage: Mapping[str, Any] | None = None
 
@@ -94,7 +96,9 @@ class Telling:
         """Take a chunk. One without choices begins nothing: some have no id yet."""
         self._usage = chunk.get("usage") or self._usage
         for choice in choices(chunk):
-            if choice.get("index"):
+            # One choice was asked for, whatever the backend numbers it.
+            self._choice = choice.get("index") if self._choice == _NONE_YET else self._choice
+            if choice.get("index") != self._choice:
                 continue
             self._begin(chunk)
             self._finish = choice.get("finish_reason") or self._finish

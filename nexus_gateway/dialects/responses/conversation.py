@@ -43,13 +43,11 @@ class Conversation:
 
     Args:
         obstacles: where to note what cannot be said.
-
-    Attributes:
-        messages: the chat's messages, once `end` was called.
     """
 
     def __init__(self, obstacles: Obstacles) -> None:
-        self.messages: list[Message] = []
+        self._messages: list[Message] = []
+        self._added: list[str] = []
         self._obstacles = obstacles
         self._shown: list[Part] = []
 
@@ -80,16 +78,33 @@ class Conversation:
     def end(self) -> None:
         """Say that no output of a function follows: what such outputs show is shown now."""
         if self._shown:
-            self.messages.append({"role": "user", "content": self._shown})
+            self._append({"role": "user", "content": self._shown})
             self._shown = []
 
     def say(self, role: str, content: str | list[Part]) -> None:
         """Add a message; what the assistant says after its calls belongs to the same turn."""
-        last = self.messages[-1] if self.messages else {}
+        last = self._messages[-1] if self._messages else {}
         if role == "assistant" and "tool_calls" in last:
-            last["content"] = f"{last['content'] or ''}{content}"
+            self._added.append(str(content))
         else:
-            self.messages.append({"role": role, "content": content})
+            self._append({"role": role, "content": content})
+
+    def _append(self, message: Message) -> None:
+        self._close()
+        self._messages.append(message)
+
+    def _close(self) -> None:
+        """Put together what was added to the last message, in one go however many pieces."""
+        if self._added:
+            last = self._messages[-1]
+            last["content"] = (last["content"] or "") + "".join(self._added)
+            self._added = []
+
+    @property
+    def messages(self) -> list[Message]:
+        """The chat's messages, once `end` was called."""
+        self._close()
+        return self._messages
 
     def _message(self, at: str, item: Fields) -> None:
         self.end()
@@ -117,9 +132,9 @@ class Conversation:
         self.end()
         function = {name: required(item, name, str, "a string", at) for name in _FUNCTION}
         call = {"id": required(item, "call_id", str, "a string", at), "type": "function"}
-        if not self.messages or self.messages[-1]["role"] != "assistant":
-            self.messages.append({"role": "assistant", "content": None})
-        self.messages[-1].setdefault("tool_calls", []).append({**call, "function": function})
+        if not self._messages or self._messages[-1]["role"] != "assistant":
+            self._append({"role": "assistant", "content": None})
+        self._messages[-1].setdefault("tool_calls", []).append({**call, "function": function})
 
     def _output(self, at: str, item: Fields) -> None:
         call_id = required(item, "call_id", str, "a string", at)
@@ -127,7 +142,7 @@ class Conversation:
         shown = [] if isinstance(content, str) else [p for p in content if p["type"] != "text"]
         told = content if isinstance(content, str) else [p for p in content if p["type"] == "text"]
         text = self._text(at + "output", "tool", told) or (_STAND_IN if shown else "")
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+        self._append({"role": "tool", "tool_call_id": call_id, "content": text})
         self._shown += shown
 
     def _reasoning(self, at: str, item: Fields) -> None:
