@@ -16,7 +16,7 @@ from nexus_gateway.breaker import State
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.instance import Instance
-from nexus_gateway.routing import policies
+from nexus_gateway.routing import Fastest, Policy, RoundRobin, Smart
 from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
 from nexus_gateway.secret import Secret
 
@@ -29,10 +29,14 @@ NO_WAIT = Verdict(Outcome.RATE_LIMITED, "rate limited", 429, park_s=0)
 LEFT = Verdict(Outcome.CANCELLED, "the caller left")
 
 
+def fresh() -> dict[str, Policy]:
+    return {"smart": Smart(), "fastest": Fastest(), "round-robin": RoundRobin()}
+
+
 class House:
     def __init__(self, count: int = 3, **more: Any) -> None:
         self.clock = FakeClock()
-        self.scheduler = Scheduler(self.clock, random.Random(1), policies()[0])
+        self.scheduler = Scheduler(self.clock, random.Random(1), fresh())
         key = Secret("k")
         self.instances = [
             make_instance(clock=self.clock, **{"key": key, **more}) for _ in range(count)

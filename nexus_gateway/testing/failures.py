@@ -21,7 +21,7 @@ from nexus_gateway.testing.gateway import HELLO
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.suite import WireSuite, both
 
-FIRST_TOKEN_MS = 300
+FIRST_TOKEN_MS = 200
 
 
 class FailureSuite(WireSuite):
@@ -39,7 +39,7 @@ class FailureSuite(WireSuite):
         assert json.loads(text)["error"]["message"] == "No such thing."
 
     @both
-    @pytest.mark.parametrize("status", [401, 429, 500, 503])
+    @pytest.mark.parametrize("status", [401, 429, 500])
     async def test_a_failure_is_mended_by_another_key(self, status: int, stream: bool) -> None:
         """The caller does not notice."""
         async with self._behind(Reply(status=status), count=2) as (served, upstream):
@@ -93,7 +93,7 @@ class FailureSuite(WireSuite):
     async def test_a_stream_that_breaks_says_so(self, trouble: Reply) -> None:
         """It ends with an error event and without `[DONE]`: never silently short."""
         slow = Reply(**{**vars(trouble), "delay_s": 0.01})
-        async with self._behind(slow, count=2, idle_timeout_ms=300) as (served, upstream):
+        async with self._behind(slow, count=2, idle_timeout_ms=200) as (served, upstream):
             status, text, _ = await served.chat()
         assert status == 200
         assert '"error"' in text
@@ -106,7 +106,7 @@ class FailureSuite(WireSuite):
         endless = Reply(text="word " * 1000, delay_s=0.02, head_delay_s=0 if stream else 30)
         async with self._behind(endless) as (served, upstream):
             body = {**HELLO, "stream": stream}
-            limit = aiohttp.ClientTimeout(total=0.4)
+            limit = aiohttp.ClientTimeout(total=0.2)
             with contextlib.suppress(TimeoutError):
                 url = served.url + "/v1/chat/completions"
                 async with served.session.post(url, json=body, timeout=limit) as response:

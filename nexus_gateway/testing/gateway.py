@@ -8,6 +8,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cache
 from typing import Any
 
 import aiohttp
@@ -19,7 +20,7 @@ from nexus_gateway.hooks import Hook
 from nexus_gateway.instance import Instance
 from nexus_gateway.pool import Pool
 from nexus_gateway.provider import Account, Provider
-from nexus_gateway.routing import Policy
+from nexus_gateway.routing import Policy, policies
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings
 
@@ -56,6 +57,12 @@ def instance_of(
         "clock": clock,
     }
     return Instance(**{**about, **more})
+
+
+@cache
+def _policies() -> Mapping[str, type[Policy]]:
+    """Return the installed policies; looked up once, as that takes longer than many a test."""
+    return {name: type(made) for name, made in policies()[0].items()}
 
 
 class Served:
@@ -131,7 +138,7 @@ async def serving(
     app = build_app(
         Settings(**settings),
         pool,
-        policy_by_name=policy_by_name,
+        policy_by_name=policy_by_name or {name: cls() for name, cls in _policies().items()},
         hooks=hooks,
         clock=clock,
         rng=random.Random(7),
