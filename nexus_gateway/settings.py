@@ -106,7 +106,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("PORT", "3000", "Port to listen on; 0 for any free one.", _number(0, 65535)),
     Variable("CORS_ORIGIN", "*", "Origin whose pages may read answers, or * for all.", _origin),
     Variable("FIRST_TOKEN_TIMEOUT_MS", "8000", "Longest wait for a stream's first content.", _MS),
-    Variable("IDLE_TIMEOUT_MS", "30000", "Longest silence in the middle of a stream.", _MS),
+    Variable("IDLE_TIMEOUT_MS", "30000", "Longest silence in a stream or a caller's body.", _MS),
     Variable(
         "RESPONSE_TIMEOUT_MS",
         "120000",
