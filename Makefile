@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint format clean
+.PHONY: run test lint bench format clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/nexus-gateway serve $(ARGS)
@@ -17,8 +17,11 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nexus_gateway
-	$(BIN)/mypy plugins bench
+	MYPYPATH=bench $(BIN)/mypy plugins bench
 	$(BIN)/lint-imports
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python bench/run.py $(ARGS)
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .

@@ -116,8 +116,8 @@ def _joined_parts(content: object, kind: str) -> str:
 class CallNumbers:
     """Tell which of an answer's tool calls a delta belongs to.
 
-    By its index; and by its id where an upstream leaves the index out, or gives all calls the
-    same one, as some do that send each call whole.
+    By its index; and by its id, or by its being a whole call, where an upstream leaves the index
+    out or gives all calls the same one, as some do that send each call whole.
     """
 
     def __init__(self) -> None:
@@ -128,7 +128,9 @@ class CallNumbers:
         """Return the number of a delta's call: its index, or the next that is free."""
         index, id = delta.get("index"), delta.get("id")
         number, known = self._by_index.get(index, (-1, None))
-        if number < 0 or (id and known and id != known):
+        function = delta.get("function") or {}
+        unmarked = index is None and not id and function.get("name") and function.get("arguments")
+        if number < 0 or (id and known and id != known) or unmarked:
             new = number < 0 and isinstance(index, int)
             number = index if new and isinstance(index, int) else self._next
         self._by_index[index] = (number, id or known)

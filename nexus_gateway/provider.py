@@ -137,7 +137,7 @@ class HttpRequest:
 
 
 class CannotServe(Exception):
-    """Raised in `prepare`, `encode` or `generate`: the caller asks for what the backend lacks.
+    """Raised by a plugin before its first chunk: the caller asks for what the backend lacks.
 
     The caller gets a 400 with the message, and the instance is not blamed.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
 
@@ -46,10 +46,23 @@ async def release(response: aiohttp.ClientResponse, *, whole: bool) -> None:
         response.close()
 
 
-async def events(response: aiohttp.ClientResponse) -> AsyncIterator[sse.Event]:
+class Pulse:
+    """Tells whoever cares that an upstream is alive, also where it says nothing of substance.
+
+    Attributes:
+        on_beat: called whenever bytes have come.
+    """
+
+    def __init__(self) -> None:
+        self.on_beat: Callable[[], None] | None = None
+
+
+async def events(response: aiohttp.ClientResponse, pulse: Pulse) -> AsyncIterator[sse.Event]:
     """Read a response's events, for a Translator; comments are left out."""
     framer = sse.Framer()
     async for data in response.content.iter_any():
+        if pulse.on_beat is not None:
+            pulse.on_beat()
         for event in sse.split(framer.feed(data)):
             read = sse.read(event)
             if read.data or read.name:
@@ -59,14 +72,14 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[sse.Event]:
         yield sse.read(rest)
 
 
-async def chat_chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Chunk]:
+async def chat_chunks(response: aiohttp.ClientResponse, pulse: Pulse) -> AsyncIterator[Chunk]:
     """Read the chunks of an upstream that speaks OpenAI, for a caller who does not.
 
     Raises:
         BrokenStream: an event that is no JSON.
     """
     finish_seen = said = False
-    async for event in events(response):
+    async for event in events(response, pulse):
         if event.data.strip() == "[DONE]":
             if said and not finish_seen:
                 # As `[DONE]` says that the answer is whole, a missing finish is only untold.

@@ -22,7 +22,7 @@ from nexus_gateway import json_codec
 from nexus_gateway.answer import completion_tokens
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.dialects.dialect import Request, Whole
-from nexus_gateway.errors import BrokenStream, UpstreamRefused
+from nexus_gateway.errors import BrokenStream, NoCandidate, UpstreamRefused
 from nexus_gateway.instance import Instance
 from nexus_gateway.registry import prefix
 from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
@@ -102,6 +102,7 @@ class Errand:
     sink: Sink
     report: Report
     deadline_s: float
+    refusal: UpstreamRefused | None = None
     trail: Trail = field(default_factory=Trail)
 
 
@@ -143,8 +144,13 @@ class Relay:
         """
         deadline_s = self._clock() + self._settings.response_timeout_ms / 1000
         errand = Errand(request, target, policy, sink, report, deadline_s)
-        while not await self._attempt(errand):
-            pass
+        try:
+            while not await self._attempt(errand):
+                pass
+        except NoCandidate:
+            if errand.refusal is None:
+                raise
+            raise errand.refusal from None
 
     async def _attempt(self, errand: Errand) -> bool:
         """Make one attempt; False when another one may follow."""
@@ -208,16 +214,19 @@ class Relay:
             self._say_once(f"{name} is parked: {verdict.reason}")
         if verdict.outcome is not Outcome.REFUSED:
             return
-        if verdict.status == 404 and errand.target.chosen_by_us:
+        error = _without_key(verdict.error or {}, lease.instance.key)
+        refusal = UpstreamRefused(verdict.status, error)
+        if verdict.status != 404 or not errand.target.chosen_by_us:
+            raise refusal
+        if errand.target.guessed and errand.target.model is not None:
+            errand.refusal = refusal  # the next one may know it; if nobody does, this is the answer
+        else:
             own = prefix(lease.instance.provider_name)
             self._say_once(
                 f"{name} does not know its model {lease.model!r}: check {own}_MODEL and "
                 f"{own}_BASE_URL (it usually ends in /v1)"
             )
             lease.instance.last_reason = f"does not know {lease.model!r} (404)"
-            return
-        error = _without_key(verdict.error or {}, lease.instance.key)
-        raise UpstreamRefused(verdict.status, error)
 
     def _say_once(self, warning: str) -> None:
         """Say loudly what only the owner can mend, but not with every request."""

@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import aiohttp
 
 from nexus_gateway import __version__
-from nexus_gateway.classify import Outcome, Verdict, classify
+from nexus_gateway.classify import Outcome, Verdict, classify, read_error
 from nexus_gateway.errors import GatewayError
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import HttpRequest
@@ -87,6 +88,9 @@ async def send(
         if isinstance(error.__cause__, GatewayError):
             raise error.__cause__ from error
         raise failure(_connection_reason(error)) from error
+    except TypeError as error:
+        logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)
+        raise failure("the provider's plugin failed") from error
     if 200 <= response.status < 300:
         return response
     try:
@@ -126,7 +130,12 @@ def _judge(instance: Instance, response: aiohttp.ClientResponse, body: bytes) ->
     except Exception:
         logger.exception("the plugin %s failed to read a failure", instance.plugin)
         verdict = None
-    return verdict or classify(response.status, response.headers, body, time.time())
+    if verdict is None:
+        return classify(response.status, response.headers, body, time.time())
+    if verdict.outcome is Outcome.REFUSED and verdict.error is None:
+        status = verdict.status or response.status
+        return replace(verdict, status=status, error=read_error(body))
+    return verdict
 
 
 def _connection_reason(error: Exception) -> str:

@@ -27,7 +27,6 @@ _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+
 _START = b"data: {"
 _GLUE = b"\n\n" + _START
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
-_SUSPECT = (b'"error"', b'"choices":[]', b'"choices": []')
 
 
 def find_model(text: bytes) -> tuple[int, int] | None:
@@ -100,9 +99,8 @@ class Splice(HeldBack):
         block = self._framer.feed(data)
         if not block or self.done:
             return b""
-        if self.started and self._is_plain(block):
-            return self._pass(block)
-        return self._careful(block)
+        passed = self._pass_at_once(block) if self.started else None
+        return self._careful(block) if passed is None else passed
 
     def end(self) -> bytes:
         """Say that the upstream's body has ended; return what is still to be sent.
@@ -135,9 +133,19 @@ class Splice(HeldBack):
             block.startswith(_START)
             and block.count(b"\n") == 2 * events
             and block.count(self._needle) == events
-            and not any(mark in block for mark in _SUSPECT)
+            and b'"error"' not in block
+            and b'"choices":[]' not in block
+            and b'"choices": []' not in block
             and (self._needle is not _START or b'"model"' not in block)
         )
+
+    def _pass_at_once(self, block: bytes) -> bytes | None:
+        """Pass a block that is plain, but for the `[DONE]` at its end; None where it is not."""
+        if self._is_plain(block):
+            return self._pass(block)
+        if block.endswith(sse.DONE) and self._is_plain(block[: -len(sse.DONE)]):
+            return self._pass(block[: -len(sse.DONE)]) + self._finish()
+        return None
 
     def _pass(self, block: bytes) -> bytes:
         self.events += block.count(_GLUE) + 1
@@ -151,8 +159,13 @@ class Splice(HeldBack):
         """Go through a block event by event."""
         was_started = self.started
         out: list[bytes] = []
-        for event in sse.split(block):
+        events = block.split(b"\n\n")
+        for number, event in enumerate(events):
+            event = event.strip(b"\n")
+            if not event:
+                continue
             whole = event + b"\n\n"
+            begins = not self.started
             try:
                 plain = self.started and self._is_plain(whole)
                 out.append(self._pass(whole) if plain else self._examine(event))
@@ -164,6 +177,12 @@ class Splice(HeldBack):
                 break
             if self.done:
                 break
+            if begins and self.started:
+                # In a burst all the rest is here as well, and mostly plain.
+                rest = self._pass_at_once(b"\n\n".join(events[number + 1 :]))
+                if rest is not None:
+                    out.append(rest)
+                    break
         return b"".join(out)
 
     def _examine(self, event: bytes) -> bytes:

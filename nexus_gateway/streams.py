@@ -20,7 +20,7 @@ from nexus_gateway.classify import normalise_error
 from nexus_gateway.dialects.dialect import Passage, Speaker
 from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, TruncatedStream
 from nexus_gateway.provider import CannotServe
-from nexus_gateway.receiving import release
+from nexus_gateway.receiving import Pulse, release
 
 logger = logging.getLogger("nexus_gateway")
 # What foreign chunks and events raise when they are walked and have a shape that nobody expected.
@@ -142,6 +142,7 @@ class Chunked:
         speaker: puts them into the caller's words.
         idle_s: the longest silence between two chunks.
         response: the HTTP answer behind it, None in process.
+        pulse: tells when bytes of it have come.
     """
 
     def __init__(
@@ -152,7 +153,9 @@ class Chunked:
         speaker: Speaker,
         idle_s: float,
         response: aiohttp.ClientResponse | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or Pulse()
         self._chunks = chunks
         self._maker = maker
         self._model = model
@@ -184,8 +187,6 @@ class Chunked:
             if self._finished:
                 raise
             raise TruncatedStream("The upstream cut the answer off.") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise TruncatedStream("The upstream's connection broke.") from error
         except (BrokenStream, asyncio.CancelledError):
             raise
         except CannotServe as error:
@@ -193,6 +194,8 @@ class Chunked:
                 raise
             raise BrokenStream(error.message) from error
         except Exception as error:
+            if isinstance(error, aiohttp.ClientError | OSError) and self._response is not None:
+                raise TruncatedStream("The upstream's connection broke.") from error
             logger.exception("the plugin %s failed in its stream", self._maker)
             raise BrokenStream("The provider's plugin failed.") from error
         return self._note(chunk)
@@ -211,6 +214,11 @@ class Chunked:
     async def _rest(self) -> AsyncGenerator[Chunk, None]:
         for chunk in self._held:
             yield chunk
+        following = self._in_process if self._response is None else self._watched
+        async for chunk in following():
+            yield chunk
+
+    async def _in_process(self) -> AsyncGenerator[Chunk, None]:
         while True:
             try:
                 async with asyncio.timeout(self._idle_s):
@@ -220,6 +228,26 @@ class Chunked:
             except TimeoutError:
                 raise IdleStream from None
             yield chunk
+
+    async def _watched(self) -> AsyncGenerator[Chunk, None]:
+        """Give the following chunks; comments and pings, which make none, are signs of life too."""
+        assert self._response is not None
+        watch = IdleWatch(self._idle_s, self._response.close)
+        self._pulse.on_beat = watch.wait
+        try:
+            while True:
+                watch.wait()
+                chunk = await self._next()
+                watch.waiting_since = None
+                yield chunk
+        except StopAsyncIteration:
+            return
+        except BrokenStream as broken:
+            if watch.expired:
+                raise IdleStream from broken
+            raise
+        finally:
+            watch.stop()
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as the chunks come."""

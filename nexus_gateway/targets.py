@@ -60,7 +60,7 @@ def resolve(
     provider's name or title, in small letters or large; `provider/model`; and for a name that
     nobody knows anybody again, so that unmodified clients work. A model that is no chat model is
     never exchanged for another: what nobody knows is asked for as it is, of those who do not list
-    what they have.
+    what they have, or else of all.
 
     Args:
         instances: all there are.

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -21,28 +21,27 @@ import aiohttp
 from nexus_gateway import json_codec
 from nexus_gateway.answer import Answer, Chunk
 from nexus_gateway.breaker import State
-from nexus_gateway.classify import Outcome, Verdict, normalise_error
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
-from nexus_gateway.dialects.dialect import CHAT, NotAnAnswer, Pieces, Request, Whole
+from nexus_gateway.dialects.dialect import NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.form import Form
-from nexus_gateway.errors import BrokenStream, RequestTimeout, error_object
+from nexus_gateway.errors import BrokenStream, RequestTimeout
 from nexus_gateway.instance import Instance
+from nexus_gateway.outgoing import JSON, as_chat, as_it_is, chat_of, plugin_at_work, refusal
 from nexus_gateway.provider import (
     Call,
     CannotServe,
     HttpRequest,
     InProcess,
-    Provider,
     Translator,
 )
-from nexus_gateway.receiving import chat_chunks, events
+from nexus_gateway.receiving import Pulse, chat_chunks, events
 from nexus_gateway.sending import AttemptFailed, failure, read_whole, send
 from nexus_gateway.settings import Settings
 from nexus_gateway.streams import ODD_SHAPES, AnswerStream, Chunked, PassThrough
 
 logger = logging.getLogger("nexus_gateway")
 
-JSON = "application/json"
+_NO_STREAM = CannotServe("This model does not stream; leave `stream` out.", "stream")
 # Some servers leave the type out, or call a stream plain text; HTML and JSON are never one.
 _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
 
@@ -100,7 +99,8 @@ class Upstream:
     async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
         stream: PassThrough | Chunked
         if request.goes_as_it_is(instance.provider.endpoints):
-            response = await self._expect_stream(instance, _as_it_is(instance, model, request))
+            http = as_it_is(instance, model, request)
+            response = await self._expect_stream(instance, http, request)
             passage = request.dialect.passage(request, self._label(instance))
             stream = PassThrough(response, passage, self._idle_s)
         else:
@@ -112,7 +112,7 @@ class Upstream:
             raise failure(_reason(broken)) from broken
         except CannotServe as error:
             await stream.close()
-            raise AttemptFailed(_refusal(error)) from error
+            raise AttemptFailed(refusal(error)) from error
         except BaseException:
             await stream.close()
             raise
@@ -122,13 +122,13 @@ class Upstream:
         dialect = request.dialect
         label = self._label(instance)
         if request.goes_as_it_is(instance.provider.endpoints):
-            response = await send(self._session, instance, _as_it_is(instance, model, request))
+            response = await send(self._session, instance, as_it_is(instance, model, request))
             body = await read_whole(response, dialect.longest_answer)
             with _odd_shapes_failing():
                 return dialect.own_whole(request, body, response.content_type, label)
         if isinstance(instance.provider, (Translator, InProcess)):
             return await self._folded(instance, model, request)
-        response = await send(self._session, instance, _as_chat(instance, model, request))
+        response = await send(self._session, instance, as_chat(instance, model, request))
         body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
         with _odd_shapes_failing():
             read = CHAT_COMPLETIONS.own_whole(request, body, response.content_type, None)
@@ -148,37 +148,45 @@ class Upstream:
             await stream.close()
 
     async def _chunked(self, instance: Instance, model: str, request: Request) -> Chunked:
-        label = self._label(instance)
-        response, chunks = await self._chunks(instance, model, request, label or model)
+        label, pulse = self._label(instance), Pulse()
+        response, chunks = await self._chunks(instance, model, request, label or model, pulse)
         speaker = request.dialect.speaker(request)
-        return Chunked(chunks, instance.plugin, label, speaker, self._idle_s, response)
+        return Chunked(chunks, instance.plugin, label, speaker, self._idle_s, response, pulse)
 
     async def _chunks(
-        self, instance: Instance, model: str, request: Request, shown: str
+        self, instance: Instance, model: str, request: Request, shown: str, pulse: Pulse
     ) -> tuple[aiohttp.ClientResponse | None, AsyncIterator[Chunk]]:
         """Ask for a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
         if not isinstance(provider, (Translator, InProcess)):
-            http = _as_chat(instance, model, request)
-            response = await self._expect_stream(instance, http)
-            return response, chat_chunks(response)
+            http = as_chat(instance, model, request)
+            response = await self._expect_stream(instance, http, request)
+            return response, chat_chunks(response, pulse)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
-        call = Call(_chat_of(request, model, stream=True), instance.account)
-        with _plugin_at_work(instance):
+        call = Call(chat_of(request, model, stream=True), instance.account)
+        with plugin_at_work(instance):
             if isinstance(provider, InProcess):
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
             http = replace(http, headers={**provider.headers, **http.headers})
         response = await send(self._session, instance, http)
-        with _plugin_at_work(instance):
-            return response, provider.stream(events(response), answer)
-
-    async def _expect_stream(self, instance: Instance, http: HttpRequest) -> aiohttp.ClientResponse:
-        response = await send(self._session, instance, http)
-        if response.content_type not in _STREAM_TYPES:
+        try:
+            with plugin_at_work(instance):
+                return response, provider.stream(events(response, pulse), answer)
+        except BaseException:
             response.close()
-            raise failure("answered with something that is no stream")
-        return response
+            raise
+
+    async def _expect_stream(
+        self, instance: Instance, http: HttpRequest, request: Request
+    ) -> aiohttp.ClientResponse:
+        response = await send(self._session, instance, http)
+        if response.content_type in _STREAM_TYPES:
+            return response
+        response.close()
+        if request.dialect.stream_is_optional and response.content_type == JSON:
+            raise AttemptFailed(refusal(_NO_STREAM))
+        raise failure("answered with something that is no stream")
 
 
 def _count_from_the_last_piece(
@@ -206,28 +214,6 @@ def _late(request: Request, reason: str) -> Exception:
     return RequestTimeout() if waits else failure(reason)
 
 
-@contextmanager
-def _plugin_at_work(instance: Instance) -> Iterator[None]:
-    """Turn what a plugin's code raises into a failed attempt; the traceback stays in the log."""
-    try:
-        yield
-    except CannotServe as error:
-        raise AttemptFailed(_refusal(error)) from error
-    except Exception as error:
-        logger.exception("the plugin %s failed on a request", instance.plugin)
-        raise failure("the provider's plugin failed") from error
-
-
-def _refusal(error: CannotServe) -> Verdict:
-    body = error_object(error.message, kind="invalid_request_error", param=error.param)
-    return Verdict(Outcome.REFUSED, "cannot serve this", 400, error=normalise_error(body["error"]))
-
-
-def _chat_of(request: Request, model: str, *, stream: bool) -> dict[str, Any]:
-    assert request.chat is not None
-    return request.chat.with_model(model, stream=stream)
-
-
 def _told(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> Whole:
     """Put a whole chat completion into the caller's dialect."""
     return Whole(json_codec.dumps(request.dialect.whole(request, completion)), usage)
@@ -240,50 +226,6 @@ def _odd_shapes_failing() -> Iterator[None]:
         yield
     except ODD_SHAPES as error:
         raise failure("sent something that is not an answer") from error
-
-
-def _as_it_is(instance: Instance, model: str, request: Request) -> HttpRequest:
-    """Make the request for a backend that takes the caller's own dialect."""
-    if request.dialect.endpoint == CHAT:
-        return _as_chat(instance, model, request)
-    body = request.own.encode(model)
-    more = {"Content-Type": request.own.content_type, **request.headers}
-    if isinstance(body, Pieces) and body.length is not None:
-        more["Content-Length"] = str(body.length)
-    return _http(instance, model, request.dialect.endpoint, request.stream, body, more)
-
-
-def _as_chat(instance: Instance, model: str, request: Request) -> HttpRequest:
-    """Make the request for a backend that speaks OpenAI: the caller's bytes, or mended ones."""
-    assert request.chat is not None
-    provider = instance.provider
-    body = request.chat.encode(model)
-    if type(provider).prepare is not Provider.prepare:
-        with _plugin_at_work(instance):
-            chat = _chat_of(request, model, stream=request.stream)
-            mended = provider.prepare(chat)
-            if mended is not None and mended is not chat:
-                body = json_codec.dumps(mended)
-    return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
-
-
-def _http(
-    instance: Instance,
-    model: str,
-    endpoint: str,
-    stream: bool,
-    body: bytes | AsyncIterable[bytes],
-    more: Mapping[str, str],
-) -> HttpRequest:
-    provider = instance.provider
-    with _plugin_at_work(instance):
-        headers = {
-            "Accept": "text/event-stream" if stream else JSON,
-            **provider.headers,
-            **more,
-            **provider.authorize(instance.key),
-        }
-        return HttpRequest(provider.url(instance.account, endpoint, model), body, headers)
 
 
 def _reason(broken: BrokenStream) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from nexus_gateway.provider import Model, Outcome, Provider, Verdict
 
-_NO_CREDIT = (b"used all available credits", b"monthly spending limit")
+# How the message begins, and what it says: the beginning is xAI's own, never a caller's words.
+_NO_CREDIT = re.compile(rb'"error"\s*:\s*"Your team [^"]*(available credits|spending limit)')
 
 
 class XAI(Provider):
@@ -24,6 +26,6 @@ class XAI(Provider):
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
         """Tell an account without credit: xAI says it with the status of a rate limit."""
-        if status in (403, 429) and any(words in body for words in _NO_CREDIT):
+        if status in (403, 429) and _NO_CREDIT.search(body):
             return Verdict(Outcome.BAD_KEY, "the account has no credit left", status)
         return None

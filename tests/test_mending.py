@@ -71,7 +71,13 @@ async def test_what_a_backend_is_sent(
     [
         ("mistral", 429, {"x-ratelimit-limit-req-minute": "0"}, b"", Outcome.BAD_KEY),
         ("mistral", 429, {"x-ratelimit-limit-req-minute": "60"}, b"", None),
-        ("xai", 429, {}, b'{"error":"... used all available credits or"}', Outcome.BAD_KEY),
+        (
+            "xai",
+            429,
+            {},
+            b'{"error":"Your team x has either used all available credits or"}',
+            Outcome.BAD_KEY,
+        ),
         ("xai", 429, {}, b"slow down", None),
         ("fireworks", 412, {}, b"", Outcome.BAD_KEY),
         ("fireworks", 500, {}, b"", None),

@@ -20,7 +20,7 @@ MOST_BRACKETS = 500_000
 _CONTAINERS = (dict, list)
 # Fields by which a body has chosen other gateways' upstream or key; they never travel on.
 UNTRUSTED = frozenset({"api_base", "base_url", "api_key"})
-_WRITTEN_ANEW = frozenset({"model", "stream"})
+_NOT_IN_REST = UNTRUSTED | {"model", "stream"}
 
 
 class Body:
@@ -40,7 +40,7 @@ class Body:
 
     @cached_property
     def _rest(self) -> dict[str, Any]:
-        return {k: v for k, v in self.fields.items() if k not in UNTRUSTED | _WRITTEN_ANEW}
+        return {k: v for k, v in self.fields.items() if k not in _NOT_IN_REST}
 
     @cached_property
     def _encoded_rest(self) -> bytes:

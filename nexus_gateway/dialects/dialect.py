@@ -48,7 +48,6 @@ class Passage(Protocol):
         started: content has been seen; what `feed` returns may go out.
         done: the answer is whole.
         broken: what ended the stream in the middle of a block, whose good part was passed.
-        usage: what was used, in OpenAI's shape; None as long as it is unknown.
     """
 
     started: bool
@@ -164,12 +163,14 @@ class Dialect(ABC):
         kind: what its models are for, see `provider.Model`.
         id_header: a further header in which its clients look for the request's id.
         longest_answer: how large a whole answer may be, in bytes.
+        stream_is_optional: whether some models answer whole though a stream is asked for.
     """
 
     endpoint: ClassVar[str]
     kind: ClassVar[str] = CHAT
     id_header: ClassVar[str] = ""
     longest_answer: ClassVar[int] = 16 * 1024 * 1024
+    stream_is_optional: ClassVar[bool] = False
 
     async def read(self, incoming: Incoming) -> Request:
         """Read and check a request.

@@ -37,6 +37,7 @@ class Transcriptions(Dialect):
 
     endpoint = "transcriptions"
     kind = "transcriptions"
+    stream_is_optional = True
 
     async def read(self, incoming: Incoming) -> Request:
         """Read the fields before the file; the file itself is not waited for."""

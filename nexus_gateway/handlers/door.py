@@ -11,7 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from nexus_gateway.dialects.dialect import Dialect
-from nexus_gateway.errors import Draining, GatewayError, InvalidRequest
+from nexus_gateway.errors import Draining, GatewayError, InternalError, InvalidRequest
 from nexus_gateway.handlers.gateway import (
     BodyPieces,
     Gateway,
@@ -101,7 +101,7 @@ class Door:
             await _fail_late(sink, error)
         except Exception:
             # A second head must never be written into an answer that has begun.
-            status = 500
+            status, report.outcome = 500, InternalError.code or ""
             if sink.response is None or not sink.response.prepared:
                 raise
             logger.exception("a stream failed", extra={"fields": {"id": request_id(request)}})

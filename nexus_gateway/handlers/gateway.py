@@ -71,10 +71,10 @@ async def read_body(request: web.Request) -> bytes:
         UnsupportedMedia: it is compressed.
         RequestTimeout: the caller fell silent, or takes for ever.
     """
-    pieces = BodyPieces(request)
     if request.content.is_eof():  # as nearly always: it came with the head
+        _check_head(request)
         return await request.read()
-    return b"".join([piece async for piece in pieces])
+    return b"".join([piece async for piece in BodyPieces(request)])
 
 
 class BodyPieces:

@@ -105,8 +105,12 @@ class CallerSink:
         """Keep the answer; the handler returns it, and aiohttp sends it."""
         if self.look is not None:
             answer = await self.look(report, answer) or answer
+        charset = "utf-8" if answer.content_type.startswith("text/") else None
         self.response = web.Response(
-            body=answer.body, content_type=answer.content_type, headers=served_by(report)
+            body=answer.body,
+            content_type=answer.content_type,
+            charset=charset,
+            headers=served_by(report),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nexus_gateway.answer import Chunk
 from nexus_gateway.classify import normalise_error
-from nexus_gateway.dialects.body import Body, optional, parse_object, required, sendable
+from nexus_gateway.dialects.body import Body, optional, parse_object, sendable
 from nexus_gateway.dialects.chat import answered, check_messages
 from nexus_gateway.dialects.dialect import Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.messages import request as asked
@@ -88,8 +88,7 @@ class Messages(Dialect):
         model = optional(fields, "model", str, "a string")
         stream = optional(fields, "stream", bool, "true or false") or False
         asked.check(fields)
-        sealed = fields if UNSEALED.encode() not in data else _without_unsealed(fields)
-        own = sendable(Body(sealed, stream if "stream" in fields else None), model)
+        own = _own(fields, data, model, stream if "stream" in fields else None)
         chat, obstacle = None, None
         try:
             chat = sendable(Body(asked.to_chat(fields, stream=stream), stream), model)
@@ -143,9 +142,8 @@ class CountTokens(Messages):
         """Check the body; it goes as it is or not at all."""
         fields = parse_object(data)
         model = optional(fields, "model", str, "a string")
-        required(fields, "messages", list, "an array")
         asked.check(fields)
-        own = sendable(Body(fields), model)
+        own = _own(fields, data, model, None)
         obstacle = InvalidRequest(
             "Tokens can only be counted by a backend that speaks Anthropic's Messages, and none "
             "that `model` may mean is configured; estimate them yourself.",
@@ -166,6 +164,12 @@ class CountTokens(Messages):
 def passed(headers: Mapping[str, str]) -> dict[str, str]:
     """Return those of a caller's headers that go along with a Messages body."""
     return {name: headers[name] for name in _PASSED if _SANE.fullmatch(headers.get(name, ""))}
+
+
+def _own(fields: dict[str, Any], data: bytes, model: str | None, stream: bool | None) -> Body:
+    """Return the body as it may go to a backend of Anthropic's kind."""
+    sealed = _without_unsealed(fields) if UNSEALED.encode() in data else fields
+    return sendable(Body(sealed, stream), model)
 
 
 def _thinks(request: Request) -> bool:

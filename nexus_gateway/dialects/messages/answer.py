@@ -13,7 +13,7 @@ from typing import Any
 from nexus_gateway import json_codec, sse
 from nexus_gateway.answer import CallNumbers, Chunk, choices, reasoning_in, text_in
 
-# The signature of thinking that no Anthropic backend has sealed; see `request.without_unsealed`.
+# The signature of thinking that no Anthropic backend has sealed, and that none must get.
 UNSEALED = "nexus-unsealed"
 STOP_REASONS = {
     "stop": "end_turn",
@@ -177,6 +177,8 @@ class MessageSpeaker:
         """Return the events that tell a chunk."""
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
+        if not self._begun and not choices(chunk):
+            return b""  # Azure's first chunk has no id yet
         out = [] if self._begun else [event("message_start", message=_head(chunk))]
         self._begun = True
         for choice in choices(chunk)[:1]:
@@ -199,7 +201,9 @@ class MessageSpeaker:
                 start |= {"name": function.get("name") or "", "input": {}}
                 self._calls[number] = _Block(start, "input_json_delta", "partial_json")
                 self._row.append(self._calls[number])
-            self._calls[number].add(function.get("arguments") or "")
+            block = self._calls[number]
+            block.start["name"] = block.start["name"] or function.get("name") or ""
+            block.add(function.get("arguments") or "")
 
     def _add(self, start: Chunk, kind: str, field: str, piece: str) -> None:
         """Add to the last block, or begin another where it is of another kind."""
@@ -211,6 +215,8 @@ class MessageSpeaker:
         """Give the events of the block at the head, and of those behind it as it completes."""
         while self._row:
             head = self._row[0]
+            if head.start.get("name") == "" and not ended:
+                return  # a call's beginning has its name, and that may come late
             if not self._open:
                 self._open = True
                 yield event("content_block_start", index=self._index, content_block=head.start)

@@ -22,6 +22,7 @@ _RUN_BY_ANTHROPIC = ("mcp_servers", "container")
 _TOOL_CHOICES: dict[object, Any] = {"auto": "auto", "any": "required", "none": "none"}
 _THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 IMAGE_FOLLOWS = "(The image is in the next message.)"
+FILE_FOLLOWS = "(The file is in the next message.)"
 
 
 class Untranslatable(Exception):
@@ -192,7 +193,7 @@ def _result(where: str, block: Json) -> tuple[Json, list[Json]]:
         if part["type"] == "text":
             texts.append(part["text"])
         else:
-            texts.append(IMAGE_FOLLOWS)
+            texts.append(FILE_FOLLOWS if part["type"] == "file" else IMAGE_FOLLOWS)
             images.append(part)
     id = required(block, "tool_use_id", str, "a string", f"{where}.")
     return {"role": "tool", "tool_call_id": id, "content": "\n".join(texts)}, images
@@ -216,10 +217,9 @@ def _image_part(where: str, block: Json) -> Json:
 def _document_part(where: str, block: Json) -> Json:
     source = _source(where, block)
     if source.get("type") == "text":
-        return {
-            "type": "text",
-            "text": required(source, "data", str, "a string", f"{where}.source."),
-        }
+        said = required(source, "data", str, "a string", f"{where}.source.")
+        title = f"{block['title']}\n\n" if block.get("title") else ""
+        return {"type": "text", "text": f"{title}{said}"}
     if source.get("type") != "base64":
         raise Untranslatable(f"{where}.source.type", "a document that lies elsewhere")
     name = block.get("title") or "document.pdf"

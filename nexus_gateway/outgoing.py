@@ -1,0 +1,88 @@
+"""What goes to an upstream: the HTTP request of one attempt, made by its provider's rules."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from nexus_gateway import json_codec
+from nexus_gateway.classify import Outcome, Verdict, normalise_error
+from nexus_gateway.dialects.dialect import CHAT, Pieces, Request
+from nexus_gateway.errors import error_object
+from nexus_gateway.instance import Instance
+from nexus_gateway.provider import CannotServe, HttpRequest, Provider
+from nexus_gateway.sending import AttemptFailed, failure
+
+logger = logging.getLogger("nexus_gateway")
+
+JSON = "application/json"
+
+
+@contextmanager
+def plugin_at_work(instance: Instance) -> Iterator[None]:
+    """Turn what a plugin's code raises into a failed attempt; the traceback stays in the log."""
+    try:
+        yield
+    except CannotServe as error:
+        raise AttemptFailed(refusal(error)) from error
+    except Exception as error:
+        logger.exception("the plugin %s failed on a request", instance.plugin)
+        raise failure("the provider's plugin failed") from error
+
+
+def refusal(error: CannotServe) -> Verdict:
+    """Judge what a backend lacks: the caller's to know, and nobody's fault."""
+    body = error_object(error.message, kind="invalid_request_error", param=error.param)
+    return Verdict(Outcome.REFUSED, "cannot serve this", 400, error=normalise_error(body["error"]))
+
+
+def chat_of(request: Request, model: str, *, stream: bool) -> dict[str, Any]:
+    """Return a request as a chat, with the upstream's name of the model."""
+    assert request.chat is not None
+    return request.chat.with_model(model, stream=stream)
+
+
+def as_it_is(instance: Instance, model: str, request: Request) -> HttpRequest:
+    """Make the request for a backend that takes the caller's own dialect."""
+    if request.dialect.endpoint == CHAT:
+        return as_chat(instance, model, request)
+    body = request.own.encode(model)
+    more = {"Content-Type": request.own.content_type, **request.headers}
+    if isinstance(body, Pieces) and body.length is not None:
+        more["Content-Length"] = str(body.length)
+    return _http(instance, model, request.dialect.endpoint, request.stream, body, more)
+
+
+def as_chat(instance: Instance, model: str, request: Request) -> HttpRequest:
+    """Make the request for a backend that speaks OpenAI: the caller's bytes, or mended ones."""
+    assert request.chat is not None
+    provider = instance.provider
+    body = request.chat.encode(model)
+    if type(provider).prepare is not Provider.prepare:
+        with plugin_at_work(instance):
+            chat = chat_of(request, model, stream=request.stream)
+            mended = provider.prepare(chat)
+            if mended is not None and mended is not chat:
+                body = json_codec.dumps(mended)
+    return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
+
+
+def _http(
+    instance: Instance,
+    model: str,
+    endpoint: str,
+    stream: bool,
+    body: bytes | AsyncIterable[bytes],
+    more: Mapping[str, str],
+) -> HttpRequest:
+    provider = instance.provider
+    with plugin_at_work(instance):
+        headers = {
+            "Accept": "text/event-stream" if stream else JSON,
+            **provider.headers,
+            **more,
+            **provider.authorize(instance.key),
+        }
+        return HttpRequest(provider.url(instance.account, endpoint, model), body, headers)
