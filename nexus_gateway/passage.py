@@ -1,8 +1,8 @@
 """Pass a stream through as it is, and know when it has begun, ended or broken.
 
-For streams in a backend's own dialect (those of OpenAI's chunks have `splice`). Whole events
-go out untouched, held until the first one that says something. Once that has come, blocks
-without any of the telling marks pass unread.
+`StreamPassage` is what all streams have in common; `splice` is its form for OpenAI's chunks, and
+`EventPassage` that for a backend's own dialect: events go out untouched, and once the answer has
+begun, blocks without any of the telling marks pass unread.
 """
 
 from __future__ import annotations
@@ -25,60 +25,38 @@ class Mark(Enum):
     END = "end"
 
 
-class HeldBack:
-    """Whole events that wait for the first one that says something.
+class StreamPassage(ABC):
+    """One stream's way through: whole events, held until the first one that says something.
 
     Till then an upstream can still fail without anybody having seen it.
 
     Attributes:
-        started: it has come; nothing is held any more.
+        started: content has been seen; what `feed` returns may go out.
+        done: the answer is whole.
+        broken: what ended the stream in the middle of a block, whose good part was passed.
+        usage: what was used, in OpenAI's shape; None as long as it is unknown.
     """
 
     def __init__(self) -> None:
         self.started = False
-        self._held: list[bytes] = []
-        self._size = 0
-
-    def hold(self, event: bytes) -> bytes:
-        """Keep an event, or let it go with those kept before; return what may go out.
-
-        Raises:
-            BrokenStream: too much came before the answer began.
-        """
-        if self.started:
-            held, self._held = self._held, []
-            return b"".join(held) + event
-        self._held.append(event)
-        self._size += len(event)
-        if self._size > sse.LONGEST_EVENT:
-            raise BrokenStream("The upstream sent too much before its answer began.")
-        return b""
-
-
-class EventPassage(HeldBack, ABC):
-    """One stream's way through; a dialect says what its events mean.
-
-    Attributes:
-        telling: an event that ends, breaks or counts the answer has one of these in it.
-        started: content has been seen; what `feed` returns may go out.
-        done: the last event has been seen: the answer is whole.
-        broken: what ended the stream in the middle of a block, whose good part was passed.
-        usage: what was used, in OpenAI's shape.
-    """
-
-    telling: ClassVar[tuple[bytes, ...]]
-
-    def __init__(self) -> None:
-        super().__init__()
         self.done = False
         self.broken: BrokenStream | None = None
         self.usage: dict[str, Any] | None = None
-        self._events = 0
         self._framer = sse.Framer()
+        self._held: list[bytes] = []
+        self._held_size = 0
 
     @abstractmethod
-    def _mark(self, event: dict[str, Any]) -> Mark:
-        """Tell what an event is, and note its usage; BrokenStream where it carries an error."""
+    def _pass_at_once(self, block: bytes) -> bytes | None:
+        """Pass a block unread where a few scans prove that it is plain; None where it is not."""
+
+    @abstractmethod
+    def _pass_one(self, event: bytes) -> bytes:
+        """Look into one event; return what may go out for it. BrokenStream if it is no answer."""
+
+    @abstractmethod
+    def _ended_early(self, late: bytes) -> bytes:
+        """Say what the end of the body means before the answer's; `late` came only just now."""
 
     def feed(self, data: bytes) -> bytes:
         """Take what came from the upstream; return what may go to the caller, or b"".
@@ -89,30 +67,92 @@ class EventPassage(HeldBack, ABC):
         block = self._framer.feed(data)
         if not block or self.done:
             return b""
-        events = block.count(b"\n\n")
-        objects = block.count(b"data: {") == block.count(b"}\n\n") == events
-        plain = objects and not any(mark in block for mark in self.telling)
-        if self.started and plain:
-            self._events += events
-            return block
-        return self._careful(block)
+        passed = self._pass_at_once(block) if self.started else None
+        return self._careful(block) if passed is None else passed
 
     def _careful(self, block: bytes) -> bytes:
+        """Go through a block event by event."""
         was_started = self.started
         out: list[bytes] = []
-        for event in sse.split(block):
+        events = block.split(b"\n\n")
+        for number, event in enumerate(events):
+            event = event.strip(b"\n")
+            if not event:
+                continue
+            begins = not self.started
             try:
-                self._examine(event)
+                out.append(self._pass_one(event))
             except BrokenStream as broken:
                 # Before anything has gone out, nothing of it shall; later, what came is kept.
                 if not was_started:
                     raise
                 self.broken = broken
                 break
-            out.append(self.hold(event + b"\n\n"))
             if self.done:
                 break
+            if begins and self.started:
+                # In a burst all the rest is here as well, and mostly plain.
+                rest = self._pass_at_once(b"\n\n".join(events[number + 1 :]))
+                if rest is not None:
+                    out.append(rest)
+                    break
         return b"".join(out)
+
+    def _hold(self, event: bytes) -> bytes:
+        """Keep an event, or let it go with those kept before; return what may go out.
+
+        Raises:
+            BrokenStream: too much came before the answer began.
+        """
+        if self.started:
+            held, self._held = self._held, []
+            return b"".join(held) + event
+        self._held.append(event)
+        self._held_size += len(event)
+        if self._held_size > sse.LONGEST_EVENT:
+            raise BrokenStream("The upstream sent too much before its answer began.")
+        return b""
+
+    def end(self) -> bytes:
+        """Say that the upstream's body has ended; return what is still to be sent.
+
+        Raises:
+            TruncatedStream: the answer was not finished.
+        """
+        late = self._careful(self._framer.feed(b"\n\n")) if not self.done else b""
+        if self.broken is not None and not late:
+            raise self.broken
+        return late if self.done or self.broken is not None else self._ended_early(late)
+
+
+class EventPassage(StreamPassage):
+    """A stream in a dialect of its own; the dialect says what its events mean.
+
+    Attributes:
+        telling: an event that ends, breaks or counts the answer has one of these in it.
+    """
+
+    telling: ClassVar[tuple[bytes, ...]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._events = 0
+
+    @abstractmethod
+    def _mark(self, event: dict[str, Any]) -> Mark:
+        """Tell what an event is, and note its usage; BrokenStream where it carries an error."""
+
+    def _pass_at_once(self, block: bytes) -> bytes | None:
+        events = block.count(b"\n\n")
+        objects = block.count(b"data: {") == block.count(b"}\n\n") == events
+        if not objects or any(mark in block for mark in self.telling):
+            return None
+        self._events += events
+        return block
+
+    def _pass_one(self, event: bytes) -> bytes:
+        self._examine(event)
+        return self._hold(event + b"\n\n")
 
     def _examine(self, event: bytes) -> None:
         text = sse.read(event).data
@@ -131,16 +171,8 @@ class EventPassage(HeldBack, ABC):
         self.started = True
         self.done = mark is Mark.END
 
-    def end(self) -> bytes:
-        """Say that the upstream's body has ended; return what is still to be sent.
-
-        Raises:
-            TruncatedStream: the answer was not finished.
-        """
-        late = self._careful(self._framer.feed(b"\n\n")) if not self.done else b""
-        if self.broken is not None and not late:
-            raise self.broken
-        if not self.done and self.broken is None and not late:
+    def _ended_early(self, late: bytes) -> bytes:
+        if not late:
             raise TruncatedStream("The upstream cut the answer off.")
         return late
 

@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 from nexus_gateway import json_codec
 from nexus_gateway.answer import Answer
 from nexus_gateway.classify import Outcome, Verdict
+from nexus_gateway.dialects.dialect import CHAT
 from nexus_gateway.secret import Secret
 from nexus_gateway.sse import Event
 
@@ -55,7 +56,6 @@ __all__ = [
     "json_request",
 ]
 API_VERSION = 1
-CHAT = "chat"
 KINDS = (CHAT, "embeddings", "completions", "transcriptions")
 ENDPOINTS = (*KINDS, "responses", "messages", "count_tokens")
 

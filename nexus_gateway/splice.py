@@ -20,7 +20,7 @@ from nexus_gateway import json_codec, sse
 from nexus_gateway.answer import counted, finished, has_content, is_usage_only
 from nexus_gateway.classify import normalise_error
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
-from nexus_gateway.passage import HeldBack
+from nexus_gateway.passage import StreamPassage
 
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)')
@@ -61,7 +61,7 @@ def set_model(text: bytes, model: bytes | None) -> bytes:
     return text[:start] + b'"model":' + model + comma + text[start:]
 
 
-class Splice(HeldBack):
+class Splice(StreamPassage):
     """One stream's way through.
 
     Args:
@@ -69,50 +69,21 @@ class Splice(HeldBack):
         usage_wanted: whether the caller asked for the usage chunk.
 
     Attributes:
-        started: content has been seen; what `feed` returns may go out.
-        done: `[DONE]` has been seen: the answer is whole.
         events: how many events with content were passed, about one a token.
-        usage: the usage object, once it has come.
-        broken: what ended the stream in the middle of a block, whose good part was passed.
     """
 
     def __init__(self, model: str | None, usage_wanted: bool) -> None:
         super().__init__()
-        self.done = False
         self.events = 0
-        self.usage: dict[str, Any] | None = None
-        self.broken: BrokenStream | None = None
         self._finished = False
         self._usage_wanted = usage_wanted
-        self._framer = sse.Framer()
         self._model = json_codec.dumps(model) if model is not None else None
         self._needle = b""
         self._exchange = b""
         self._usage_block = b""
 
-    def feed(self, data: bytes) -> bytes:
-        """Take what came from the upstream; return what may go to the caller, or b"".
-
-        Raises:
-            BrokenStream: an event that is no JSON, an error event, or one that is too large.
-        """
-        block = self._framer.feed(data)
-        if not block or self.done:
-            return b""
-        passed = self._pass_at_once(block) if self.started else None
-        return self._careful(block) if passed is None else passed
-
-    def end(self) -> bytes:
-        """Say that the upstream's body has ended; return what is still to be sent.
-
-        Raises:
-            TruncatedStream: the answer was not finished.
-        """
-        late = self.feed(b"\n\n") if not self.done else b""
-        if self.broken is not None and not late:
-            raise self.broken
-        if self.done or self.broken is not None:
-            return late
+    def _ended_early(self, late: bytes) -> bytes:
+        """End an answer that was finished and only lacks its `[DONE]`."""
         if not self._finished:
             raise TruncatedStream("The upstream cut the answer off.")
         self.done = True
@@ -155,35 +126,9 @@ class Splice(HeldBack):
             self._usage_block = block
         return block if self._model is None else block.replace(self._needle, self._exchange)
 
-    def _careful(self, block: bytes) -> bytes:
-        """Go through a block event by event."""
-        was_started = self.started
-        out: list[bytes] = []
-        events = block.split(b"\n\n")
-        for number, event in enumerate(events):
-            event = event.strip(b"\n")
-            if not event:
-                continue
-            whole = event + b"\n\n"
-            begins = not self.started
-            try:
-                plain = self.started and self._is_plain(whole)
-                out.append(self._pass(whole) if plain else self._examine(event))
-            except BrokenStream as broken:
-                # Before anything has gone out, nothing of it shall; later, what came is kept.
-                if not was_started:
-                    raise
-                self.broken = broken
-                break
-            if self.done:
-                break
-            if begins and self.started:
-                # In a burst all the rest is here as well, and mostly plain.
-                rest = self._pass_at_once(b"\n\n".join(events[number + 1 :]))
-                if rest is not None:
-                    out.append(rest)
-                    break
-        return b"".join(out)
+    def _pass_one(self, event: bytes) -> bytes:
+        whole = event + b"\n\n"
+        return self._pass(whole) if self.started and self._is_plain(whole) else self._examine(event)
 
     def _examine(self, event: bytes) -> bytes:
         """Look into one event and return it as it may go out."""
@@ -191,7 +136,7 @@ class Splice(HeldBack):
         data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
         if not data:
             comments = [b":" + value for name, _, value in fields if not name and value]
-            return self.hold(b"\n".join(comments) + b"\n\n" if comments else b"")
+            return self._hold(b"\n".join(comments) + b"\n\n" if comments else b"")
         # A line end inside JSON is white space between tokens, so a blank may stand for it.
         text = b" ".join(data)
         if text.strip() == b"[DONE]":
@@ -204,7 +149,7 @@ class Splice(HeldBack):
         if has_content(chunk):
             self.events += 1
             self._begin(text)
-        return self.hold(sse.frame(set_model(text, self._model)))
+        return self._hold(sse.frame(set_model(text, self._model)))
 
     def _finish(self) -> bytes:
         if not self.started:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -75,6 +76,24 @@ class IdleWatch:
             self._expire()
 
 
+@contextmanager
+def watching(limit_s: float, response: aiohttp.ClientResponse) -> Iterator[IdleWatch]:
+    """Watch a response for silence while the block runs.
+
+    Raises:
+        IdleStream: the stream broke because it had been silent for too long.
+    """
+    watch = IdleWatch(limit_s, response.close)
+    try:
+        yield watch
+    except BrokenStream as broken:
+        if watch.expired:
+            raise IdleStream from broken
+        raise
+    finally:
+        watch.stop()
+
+
 class PassThrough:
     """The stream of an upstream that speaks as the caller does, its bytes passed on."""
 
@@ -106,8 +125,7 @@ class PassThrough:
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as they come."""
         yield self._first
-        watch = IdleWatch(self._idle_s, self._response.close)
-        try:
+        with watching(self._idle_s, self._response) as watch:
             while not self._passage.done:
                 watch.wait()
                 block = await self._read()
@@ -116,12 +134,6 @@ class PassThrough:
                     yield block
                 if self._passage.broken is not None:
                     raise self._passage.broken
-        except BrokenStream as broken:
-            if watch.expired:
-                raise IdleStream from broken
-            raise
-        finally:
-            watch.stop()
 
     def used(self) -> Mapping[str, Any]:
         """Return what was used."""
@@ -215,8 +227,9 @@ class Chunked:
         for chunk in self._held:
             yield chunk
         following = self._in_process if self._response is None else self._watched
-        async for chunk in following():
-            yield chunk
+        async with aclosing(following()) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def _in_process(self) -> AsyncGenerator[Chunk, None]:
         while True:
@@ -232,28 +245,23 @@ class Chunked:
     async def _watched(self) -> AsyncGenerator[Chunk, None]:
         """Give the following chunks; comments and pings, which make none, are signs of life too."""
         assert self._response is not None
-        watch = IdleWatch(self._idle_s, self._response.close)
-        self._pulse.on_beat = watch.wait
-        try:
+        with watching(self._idle_s, self._response) as watch:
+            self._pulse.on_beat = watch.wait
             while True:
                 watch.wait()
-                chunk = await self._next()
+                try:
+                    chunk = await self._next()
+                except StopAsyncIteration:
+                    return
                 watch.waiting_since = None
                 yield chunk
-        except StopAsyncIteration:
-            return
-        except BrokenStream as broken:
-            if watch.expired:
-                raise IdleStream from broken
-            raise
-        finally:
-            watch.stop()
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as the chunks come."""
-        async for chunk in self._rest():
-            if said := self._spoken(partial(self._speaker.say, chunk)):
-                yield said
+        async with aclosing(self._rest()) as rest:
+            async for chunk in rest:
+                if said := self._spoken(partial(self._speaker.say, chunk)):
+                    yield said
         yield self._spoken(self._speaker.end)
 
     def _spoken(self, speak: Callable[[], bytes]) -> bytes:

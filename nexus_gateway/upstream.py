@@ -21,7 +21,7 @@ import aiohttp
 from nexus_gateway import json_codec
 from nexus_gateway.answer import Answer, Chunk
 from nexus_gateway.breaker import State
-from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
 from nexus_gateway.dialects.dialect import NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.form import Form
 from nexus_gateway.errors import BrokenStream, RequestTimeout
@@ -131,10 +131,9 @@ class Upstream:
         response = await send(self._session, instance, as_chat(instance, model, request))
         body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
         with _odd_shapes_failing():
-            read = CHAT_COMPLETIONS.own_whole(request, body, response.content_type, None)
-            completion = json_codec.loads(read.body)
+            completion = completed(body)
             labelled = completion if label is None else {**completion, "model": label}
-            return _told(request, labelled, read.usage)
+            return _told(request, labelled, usage_in(completion))
 
     async def _folded(self, instance: Instance, model: str, request: Request) -> Whole:
         stream = await self.stream(instance, model, request)

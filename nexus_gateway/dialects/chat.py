@@ -83,10 +83,19 @@ def completion(body: bytes, label: str | None) -> Whole:
     Raises:
         NotAnAnswer: it is none.
     """
+    return Whole(labelled(body, label), usage_in(completed(body)))
+
+
+def completed(body: bytes) -> Chunk:
+    """Parse a completion.
+
+    Raises:
+        NotAnAnswer: it is none.
+    """
     answer = answered(body)
     if not choices(answer):
         raise NotAnAnswer("answered 200 without an answer")
-    return Whole(labelled(body, label), usage_in(answer))
+    return answer
 
 
 def answered(body: bytes) -> dict[str, Any]:
