@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import aiohttp
 
@@ -44,6 +45,9 @@ class AnswerStream(Protocol):
 class IdleWatch:
     """Notice silence without a timer for each chunk: one timer that looks back when it fires.
 
+    It looks for as long as its `with` block runs; a stream that breaks in there because of the
+    silence leaves it as IdleStream.
+
     Args:
         limit_s: how long a wait may last.
         expire: called once when a wait has lasted so long.
@@ -61,9 +65,18 @@ class IdleWatch:
         """A wait for the upstream begins; set `waiting_since` to None when it ends."""
         self.waiting_since = self._loop.time()
 
-    def stop(self) -> None:
-        """Look no more."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._timer.cancel()
+        if self.expired and isinstance(error, BrokenStream):
+            raise IdleStream from error
 
     def _look(self) -> None:
         now = self._loop.time()
@@ -74,24 +87,6 @@ class IdleWatch:
         else:
             self.expired = True
             self._expire()
-
-
-@contextmanager
-def watching(limit_s: float, response: aiohttp.ClientResponse) -> Iterator[IdleWatch]:
-    """Watch a response for silence while the block runs.
-
-    Raises:
-        IdleStream: the stream broke because it had been silent for too long.
-    """
-    watch = IdleWatch(limit_s, response.close)
-    try:
-        yield watch
-    except BrokenStream as broken:
-        if watch.expired:
-            raise IdleStream from broken
-        raise
-    finally:
-        watch.stop()
 
 
 class PassThrough:
@@ -125,7 +120,7 @@ class PassThrough:
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Give whole events as they come."""
         yield self._first
-        with watching(self._idle_s, self._response) as watch:
+        with IdleWatch(self._idle_s, self._response.close) as watch:
             while not self._passage.done:
                 watch.wait()
                 block = await self._read()
@@ -245,7 +240,7 @@ class Chunked:
     async def _watched(self) -> AsyncGenerator[Chunk, None]:
         """Give the following chunks; comments and pings, which make none, are signs of life too."""
         assert self._response is not None
-        with watching(self._idle_s, self._response) as watch:
+        with IdleWatch(self._idle_s, self._response.close) as watch:
             self._pulse.on_beat = watch.wait
             while True:
                 watch.wait()
