@@ -11,6 +11,9 @@ from typing import Any
 
 Chunk = dict[str, Any]
 
+# What foreign chunks and events raise when they are walked and have a shape that nobody expected.
+ODD_SHAPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 
 class Answer:
     """Make the chunks of one answer; each method returns one chunk.

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
+from nexus_gateway.client import open_client
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.completions import COMPLETIONS
 from nexus_gateway.dialects.embeddings import EMBEDDINGS
@@ -25,7 +26,6 @@ from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
 from nexus_gateway.routing import Policy, policies
 from nexus_gateway.scheduler import Scheduler
-from nexus_gateway.sending import client_session
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream import Upstream
 
@@ -92,8 +92,8 @@ def build_app(
 async def _relay(app: web.Application) -> AsyncIterator[None]:
     """Open the way to the upstreams, and close it at the end."""
     gateway = app[GATEWAY]
-    async with client_session() as session:
-        upstream = Upstream(session, gateway.settings)
+    async with open_client() as client:
+        upstream = Upstream(client, gateway.settings)
         clock = gateway.scheduler.clock
         gateway.relay = Relay(gateway.scheduler, upstream, gateway.settings, clock)
         yield

@@ -28,6 +28,7 @@ from nexus_gateway.errors import (
     TooLarge,
     Unauthorized,
 )
+from nexus_gateway.handlers.dressing import allowed_origin, identity, readable
 from nexus_gateway.handlers.gateway import CALLER, gateway_of, json_response, request_id
 from nexus_gateway.relay import CallerGone
 from nexus_gateway.secret import Secret
@@ -249,32 +250,17 @@ async def _preflight(request: web.Request) -> web.StreamResponse:
         "Access-Control-Request-Headers", "Authorization, Content-Type"
     )
     response.headers["Access-Control-Max-Age"] = PREFLIGHT_S
-    _allow_origin(request, response, route_of(request, match).access)
+    access = route_of(request, match).access
+    response.headers.update(allowed_origin(request, for_all=access is not Access.ADMIN))
     return response
 
 
-def _allow_origin(request: web.Request, response: web.StreamResponse, access: Access) -> None:
-    """Say which origin may read an answer; admin answers never say all of them."""
-    allowed = gateway_of(request).settings.cors_origin
-    if allowed == "*":
-        if access is not Access.ADMIN:
-            response.headers["Access-Control-Allow-Origin"] = "*"
-    else:
-        response.headers["Vary"] = "Origin"
-        if request.headers.get("Origin") == allowed:
-            response.headers["Access-Control-Allow-Origin"] = allowed
-
-
 async def dress(request: web.Request, response: web.StreamResponse) -> None:
-    """Give every answer its id and its CORS headers, streams and errors included."""
+    """Give an answer that aiohttp writes its id and its CORS headers, errors included."""
     route = route_of(request, request.match_info)
-    response.headers["X-Request-Id"] = request_id(request)
-    if route.dialect.id_header:
-        response.headers[route.dialect.id_header] = request_id(request)
+    response.headers.update(identity(request, route.dialect))
+    if "Access-Control-Allow-Methods" not in response.headers:  # else it has its own
+        for_all = route.access is not Access.ADMIN
+        response.headers.update(readable(request, for_all=for_all))
     if "Server" in response.headers:
         del response.headers["Server"]
-    if "Origin" in request.headers and "Access-Control-Allow-Methods" not in response.headers:
-        _allow_origin(request, response, route.access)
-        response.headers["Access-Control-Expose-Headers"] = (
-            "X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, Server-Timing"
-        )

@@ -6,11 +6,12 @@ import asyncio
 import time
 
 from nexus_gateway import json_codec
+from nexus_gateway.client import open_client
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.embeddings import EMBEDDINGS
 from nexus_gateway.instance import Instance
 from nexus_gateway.pool import Pool
-from nexus_gateway.sending import AttemptFailed, client_session, failure
+from nexus_gateway.sending import AttemptFailed, failure
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream import Upstream
 
@@ -30,8 +31,8 @@ async def probe_all(settings: Settings, pool: Pool) -> list[Result]:
         For each: itself, the time to its first token in ms (None when it failed), and `ok` or
         the reason.
     """
-    async with client_session() as session:
-        upstream = Upstream(session, settings)
+    async with open_client() as client:
+        upstream = Upstream(client, settings)
         return list(await asyncio.gather(*(_probe(upstream, i) for i in pool.instances)))
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,7 +28,7 @@ from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 from nexus_gateway.sending import AttemptFailed
 from nexus_gateway.settings import Settings
-from nexus_gateway.streams import AnswerStream
+from nexus_gateway.streams import AnswerStream, Outlet
 from nexus_gateway.upstream import Upstream
 
 logger = logging.getLogger("nexus_gateway")
@@ -73,17 +72,11 @@ class Report:
         return completion_tokens(self.usage) or 0
 
 
-class Sink(Protocol):
+class Sink(Outlet, Protocol):
     """Where an answer goes. Each method raises CallerGone when nobody is there any more."""
 
     async def start(self, report: Report) -> None:
-        """Send the head of a stream."""
-
-    async def write(self, data: bytes) -> None:
-        """Send whole events."""
-
-    async def end(self) -> None:
-        """End the stream."""
+        """Let a stream begin; its head goes out no later than its first events."""
 
     async def fail(self, status: int, body: dict[str, Any]) -> None:
         """End the stream with an error event; the status is what it would have had."""
@@ -261,11 +254,8 @@ class Relay:
         verdict = _CANCELLED
         try:
             await errand.sink.start(errand.report)
-            async with aclosing(answer.blocks()) as blocks:
-                async for block in blocks:
-                    await errand.sink.write(block)
+            await answer.pour(errand.sink)
             verdict = _SUCCESS
-            await errand.sink.end()
         except BrokenStream as broken:
             verdict = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
             told = _without_key(broken.body(), lease.instance.key)

@@ -1,32 +1,25 @@
-"""The HTTP client: a request is sent, the answer's head awaited, every failure put in our words.
+"""A request is sent, the answer's head awaited, every failure put in our words.
 
-The only user of the client. Nothing here chooses an instance or knows of another attempt.
+Nothing here chooses an instance or knows of another attempt.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import aiohttp
 
-from nexus_gateway import __version__
 from nexus_gateway.classify import Outcome, Verdict, classify, read_error
+from nexus_gateway.client import Client
 from nexus_gateway.errors import GatewayError
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import HttpRequest
-from nexus_gateway.receiving import read_up_to, release
+from nexus_gateway.receiving import HttpAnswer, read_up_to
 
 logger = logging.getLogger("nexus_gateway")
 
-CONNECT_TIMEOUT_S = 3.0
-KEEP_CONNECTION_S = 30.0
-READ_BUFFER = 256 * 1024
-LARGE_BODY = 512 * 1024
 LONGEST_ERROR = 64 * 1024
 
 
@@ -47,43 +40,15 @@ def failure(reason: str) -> AttemptFailed:
     return AttemptFailed(Verdict(Outcome.FAILURE, reason))
 
 
-@asynccontextmanager
-async def client_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open the HTTP client that all attempts share.
-
-    No limit on connections (a stream holds one for minutes), no total timeout (streams are
-    bounded by silence, not by length), no cookies, no proxies from the environment.
-    """
-    connector = aiohttp.TCPConnector(
-        limit=0, ttl_dns_cache=300, keepalive_timeout=KEEP_CONNECTION_S
-    )
-    async with aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"},
-        read_bufsize=READ_BUFFER,
-        trust_env=False,
-    ) as session:
-        yield session
-
-
-async def send(
-    session: aiohttp.ClientSession, instance: Instance, http: HttpRequest
-) -> aiohttp.ClientResponse:
+async def send(client: Client, instance: Instance, http: HttpRequest) -> HttpAnswer:
     """Send a request and wait for the answer's head.
 
     Raises:
         AttemptFailed: anything but a 2xx came, or nothing.
         GatewayError: the caller's own body could not be read to its end.
     """
-    body = http.body
-    # In one piece a large body would be copied, and block the loop, all at once.
-    data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY else body
     try:
-        response = await session.post(
-            http.url, data=data, headers=http.headers, allow_redirects=False
-        )
+        response = await client.post(http)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if isinstance(error.__cause__, GatewayError):
             raise error.__cause__ from error
@@ -102,7 +67,7 @@ async def send(
     raise AttemptFailed(_judge(instance, response, said))
 
 
-async def read_whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def read_whole(response: HttpAnswer, limit: int) -> bytes:
     """Read an answer in one piece, and give the connection back.
 
     Raises:
@@ -115,13 +80,13 @@ async def read_whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise failure("cut its answer off") from error
     finally:
-        await release(response, whole=read)
+        await response.finish(whole=read)
     if not read:
         raise failure("sent too large an answer")
     return body
 
 
-def _judge(instance: Instance, response: aiohttp.ClientResponse, body: bytes) -> Verdict:
+def _judge(instance: Instance, response: HttpAnswer, body: bytes) -> Verdict:
     """Let the provider judge first, then the table."""
     try:
         verdict = instance.provider.read_failure(response.status, response.headers, body)

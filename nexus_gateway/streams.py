@@ -1,8 +1,9 @@
-"""The two kinds of streamed answer, with one face to the relay.
+"""A streamed answer as the relay knows it, and the kind that is made of chunks.
 
-`PassThrough` carries the bytes of an upstream that speaks as the caller does; `Chunked` carries
-chunks, of a plugin or of an upstream that speaks another dialect than the caller. Both are opened
-up to their first content, then read block by block; what goes wrong after that is a BrokenStream.
+There are two kinds: `pass_through.PassThrough` carries the bytes of an upstream that speaks as the
+caller does; `Chunked` carries chunks, of a plugin or of an upstream that speaks another dialect
+than the caller. Both are opened up to their first content, then poured out to the caller; what
+goes wrong after that is a BrokenStream.
 """
 
 from __future__ import annotations
@@ -12,131 +13,59 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import aiohttp
 
-from nexus_gateway.answer import Chunk, counted, finished, fold, has_content
+from nexus_gateway.answer import ODD_SHAPES, Chunk, counted, finished, fold, has_content
 from nexus_gateway.classify import normalise_error
-from nexus_gateway.dialects.dialect import Passage, Speaker
+from nexus_gateway.dialects.dialect import Speaker
 from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, TruncatedStream
+from nexus_gateway.idle_watch import IdleWatch
 from nexus_gateway.provider import CannotServe
-from nexus_gateway.receiving import Pulse, release
+from nexus_gateway.receiving import HttpAnswer, Pulse
 
 logger = logging.getLogger("nexus_gateway")
-# What foreign chunks and events raise when they are walked and have a shape that nobody expected.
-ODD_SHAPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+class Pipe(Protocol):
+    """A way to write to the caller without waiting."""
+
+    def write(self, data: bytes) -> bool:
+        """Send whole events; False when the caller does not take them so fast: then `drain`."""
+
+    async def drain(self) -> None:
+        """Wait until the caller takes more."""
+
+
+class Outlet(Protocol):
+    """Where a stream is poured."""
+
+    async def write(self, data: bytes) -> None:
+        """Send whole events."""
+
+    async def end(self, data: bytes = b"") -> None:
+        """End the stream, with its last events."""
+
+    def pipe(self) -> Pipe | None:
+        """Return a way to write without waiting; None where there is none."""
 
 
 class AnswerStream(Protocol):
     """A streamed answer whose first content is in hand."""
 
-    def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Give whole events, the held ones first and `[DONE]` last; BrokenStream if it breaks."""
+    async def pour(self, outlet: Outlet) -> None:
+        """Send whole events, the held ones first and `[DONE]` last, and end.
+
+        Raises:
+            BrokenStream: it breaks; what came before that has been sent.
+        """
 
     def used(self) -> Mapping[str, Any]:
         """Return what was used so far, counted or estimated, in OpenAI's shape."""
 
     async def close(self) -> None:
         """Let go of the upstream; cuts it off where it has not ended."""
-
-
-class IdleWatch:
-    """Notice silence without a timer for each chunk: one timer that looks back when it fires.
-
-    It looks for as long as its `with` block runs; a stream that breaks in there because of the
-    silence leaves it as IdleStream.
-
-    Args:
-        limit_s: how long a wait may last.
-        expire: called once when a wait has lasted so long.
-    """
-
-    def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._limit_s = limit_s
-        self._expire = expire
-        self.waiting_since: float | None = None
-        self.expired = False
-        self._timer = self._loop.call_later(limit_s, self._look)
-
-    def wait(self) -> None:
-        """A wait for the upstream begins; set `waiting_since` to None when it ends."""
-        self.waiting_since = self._loop.time()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._timer.cancel()
-        if self.expired and isinstance(error, BrokenStream):
-            raise IdleStream from error
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        since = self.waiting_since if self.waiting_since is not None else now
-        left = since + self._limit_s - now
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        else:
-            self.expired = True
-            self._expire()
-
-
-class PassThrough:
-    """The stream of an upstream that speaks as the caller does, its bytes passed on."""
-
-    def __init__(self, response: aiohttp.ClientResponse, passage: Passage, idle_s: float) -> None:
-        self._response = response
-        self._passage = passage
-        self._idle_s = idle_s
-        self._first = b""
-
-    async def open(self) -> None:
-        """Read up to the first content.
-
-        Raises:
-            BrokenStream: the upstream failed before it.
-        """
-        while not self._passage.started and not self._passage.done:
-            self._first += await self._read()
-
-    async def _read(self) -> bytes:
-        try:
-            data = await self._response.content.readany()
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TruncatedStream("The upstream's connection broke.") from error
-        try:
-            return self._passage.feed(data) if data else self._passage.end()
-        except ODD_SHAPES as error:
-            raise BrokenStream("The upstream sent something that is not an answer.") from error
-
-    async def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Give whole events as they come."""
-        yield self._first
-        with IdleWatch(self._idle_s, self._response.close) as watch:
-            while not self._passage.done:
-                watch.wait()
-                block = await self._read()
-                watch.waiting_since = None
-                if block:
-                    yield block
-                if self._passage.broken is not None:
-                    raise self._passage.broken
-
-    def used(self) -> Mapping[str, Any]:
-        """Return what was used."""
-        return self._passage.used()
-
-    async def close(self) -> None:
-        """Give the connection back if its answer ended, else close it."""
-        await release(self._response, whole=self._passage.done)
 
 
 class Chunked:
@@ -159,7 +88,7 @@ class Chunked:
         model: str | None,
         speaker: Speaker,
         idle_s: float,
-        response: aiohttp.ClientResponse | None = None,
+        response: HttpAnswer | None = None,
         pulse: Pulse | None = None,
     ) -> None:
         self._pulse = pulse or Pulse()
@@ -251,13 +180,13 @@ class Chunked:
                 watch.waiting_since = None
                 yield chunk
 
-    async def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Give whole events as the chunks come."""
+    async def pour(self, outlet: Outlet) -> None:
+        """Send whole events as the chunks come."""
         async with aclosing(self._rest()) as rest:
             async for chunk in rest:
                 if said := self._spoken(partial(self._speaker.say, chunk)):
-                    yield said
-        yield self._spoken(self._speaker.end)
+                    await outlet.write(said)
+        await outlet.end(self._spoken(self._speaker.end))
 
     def _spoken(self, speak: Callable[[], bytes]) -> bytes:
         try:
@@ -291,4 +220,4 @@ class Chunked:
             except Exception:
                 logger.exception("the plugin %s failed while its stream was closed", self._maker)
         if self._response is not None:
-            await release(self._response, whole=self._ended and self._finished)
+            await self._response.finish(whole=self._ended and self._finished)

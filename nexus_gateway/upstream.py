@@ -16,17 +16,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
-
 from nexus_gateway import json_codec
-from nexus_gateway.answer import Answer, Chunk
+from nexus_gateway.answer import ODD_SHAPES, Answer, Chunk
 from nexus_gateway.breaker import State
+from nexus_gateway.client import Client
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
 from nexus_gateway.dialects.dialect import NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.form import Form
 from nexus_gateway.errors import BrokenStream, RequestTimeout
 from nexus_gateway.instance import Instance
 from nexus_gateway.outgoing import JSON, as_chat, as_it_is, chat_of, plugin_at_work, refusal
+from nexus_gateway.pass_through import PassThrough
 from nexus_gateway.provider import (
     Call,
     CannotServe,
@@ -34,10 +34,10 @@ from nexus_gateway.provider import (
     InProcess,
     Translator,
 )
-from nexus_gateway.receiving import Pulse, chat_chunks, events
+from nexus_gateway.receiving import HttpAnswer, Pulse, chat_chunks, events
 from nexus_gateway.sending import AttemptFailed, failure, read_whole, send
 from nexus_gateway.settings import Settings
-from nexus_gateway.streams import ODD_SHAPES, AnswerStream, Chunked, PassThrough
+from nexus_gateway.streams import AnswerStream, Chunked
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -50,12 +50,12 @@ class Upstream:
     """Make attempts.
 
     Args:
-        session: the HTTP client.
+        client: the HTTP client.
         settings: the deadlines and what `model` shall say.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, settings: Settings) -> None:
-        self._session = session
+    def __init__(self, client: Client, settings: Settings) -> None:
+        self._client = client
         self._first_token_s = settings.first_token_timeout_ms / 1000
         self._idle_s = settings.idle_timeout_ms / 1000
         self._names_instance = settings.response_model == "instance"
@@ -122,13 +122,13 @@ class Upstream:
         dialect = request.dialect
         label = self._label(instance)
         if request.goes_as_it_is(instance.provider.endpoints):
-            response = await send(self._session, instance, as_it_is(instance, model, request))
+            response = await send(self._client, instance, as_it_is(instance, model, request))
             body = await read_whole(response, dialect.longest_answer)
             with _odd_shapes_failing():
                 return dialect.own_whole(request, body, response.content_type, label)
         if isinstance(instance.provider, (Translator, InProcess)):
             return await self._folded(instance, model, request)
-        response = await send(self._session, instance, as_chat(instance, model, request))
+        response = await send(self._client, instance, as_chat(instance, model, request))
         body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
         with _odd_shapes_failing():
             completion = completed(body)
@@ -154,7 +154,7 @@ class Upstream:
 
     async def _chunks(
         self, instance: Instance, model: str, request: Request, shown: str, pulse: Pulse
-    ) -> tuple[aiohttp.ClientResponse | None, AsyncIterator[Chunk]]:
+    ) -> tuple[HttpAnswer | None, AsyncIterator[Chunk]]:
         """Ask for a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
         if not isinstance(provider, (Translator, InProcess)):
@@ -168,7 +168,7 @@ class Upstream:
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
             http = replace(http, headers={**provider.headers, **http.headers})
-        response = await send(self._session, instance, http)
+        response = await send(self._client, instance, http)
         try:
             with plugin_at_work(instance):
                 return response, provider.stream(events(response, pulse), answer)
@@ -178,8 +178,8 @@ class Upstream:
 
     async def _expect_stream(
         self, instance: Instance, http: HttpRequest, request: Request
-    ) -> aiohttp.ClientResponse:
-        response = await send(self._session, instance, http)
+    ) -> HttpAnswer:
+        response = await send(self._client, instance, http)
         if response.content_type in _STREAM_TYPES:
             return response
         response.close()

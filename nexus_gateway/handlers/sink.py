@@ -11,8 +11,16 @@ from aiohttp import web
 
 from nexus_gateway import sse
 from nexus_gateway.dialects.dialect import Dialect, Whole
+from nexus_gateway.handlers.dressing import identity, readable
+from nexus_gateway.handlers.raw_response import RawResponse, may_be_raw
 from nexus_gateway.relay import CallerGone, Report
+from nexus_gateway.streams import Pipe
 
+_STREAM_HEAD = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
 Look = Callable[[Report, Whole | None], Awaitable[Whole | None]]
 
 
@@ -33,6 +41,7 @@ class CallerSink:
         self._dialect = dialect
         self.look: Look | None = None
         self.response: web.StreamResponse | None = None
+        self._raw: RawResponse | None = None
         self._comments: asyncio.Task[None] | None = None
 
     def keep_alive(self, every_s: float) -> None:
@@ -63,17 +72,19 @@ class CallerSink:
     async def _send_head(self, more: dict[str, str]) -> None:
         if self.response is not None:
             return
-        head = {
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-        }
-        response = web.StreamResponse(headers=head | more)
-        self.response = response
+        head = _STREAM_HEAD | more
         try:
-            await response.prepare(self._request)
+            if may_be_raw(self._request):
+                self.response = self._raw = RawResponse(self._request, self._dressed(head))
+            else:
+                self.response = web.StreamResponse(headers=head)
+                await self.response.prepare(self._request)
         except ConnectionError as error:
             raise CallerGone from error
+
+    def _dressed(self, head: dict[str, str]) -> dict[str, str]:
+        request = self._request
+        return head | identity(request, self._dialect) | readable(request, for_all=True)
 
     async def write(self, data: bytes) -> None:
         """Send whole events."""
@@ -83,18 +94,21 @@ class CallerSink:
         except ConnectionError as error:
             raise CallerGone from error
 
-    async def end(self) -> None:
-        """End the stream."""
+    def pipe(self) -> Pipe | None:
+        """Return a way to write without waiting."""
+        return None if self._raw is None else CallerPipe(self._raw)
+
+    async def end(self, data: bytes = b"") -> None:
+        """End the stream, with its last events."""
         assert self.response is not None
         try:
-            await self.response.write_eof()
+            await self.response.write_eof(data)
         except ConnectionError as error:
             raise CallerGone from error
 
     async def fail(self, status: int, body: dict[str, Any]) -> None:
         """End the stream with an error event and without `[DONE]`."""
-        await self.write(self._dialect.error_event(status, body))
-        await self.end()
+        await self.end(self._dialect.error_event(status, body))
 
     def abort(self) -> None:
         """Break the connection: the only honest end where no word can be said any more."""
@@ -105,13 +119,38 @@ class CallerSink:
         """Keep the answer; the handler returns it, and aiohttp sends it."""
         if self.look is not None:
             answer = await self.look(report, answer) or answer
-        charset = "utf-8" if answer.content_type.startswith("text/") else None
-        self.response = web.Response(
-            body=answer.body,
-            content_type=answer.content_type,
-            charset=charset,
-            headers=served_by(report),
-        )
+        text = answer.content_type.startswith("text/")
+        kind = f"{answer.content_type}; charset=utf-8" if text else answer.content_type
+        head = {"Content-Type": kind} | served_by(report)
+        if not may_be_raw(self._request):
+            self.response = web.Response(body=answer.body, headers=head)
+            return
+        try:
+            self.response = RawResponse(self._request, self._dressed(head), answer.body)
+        except ConnectionError as error:
+            raise CallerGone from error
+
+
+class CallerPipe:
+    """Writes to a caller without waiting (a `streams.Pipe`)."""
+
+    def __init__(self, response: RawResponse) -> None:
+        self._response = response
+
+    def write(self, data: bytes) -> bool:
+        """Send whole events; False when the caller does not take them so fast."""
+        try:
+            self._response.send(data)
+        except ConnectionError:
+            return False  # `drain` says why
+        return not self._response.full
+
+    async def drain(self) -> None:
+        """Wait until the caller takes more."""
+        try:
+            await self._response.drain()
+        except ConnectionError as error:
+            raise CallerGone from error
 
 
 def served_by(report: Report) -> dict[str, str]:

@@ -1,0 +1,134 @@
+"""The HTTP client: a POST is sent and the head of its answer awaited.
+
+Two ways lead there. The *direct* one (`exchange`) takes the usual request, a body in one piece
+and headers that need no thought; the *plain* one, aiohttp's session, takes all, and is there for
+whatever the direct one will not touch.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import lru_cache
+
+import aiohttp
+from yarl import URL
+
+from nexus_gateway import __version__
+from nexus_gateway.connections import MOVED, READ_BUFFER, Borrowed, Connections
+from nexus_gateway.exchange import Exchange
+from nexus_gateway.http1 import request_head
+from nexus_gateway.provider import HttpRequest
+from nexus_gateway.receiving import HttpAnswer, PlainAnswer
+
+logger = logging.getLogger("nexus_gateway")
+
+CONNECT_TIMEOUT_S = 3.0
+KEEP_CONNECTION_S = 30.0
+LARGE_BODY = 512 * 1024
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+_ALWAYS = {"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"}
+# Who sets one of these has something unusual in mind.
+_UNUSUAL = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding", "te"})
+
+
+class Client:
+    """Sends requests.
+
+    Args:
+        session: aiohttp's client.
+        direct: whether the direct way may be taken at all.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, *, direct: bool = True) -> None:
+        self._session = session
+        self._connections = Connections(session, _TIMEOUT) if direct else None
+
+    async def post(self, http: HttpRequest) -> HttpAnswer:
+        """Send a request; returns when the head of its answer is there.
+
+        Raises:
+            aiohttp.ClientError, OSError, ValueError, TypeError: there is none.
+        """
+        if self._connections is not None and isinstance(http.body, bytes):
+            written = _written(http.url, tuple(http.headers.items()))
+            if written is not None and len(http.body) <= LARGE_BODY:
+                borrowed = await self._borrow(self._connections, written[0])
+                if borrowed is not None:
+                    return await _exchange(borrowed, written[1], http.body)
+        return await self._plain(http)
+
+    async def _borrow(self, connections: Connections, origin: str) -> Borrowed | None:
+        try:
+            return await connections.borrow(origin)
+        except MOVED:
+            logger.warning(
+                "aiohttp %s is not as expected: taking the plain way", aiohttp.__version__
+            )
+            self._connections = None
+            return None
+
+    async def _plain(self, http: HttpRequest) -> PlainAnswer:
+        body = http.body
+        # In one piece a large body would be copied, and block the loop, all at once.
+        data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY else body
+        response = await self._session.post(
+            http.url, data=data, headers=http.headers, allow_redirects=False
+        )
+        return PlainAnswer(
+            response.status, response.headers, response.content, response.release, response.close
+        )
+
+
+async def _exchange(borrowed: Borrowed, head: bytes, body: bytes) -> HttpAnswer:
+    exchange = Exchange(borrowed)
+    try:
+        await exchange.ask(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+    except BaseException:
+        exchange.close()
+        raise
+    return await borrowed.answer() if exchange.handed_over else exchange
+
+
+@lru_cache(maxsize=1024)
+def _written(url: str, headers: tuple[tuple[str, str], ...]) -> tuple[str, bytes] | None:
+    """Return a request's origin and its head; None where it has to go the plain way."""
+    try:
+        address = URL(url)
+        if address.scheme not in ("http", "https") or address.user or not address.host:
+            return None
+        names = {name.lower() for name, _ in headers}
+        if len(names) < len(headers) or names & _UNUSUAL:
+            return None
+        own = [(name, value) for name, value in _ALWAYS.items() if name.lower() not in names]
+        lines = (("Host", address.host_port_subcomponent or ""), *own, *headers)
+        head = request_head(address.raw_path_qs, lines)
+    except (ValueError, TypeError, AttributeError):
+        return None  # whatever it is, aiohttp finds the words
+    return None if head is None else (str(address.origin()), head)
+
+
+@asynccontextmanager
+async def open_client(*, direct: bool = True) -> AsyncIterator[Client]:
+    """Open the HTTP client that all attempts share.
+
+    No limit on connections (a stream holds one for minutes), no total timeout (streams are
+    bounded by silence, not by length), no cookies, no proxies from the environment.
+
+    Args:
+        direct: whether the direct way may be taken.
+    """
+    connector = aiohttp.TCPConnector(
+        limit=0, ttl_dns_cache=300, keepalive_timeout=KEEP_CONNECTION_S
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=_TIMEOUT,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=_ALWAYS,
+        read_bufsize=READ_BUFFER,
+        trust_env=False,
+    ) as session:
+        yield Client(session, direct=direct)
