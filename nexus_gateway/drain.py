@@ -7,8 +7,6 @@ Every request in flight is tracked. When the time is up, what is left is cancell
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Drain:
@@ -31,19 +29,19 @@ class Drain:
         """How many requests are being served."""
         return len(self._tasks)
 
-    @contextmanager
-    def track(self) -> Iterator[None]:
-        """Count the current task as a request in flight."""
+    def __enter__(self) -> None:
+        """Count the current task as a request in flight, until the `with` block ends."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
-            if not self._tasks:
-                self._idle.set()
+
+    def __exit__(self, *error: object) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._idle.set()
 
     async def wait(self, limit_s: float) -> bool:
         """Wait until no request is in flight; False when the time was not enough."""

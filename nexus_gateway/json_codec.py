@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 try:
@@ -16,6 +17,9 @@ except ImportError:  # pragma: no cover - the test environment has it
     orjson = None  # type: ignore[assignment,unused-ignore]
 
 _FAULTS = (ValueError, RecursionError, TypeError)
+# What is longer may lose digits to orjson; looking for it pays where the body is not long.
+_LONG_NUMBER = re.compile(rb"[0-9]{16}")
+_SHORT_BODY = 64 * 1024
 
 
 class JSONError(ValueError):
@@ -45,15 +49,22 @@ def loads(data: bytes | str) -> Any:
         raise JSONError("not JSON") from error
 
 
+_EXACT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
 def loads_exact(data: bytes) -> Any:
     """Parse JSON keeping every integer whole (orjson makes long ones floats); for callers' bodies.
 
     Raises:
         JSONError: it is not JSON; the text says where the parser stopped.
     """
+    if orjson and len(data) <= _SHORT_BODY and not _LONG_NUMBER.search(data):
+        try:
+            return orjson.loads(data)
+        except _FAULTS:
+            pass  # the standard library takes more, and says what is wrong
     try:
-        text = data.decode("utf-8")
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return _EXACT.decode(data.decode("utf-8"))
     except JSONError:
         raise
     except json.JSONDecodeError as error:

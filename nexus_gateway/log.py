@@ -1,86 +1,140 @@
-"""Logging: one line for each thing that happened, as text or as JSON, on stderr."""
+"""Logging: one line for each thing that happened, as text or as JSON, on stderr.
+
+A line for each request is the gateway's own work, so it is made with care for what it costs: what
+nobody reads is not looked up, the time is written once a second, and while the server runs, lines
+below a warning wait a moment and go out together.
+"""
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import re
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 
 LONGEST_VALUE = 200
+HELD_S = 0.1
+MOST_HELD = 200
 _PLAIN = re.compile(r"[\w.,:/#@+-]+")
+Later = Callable[[float, Callable[[], None]], object]
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(record, "fields", {})
-    return {k: v[:LONGEST_VALUE] if isinstance(v, str) else v for k, v in found.items()}
+@lru_cache(maxsize=4)
+def _time(form: str, second: int) -> str:
+    return time.strftime(form, time.localtime(second))
 
 
-class TextFormatter(logging.Formatter):
+def _text(record: logging.LogRecord, message: str, fields: Mapping[str, Any]) -> str:
     """`12:00:00 info    chat  id=req-1 status=200 …`"""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record as one line (a traceback follows on more)."""
-        fields = [
-            f"{name}={_shown(value)}"
-            for name, value in _fields(record).items()
-            if value is not None
-        ]
-        time = self.formatTime(record, "%H:%M:%S")
-        message = " ".join(record.getMessage().split())
-        line = "  ".join([f"{time} {record.levelname.lower():7} {message}", *[" ".join(fields)]])
-        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return line.rstrip() + trace
+    shown = [f"{name}={_shown(v)}" for name, v in fields.items() if v is not None]
+    at = _time("%H:%M:%S", int(record.created))
+    line = f"{at} {record.levelname.lower():7} {' '.join(message.split())}  {' '.join(shown)}"
+    return line.rstrip()
 
 
 def _shown(value: object) -> str:
+    if type(value) is int:
+        return str(value)
     text = str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
-class JSONFormatter(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `message`, then the fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record as one line."""
-        line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **_fields(record),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+def _object(record: logging.LogRecord, message: str, fields: Mapping[str, Any]) -> str:
+    """One JSON object: `time`, `level`, `message`, then the fields."""
+    at = _time("%Y-%m-%dT%H:%M:%S%z", int(record.created))
+    head = {"time": at, "level": record.levelname.lower(), "message": message}
+    return json.dumps({**head, **fields})
 
 
-class Redactor(logging.Formatter):
-    """A second net: whatever another formatter writes, no known secret is in it."""
+class LineFormatter(logging.Formatter):
+    """Writes a record as one line, with every known secret masked.
 
-    def __init__(self, inner: logging.Formatter, secrets: Iterable[Secret]) -> None:
+    Args:
+        style: text or json.
+        secrets: what must never be written.
+    """
+
+    def __init__(self, style: str, secrets: Iterable[Secret]) -> None:
         super().__init__()
-        self._inner = inner
+        self._is_json = style == "json"
+        self._write = _object if self._is_json else _text
         known = sorted({s.reveal() for s in secrets if len(s.reveal()) >= SHORTEST_SECRET}, key=len)
         pattern = "|".join(re.escape(text) for text in reversed(known))
         self._known = re.compile(pattern) if pattern else None
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record with every secret replaced by `***`.
+        """Write a record; a traceback follows the text on lines of its own.
 
-        Before the inner formatter cuts or escapes anything, and once more after it.
+        Secrets are masked before anything is cut or escaped, and once more after it.
         """
-        masked = copy.copy(record)
-        masked.msg, masked.args = self._mask(record.getMessage()), ()
-        fields: dict[str, Any] = getattr(record, "fields", {})
-        masked.fields = {k: self._mask(v) if isinstance(v, str) else v for k, v in fields.items()}
-        return self._mask(self._inner.format(masked))
+        found: dict[str, Any] = getattr(record, "fields", {})
+        fields = {k: self._cut(v) if isinstance(v, str) else v for k, v in found.items()}
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        if trace and self._is_json:
+            fields["exception"] = self._mask(trace)
+        line = self._write(record, self._mask(record.getMessage()), fields)
+        return self._mask(f"{line}\n{trace}" if trace and not self._is_json else line)
+
+    def _cut(self, text: str) -> str:
+        return self._mask(text)[:LONGEST_VALUE]
 
     def _mask(self, text: str) -> str:
         return self._known.sub("***", text) if self._known else text
+
+
+class LineHandler(logging.StreamHandler[Any]):
+    """Writes lines; where `later` is set, those below a warning wait for others."""
+
+    later: Later | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[str] = []
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, at once or soon."""
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            held = len(self._lines)
+            patient = record.levelno < logging.WARNING and held < MOST_HELD
+            if self.later is None or not patient or threading.get_ident() != self._thread:
+                self.flush()
+            elif held == 1:
+                self.later(HELD_S, self.flush)
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        self.acquire()
+        try:
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("".join(lines))
+            self.stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads any more: no reason not to serve
+        finally:
+            self.release()
+
+
+def hold(later: Later | None) -> None:
+    """Let lines wait and go out together, or no more.
+
+    Args:
+        later: calls something after so many seconds, in this thread; None to write at once.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LineHandler):
+            handler.later = later
+            handler.flush()
 
 
 def _without_callers_faults(record: logging.LogRecord) -> bool:
@@ -102,9 +156,11 @@ def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
         secrets: what must never be written.
     """
     logging.raiseExceptions = False  # a closed or full stderr must not take requests down
-    handler = logging.StreamHandler()
-    inner = JSONFormatter() if style == "json" else TextFormatter()
-    handler.setFormatter(Redactor(inner, secrets))
+    # What no line shows need not be looked up (Python's Logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
+    handler = LineHandler()
+    handler.setFormatter(LineFormatter(style, secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
+from nexus_gateway import log
 from nexus_gateway.app import build_app
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers.gateway import GATEWAY
@@ -23,6 +25,7 @@ logger = logging.getLogger("nexus_gateway")
 Announce = Callable[[str, int], None]
 CANNOT_LISTEN = 1
 FORCED = 130
+GARBAGE_THRESHOLD = 10_000
 # After the drain nothing is left to wait for but handlers that say goodbye.
 CLOSE_S = 0.5
 GOODBYES_S = 1.5
@@ -74,6 +77,10 @@ async def serve(app: web.Application, settings: Settings, announce: Announce) ->
         shutdown_timeout=CLOSE_S,
     )
     await runner.setup()
+    log.hold(asyncio.get_running_loop().call_later)
+    # What is here now stays: the collector need not walk it for each few hundred requests.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     try:
         site = web.TCPSite(runner, settings.host, settings.port)
         try:
@@ -88,6 +95,7 @@ async def serve(app: web.Application, settings: Settings, announce: Announce) ->
         await drain(app[GATEWAY].drain, settings.shutdown_timeout_ms / 1000)
     finally:
         await runner.cleanup()
+        log.hold(None)
     return 0
 
 

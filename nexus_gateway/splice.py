@@ -23,6 +23,11 @@ from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.passage import StreamPassage
 
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
+# Names and plain values up to the model's: as nearly everybody writes a chunk.
+_MODEL_EARLY = re.compile(
+    rb'\s*\{\s*(?:"(?!model")[^"\\]*"\s*:\s*(?:"[^"\\]*"|[-+.0-9a-zA-Z]+)\s*,\s*)*+'
+    rb'"model"\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)'
+)
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)')
 _START = b"data: {"
 _GLUE = b"\n\n" + _START
@@ -35,6 +40,9 @@ def find_model(text: bytes) -> tuple[int, int] | None:
     Returns:
         Where the value starts and ends, quotes included.
     """
+    early = _MODEL_EARLY.match(text)
+    if early is not None:
+        return early.span(1)
     depth = 0
     for token in _TOKEN.finditer(text):
         mark = token.group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from nexus_gateway.dialects.dialect import ANY_MODEL, Request
 from nexus_gateway.errors import NotFound
@@ -12,6 +13,7 @@ from nexus_gateway.provider import CHAT
 from nexus_gateway.scheduler import Target
 
 _NAMED_IN_ERROR = 10
+_LONGEST_REMEMBERED = 200
 
 
 def target_of(pool: Pool, request: Request, *, strict: bool) -> Target:
@@ -74,7 +76,8 @@ def resolve(
         NotFound: the name is unknown, and `strict`.
     """
     everybody = tuple(instances)
-    found = _named(everybody, model, kind)
+    remembered = model is None or len(model) <= _LONGEST_REMEMBERED
+    found = (_named if remembered else _named.__wrapped__)(everybody, model, kind)
     if found is None and strict:
         some = sorted({i.model_for(kind) for i in everybody if fits(i)})[:_NAMED_IN_ERROR]
         auto = ["auto"] if kind == CHAT else []
@@ -91,6 +94,7 @@ def resolve(
     return Target(able, asked, images, kind, guessed=found is None)
 
 
+@lru_cache(maxsize=1024)
 def _named(
     everybody: tuple[Instance, ...], model: str | None, kind: str
 ) -> tuple[tuple[Instance, ...], str | None] | None:

@@ -82,7 +82,7 @@ class Door:
         hooked = None if gateway.hooks is None else Hooked(gateway.hooks)
         status = 200
         try:
-            with gateway.drain.track():
+            with gateway.drain:
                 await self._serve(gateway, request, sink, report, hooked)
         except CallerGone:
             status = 499

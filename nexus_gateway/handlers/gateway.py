@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,7 @@ GATEWAY = web.AppKey("gateway", Gateway)
 
 def gateway_of(request: web.Request) -> Gateway:
     """Return the gateway that serves a request."""
-    return request.config_dict[GATEWAY]
+    return request.app[GATEWAY]
 
 
 def caller_of(request: web.BaseRequest) -> str:
@@ -58,7 +58,7 @@ def request_id(request: web.BaseRequest) -> str:
     found = request.get(REQUEST_ID)
     if found is None:
         offered = request.headers.get("X-Request-Id", "")
-        found = offered if _SANE_ID.fullmatch(offered) else f"req-{secrets.token_hex(12)}"
+        found = offered if _SANE_ID.fullmatch(offered) else f"req-{random.getrandbits(96):024x}"
         request[REQUEST_ID] = found
     return found
 
@@ -73,7 +73,7 @@ async def read_body(request: web.Request) -> bytes:
     """
     if request.content.is_eof():  # as nearly always: it came with the head
         _check_head(request)
-        return await request.read()
+        return request.content.read_nowait()
     return b"".join([piece async for piece in BodyPieces(request)])
 
 
@@ -85,7 +85,8 @@ class BodyPieces:
 
     def __init__(self, request: web.Request) -> None:
         settings = gateway_of(request).settings
-        self._too_large = _check_head(request)
+        _check_head(request)
+        self._limit_mb = settings.max_body_mb
         self._content = request.content
         self._left = settings.max_body_mb * 1024 * 1024
         self._silence_s = settings.idle_timeout_ms / 1000
@@ -105,19 +106,21 @@ class BodyPieces:
             raise StopAsyncIteration
         self._left -= len(piece)
         if self._left < 0:
-            raise self._too_large
+            raise _too_large(self._limit_mb)
         return piece
 
 
-def _check_head(request: web.Request) -> TooLarge:
-    """Refuse a body by what its head says; return the error for one that turns out too large."""
+def _too_large(limit_mb: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit_mb} MB (MAX_BODY_MB).")
+
+
+def _check_head(request: web.Request) -> None:
+    """Refuse a body by what its head says."""
     limit_mb = gateway_of(request).settings.max_body_mb
-    too_large = TooLarge(f"The body is larger than {limit_mb} MB (MAX_BODY_MB).")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
     if (request.content_length or 0) > limit_mb * 1024 * 1024:
-        raise too_large
-    return too_large
+        raise _too_large(limit_mb)
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ _STREAM_HEAD = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+_NOT_PRINTABLE = re.compile("[^ -~]")
 Look = Callable[[Report, Whole | None], Awaitable[Whole | None]]
 
 
@@ -168,4 +170,4 @@ def served_by(report: Report) -> dict[str, str]:
 
 def _header_text(text: str) -> str:
     """Make a text fit for a header: a model's name may come from the caller."""
-    return "".join(c if " " <= c <= "~" else "?" for c in text)[:200]
+    return _NOT_PRINTABLE.sub("?", text[:200])
