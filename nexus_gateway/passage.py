@@ -45,6 +45,7 @@ class StreamPassage(ABC):
         self._framer = sse.Framer()
         self._held: list[bytes] = []
         self._held_size = 0
+        self._knowledge = 0  # grows with what helps to pass a block at once
 
     @abstractmethod
     def _pass_at_once(self, block: bytes) -> bytes | None:
@@ -74,12 +75,14 @@ class StreamPassage(ABC):
         """Go through a block event by event."""
         was_started = self.started
         out: list[bytes] = []
-        events = block.split(b"\n\n")
-        for number, event in enumerate(events):
-            event = event.strip(b"\n")
+        at = 0
+        while at < len(block):
+            end = block.find(b"\n\n", at)
+            end = len(block) if end < 0 else end  # an odd line end may be left at the end
+            event, at = block[at:end].strip(b"\n"), end + 2
             if not event:
                 continue
-            begins = not self.started
+            knew = self._knowledge
             try:
                 out.append(self._pass_one(event))
             except BrokenStream as broken:
@@ -90,9 +93,9 @@ class StreamPassage(ABC):
                 break
             if self.done:
                 break
-            if begins and self.started:
+            if self.started and knew != self._knowledge:
                 # In a burst all the rest is here as well, and mostly plain.
-                rest = self._pass_at_once(b"\n\n".join(events[number + 1 :]))
+                rest = self._pass_at_once(block[at:])
                 if rest is not None:
                     out.append(rest)
                     break
