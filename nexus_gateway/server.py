@@ -119,7 +119,7 @@ async def drain(requests: Drain, limit_s: float) -> None:
 
     The listener stays open meanwhile: a caller gets an honest 503 instead of a closed port.
     """
-    requests.begun.set()
+    requests.begin()
     logger.info("draining: %d requests in flight", requests.in_flight)
     if not await requests.wait(limit_s):
         logger.warning("the time is up: ending %d requests", requests.in_flight)
