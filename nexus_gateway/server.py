@@ -51,12 +51,12 @@ def run(
     Returns:
         The exit code: 0 after a drain, 1 when the port can't be had.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         app = build_app(settings, pool, policy_by_name=policy_by_name, hooks=hooks)
         return runner.run(serve(app, settings, announce))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's loop where it is installed (the extra `fast`)."""
     try:
         import uvloop
@@ -65,17 +65,22 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
-    """Serve an application in the running loop; see `run`."""
+def app_runner(app: web.Application) -> web.AppRunner:
+    """Return what serves the application, not set up yet."""
     # A caller who leaves cancels the handler: without it the upstream would run on.
     # A compressed body is refused; aiohttp must not try to unpack it before that.
-    runner = web.AppRunner(
+    return web.AppRunner(
         app,
         handler_cancellation=True,
         auto_decompress=False,
         access_log=None,
         shutdown_timeout=CLOSE_S,
     )
+
+
+async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
+    """Serve an application in the running loop; see `run`."""
+    runner = app_runner(app)
     await runner.setup()
     log.hold(asyncio.get_running_loop().call_later)
     # What is here now stays: the collector need not walk it for each few hundred requests.
