@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -36,6 +35,7 @@ TELL_AFTER_S = 0.1
 # After SHUTDOWN_TIMEOUT_MS a worker says its goodbyes; if it takes longer than this, it hangs.
 GOODBYES_S = 5.0
 LAST_WORDS_S = 1.0
+STDIN = 0
 DIED = 1
 FORCED = 130
 
@@ -68,7 +68,7 @@ class Supervisor:
         self._telling: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: set[asyncio.Task[None]] = set()
-        self._has_terminal = os.isatty(sys.stdin.fileno()) if sys.stdin else False
+        self._has_terminal = os.isatty(STDIN)
 
     async def run(self) -> int:
         """Serve until a signal ends it.
@@ -111,10 +111,11 @@ class Supervisor:
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop)
+            loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
-    def _on_stop(self) -> None:
+    def stop(self) -> None:
+        """Drain all workers; the second time, end at once."""
         if self._stop.is_set():
             for worker in self._workers:
                 worker.kill()
@@ -126,10 +127,14 @@ class Supervisor:
 
     def _on_hangup(self) -> None:
         """Reload; but where the terminal itself hung up, stop."""
-        if self._has_terminal and not os.isatty(sys.stdin.fileno()):
-            self._on_stop()
+        if self._has_terminal and not os.isatty(STDIN):
+            self.stop()
         else:
-            self._reload.set()
+            self.reload()
+
+    def reload(self) -> None:
+        """Replace all workers, one by one."""
+        self._reload.set()
 
     async def _drain(self) -> None:
         """Wait until all workers have ended, and end those that hang."""
@@ -199,6 +204,7 @@ class Supervisor:
         return None
 
     def _place(self, worker: WorkerProcess) -> None:
+        logger.info("%s serves", worker)
         old, self._slots[worker.slot] = self._slots[worker.slot], worker
         self._tell_slots()
         if old is not None:
@@ -252,7 +258,7 @@ class Supervisor:
                 self._tell_soon()
             elif kind == "refused":
                 worker.problems = tuple(message["problems"])
-            elif kind == "leave" and self._slots[worker.slot] is worker:
+            elif kind == "leave" and not self._stop.is_set():
                 self._do(self._replace(worker))
 
     async def _replace(self, worker: WorkerProcess) -> None:
