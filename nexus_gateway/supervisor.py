@@ -17,12 +17,11 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.shared_state import Hub, Shared
+from nexus_gateway.switchboard import Switchboard
 from nexus_gateway.worker_process import Nursery, WorkerProcess
 
 logger = logging.getLogger("nexus_gateway")
@@ -31,7 +30,7 @@ START_LIMIT_S = 60.0
 YOUNG_S = 10.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-TELL_AFTER_S = 0.1
+TOGETHER_S = 0.1  # signals to all processes arrive within that time
 # After SHUTDOWN_TIMEOUT_MS a worker says its goodbyes; if it takes longer than this, it hangs.
 GOODBYES_S = 5.0
 LAST_WORDS_S = 1.0
@@ -56,16 +55,15 @@ class Supervisor:
     def __init__(self, nursery: Nursery, announce: Callable[[Introduction], None]) -> None:
         self._nursery = nursery
         self._announce = announce
-        self._hub = Hub()
         self._slots: list[WorkerProcess | None] = [None] * nursery.slots
         self._locks = [asyncio.Lock() for _ in self._slots]
         self._young_deaths = [0 for _ in self._slots]
         self._workers: set[WorkerProcess] = set()
+        self._switchboard = Switchboard(self._workers, self._present)
         self._first: Introduction = {}
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._empty = asyncio.Event()
-        self._telling: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: set[asyncio.Task[None]] = set()
         self._has_terminal = os.isatty(STDIN)
@@ -100,6 +98,9 @@ class Supervisor:
         if first.problems:
             raise ConfigError(list(first.problems))
         return 0 if self._stop.is_set() else max(code, DIED)
+
+    def _present(self) -> int:
+        return sum(worker is not None for worker in self._slots)
 
     def _do(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)
@@ -164,7 +165,7 @@ class Supervisor:
         watch = asyncio.create_task(self._watch(worker))
         self._watches.add(watch)
         watch.add_done_callback(self._watches.discard)
-        self._tell(worker)
+        self._switchboard.tell(worker)
         if self._stop.is_set():
             worker.drain()
         await worker.settled(START_LIMIT_S)
@@ -179,7 +180,7 @@ class Supervisor:
         hearing.cancel()
         await worker.line.close()
         self._workers.discard(worker)
-        self._hub.forget(worker.number)
+        self._switchboard.forget(worker)
         worker.settle()
         self._empty.set()
         if self._slots[worker.slot] is worker:
@@ -225,7 +226,7 @@ class Supervisor:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            self._hub.free_bad_keys(time.monotonic())
+            self._switchboard.free_bad_keys()
             if await self._roll(range(len(self._slots))):
                 logger.info("reloaded: %d workers", len(self._slots))
 
@@ -251,11 +252,9 @@ class Supervisor:
     async def _hear(self, worker: WorkerProcess) -> None:
         async for kind, message in worker.line.messages():
             if kind == "share":
-                self._hub.hear(worker.number, Shared.from_json(message))
-                self._tell_soon()
+                self._switchboard.hear(worker, message)
             elif kind == "ready":
                 worker.introduce(message)
-                self._tell_soon()
             elif kind == "refused":
                 worker.problems = tuple(message["problems"])
             elif kind == "leave" and not self._stop.is_set():
@@ -263,29 +262,9 @@ class Supervisor:
 
     async def _replace(self, worker: WorkerProcess) -> None:
         """Replace a worker that was sent a signal of its own, unless all of them were."""
-        await asyncio.sleep(TELL_AFTER_S)
+        await asyncio.sleep(TOGETHER_S)
         if self._slots[worker.slot] is worker:
             await self._roll([worker.slot])
-
-    def _tell_soon(self) -> None:
-        if self._telling is None:
-            loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(TELL_AFTER_S, self._tell_all)
-
-    def _tell_all(self) -> None:
-        self._telling = None
-        for worker in self._workers:
-            if worker.line.is_clear:
-                self._tell(worker)
-            else:  # it is slow, and hears the latest when it has caught up
-                self._tell_soon()
-
-    def _tell(self, worker: WorkerProcess) -> None:
-        present = sum(one is not None for one in self._slots)
-        told = {**self._hub.tell(worker.number).as_json(), "workers": present}
-        if told != worker.told:
-            worker.told = told
-            worker.line.say("share", **told)
 
     def _tell_slots(self) -> None:
         """Let those who are there accept for those who are not."""
@@ -293,7 +272,7 @@ class Supervisor:
         for worker in self._slots:
             if worker is not None:
                 worker.line.say("listen", slots=[worker.slot, *vacant])
-        self._tell_soon()
+        self._switchboard.tell_soon()
 
 
 def pause_s(young_deaths: int) -> float:

@@ -17,6 +17,8 @@ import pytest
 from conftest import HELLO, KEYS
 from processes import Process, process
 
+from nexus_gateway import log
+from nexus_gateway.cli import main, workers
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.listening import listen
 from nexus_gateway.supervisor import Supervisor, pause_s
@@ -312,3 +314,38 @@ def test_a_port_is_never_shared_with_another_gateway() -> None:
         listen("localhost", port, 2)
     for one in (one for slot in sockets for one in slot):
         one.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--workers", "0"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
+        (["--workers", "two"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
+        (["--workers", "2", "--reload"], "--reload serves with one worker"),
+        (["--workers", "2"], "no SO_REUSEPORT"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(
+    flags: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "can_share_a_port", lambda: False)
+    assert main(["serve", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_a_taken_port_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(log, "configure", lambda *_: None)
+    ((taken,),) = listen("127.0.0.1", 0, 1)
+    port = str(taken.getsockname()[1])
+    assert main(["serve", "--port", port, "--workers", "2"]) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in caplog.text
+    taken.close()
