@@ -102,7 +102,7 @@ class Worker:
         self._place = place
         self._line = line
         self._names = Names(gateway.pool.instances, bytes.fromhex(place.salt))
-        self._sites: dict[int, list[web.SockSite]] = {}
+        self._sites: dict[int, list[tuple[socket.socket, web.SockSite]]] = {}
         self._informed = asyncio.Event()
         self._told: dict[str, Any] = {}
 
@@ -157,8 +157,12 @@ class Worker:
         self._informed.set()
 
     async def _tell(self) -> None:
+        decided = self._gateway.decided
         while True:
-            await asyncio.sleep(TELL_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TELL_EVERY_S):
+                    await decided.wait()
+            decided.clear()
             # A supervisor that is slow hears the latest when it has caught up.
             if self._line.is_clear:
                 self.tell()
@@ -175,7 +179,11 @@ class Worker:
     async def _listen(self, slots: list[int]) -> None:
         """Accept on the sockets of some slots, and on no others."""
         for slot in self._sites.keys() - set(slots):
-            for site in self._sites.pop(slot):
+            for shared, site in self._sites.pop(slot):
+                # A connection that asyncio has accepted and not yet made anything of would be
+                # lost with its server: accept no more, let it be made, and only then close.
+                asyncio.get_running_loop().remove_reader(shared.fileno())
+                await asyncio.sleep(0)
                 await site.stop()
         for slot in set(slots) - self._sites.keys():
             self._sites[slot] = []
@@ -183,7 +191,7 @@ class Worker:
                 shared = socket.socket(fileno=os.dup(number))
                 site = web.SockSite(self._runner, shared, backlog=QUEUE)
                 await site.start()
-                self._sites[slot].append(site)
+                self._sites[slot].append((shared, site))
 
     async def _retire(self) -> None:
         """Accept no more; serve those who are here until they are served and gone elsewhere."""

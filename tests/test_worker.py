@@ -112,6 +112,16 @@ async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) ->
     assert (health["workers"], health["inFlightRequests"]) == (5, 3)
 
 
+async def test_a_toggle_is_told_at_once(hired: Hired, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "TELL_EVERY_S", 60)
+    await hired.hears("share")  # the last one of the old rhythm
+    (name,) = (instance.name for instance in hired.gateway.pool.instances)
+    path = hired.url + "/v1/providers/toggle"
+    async with hired.session.post(path, json={"name": name, "enabled": False}) as answer:
+        assert answer.status == 200
+    assert (await hired.hears("share"))["marks"][f"{name} toggle"][1] is False
+
+
 async def test_replaced_it_answers_whoever_still_comes_and_ends_its_streams(
     hired: Hired, upstream: FakeUpstream, brief: None
 ) -> None:

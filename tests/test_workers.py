@@ -26,6 +26,10 @@ from nexus_gateway.testing import FakeUpstream, Reply
 from nexus_gateway.worker_process import Nursery
 
 GROQ = "Groq (Key #1)"
+START = ["-m", "nexus_gateway"]
+# The same where uvloop is not installed.
+_MAIN = "from nexus_gateway.cli import main; sys.exit(main())"
+ON_ASYNCIO = ["-c", f"import sys; sys.modules['uvloop'] = None; {_MAIN}"]
 
 
 class Supervised:
@@ -85,12 +89,15 @@ def write(file: Path, upstream: FakeUpstream, key: str = KEYS[0], **more: str) -
 
 
 @pytest.fixture
-async def gateway(upstream: FakeUpstream, tmp_path: Path) -> AsyncIterator[Supervised]:
+async def gateway(
+    upstream: FakeUpstream, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Supervised]:
     """Two workers in front of one key, with the settings in a file."""
+    start = getattr(request, "param", START)
     env_file = tmp_path / "settings.env"
     write(env_file, upstream)
     sockets = listen("127.0.0.1", 0, 2)
-    command = [sys.executable, "-m", "nexus_gateway", "serve", "--env-file", str(env_file)]
+    command = [sys.executable, *start, "serve", "--env-file", str(env_file)]
     nursery = Nursery([*command, "--workers", "2"], environ(), "127.0.0.1", sockets)
     announced = asyncio.Event()
     supervisor = Supervisor(nursery, lambda _: announced.set())
@@ -183,6 +190,7 @@ async def test_a_dead_worker_is_replaced_and_nobody_is_refused(gateway: Supervis
     await gateway.all_see("enabled", False)
 
 
+@pytest.mark.parametrize("gateway", [START, ON_ASYNCIO], ids=["uvloop", "asyncio"], indirect=True)
 async def test_a_reload_loses_no_call_and_no_stream(
     gateway: Supervised, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:

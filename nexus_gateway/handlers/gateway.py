@@ -41,6 +41,7 @@ class Gateway:
         relay: serves them; there once the application runs.
         workers: how many processes serve.
         others: what the others of them counted; a figure of this process is added to it.
+        decided: set when something was decided that the others must know at once.
     """
 
     settings: Settings
@@ -51,6 +52,7 @@ class Gateway:
     relay: Relay | None = None
     workers: int = 1
     others: Shared = field(default_factory=Shared)
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 GATEWAY = web.AppKey("gateway", Gateway)
