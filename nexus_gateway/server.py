@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
@@ -65,28 +66,33 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def app_runner(app: web.Application) -> web.AppRunner:
-    """Return what serves the application, not set up yet."""
+@contextlib.asynccontextmanager
+async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    """Make the process and the running loop ready to serve an application; it listens nowhere."""
     # A caller who leaves cancels the handler: without it the upstream would run on.
     # A compressed body is refused; aiohttp must not try to unpack it before that.
-    return web.AppRunner(
+    runner = web.AppRunner(
         app,
         handler_cancellation=True,
         auto_decompress=False,
         access_log=None,
         shutdown_timeout=CLOSE_S,
     )
-
-
-async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
-    """Serve an application in the running loop; see `run`."""
-    runner = app_runner(app)
     await runner.setup()
     log.hold(asyncio.get_running_loop().call_later)
     # What is here now stays: the collector need not walk it for each few hundred requests.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     try:
+        yield runner
+    finally:
+        await runner.cleanup()
+        log.hold(None)
+
+
+async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
+    """Serve an application in the running loop; see `run`."""
+    async with application_runner(app) as runner:
         site = web.TCPSite(runner, settings.host, settings.port)
         try:
             await site.start()
@@ -98,9 +104,6 @@ async def serve(app: web.Application, settings: Settings, announce: Announce) ->
         announce(settings.host, runner.addresses[0][1])
         await stop.wait()
         await drain(app[GATEWAY].drain, settings.shutdown_timeout_ms / 1000)
-    finally:
-        await runner.cleanup()
-        log.hold(None)
     return 0
 
 

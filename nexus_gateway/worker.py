@@ -66,15 +66,10 @@ async def work(app: web.Application, place: Place, introduction: Mapping[str, An
     """Serve an application in the running loop; see `run`."""
     line = await Line.open(socket.socket(fileno=place.control))
     app.on_response_prepare.append(_see_off)
-    runner = server.app_runner(app)
-    await runner.setup()
-    worker = Worker(app[GATEWAY], runner, place, line)
-    try:
-        await worker.work(introduction)
-    finally:
-        await runner.cleanup()
-        worker.tell()
-        await line.close()
+    async with contextlib.AsyncExitStack() as end:
+        end.push_async_callback(line.close)
+        runner = await end.enter_async_context(server.application_runner(app))
+        await Worker(app[GATEWAY], runner, place, line).work(introduction)
     return 0
 
 
@@ -127,6 +122,7 @@ class Worker:
             for task in (orders, telling):
                 task.cancel()
             await asyncio.gather(orders, telling, return_exceptions=True)
+            self.tell()
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
