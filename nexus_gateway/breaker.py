@@ -11,6 +11,8 @@ Rules:
    a new one, and what an older permit has to say is dropped: streams live long.
 4. A probe's first content closes the circuit, so that a long stream keeps nobody away; until
    a whole answer has ended well, one more failure opens it again.
+5. A circuit that opened or closed in another process is followed when it did so later than this
+   one. Moving to HALF_OPEN is no turn: every process knows by the clock when it is time.
 """
 
 from __future__ import annotations
@@ -68,7 +70,23 @@ class Breaker:
         self._generation = 0
         self._failures = 0
         self._opened_s = 0.0
+        self._turn = (0.0, False)
         self._probing = False
+
+    @property
+    def turn(self) -> tuple[float, bool]:
+        """When it last opened or closed, in seconds of its clock, and whether it opened."""
+        return self._turn
+
+    def follow(self, turn: tuple[float, bool]) -> None:
+        """Open or close as the same circuit did elsewhere, if that was later than its own turn."""
+        if turn <= self._turn:
+            return
+        at_s, opened = turn
+        if opened:
+            self._opened_s = at_s
+        self._move(State.OPEN if opened else State.CLOSED)
+        self._turn = turn
 
     def state(self) -> State:
         """Return the state as of now."""
@@ -111,7 +129,7 @@ class Breaker:
         """Say that a permit's attempt has its first content; return the permit to go on with."""
         if not (permit.probe and self._is_current(permit)):
             return permit
-        self._move(State.CLOSED)
+        self._close()
         self._failures = self._threshold - 1
         return Permit(self._generation, False)
 
@@ -119,7 +137,7 @@ class Breaker:
         """Say that a permit's attempt ended well."""
         if self._is_current(permit):
             if self._state is State.HALF_OPEN:
-                self._move(State.CLOSED)
+                self._close()
             self._failures = 0
 
     def failure(self, permit: Permit) -> None:
@@ -128,6 +146,7 @@ class Breaker:
             self._failures += 1
             if self._state is State.HALF_OPEN or self._failures >= self._threshold:
                 self._opened_s = self._clock()
+                self._turn = (self._opened_s, True)
                 self._move(State.OPEN)
 
     def release(self, permit: Permit) -> None:
@@ -137,6 +156,10 @@ class Breaker:
 
     def _is_current(self, permit: Permit) -> bool:
         return permit.generation == self._generation
+
+    def _close(self) -> None:
+        self._turn = (self._clock(), False)
+        self._move(State.CLOSED)
 
     def _move(self, state: State) -> None:
         self._state = state

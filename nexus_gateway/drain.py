@@ -2,6 +2,9 @@
 
 Every request in flight is tracked. When the time is up, what is left is cancelled with
 `expired` set, by which its handler knows to say goodbye instead of just stopping.
+
+A worker process that is replaced leaves without a drain: it answers whoever still comes by, and
+asks them to connect anew.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ class Drain:
 
     Attributes:
         begun: nothing new is accepted.
+        leaving: this process goes, with or without a drain.
         expired: the time is up.
     """
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
+        self.leaving = asyncio.Event()
         self.expired = False
         self._tasks: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
@@ -28,6 +33,11 @@ class Drain:
     def in_flight(self) -> int:
         """How many requests are being served."""
         return len(self._tasks)
+
+    def begin(self) -> None:
+        """Accept nothing new from now on."""
+        self.begun.set()
+        self.leaving.set()
 
     def __enter__(self) -> None:
         """Count the current task as a request in flight, until the `with` block ends."""

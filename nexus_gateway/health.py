@@ -6,15 +6,48 @@ For a stream the latency is its time to the first token and the limit FIRST_TOKE
 98.0 % and 450 ms of 8000 make 92.5 %. A whole answer is measured against its own, longer limit,
 so that both kinds compare. Everything decays exponentially in time, so the past fades; an
 instance without a past is an optimist's: 100 %.
+
+What other processes have seen of the same instance is heard as well and weighs the same; it is
+kept apart from what was seen here, so that nothing is ever told back and counted twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 HALF_LIFE_S = 120.0
 FLOOR = 0.05  # an instance with no chance at all could never show that it is back
 FORGOTTEN = 0.01  # of one request: less evidence than this is none
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A decayed weight and sum, and the time at which they were so.
+
+    Args:
+        at_s: in seconds of the clock.
+        weight: how many samples that is.
+        sum: of their values.
+    """
+
+    at_s: float = 0.0
+    weight: float = 0.0
+    sum: float = 0.0
+
+    def at(self, now_s: float, half_life_s: float) -> Sample:
+        """Return what is left of it later."""
+        factor = 0.5 ** ((now_s - self.at_s) / half_life_s)
+        return Sample(now_s, self.weight * factor, self.sum * factor)
+
+    def plus(self, other: Sample, half_life_s: float = HALF_LIFE_S) -> Sample:
+        """Return both together, as of the later of the two."""
+        now_s = max(self.at_s, other.at_s)
+        mine, its = self.at(now_s, half_life_s), other.at(now_s, half_life_s)
+        return Sample(now_s, mine.weight + its.weight, mine.sum + its.sum)
+
+
+NOTHING = Sample()
 
 
 class Decayed:
@@ -26,24 +59,32 @@ class Decayed:
         self._at_s = clock()
         self._weight = 0.0
         self._sum = 0.0
+        self.heard = NOTHING
 
     def add(self, value: float) -> None:
         """Add a sample of weight 1."""
-        self._fade()
-        self._weight += 1.0
-        self._sum += value
-
-    def mean(self) -> float | None:
-        """Return the mean, or None when nothing is known, or no more."""
-        self._fade()
-        return self._sum / self._weight if self._weight >= FORGOTTEN else None
-
-    def _fade(self) -> None:
         now = self._clock()
         factor = 0.5 ** ((now - self._at_s) / self._half_life_s)
         self._at_s = now
-        self._weight *= factor
-        self._sum *= factor
+        self._weight = self._weight * factor + 1.0
+        self._sum = self._sum * factor + value
+
+    def seen(self) -> Sample:
+        """Return what was added here, as of the last time something was."""
+        return Sample(self._at_s, self._weight, self._sum)
+
+    def mean(self) -> float | None:
+        """Return the mean of what was added and heard, or None when nothing is known, or no more.
+
+        Asking changes nothing, so that what was seen is told again only when there is more of it.
+        """
+        now = self._clock()
+        factor = 0.5 ** ((now - self._at_s) / self._half_life_s)
+        weight, total = self._weight * factor, self._sum * factor
+        if self.heard is not NOTHING:
+            heard = self.heard.at(now, self._half_life_s)
+            weight, total = weight + heard.weight, total + heard.sum
+        return total / weight if weight >= FORGOTTEN else None
 
 
 class Health:
@@ -59,6 +100,24 @@ class Health:
         self._shares = Decayed(clock, half_life_s)
         self._latencies = Decayed(clock, half_life_s)
         self._speeds = Decayed(clock, half_life_s)
+
+    @property
+    def _means(self) -> dict[str, Decayed]:
+        return {
+            "successes": self._successes,
+            "shares": self._shares,
+            "latencies": self._latencies,
+            "speeds": self._speeds,
+        }
+
+    def seen(self) -> dict[str, Sample]:
+        """Return what was seen here, by the name of what was measured."""
+        return {name: mean.seen() for name, mean in self._means.items()}
+
+    def hear(self, samples: Mapping[str, Sample]) -> None:
+        """Take what all others have seen, in the place of what they had seen before."""
+        for name, mean in self._means.items():
+            mean.heard = samples.get(name, NOTHING)
 
     def success(self) -> None:
         """Count an answer that ended well."""

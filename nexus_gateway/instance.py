@@ -1,8 +1,16 @@
-"""One key of one provider: what is scheduled, broken, measured and toggled."""
+"""One key of one provider: what is scheduled, broken, measured and toggled.
+
+Several processes may hold the same instance. What one of them decides about it (a toggle, a park,
+a circuit that turns) is a set of marks that the others follow: each is a list that begins with a
+time in seconds, and of two the larger one holds. So it does not matter in which order, how often
+or by which way they come. `nexus_gateway.shared_state` carries them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from nexus_gateway.breaker import Breaker
 from nexus_gateway.health import Health
@@ -12,6 +20,21 @@ from nexus_gateway.secret import Secret
 BAD_KEY_PARK_S = 600.0
 LONGEST_BAD_KEY_PARK_S = 3600.0
 MOST_DOUBLINGS = 3  # three reach the longest park; a large burst would overflow
+MARKS = ("toggle", "freed", "rate_limited", "bad_key", "circuit", "reason")
+Marks = Mapping[str, Sequence[Any]]
+
+
+@dataclass(slots=True)
+class Elsewhere:
+    """What the other processes do with an instance.
+
+    Args:
+        in_flight: their requests in flight.
+        total_requests: all that they had, and those that are gone.
+    """
+
+    in_flight: int = 0
+    total_requests: int = 0
 
 
 class Instance:
@@ -54,7 +77,7 @@ class Instance:
         self.enabled = True
         self.in_flight = 0
         self.total_requests = 0
-        self.last_reason: str | None = None
+        self.elsewhere = Elsewhere()
         self.breaker = Breaker(clock)
         self.health = Health(clock)
         self.bad_keys_in_a_row = 0
@@ -62,6 +85,11 @@ class Instance:
         self._takes_images = takes_images
         self._rate_limited_until_s = 0.0
         self._bad_key_until_s = 0.0
+        self._bad_key_s = 0.0
+        self._freed_s = 0.0
+        self._toggled_s = 0.0
+        self._reason: str | None = None
+        self._reason_s = 0.0
 
     def __repr__(self) -> str:
         return f"<Instance {self.name}>"
@@ -75,6 +103,16 @@ class Instance:
     def plugin(self) -> str:
         """The plugin behind it, and who made that: for logs."""
         return f"{self.provider_name} ({self.origin})" if self.origin else self.provider_name
+
+    @property
+    def last_reason(self) -> str | None:
+        """Why its last request failed, None when that went well."""
+        return self._reason
+
+    @last_reason.setter
+    def last_reason(self, reason: str | None) -> None:
+        if reason != self._reason:
+            self._reason, self._reason_s = reason, self._clock()
 
     def _listed(self, kind: str) -> list[str]:
         return [m.id for m in self.provider.models if m.kind == kind]
@@ -118,7 +156,8 @@ class Instance:
         doublings = min(self.bad_keys_in_a_row, MOST_DOUBLINGS)
         seconds = min(BAD_KEY_PARK_S * 2**doublings, LONGEST_BAD_KEY_PARK_S)
         self.bad_keys_in_a_row += 1
-        self._bad_key_until_s = self._clock() + seconds
+        self._bad_key_s = self._clock()
+        self._bad_key_until_s = self._bad_key_s + seconds
 
     def good_key(self) -> None:
         """Note that the key works."""
@@ -139,13 +178,52 @@ class Instance:
     def enable(self) -> None:
         """Switch it on, and give a parked key another chance; the circuit stays as it is."""
         self.enabled = True
-        self._bad_key_until_s = 0.0
-        self.bad_keys_in_a_row = 0
+        self._toggled_s = self._clock()
+        self._free(self._toggled_s)
 
     def disable(self) -> None:
         """Switch it off: it gets nothing new."""
         self.enabled = False
+        self._toggled_s = self._clock()
+
+    def _free(self, at_s: float) -> None:
+        """Give a key that was refused before a time another chance."""
+        self._freed_s = at_s
+        if self._bad_key_s <= at_s:
+            self._bad_key_until_s = 0.0
+            self.bad_keys_in_a_row = 0
 
     def available_in_s(self) -> float | None:
         """Return how long until it may be chosen: 0 now, None while it is switched off."""
         return max(self.parked_for_s(), self.breaker.ready_in_s()) if self.enabled else None
+
+    def marks(self) -> dict[str, list[Any]]:
+        """Return what was decided about it; what never was, is left out."""
+        turned_s, opened = self.breaker.turn
+        found: dict[str, list[Any]] = {
+            "toggle": [self._toggled_s, self.enabled],
+            "freed": [self._freed_s],
+            "rate_limited": [self._rate_limited_until_s],
+            "bad_key": [self._bad_key_until_s, self._bad_key_s, self.bad_keys_in_a_row],
+            "circuit": [turned_s, opened],
+            "reason": [self._reason_s, self._reason or ""],
+        }
+        return {name: mark for name, mark in found.items() if mark[0]}
+
+    def follow(self, marks: Marks) -> None:
+        """Do as was decided elsewhere, where that is newer, or a longer park."""
+        if (toggle := marks.get("toggle")) and toggle[0] > self._toggled_s:
+            self._toggled_s, self.enabled = toggle[0], bool(toggle[1])
+        if (freed := marks.get("freed")) and freed[0] > self._freed_s:
+            self._free(freed[0])
+        if limited := marks.get("rate_limited"):
+            self._rate_limited_until_s = max(self._rate_limited_until_s, limited[0])
+        if bad_key := marks.get("bad_key"):
+            until_s, at_s, in_a_row = bad_key
+            if until_s > self._bad_key_until_s and at_s > self._freed_s:
+                self._bad_key_until_s, self._bad_key_s = until_s, at_s
+                self.bad_keys_in_a_row = max(self.bad_keys_in_a_row, in_a_row)
+        if circuit := marks.get("circuit"):
+            self.breaker.follow((circuit[0], bool(circuit[1])))
+        if (reason := marks.get("reason")) and reason[0] > self._reason_s:
+            self._reason_s, self._reason = reason[0], reason[1] or None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
@@ -51,12 +52,12 @@ def run(
     Returns:
         The exit code: 0 after a drain, 1 when the port can't be had.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         app = build_app(settings, pool, policy_by_name=policy_by_name, hooks=hooks)
         return runner.run(serve(app, settings, announce))
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's loop where it is installed (the extra `fast`)."""
     try:
         import uvloop
@@ -65,8 +66,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
-    """Serve an application in the running loop; see `run`."""
+@contextlib.asynccontextmanager
+async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    """Make the process and the running loop ready to serve an application; it listens nowhere."""
     # A caller who leaves cancels the handler: without it the upstream would run on.
     # A compressed body is refused; aiohttp must not try to unpack it before that.
     runner = web.AppRunner(
@@ -82,6 +84,15 @@ async def serve(app: web.Application, settings: Settings, announce: Announce) ->
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     try:
+        yield runner
+    finally:
+        await runner.cleanup()
+        log.hold(None)
+
+
+async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
+    """Serve an application in the running loop; see `run`."""
+    async with application_runner(app) as runner:
         site = web.TCPSite(runner, settings.host, settings.port)
         try:
             await site.start()
@@ -93,9 +104,6 @@ async def serve(app: web.Application, settings: Settings, announce: Announce) ->
         announce(settings.host, runner.addresses[0][1])
         await stop.wait()
         await drain(app[GATEWAY].drain, settings.shutdown_timeout_ms / 1000)
-    finally:
-        await runner.cleanup()
-        log.hold(None)
     return 0
 
 
@@ -119,7 +127,7 @@ async def drain(requests: Drain, limit_s: float) -> None:
 
     The listener stays open meanwhile: a caller gets an honest 503 instead of a closed port.
     """
-    requests.begun.set()
+    requests.begin()
     logger.info("draining: %d requests in flight", requests.in_flight)
     if not await requests.wait(limit_s):
         logger.warning("the time is up: ending %d requests", requests.in_flight)

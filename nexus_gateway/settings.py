@@ -14,6 +14,7 @@ _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _YES = frozenset({"true", "1", "yes", "on"})
 _NO = frozenset({"false", "0", "no", "off"})
 LONGEST_MS = 86_400_000
+MOST_WORKERS = 256
 
 
 class _Wrong(ValueError):
@@ -104,6 +105,7 @@ _MS = _number(1, LONGEST_MS)
 VARIABLES: tuple[Variable, ...] = (
     Variable("HOST", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.", _host),
     Variable("PORT", "3000", "Port to listen on; 0 for any free one.", _number(0, 65535)),
+    Variable("WEB_CONCURRENCY", "1", "How many worker processes serve.", _number(1, MOST_WORKERS)),
     Variable("CORS_ORIGIN", "*", "Origin whose pages may read answers, or * for all.", _origin),
     Variable("FIRST_TOKEN_TIMEOUT_MS", "8000", "Longest wait for a stream's first content.", _MS),
     Variable("IDLE_TIMEOUT_MS", "30000", "Longest silence in a stream or a caller's body.", _MS),
@@ -150,6 +152,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 3000
+    web_concurrency: int = 1
     cors_origin: str = "*"
     first_token_timeout_ms: int = 8000
     idle_timeout_ms: int = 30000

@@ -1,10 +1,10 @@
 """Pass an OpenAI stream through: whole events, untouched but for the value of `model`.
 
 Three speeds. Events that differ from one already seen in nothing but what they say are proved and
-renamed together (`template`). A block of events is *plain* when a few scans prove that each event is one line
-`data: {…}` with the model's name where the first one had it, and that none carries an error or
-a usage chunk: then one `replace` over the whole block is all that is done. Whatever is not
-plain goes event by event, and only an event that is not plain by itself is parsed.
+renamed together (`template`). A block of events is *plain* when a few scans prove that each event
+is one line `data: {…}` with the model's name where the first one had it, and that none carries an
+error or a usage chunk: then one `replace` over the whole block is all that is done. Whatever is
+not plain goes event by event, and only an event that is not plain by itself is parsed.
 
 Nothing leaves before the first content (text, reasoning, a tool call, a finish): till then an
 upstream can still fail without anybody having seen it.
@@ -24,7 +24,7 @@ from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.passage import StreamPassage
 from nexus_gateway.template import Template, learn
 
-# How often the shape of events is learnt: an upstream whose events have no common one costs no more.
+# How often the shape of events is learnt; where they have none in common, it is given up.
 LESSONS = 4
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
 # Names and plain values up to the model's: as nearly everybody writes a chunk.

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on bytes: what is usual is read, what is odd is left to others, what is wrong refused."""
+"""HTTP/1.1 on bytes: the usual is read, the odd is left to others, the wrong is refused."""
 
 from __future__ import annotations
 
@@ -87,8 +87,7 @@ def test_a_body_that_breaks_the_rules_is_refused(data: bytes, bytewise: bool) ->
     pieces = [data[i : i + 1] for i in range(len(data))] if bytewise else [data]
     body = ChunkedBody()
     with pytest.raises(BadFraming):
-        for piece in pieces:
-            body.feed(piece)
+        list(map(body.feed, pieces))
 
 
 def test_a_body_of_a_told_length() -> None:

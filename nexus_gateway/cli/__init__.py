@@ -27,6 +27,7 @@ examples:
                                            key, the built-in demo answers
   nexus-gateway serve --host 0.0.0.0       serve on all addresses (set
                                            GATEWAY_KEYS and ADMIN_TOKEN first)
+  nexus-gateway serve --workers 2          serve with two processes on one port
   nexus-gateway providers                  which plugins are installed, and
                                            which keys were found
   nexus-gateway check                      does every key work?
@@ -37,7 +38,9 @@ examples:
 _SERVE = """\
 Serve the OpenAI API on one port, in front of every configured provider.
 SIGTERM or Ctrl-C drains: nothing new is accepted, streams may end for
-SHUTDOWN_TIMEOUT_MS; a second signal ends at once.
+SHUTDOWN_TIMEOUT_MS; a second signal ends at once. With more than one
+worker SIGHUP reads .env anew and replaces the workers one by one, so that
+no call is lost.
 """
 
 _NEW_PROVIDER = """\
@@ -67,22 +70,7 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         default=DEFAULT_ENV_FILE,
         help="read settings from FILE",
     )
-    serve = commands.add_parser(
-        "serve",
-        parents=[shared],
-        help="serve",
-        description=_SERVE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    serve.add_argument("--host", help="address to listen on (HOST, 127.0.0.1)")
-    serve.add_argument("--port", help="port to listen on (PORT, 3000); 0 for any free one")
-    serve.add_argument("--demo", action="store_true", help="serve the demo provider as well")
-    serve.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
-    serve.add_argument(
-        "--reload",
-        action="store_true",
-        help="for development: start again when code or FILE changes (extra: dev)",
-    )
+    _add_serve(commands, shared)
     commands.add_parser(
         "providers",
         parents=[shared],
@@ -96,6 +84,32 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         description="Send one tiny real request to every instance; exit 1 if one fails.",
     )
     _add_new_provider(commands)
+
+
+def _add_serve(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+) -> None:
+    serve = commands.add_parser(
+        "serve",
+        parents=[shared],
+        help="serve",
+        description=_SERVE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("--host", help="address to listen on (HOST, 127.0.0.1)")
+    serve.add_argument("--port", help="port to listen on (PORT, 3000); 0 for any free one")
+    serve.add_argument(
+        "--workers",
+        metavar="N",
+        help="processes that serve (WEB_CONCURRENCY, 1); each takes memory of its own",
+    )
+    serve.add_argument("--demo", action="store_true", help="serve the demo provider as well")
+    serve.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
+    serve.add_argument(
+        "--reload",
+        action="store_true",
+        help="for development: start again when code or FILE changes (extra: dev)",
+    )
 
 
 def _add_new_provider(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -134,6 +148,22 @@ def environment(file: str) -> dict[str, str]:
     return {**written, **{k: v for k, v in os.environ.items() if v or k not in written}}
 
 
+def serve_environment(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the settings for `serve`: its flags win over the environment.
+
+    Raises:
+        ConfigError: as `environment`.
+    """
+    flags = {
+        "HOST": arguments.host,
+        "PORT": arguments.port,
+        "WEB_CONCURRENCY": arguments.workers,
+        "LOG_LEVEL": arguments.log_level,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {**environment(arguments.env_file), **given}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -144,6 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 2 for wrong settings, 1 for what failed, else 0.
     """
     arguments = _parser().parse_args(argv)
+    arguments.words = None if argv is None else list(argv)
     try:
         return _run(arguments)
     except ConfigError as error:
@@ -156,9 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "serve":
-        from nexus_gateway.cli import serve
-
-        return serve.reload(arguments) if arguments.reload else serve.serve(arguments)
+        return _serve(arguments)
     if arguments.command == "providers":
         from nexus_gateway.cli import providers
 
@@ -170,3 +199,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from nexus_gateway.cli import check
 
     return check.check(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from nexus_gateway.cli import workers
+
+    if place := workers.place(os.environ):
+        return workers.work(arguments, place)
+    if not arguments.reload and (settings := workers.settings_of_several(arguments)):
+        return workers.supervise(arguments, settings)
+    from nexus_gateway.cli import serve
+
+    return serve.reload(arguments) if arguments.reload else serve.serve(arguments)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 from urllib.parse import urlsplit
 
 from nexus_gateway import __version__, log, server
-from nexus_gateway.cli import WRONG_SETTINGS, environment, main
-from nexus_gateway.cli.table import table
+from nexus_gateway.cli import WRONG_SETTINGS, main, serve_environment
+from nexus_gateway.cli.table import show, table
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.hooks import Hook, hooks, moments
 from nexus_gateway.instance import Instance
@@ -31,27 +31,38 @@ class Extras(TypedDict):
     hooks: Mapping[str, Hook]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that is needed to serve."""
+
+    settings: Settings
+    pool: Pool
+    plugins: Extras
+
+
 def serve(arguments: argparse.Namespace) -> int:
     """Serve until a signal ends it."""
-    env = environment(arguments.env_file)
-    flags = {"HOST": arguments.host, "PORT": arguments.port, "LOG_LEVEL": arguments.log_level}
-    env |= {name: value for name, value in flags.items() if value is not None}
-    settings, pool = configure(env, demo=arguments.demo)
-    plugins = _policies_and_hooks(pool)
-    if not pool.instances:
-        wanted = "set a key such as GROQ_KEY_1, or --demo"
-        print(f"nexus-gateway: no provider is usable: {wanted}.", file=sys.stderr)
-        return WRONG_SETTINGS
-    secrets = [*settings.gateway_keys, settings.admin_token, *(i.key for i in pool.instances)]
-    log.configure(settings.log_level, settings.log_format, secrets)
+    ready = prepare(arguments)
 
     def announce(host: str, port: int) -> None:
-        # Nobody may be reading: no reason not to serve.
-        with contextlib.suppress(OSError, ValueError):
-            lines = screen(settings, pool, plugins, host, port)
-            print("\n".join(lines), file=sys.stderr, flush=True)
+        show(screen(ready, host, port))
 
-    return server.run(settings, pool, announce, **plugins)
+    return server.run(ready.settings, ready.pool, announce, **ready.plugins)
+
+
+def prepare(arguments: argparse.Namespace) -> Prepared:
+    """Read the settings, load the plugins, and set up logging.
+
+    Raises:
+        ConfigError: something of it cannot be used, or nobody could serve.
+    """
+    settings, pool = configure(serve_environment(arguments), demo=arguments.demo)
+    plugins = _policies_and_hooks(pool)
+    if not pool.instances:
+        raise ConfigError(["no provider is usable: set a key such as GROQ_KEY_1, or --demo."])
+    secrets = [*settings.gateway_keys, settings.admin_token, *(i.key for i in pool.instances)]
+    log.configure(settings.log_level, settings.log_format, secrets)
+    return Prepared(settings, pool, plugins)
 
 
 def _policies_and_hooks(pool: Pool) -> Extras:
@@ -107,8 +118,9 @@ def _is_own(instance: Instance, settings: Settings) -> bool:
     return port == settings.port and parts.hostname in hosts
 
 
-def screen(settings: Settings, pool: Pool, plugins: Extras, host: str, port: int) -> Iterator[str]:
+def screen(ready: Prepared, host: str, port: int) -> Iterator[str]:
     """Give the lines of the start screen."""
+    settings, pool, plugins = ready.settings, ready.pool, ready.plugins
     shown = f"[{host}]" if ":" in host else host
     yield f"Nexus Gateway {__version__} listens on http://{shown}:{port}"
     yield ""
@@ -171,7 +183,10 @@ def reload(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return WRONG_SETTINGS
-    command = [word for word in sys.argv[1:] if word != "--reload"]
+    if arguments.workers not in (None, "1"):
+        raise ConfigError(["--reload serves with one worker; leave --workers out."])
+    # Said last, it holds whatever WEB_CONCURRENCY says.
+    command = [*(word for word in sys.argv[1:] if word != "--reload"), "--workers", "1"]
     env_file = Path(arguments.env_file).resolve()
     packages = [Path(__file__).resolve().parents[1], *_plugin_folders()]
 

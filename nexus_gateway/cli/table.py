@@ -1,7 +1,9 @@
-"""Text tables for the terminal."""
+"""Text for the terminal."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -13,3 +15,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells
     )
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print lines on stderr; nobody may be reading, which is no reason not to serve."""
+    with contextlib.suppress(OSError, ValueError):
+        print("\n".join(lines), file=sys.stderr, flush=True)

@@ -75,7 +75,7 @@ FEED = web.AppKey("feed", Feed)
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream the instances' changes until the caller leaves or the gateway drains."""
+    """Stream the instances' changes until the caller leaves or this process does."""
     feed = request.config_dict[FEED]
     drain = gateway_of(request).drain
     async with sse_response(request, sep="\n") as response:
@@ -85,13 +85,13 @@ async def events(request: web.Request) -> web.StreamResponse:
             sent = newest
             data = json.dumps({"providers": feed.snapshot()})
             await response.send(data, id=feed.id_of(sent), event="snapshot")
-        while not drain.begun.is_set():
+        while not drain.leaving.is_set():
             for number, change in feed.since(sent):
                 await response.send(json.dumps(change), id=feed.id_of(number), event="instance")
                 sent = number
             try:
                 async with asyncio.timeout(EVERY_S):
-                    await drain.begun.wait()
+                    await drain.leaving.wait()
             except TimeoutError:
                 feed.look()
     return response

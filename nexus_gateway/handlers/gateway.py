@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
 from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.settings import Settings
+from nexus_gateway.shared_state import Shared
 
 # However slowly a body comes, it has come by then.
 LONGEST_BODY_S = 600.0
@@ -29,7 +30,19 @@ CALLER = web.RequestKey("caller", str)
 
 @dataclass(slots=True)
 class Gateway:
-    """The running gateway, as the handlers know it."""
+    """The running gateway, as the handlers know it.
+
+    Args:
+        settings: what the owner set.
+        pool: the instances.
+        scheduler: gives leases on them.
+        drain: the requests in flight, and their end.
+        hooks: what looks at requests.
+        relay: serves them; there once the application runs.
+        workers: how many processes serve.
+        others: what the others of them counted; a figure of this process is added to it.
+        decided: set when something was decided that the others must know at once.
+    """
 
     settings: Settings
     pool: Pool
@@ -37,6 +50,9 @@ class Gateway:
     drain: Drain
     hooks: HookChain | None = None
     relay: Relay | None = None
+    workers: int = 1
+    others: Shared = field(default_factory=Shared)
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -10,6 +10,7 @@ from nexus_gateway import __version__
 from nexus_gateway.handlers.gateway import gateway_of, json_response
 from nexus_gateway.handlers.view import view
 from nexus_gateway.instance import Instance
+from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT
 
 
 def status_of(instances: Iterable[Instance]) -> str:
@@ -21,14 +22,16 @@ def status_of(instances: Iterable[Instance]) -> str:
 
 
 async def health(request: web.Request) -> web.Response:
-    """Tell how everybody is; 200 also in an outage, 503 only while draining."""
+    """Tell how everybody is, in all workers; 200 also in an outage, 503 only while draining."""
     gateway = gateway_of(request)
     draining = gateway.drain.begun.is_set()
     pool = gateway.pool
+    elsewhere = int(gateway.others.gauges.get(REQUESTS_IN_FLIGHT, 0))
     body = {
         "status": "draining" if draining else status_of(pool.instances),
         "version": __version__,
-        "inFlightRequests": gateway.drain.in_flight,
+        "workers": gateway.workers,
+        "inFlightRequests": gateway.drain.in_flight + elsewhere,
         "providers": [view(instance) for instance in pool.instances],
         "pluginProblems": [
             {"plugin": p.name, "distribution": p.distribution, "reason": p.reason}

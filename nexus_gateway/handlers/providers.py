@@ -21,7 +21,8 @@ async def toggle(request: web.Request) -> web.Response:
         raise InvalidRequest("`name` must be an instance's name, a string.", param="name")
     if not isinstance(enabled, bool):
         raise InvalidRequest("`enabled` must be true or false.", param="enabled")
-    pool = gateway_of(request).pool
+    gateway = gateway_of(request)
+    pool = gateway.pool
     instance = pool.instance(name)
     if instance is None:
         names = ", ".join(i.name for i in pool.instances)
@@ -34,5 +35,6 @@ async def toggle(request: web.Request) -> web.Response:
         instance.enable()
     else:
         instance.disable()
+    gateway.decided.set()
     logger.info("%s is %s", instance.name, "enabled" if enabled else "disabled")
     return json_response(view(instance))

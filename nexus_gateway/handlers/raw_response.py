@@ -16,6 +16,8 @@ from functools import lru_cache
 
 from aiohttp import HttpVersion11, web
 
+from nexus_gateway.handlers.gateway import gateway_of
+
 
 class RawResponse(web.StreamResponse):
     """A 200 in HTTP/1.1: in chunks, or in one piece where `body` is given.
@@ -36,7 +38,8 @@ class RawResponse(web.StreamResponse):
         self._request = request
         self._transport = transport
         self._protocol = request.protocol
-        self._lasting = request.keep_alive
+        leaving = gateway_of(request).drain.leaving.is_set()  # callers are to connect anew
+        self._lasting = request.keep_alive and not leaving
         self._whole = body
         self._over = False
         length = "Transfer-Encoding: chunked" if body is None else f"Content-Length: {len(body)}"

@@ -1,4 +1,7 @@
-"""How an instance looks from outside: for /health, the toggle and the live events."""
+"""How an instance looks from outside: for /health, the toggle and the live events.
+
+It speaks for all workers, where there are several.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ def view(instance: Instance) -> dict[str, Any]:
         "model": instance.model,
         "circuitState": instance.breaker.state().value,
         "enabled": instance.enabled,
-        "inFlight": instance.in_flight,
+        "inFlight": instance.in_flight + instance.elsewhere.in_flight,
         "parkedForMs": round(instance.parked_for_s() * 1000),
         "parkReason": instance.park_reason(),
         "lastReason": instance.last_reason,
         "metrics": {
-            "totalRequests": instance.total_requests,
+            "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
             "successRate": percent(health.success_rate()),
             "avgLatencyMs": None if latency_ms is None else round(latency_ms),
             "healthScore": percent(health.score()),

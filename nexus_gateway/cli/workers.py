@@ -1,0 +1,114 @@
+"""`nexus-gateway serve` with several workers: the supervisor's part of it, and a worker's."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
+from typing import Any
+
+from nexus_gateway.cli import WRONG_SETTINGS, serve_environment
+from nexus_gateway.cli.table import show
+from nexus_gateway.control import PLACE, Place
+from nexus_gateway.errors import ConfigError
+from nexus_gateway.listening import can_share_a_port, listen
+from nexus_gateway.settings import Settings
+
+logger = logging.getLogger("nexus_gateway")
+CANNOT_LISTEN = 1
+
+
+def place(environ: MutableMapping[str, str]) -> Place | None:
+    """Return this process's place among workers; None where it is none.
+
+    It is taken out of the environment, as what a plugin starts is no worker.
+    """
+    text = environ.pop(PLACE, "")
+    return Place.from_text(text) if text else None
+
+
+def settings_of_several(arguments: argparse.Namespace) -> Settings | None:
+    """Return the settings where they ask for several workers.
+
+    None also where they are wrong: one process tells everything that is, at once.
+
+    Raises:
+        ConfigError: this platform can have only one.
+    """
+    try:
+        settings = Settings.from_env(serve_environment(arguments))
+    except ConfigError:
+        return None
+    if settings.web_concurrency == 1:
+        return None
+    if not can_share_a_port():
+        raise ConfigError(
+            ["WEB_CONCURRENCY must be 1 on this system: it has no SO_REUSEPORT for --workers."]
+        )
+    return settings
+
+
+def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Keep several workers until a signal ends them."""
+    from nexus_gateway import log
+    from nexus_gateway.supervisor import Supervisor
+    from nexus_gateway.worker_process import Nursery
+
+    log.configure(
+        settings.log_level, settings.log_format, [*settings.gateway_keys, settings.admin_token]
+    )
+    try:
+        sockets = listen(settings.host, settings.port, settings.web_concurrency)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        logger.error("cannot listen on %s: %s", where, error.strerror or "no such address")
+        return CANNOT_LISTEN
+
+    def announce(introduction: dict[str, Any]) -> None:
+        show(introduction["screen"])
+
+    async def run() -> int:
+        nursery = Nursery(_command(arguments), os.environ, settings.host, sockets)
+        return await Supervisor(nursery, announce).run()
+
+    return asyncio.run(run())
+
+
+def _command(arguments: argparse.Namespace) -> list[str]:
+    """Return what runs this command once more."""
+    if arguments.words is None:
+        return [sys.executable, *sys.orig_argv[1:]]
+    return [sys.executable, "-m", "nexus_gateway", *arguments.words]
+
+
+def work(arguments: argparse.Namespace, place: Place) -> int:
+    """Be a worker until the supervisor ends it."""
+    from nexus_gateway import worker
+    from nexus_gateway.cli import serve
+
+    try:
+        ready = serve.prepare(arguments)
+    except ConfigError as error:
+        place.refuse(error.problems)
+        return WRONG_SETTINGS
+    written = ready.settings
+    # The sockets are where they are, whatever .env says by now; who may call depends on it.
+    settings = replace(written, host=place.host, port=place.port)
+    introduction = {
+        "screen": [*_screen(serve.screen(ready, place.host, place.port), written.web_concurrency)],
+        "shutdown_timeout_ms": written.shutdown_timeout_ms,
+        "HOST": written.host,
+        "PORT": written.port,
+        "WEB_CONCURRENCY": written.web_concurrency,
+    }
+    return worker.run(settings, ready.pool, place, introduction, **ready.plugins)
+
+
+def _screen(lines: Iterator[str], workers: int) -> Iterator[str]:
+    yield next(lines)
+    yield f"with {workers} workers"
+    yield from lines
