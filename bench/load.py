@@ -1,7 +1,7 @@
 """The load: bounded in count and time, on loopback only, every answer checked.
 
     python bench/load.py PORT SCRIPT --requests N --callers N
-        [--model NAME] [--header NAME:VALUE …] [--limit SECONDS]
+        [--apart MS] [--model NAME] [--header NAME:VALUE …] [--limit SECONDS]
 
 The script (see upstream.py) stands in the message, so that every request asks for one model. What
 is not answered within the limit is an error. Prints one line of JSON: requests, errors, seconds,
@@ -155,22 +155,22 @@ def request_for(port: int, script: str, model: str = "any", headers: Iterable[st
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def load(
-    port: int, request: bytes, chunks: int, tally: Tally, callers: int, limit_s: float
-) -> None:
+async def load(request: bytes, chunks: int, tally: Tally, words: argparse.Namespace) -> None:
     """Send as many requests as are left in the tally; returns when all are answered."""
     loop = asyncio.get_running_loop()
     asked, waits = tally.left, []
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(limit_s):
-            for _ in range(min(callers, asked)):
+        async with asyncio.timeout(words.limit):
+            for _ in range(min(words.callers, asked)):
                 done: asyncio.Future[None] = loop.create_future()
                 waits.append(done)
                 await loop.create_connection(
                     lambda done=done: Caller(request, chunks, tally, done),  # type: ignore[misc]
                     "127.0.0.1",
-                    port,
+                    words.port,
                 )
+                if words.apart:
+                    await asyncio.sleep(words.apart / 1000)
             await asyncio.gather(*waits)
     tally.left = 0
     tally.errors += asked - len(tally.total_ms)
@@ -191,6 +191,7 @@ async def main() -> None:
     parser.add_argument("script")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--callers", type=int, default=32)
+    parser.add_argument("--apart", type=float, default=0, help="ms from one caller to the next")
     parser.add_argument("--model", default="any")
     parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds")
@@ -198,7 +199,7 @@ async def main() -> None:
     request = request_for(words.port, words.script, words.model, words.header)
     tally, begun_s = Tally(words.requests), time.perf_counter()
     chunks = chunks_of(words.script)
-    await load(words.port, request, chunks, tally, words.callers, words.limit)
+    await load(request, chunks, tally, words)
     told = {
         "requests": len(tally.total_ms),
         "errors": tally.errors,

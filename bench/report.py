@@ -145,7 +145,7 @@ def target_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def noise(findings: Findings) -> list[str]:
-    """Name the rows whose rounds lie too far apart to be trusted."""
+    """Name the rows whose rounds lie too far apart, or came too late, to be trusted."""
     series: dict[str, list[float]] = {}
     for name, by_peer in findings.loads.items():
         series |= {f"{name} of {p}": r.cpu_us for p, r in by_peer.items() if p != "direct"}
@@ -154,4 +154,5 @@ def noise(findings: Findings) -> list[str]:
     series |= {f"start, {way}": values for way, values in findings.start.items()}
     for count, told in findings.workers.items():
         series[f"{count} workers"] = told.capacity_per_s
-    return [name for name, values in series.items() if max(values) > NOISY * min(values)]
+    late = [f"{n} of {p}" for n, by in findings.memory.items() for p, m in by.items() if m.late]
+    return late + [name for name, values in series.items() if max(values) > NOISY * min(values)]

@@ -15,6 +15,8 @@ from processes import HERE, LOAD_CORE, pinned
 from scenarios import Scenario
 
 LIMIT_S = 60
+# More at once than a listen queue holds would wait a second each, and the load with them.
+APART_MS = 1.0
 
 
 @dataclass
@@ -45,6 +47,7 @@ def load_command(to: Started, scenario: Scenario, requests: int) -> list[str]:
     """Return how a load is sent."""
     command = [sys.executable, str(HERE / "load.py"), str(to.process.port), scenario.script]
     command += ["--requests", str(requests), "--callers", str(to.peer.part_of(scenario.callers))]
+    command += ["--apart", str(APART_MS if scenario.paced else 0)]
     command += ["--model", to.peer.model, "--limit", str(LIMIT_S)]
     return command + [word for line in to.headers for word in ("--header", line)]
 

@@ -32,7 +32,7 @@ LOADS = (
     Scenario("paced-500", "stream-32-20", 1500, 500, paced=True),
     Scenario("paced-8", "stream-32-20", 64, 8, paced=True),
 )
-OPEN = Scenario("open-2000", "stream-32-200", 2000, 2000, paced=True)
+OPEN = Scenario("open-2000", "stream-40-200", 2000, 2000, paced=True)
 FLOOD_MIB = 100
 OTHERS = (OPEN.name, "flood", "pick", "start", "workers")
 NAMES = (*(load.name for load in LOADS), *OTHERS)
