@@ -27,7 +27,7 @@ def values(findings: Findings) -> dict[Target, float]:
         found["start", way, "s"] = statistics.median(seconds)
     if findings.workers:
         one, two = (statistics.median(w.capacity_per_s) for w in findings.workers.values())
-        found["workers", "two workers", "× one"] = two / one
+        found["workers", "capacity of two", "× one"] = two / one
     keys = {target: (target.row, target.figure, target.unit) for target in TARGETS}
     return {target: found[key] for target, key in keys.items() if key in found}
 

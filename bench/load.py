@@ -159,7 +159,7 @@ async def load(request: bytes, chunks: int, tally: Tally, words: argparse.Namesp
     """Send as many requests as are left in the tally; returns when all are answered."""
     loop = asyncio.get_running_loop()
     asked, waits = tally.left, []
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(OSError):  # also a TimeoutError
         async with asyncio.timeout(words.limit):
             for _ in range(min(words.callers, asked)):
                 done: asyncio.Future[None] = loop.create_future()

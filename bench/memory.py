@@ -14,7 +14,7 @@ from typing import Any
 
 from peers import Peer, Started, started
 from processes import HERE, LOAD_CORE, Running, pinned
-from rounds import LIMIT_S, load, load_command
+from rounds import LIMIT_S, answers, load, load_command
 from scenarios import FLOOD_MIB, OPEN, Scenario
 
 EVERY_S = 0.05
@@ -32,7 +32,6 @@ class Memory:
 
     over_kib: list[float] = field(default_factory=list)
     idle_kib: list[int] = field(default_factory=list)
-    first_ms: list[dict[str, float]] = field(default_factory=list)
     errors: int = 0
     late: int = 0
     streams: int = 1
@@ -82,7 +81,6 @@ def open_streams(to: Started, result: Memory) -> None:
     plateau = [kib for at_s, kib in samples if first_s <= at_s <= last_s]
     result.over_kib.append((statistics.median(plateau or [0]) - idle_kib) / result.streams)
     result.idle_kib.append(idle_kib)
-    result.first_ms.append(told.get("first_ms", {}))
     result.errors += told.get("errors", result.streams)
     # Where it took longer, they were not all open at one time, and the figure says too little.
     result.late += told.get("seconds", LIMIT_S) > LONGEST_S
@@ -112,5 +110,6 @@ def measure_memory(
     for _ in range(rounds):
         for peer in peers:
             with started(peer, behind) as to:
+                answers(to)
                 WAYS[name](to, results[peer.name])
     return results

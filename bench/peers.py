@@ -57,6 +57,7 @@ NEXUS = Peer(
     {"LOCAL_BASE_URL_1": "{upstream}/v1", "LOCAL_MODEL_1": "any"},
     "local/any",
 )
+OURS = (DIRECT, BARE, NEXUS)
 
 
 @contextlib.contextmanager

@@ -110,10 +110,14 @@ def _others(findings: Findings) -> Iterator[str]:
             rows.append([way, f"{statistics.median(values):.2f}", spread])
         yield "\nstart\n" + _grid(rows)
     if findings.workers:
-        rows = [["workers", "req/s", "capacity req/s", "errors"]]
+        rows = [["workers", "req/s", "× one", "capacity req/s", "× one", "errors"]]
+        one = findings.workers[1]
         for count, told in findings.workers.items():
-            medians = [statistics.median(v) for v in (told.per_s, told.capacity_per_s)]
-            rows.append([str(count), *(f"{m:.0f}" for m in medians), str(told.errors)])
+            row = [str(count)]
+            for now, then in ((told.per_s, one.per_s), (told.capacity_per_s, one.capacity_per_s)):
+                median = statistics.median(now)
+                row += [f"{median:.0f}", f"{median / statistics.median(then):.2f}"]
+            rows.append([*row, str(told.errors)])
         yield "\nworkers\n" + _grid(rows)
 
 

@@ -6,17 +6,20 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peers import Started
+from peers import OURS, Started
 from processes import HERE, LOAD_CORE, pinned
 from scenarios import Scenario
 
 LIMIT_S = 60
 # More at once than a listen queue holds would wait a second each, and the load with them.
 APART_MS = 1.0
+READY_S = 30.0
+PROBES = (Scenario("probe", "whole", 1, 1), Scenario("probe", "stream-32", 1, 1))
 
 
 @dataclass
@@ -68,6 +71,16 @@ def load(
     return told
 
 
+def answers(to: Started) -> bool:
+    """Tell whether a gateway gives whole answers; it may need a moment to find its upstream."""
+    end_s = time.monotonic() + READY_S
+    while any(load(to, probe, 1)["errors"] for probe in PROBES):
+        if time.monotonic() > end_s:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 def measure(to: Started, scenario: Scenario, result: Result) -> None:
     """Add one round to a result."""
     requests = to.peer.part_of(scenario.requests)
@@ -86,12 +99,20 @@ def measure(to: Started, scenario: Scenario, result: Result) -> None:
 def measure_all(peers: Sequence[Started], loads: Sequence[Scenario], rounds: int) -> Results:
     """Measure every load; the peers take turns in each round, after a warm-up."""
     results: Results = {}
+    left = list(peers)
     for scenario in loads:
-        by_peer = results[scenario.name] = {to.peer.name: Result() for to in peers}
         print(f"{scenario.name} …", file=sys.stderr, flush=True)
-        for to in peers:
+        by_peer = results[scenario.name] = {to.peer.name: Result() for to in left}
+        for to in left:
             load(to, scenario, max(to.peer.part_of(scenario.requests // 5), 8))
         for _ in range(rounds):
-            for to in peers:
-                measure(to, scenario, by_peer[to.peer.name])
+            for to in [*left]:
+                try:
+                    measure(to, scenario, by_peer[to.peer.name])
+                except OSError:  # its process is gone
+                    if to.peer in OURS:
+                        raise
+                    print(f"{to.peer.name} ended in {scenario.name}, and is left out from there")
+                    left.remove(to)
+                    del by_peer[to.peer.name]
     return results

@@ -19,17 +19,15 @@ import machine
 import others
 from figures import values
 from memory import WAYS, allow_files, measure_memory
-from peers import BARE, DIRECT, NEXUS, Peer, Started, started, upstream
+from peers import BARE, DIRECT, NEXUS, Peer, started, upstream
 from processes import GATEWAY_CORE, HERE, Running, pinned
 from report import Findings, judged, noise, tables, target_table
-from rounds import load, measure_all
+from rounds import answers, measure_all
 from scenarios import LOADS, NAMES, Scenario
 from start import measure_start
 from workers import has_option, measure_workers
 
 STARTS = 5
-READY_S = 30.0
-PROBES = (Scenario("probe", "whole", 1, 1), Scenario("probe", "stream-32", 1, 1))
 
 
 def installed(names: Sequence[str]) -> Iterator[Peer]:
@@ -39,16 +37,6 @@ def installed(names: Sequence[str]) -> Iterator[Peer]:
             yield others.install(name)
         except others.CannotInstall as error:
             print(f"{name} is left out, it cannot be installed: {error}")
-
-
-def answers(to: Started) -> bool:
-    """Tell whether a gateway gives whole answers; it may need a moment to find its upstream."""
-    end_s = time.monotonic() + READY_S
-    while any(load(to, probe, 1)["errors"] for probe in PROBES):
-        if time.monotonic() > end_s:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def proven(peers: Sequence[Peer], behind: Running) -> Iterator[Peer]:

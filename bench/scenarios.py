@@ -100,7 +100,7 @@ TARGETS = (
     Target("pick", "round-robin, 1000 instances", 5, "× 10 instances"),
     Target("start", "fast", 0.6, "s"),
     Target("start", "plain", 0.8, "s"),
-    Target("workers", "two workers", 1.8, "× one", at_least=True),
+    Target("workers", "capacity of two", 1.8, "× one", at_least=True),
 )
 
 

@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass, field
 
 from peers import NEXUS, Started, started, upstream
+from processes import HERE
 from rounds import load
 from scenarios import Scenario
 
@@ -34,7 +35,7 @@ class Workers:
 def has_option() -> bool:
     """Tell whether this version knows `--workers`."""
     command = [*NEXUS.command[:4], "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)  # noqa: S603
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=20)  # noqa: S603
     return "--workers" in done.stdout
 
 
