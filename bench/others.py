@@ -92,7 +92,8 @@ def _router(name: str) -> Peer:
     requirement, (program, *words), quiet = ROUTERS[name]
     programs, version = _from_pypi(name, requirement)
     options = ["--host", "127.0.0.1", "--port", "{port}", "--worker-urls", "{upstream}"]
-    options += ["--prometheus-port", "{spare}", "--log-level", quiet]
+    options += ["--prometheus-host", "127.0.0.1", "--prometheus-port", "{spare}"]
+    options += ["--log-level", quiet]
     return Peer(name, (str(programs / program), *words, *options), version=version)
 
 

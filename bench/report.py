@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import others
 from memory import Memory
 from rounds import Result
 from scenarios import FLOOD_MIB, LOADS, TARGETS, Scenario, Target
@@ -126,6 +127,13 @@ def tables(findings: Findings) -> str:
     return "\n".join([*_loads(findings), *_memory(findings), *_others(findings)])
 
 
+def _why(findings: Findings, target: Target) -> str:
+    if target.row in findings.missing:
+        return f": {findings.missing[target.row]}"
+    peer = target.unit.removeprefix("× ")
+    return f": needs --peers {peer}" if peer in others.NAMES else ""
+
+
 def judged(findings: Findings, values: Mapping[Target, float]) -> list[dict[str, str]]:
     """Return a row for each target of what was measured: its value, and whether that meets it."""
     rows = []
@@ -135,8 +143,8 @@ def judged(findings: Findings, values: Mapping[Target, float]) -> list[dict[str,
         value = values.get(target)
         told = f"{value:.2f}" if value is not None else ""
         verdict = "not measured" if value is None else "met" if target.met(value) else "missed"
-        if value is None and target.row in findings.missing:
-            verdict += f": {findings.missing[target.row]}"
+        if value is None:
+            verdict += _why(findings, target)
         figure = f"{target.row}: {target.figure}"
         rows.append({"figure": figure, "target": target.text(), "found": told, "verdict": verdict})
     return rows
@@ -158,5 +166,10 @@ def noise(findings: Findings) -> list[str]:
     series |= {f"start, {way}": values for way, values in findings.start.items()}
     for count, told in findings.workers.items():
         series[f"{count} workers"] = told.capacity_per_s
-    late = [f"{n} of {p}" for n, by in findings.memory.items() for p, m in by.items() if m.late]
+    late = [
+        f"{name} of {peer} (not all were open together in {memory.late} rounds)"
+        for name, by_peer in findings.memory.items()
+        for peer, memory in by_peer.items()
+        if memory.late
+    ]
     return late + [name for name, values in series.items() if max(values) > NOISY * min(values)]
