@@ -1,170 +1,150 @@
 """Measure the gateway against the yardstick, in one run; see README.md beside this file.
 
-python bench/run.py [--only SCENARIO …] [--rounds N] [--json FILE]
+python bench/run.py [--only SCENARIO …] [--rounds N] [--peers NAME …|all] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from peers import BARE, HERE, NEXUS, Peer, Running, pinned, started, upstream
+import machine
+import others
+from figures import values
+from memory import WAYS, allow_files, measure_memory
+from peers import BARE, DIRECT, NEXUS, Peer, started, upstream
+from processes import GATEWAY_CORE, HERE, Running, pinned
+from report import Findings, judged, noise, tables, target_table
+from rounds import answers, measure_all
+from scenarios import LOADS, NAMES, Scenario
+from start import measure_start
+from workers import has_option, measure_workers
 
-NOISY = 1.5
-LIMIT_S = 60
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A load.
-
-    Args:
-        name: in the table.
-        script: the upstream's.
-        requests: in one round.
-        callers: at once.
-        target: the largest ratio of CPU for each request to bare's; None where the row has none.
-    """
-
-    name: str
-    script: str
-    requests: int
-    callers: int
-    target: float | None = None
+STARTS = 5
 
 
-SCENARIOS = (
-    Scenario("burst-32", "stream-32", 2000, 32, 1.10),
-    Scenario("burst-1000", "stream-1000", 160, 16, 0.80),
-    Scenario("whole", "whole", 4000, 32, 1.20),
-    Scenario("paced-500", "stream-32-20", 1500, 500, 0.70),
-    Scenario("paced-8", "stream-32-20", 32, 8),
-)
+def installed(names: Sequence[str]) -> Iterator[Peer]:
+    """Give the peers that could be installed; say which could not."""
+    for name in others.NAMES if "all" in names else names:
+        try:
+            yield others.install(name)
+        except others.CannotInstall as error:
+            print(f"{name} is left out, it cannot be installed: {error}")
 
 
-@dataclass
-class Result:
-    """What one peer did in one scenario, a value for each round."""
+def proven(peers: Sequence[Peer], behind: Running) -> Iterator[Peer]:
+    """Give the peers that start and answer; say which do not."""
+    for peer in peers:
+        try:
+            with started(peer, behind) as to:
+                good = answers(to)
+        except RuntimeError as error:
+            print(f"{peer.name} {peer.version} is left out, it does not start: {error}")
+            continue
+        if good:
+            print(f"{peer.name} {peer.version} answers correctly")
+            yield peer
+        else:
+            print(f"{peer.name} {peer.version} is left out, its answers are not whole")
 
-    cpu_us: list[float] = field(default_factory=list)
-    per_s: list[float] = field(default_factory=list)
-    first_ms: list[dict[str, float]] = field(default_factory=list)
-    total_ms: list[dict[str, float]] = field(default_factory=list)
-    memory_kib: list[int] = field(default_factory=list)
-    errors: int = 0
+
+def measure_loads(
+    peers: Sequence[Peer], behind: Running, chosen: Sequence[Scenario], rounds: int
+) -> Findings:
+    """Start every peer and send the loads."""
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(started(peer, behind)) for peer in peers]
+        for to in running:
+            if not answers(to):
+                raise RuntimeError(f"{to.peer.name} gives no whole answer")
+        return Findings(loads=measure_all(running, chosen, rounds))
 
 
-def load(port: int, scenario: Scenario, model: str, requests: int) -> dict[str, object]:
-    """Send a load from a process of its own; return what it tells."""
-    command = [sys.executable, str(HERE / "load.py"), str(port), scenario.script]
-    command += ["--requests", str(requests), "--callers", str(scenario.callers)]
-    command += ["--model", model, "--limit", str(LIMIT_S)]
-    done = subprocess.run(  # noqa: S603 - our own program, on loopback
+def pick(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Measure the choice in a process of its own, on the gateway's core."""
+    print("pick …", file=sys.stderr, flush=True)
+    command = [sys.executable, str(HERE / "pick.py"), str(rounds)]
+    done = subprocess.run(  # noqa: S603 - our own program
         command,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=LIMIT_S + 10,
         check=True,
-        preexec_fn=lambda: pinned(1),
+        timeout=120,
+        preexec_fn=lambda: pinned(GATEWAY_CORE),
     )
-    told: dict[str, object] = json.loads(done.stdout)
+    told: dict[str, dict[str, list[float]]] = json.loads(done.stdout)
     return told
 
 
-def measure(peer: Peer, running: Running, scenario: Scenario, result: Result) -> None:
-    """Add one round to a result."""
-    begun_s = running.cpu_s()
-    told = load(running.port, scenario, peer.model, scenario.requests)
-    spent_s = running.cpu_s() - begun_s
-    result.cpu_us.append(spent_s / scenario.requests * 1e6)
-    result.per_s.append(scenario.requests / float(str(told["seconds"])))
-    for name in ("first_ms", "total_ms"):
-        getattr(result, name).append(told[name])
-    result.memory_kib.append(running.memory_kib())
-    result.errors += int(str(told["errors"]))
+def run(rows: Sequence[str], rounds: int, more: Sequence[Peer]) -> Findings:
+    """Measure what was asked for."""
+    findings = Findings()
+    with upstream() as behind:
+        peers = [BARE, NEXUS, *proven(more, behind)]
+        if chosen := [scenario for scenario in LOADS if scenario.name in rows]:
+            findings = measure_loads([DIRECT, *peers], behind, chosen, rounds)
+        for name in WAYS:
+            if name in rows:
+                findings.memory[name] = measure_memory(name, peers, behind, rounds)
+        if "start" in rows:
+            findings.start = measure_start(behind, STARTS)
+            if "fast" not in findings.start:
+                findings.missing["start"] = "the extra `fast` is not installed"
+    if "pick" in rows:
+        findings.pick = pick(rounds)
+    if "workers" in rows and not has_option():
+        findings.missing["workers"] = "this version has no --workers"
+    elif "workers" in rows:
+        findings.workers = measure_workers(rounds)
+    findings.rows = tuple(rows)
+    return findings
 
 
-def run(scenarios: tuple[Scenario, ...], rounds: int) -> dict[str, dict[str, Result]]:
-    """Measure every scenario; the peers take turns in each round."""
-    peers = (BARE, NEXUS)
-    results: dict[str, dict[str, Result]] = defaultdict(lambda: defaultdict(Result))
-    with upstream() as url, started(BARE, url) as bare, started(NEXUS, url) as nexus:
-        processes = {BARE.name: bare, NEXUS.name: nexus}
-        for scenario in scenarios:
-            for peer in peers:
-                load(
-                    processes[peer.name].port, scenario, peer.model, max(scenario.requests // 5, 8)
-                )
-            for _ in range(rounds):
-                for peer in peers:
-                    measure(peer, processes[peer.name], scenario, results[scenario.name][peer.name])
-    return results
-
-
-def table(scenarios: tuple[Scenario, ...], results: dict[str, dict[str, Result]]) -> str:
-    """Lay the results out, medians with their spreads."""
-    head = ["scenario", "peer", "CPU µs/req", "spread", "× bare", "target", "req/s"]
-    head += ["TTFT p50", "p99", "errors", "RSS MiB"]
-    rows = [head]
-    for scenario in scenarios:
-        bare = statistics.median(results[scenario.name]["bare"].cpu_us)
-        for name, r in results[scenario.name].items():
-            cpu = statistics.median(r.cpu_us)
-            first = [statistics.median(f[p] for f in r.first_ms) for p in ("p50", "p99")]
-            rows.append(
-                [
-                    scenario.name,
-                    name,
-                    f"{cpu:.0f}",
-                    f"{min(r.cpu_us):.0f}-{max(r.cpu_us):.0f}",
-                    f"{cpu / bare:.2f}",
-                    f"≤ {scenario.target}" if scenario.target and name == "nexus" else "",
-                    f"{statistics.median(r.per_s):.0f}",
-                    *(f"{ms:.2f}" for ms in first),
-                    str(r.errors),
-                    f"{max(r.memory_kib) / 1024:.0f}",
-                ]
-            )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-
-
-def noise(results: dict[str, dict[str, Result]]) -> list[str]:
-    """Name the rows whose rounds lie too far apart to be trusted."""
-    return [
-        f"{scenario} of {peer}"
-        for scenario, by_peer in results.items()
-        for peer, result in by_peer.items()
-        if max(result.cpu_us) > NOISY * min(result.cpu_us)
-    ]
+def parser() -> argparse.ArgumentParser:
+    """Return what the command takes."""
+    made = argparse.ArgumentParser()
+    made.add_argument("--only", nargs="+", choices=NAMES, metavar="SCENARIO")
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--peers", nargs="+", choices=(*others.NAMES, "all"), default=[])
+    made.add_argument("--json", metavar="FILE")
+    return made
 
 
 def main() -> None:
-    """Run as the arguments say; print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", choices=[s.name for s in SCENARIOS])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", metavar="FILE")
-    words = parser.parse_args()
-    chosen = tuple(s for s in SCENARIOS if not words.only or s.name in words.only)
+    """Run as the arguments say; print the tables, the targets, and what casts doubt on them."""
+    words = parser().parse_args()
+    about, busy = machine.about(), machine.busy_share()
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    warnings = [allow_files()]
+    if busy > machine.BUSY:
+        warnings.append(f"other programs used {busy:.0%} of the machine before the run")
+    if int(about["cores"]) < 2:
+        warnings.append("there is one core: the load and the gateway share it")
+    more = [*installed(words.peers)]
     begun_s = time.monotonic()
-    results = run(chosen, words.rounds)
-    print(table(chosen, results))
-    print(f"\n{words.rounds} rounds in {time.monotonic() - begun_s:.0f} s")
-    if rows := noise(results):
-        print(f"too noisy to trust: {', '.join(rows)}")
+    findings = run(words.only or NAMES, words.rounds, more)
+    spent_s = time.monotonic() - begun_s
+    targets = judged(findings, values(findings))
+    print(tables(findings) + "\n" + target_table(targets))
+    for peer in more:
+        if peer.share < 1:
+            print(f"{peer.name} is slow, and got {peer.share:g} of the requests and callers")
+    if rows := noise(findings):
+        warnings.append(f"too noisy to trust: {', '.join(rows)}")
+    print(f"\n{words.rounds} rounds in {spent_s:.0f} s")
+    print("\n".join(f"warning: {line}" for line in warnings if line))
     if words.json:
-        told = {s: {p: asdict(r) for p, r in by.items()} for s, by in results.items()}
+        versions = {peer.name: peer.version for peer in more}
+        told = {"machine": about, "peers": versions, "seconds": round(spent_s), "busy": busy}
+        told |= {"warnings": [line for line in warnings if line], "targets": targets}
+        told |= {"findings": asdict(findings)}
         Path(words.json).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 

@@ -1,10 +1,11 @@
-"""The measured gateways' upstream: answers from prepared bytes, by what the model is called.
+"""The measured gateways' upstream: answers from prepared bytes, by what is asked for.
 
     python bench/upstream.py PORT
 
 `stream-32-0` streams 32 chunks at once, `stream-32-20` one every 20 ms, `whole` answers in one
-piece, `flood-100` streams 100 MB as fast as the other side takes them. The script's name may stand
-anywhere in the request, so that gateways may rewrite the rest of it.
+piece, `flood-100` streams 100 MiB as fast as the other side takes them. The script's name may stand
+anywhere in the request, so that gateways may rewrite the rest of it. Routers that ask how the
+engine behind them is, and for its models, are told of one model, `any`.
 """
 
 from __future__ import annotations
@@ -56,12 +57,19 @@ def _whole() -> bytes:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15},
     }
-    body = json.dumps(answer).encode()
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-    return head.encode() + b"\r\n" + body
+    return _told(b"200 OK", json.dumps(answer).encode())
+
+
+def _told(status: bytes, body: bytes) -> bytes:
+    head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\n" % status
+    return head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
 WHOLE = _whole()
+MODELS = _told(b"200 OK", b'{"object":"list","data":[{"id":"any","object":"model"}]}')
+HEALTHY = _told(b"200 OK", b"{}")
+# What routers try beside, such as a /metrics or a prompt rendered by the engine.
+UNKNOWN = _told(b"404 Not Found", b"{}")
 BURSTS = cache(lambda count: HEAD + b"".join(events(count)))
 
 
@@ -108,6 +116,10 @@ class Answerer(asyncio.Protocol):
         return b"chunked" not in head or self._data.endswith(END)
 
     def _answer(self, request: bytes) -> None:
+        if not request.startswith(b"POST /v1/chat/completions "):
+            about = {b"GET /v1/models": MODELS, b"GET /health": HEALTHY}
+            self._transport.write(about.get(request.split(b" HTTP/", 1)[0], UNKNOWN))
+            return
         script = SCRIPT.search(request)
         if script is None or b'"stream":true' not in request.replace(b": ", b":"):
             self._transport.write(WHOLE)

@@ -22,7 +22,7 @@ MACHINE_PATH = re.compile(
 TEXT_FILES = ("*.py", "*.cfg", "*.toml", "*.md", "*.in", "Makefile", "Procfile", ".env.example")
 # What a plugin may import: the contract, and what it is made of.
 CONTRACT = {f"nexus_gateway.{name}" for name in ("provider", "answer", "mending")}
-NOT_OURS = {".git", ".venv", "build", "dist"}
+NOT_OURS = {".git", ".venv", ".peers", "build", "dist"}
 
 
 def name_of(path: Path) -> str:

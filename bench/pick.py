@@ -1,0 +1,70 @@
+"""What a choice costs, by the number of instances: CPU nanoseconds of one lease and its end.
+
+    python bench/pick.py [ROUNDS [CHOICES]]
+
+Everything is the gateway's own: instances that have served, the scheduler, its policies. Prints
+one line of JSON: by policy, by number of instances, a value for each round.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+
+from nexus_gateway.classify import Outcome, Verdict
+from nexus_gateway.provider import Provider
+from nexus_gateway.routing import OUR_POLICIES, policies
+from nexus_gateway.scheduler import Scheduler, Target, Trail
+from nexus_gateway.testing import instance_of
+
+SIZES = (10, 100, 1000)
+DONE = Verdict(Outcome.SUCCESS, "ok")
+LIMIT_MS = 10_000.0
+
+
+class Local(Provider):
+    """Whom the choice is among."""
+
+    title = "Local"
+    default_model = "any"
+    needs_key = True
+
+
+def pool(size: int) -> Target:
+    """Return instances that have all served before, each at a speed of its own."""
+    instances = tuple(instance_of(Local, key="k", number=n) for n in range(1, size + 1))
+    scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
+    for number, instance in enumerate(instances):
+        lease = scheduler.lease(Target((instance,)), "smart", Trail())
+        lease.first_token(100.0 + number % 50, LIMIT_MS)
+        lease.end(DONE, tokens_per_s=50.0)
+    return Target(instances)
+
+
+def cost_ns(scheduler: Scheduler, target: Target, policy: str, choices: int) -> float:
+    """Return the CPU time of one choice, in nanoseconds."""
+    begun_ns = time.process_time_ns()
+    for _ in range(choices):
+        scheduler.lease(target, policy, Trail()).end(DONE)
+    return (time.process_time_ns() - begun_ns) / choices
+
+
+def main() -> None:
+    """Measure; the sizes and policies take turns in each round."""
+    rounds, choices = [int(word) for word in (*sys.argv[1:], "5", "300")[:2]]
+    scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
+    pools = {size: pool(size) for size in SIZES}
+    told: dict[str, dict[int, list[float]]] = {p: {s: [] for s in SIZES} for p in OUR_POLICIES}
+    for round_ in range(rounds + 1):
+        for policy in OUR_POLICIES:
+            for size, target in pools.items():
+                spent_ns = cost_ns(scheduler, target, policy, choices)
+                if round_:  # the first one warms up
+                    told[policy][size].append(spent_ns)
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

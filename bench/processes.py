@@ -1,0 +1,133 @@
+"""Processes of a run: how they are started and ended, and what they cost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+START_S = 20.0
+GATEWAY_CORE, LOAD_CORE = 0, 1
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Running:
+    """A process, and what it has cost so far.
+
+    Args:
+        pid: whose cost, and whose children's, is counted.
+        port: where it listens, on loopback.
+    """
+
+    def __init__(self, pid: int, port: int) -> None:
+        self.pid = pid
+        self.port = port
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of the process and its descendants, user and system."""
+        return sum(self.cpu_of_each_s())
+
+    def cpu_of_each_s(self) -> list[float]:
+        """Return the CPU seconds of each process, the first one's first."""
+        return [_cpu_s(pid) for pid in _family(self.pid)]
+
+    def memory_kib(self) -> int:
+        """Return the resident memory of the process and its descendants, in KiB."""
+        return sum(_memory_kib(pid) for pid in _family(self.pid))
+
+
+def _family(pid: int) -> list[int]:
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            found += _family(int(child))
+    return found
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _memory_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def pinned(core: int | None) -> None:
+    """Keep this process on one core, so that what is measured has one for itself."""
+    cores = sorted(os.sched_getaffinity(0))
+    if core is not None and len(cores) > 1:
+        os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    port: int,
+    core: int | None,
+    start_s: float = START_S,
+) -> Iterator[Running]:
+    """Run a server until the block ends; it is there once its port answers.
+
+    Args:
+        command: what to run.
+        env: variables beside those of this process.
+        port: where it will listen.
+        core: where it runs; None for anywhere.
+        start_s: how long it may take to come.
+    """
+    process = subprocess.Popen(  # noqa: S603 - our own programs, on loopback
+        list(command),
+        env={**os.environ, **env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: pinned(core),
+        start_new_session=True,
+        cwd=HERE,
+    )
+    try:
+        wait_for(port, process, start_s)
+        yield Running(process.pid, port)
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], start_s: float) -> None:
+    """Wait until a port answers.
+
+    Raises:
+        RuntimeError: the process ended, or did not come in time.
+    """
+    end_s = time.monotonic() + start_s
+    while time.monotonic() < end_s and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+            return
+        time.sleep(0.005)
+    raise RuntimeError(f"nothing listens on port {port}")
