@@ -21,6 +21,7 @@ from nexus_gateway.idle_watch import IdleWatch
 from nexus_gateway.receiving import HttpAnswer
 from nexus_gateway.streams import Outlet, Pipe
 
+_ODD = "The upstream sent something that is not an answer."
 _CUT = "The upstream's connection broke."
 
 
@@ -102,7 +103,7 @@ def _passed(passage: Passage, data: bytes) -> bytes:
     try:
         return passage.feed(data) if data else passage.end()
     except ODD_SHAPES as error:
-        raise BrokenStream("The upstream sent something that is not an answer.") from error
+        raise BrokenStream(_ODD) from error
 
 
 class _Flow:
@@ -121,6 +122,7 @@ class _Flow:
         self._pipe = pipe
         self._answer = answer
         self._watch = watch
+        self._time = asyncio.get_running_loop().time
         self._full = False
         self._over = False
         self._last = b""
@@ -131,10 +133,13 @@ class _Flow:
         """Pass on what came; b"" is the end of the body."""
         if self._over:
             return
-        self._watch.wait()
+        self._watch.waiting_since = self._time()
         passage = self._passage
         try:
-            block = _passed(passage, data)
+            block = passage.feed(data) if data else passage.end()
+        except ODD_SHAPES:
+            self._end(BrokenStream(_ODD))
+            return
         except Exception as error:  # also a fault of ours: who waits for the stream has to know
             self._end(error)
             return

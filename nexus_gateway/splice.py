@@ -124,6 +124,16 @@ class Splice(StreamPassage):
             and (self._needle is not _START or b'"model"' not in block)
         )
 
+    def feed(self, data: bytes) -> bytes:
+        """Take what came; mostly it is one event, and like the others."""
+        template = self._template
+        if template is not None and self._framer.between and not self.done:
+            passed = template.apply_to_one(data)
+            if passed is not None:
+                self.events += 1
+                return passed
+        return super().feed(data)
+
     def _pass_at_once(self, block: bytes) -> bytes | None:
         """Pass a block that begins with events of the known shape, or that is plain."""
         found = None if self._template is None else self._template.apply(block)

@@ -37,6 +37,11 @@ class Framer:
         self._begun = False
         self._after_cr = False
 
+    @property
+    def between(self) -> bool:
+        """Whether nothing is left of what came, and nothing of a line end is awaited."""
+        return not self._rest and self._begun and not self._after_cr
+
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they come; return all whole events so far, with LF line ends, or b"".
 

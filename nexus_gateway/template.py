@@ -36,6 +36,14 @@ class Template:
         self._new_before, self._new_after = new_before, new_after
         self._new_glue = new_after + new_before
 
+    def apply_to_one(self, event: bytes) -> bytes | None:
+        """Rename one event, where its text is plain; None where it takes a closer look."""
+        if event.startswith(self._before) and event.endswith(self._after):
+            text = event[len(self._before) : -len(self._after)]
+            if not (b'"' in text or b"\\" in text or b"\n" in text or b"\r" in text):
+                return self._new_before + text + self._new_after
+        return None
+
     def apply(self, block: bytes) -> tuple[bytes, int, bytes] | None:
         """Rename the events of this shape with which a block of whole events begins.
 

@@ -16,8 +16,6 @@ from functools import lru_cache
 
 from aiohttp import HttpVersion11, web
 
-from nexus_gateway.handlers.gateway import gateway_of
-
 
 class RawResponse(web.StreamResponse):
     """A 200 in HTTP/1.1: in chunks, or in one piece where `body` is given.
@@ -26,10 +24,16 @@ class RawResponse(web.StreamResponse):
         request: the caller's.
         headers: all but what tells the body's length, and the date.
         body: the whole answer.
+        lasting: whether the connection may be used again.
     """
 
     def __init__(
-        self, request: web.Request, headers: Mapping[str, str], body: bytes | None = None
+        self,
+        request: web.Request,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        lasting: bool,
     ) -> None:
         super().__init__()
         transport = request.transport
@@ -38,8 +42,7 @@ class RawResponse(web.StreamResponse):
         self._request = request
         self._transport = transport
         self._protocol = request.protocol
-        leaving = gateway_of(request).drain.leaving.is_set()  # callers are to connect anew
-        self._lasting = request.keep_alive and not leaving
+        self._lasting = lasting
         self._whole = body
         self._over = False
         length = "Transfer-Encoding: chunked" if body is None else f"Content-Length: {len(body)}"
@@ -73,6 +76,13 @@ class RawResponse(web.StreamResponse):
         if self._whole is not None and self._unsent_head:
             self._write(self._whole)
             self._over = True
+
+    def push(self, data: bytes) -> bool:
+        """Send a chunk of a stream that has begun; False when the caller takes no more for now."""
+        if self._transport.is_closing():
+            return False  # `drain` says why
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not self._protocol.writing_paused
 
     def send(self, data: bytes) -> None:
         """Send a chunk without waiting, and the head if it has not gone yet."""

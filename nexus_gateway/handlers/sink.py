@@ -13,6 +13,7 @@ from aiohttp import web
 from nexus_gateway import sse
 from nexus_gateway.dialects.dialect import Dialect, Whole
 from nexus_gateway.handlers.dressing import identity, readable
+from nexus_gateway.handlers.gateway import gateway_of
 from nexus_gateway.handlers.raw_response import RawResponse, may_be_raw
 from nexus_gateway.relay import CallerGone, Report
 from nexus_gateway.streams import Pipe
@@ -77,16 +78,19 @@ class CallerSink:
         head = _STREAM_HEAD | more
         try:
             if may_be_raw(self._request):
-                self.response = self._raw = RawResponse(self._request, self._dressed(head))
+                self.response = self._raw = self._new(head)
             else:
                 self.response = web.StreamResponse(headers=head)
                 await self.response.prepare(self._request)
         except ConnectionError as error:
             raise CallerGone from error
 
-    def _dressed(self, head: dict[str, str]) -> dict[str, str]:
+    def _new(self, head: dict[str, str], body: bytes | None = None) -> RawResponse:
         request = self._request
-        return head | identity(request, self._dialect) | readable(request, for_all=True)
+        head |= identity(request, self._dialect) | readable(request, for_all=True)
+        leaving = gateway_of(request).drain.leaving.is_set()  # callers are to connect anew
+        lasting = request.keep_alive and not leaving
+        return RawResponse(request, head, body, lasting=lasting)
 
     async def write(self, data: bytes) -> None:
         """Send whole events."""
@@ -128,7 +132,7 @@ class CallerSink:
             self.response = web.Response(body=answer.body, headers=head)
             return
         try:
-            self.response = RawResponse(self._request, self._dressed(head), answer.body)
+            self.response = self._new(head, answer.body)
         except ConnectionError as error:
             raise CallerGone from error
 
@@ -138,14 +142,7 @@ class CallerPipe:
 
     def __init__(self, response: RawResponse) -> None:
         self._response = response
-
-    def write(self, data: bytes) -> bool:
-        """Send whole events; False when the caller does not take them so fast."""
-        try:
-            self._response.send(data)
-        except ConnectionError:
-            return False  # `drain` says why
-        return not self._response.full
+        self.write = response.push
 
     async def drain(self) -> None:
         """Wait until the caller takes more."""
