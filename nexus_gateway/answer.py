@@ -151,8 +151,10 @@ def has_content(chunk: Mapping[str, Any]) -> bool:
         if choice.get("finish_reason") or choice.get("text"):
             return True
         delta = choice.get("delta")
-        if isinstance(delta, dict) and any(v for k, v in delta.items() if k != "role"):
-            return True
+        if isinstance(delta, dict):
+            for name, value in delta.items():
+                if value and name != "role":
+                    return True
     return False
 
 

@@ -92,7 +92,7 @@ def build_app(
 async def _relay(app: web.Application) -> AsyncIterator[None]:
     """Open the way to the upstreams, and close it at the end."""
     gateway = app[GATEWAY]
-    async with open_client() as client:
+    async with open_client(direct=gateway.settings.direct_path) as client:
         upstream = Upstream(client, gateway.settings)
         clock = gateway.scheduler.clock
         gateway.relay = Relay(gateway.scheduler, upstream, gateway.settings, clock)

@@ -131,6 +131,7 @@ VARIABLES: tuple[Variable, ...] = (
         "What `model` says in an answer: instance or upstream.",
         _one_of("instance", "upstream"),
     ),
+    Variable("DIRECT_PATH", "true", "Carry bytes past aiohttp's own streams.", read_flag),
     Variable("GATEWAY_KEYS", "", "Keys that callers need, separated by commas.", _secrets),
     Variable("ADMIN_TOKEN", "", "Token that admin calls need.", read_secret),
     Variable(
@@ -163,6 +164,7 @@ class Settings:
     max_body_mb: int = 20
     strict_models: bool = False
     response_model: str = "instance"
+    direct_path: bool = True
     gateway_keys: tuple[Secret, ...] = ()
     admin_token: Secret = _NO_TOKEN
     log_level: str = "info"

@@ -33,6 +33,7 @@ _MODEL_EARLY = re.compile(
     rb'"model"\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)'
 )
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)')
+_DATA = b"data: "
 _START = b"data: {"
 _GLUE = b"\n\n" + _START
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
@@ -61,11 +62,17 @@ def find_model(text: bytes) -> tuple[int, int] | None:
     return None
 
 
-def set_model(text: bytes, model: bytes | None) -> bytes:
-    """Return a JSON object's bytes with `model` (a JSON string) as its model, added if absent."""
+def set_model(text: bytes, model: bytes | None, span: tuple[int, int] | None = None) -> bytes:
+    """Return a JSON object's bytes with `model` (a JSON string) as its model, added if absent.
+
+    Args:
+        text: the object.
+        model: what it shall say; None to leave it.
+        span: where `find_model` has found it, to save looking once more.
+    """
     if model is None:
         return text
-    span = find_model(text)
+    span = span or find_model(text)
     if span:
         return text[: span[0]] + model + text[span[1] :]
     start = text.index(b"{") + 1
@@ -170,6 +177,8 @@ class Splice(StreamPassage):
 
     def _examine(self, event: bytes) -> bytes:
         """Look into one event and return it as it may go out."""
+        if event.startswith(_START) and b"\n" not in event:
+            return self._examine_data(event[len(_DATA) :])
         fields = [line.partition(b":") for line in event.split(b"\n")]
         data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
         if not data:
@@ -177,19 +186,24 @@ class Splice(StreamPassage):
             return self._hold(b"\n".join(comments) + b"\n\n" if comments else b"")
         # A line end inside JSON is white space between tokens, so a blank may stand for it.
         text = b" ".join(data)
-        if text.strip() == b"[DONE]":
-            return self._finish()
+        return self._finish() if text.strip() == b"[DONE]" else self._examine_data(text)
+
+    def _examine_data(self, text: bytes) -> bytes:
         chunk = self._parse(text)
         self._note_usage(chunk)
         if is_usage_only(chunk) and not self._usage_wanted:
             return b""
-        self._finished = self._finished or finished(chunk)
+        ends = finished(chunk)
+        self._finished = self._finished or ends
+        span = find_model(text)
         if has_content(chunk):
             self.events += 1
-            self._begin(text)
-            if not finished(chunk) and not isinstance(chunk.get("usage"), dict):
-                self._learn(text)
-        return self._hold(sse.frame(set_model(text, self._model)))
+            self._begin(text, span)
+            if self._lessons and not ends and not isinstance(chunk.get("usage"), dict):
+                self._lessons -= 1
+                self._knowledge += 1
+                self._template = learn(text, span, self._model)
+        return self._hold(sse.frame(set_model(text, self._model, span)))
 
     def _finish(self) -> bytes:
         if not self.started:
@@ -212,19 +226,11 @@ class Splice(StreamPassage):
         if isinstance(chunk.get("usage"), dict):
             self.usage = chunk["usage"]
 
-    def _learn(self, text: bytes) -> None:
-        """Take the shape of an event for that of those that follow."""
-        if self._lessons:
-            self._lessons -= 1
-            self._knowledge += 1
-            self._template = learn(text, find_model(text), self._model)
-
-    def _begin(self, text: bytes) -> None:
+    def _begin(self, text: bytes, span: tuple[int, int] | None) -> None:
         """Learn from the first content how this upstream writes `model`."""
         if self.started:
             return
         self.started = True
-        span = find_model(text)
         if span:
             key = text.rindex(b'"model"', 0, span[0])
             self._needle = text[key : span[1]]

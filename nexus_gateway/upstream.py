@@ -7,12 +7,11 @@ through a plugin's translation, and the answer's chunks are told in the caller's
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +37,7 @@ from nexus_gateway.receiving import HttpAnswer, Pulse, chat_chunks, events
 from nexus_gateway.sending import AttemptFailed, failure, read_whole, send
 from nexus_gateway.settings import Settings
 from nexus_gateway.streams import AnswerStream, Chunked
+from nexus_gateway.time_limit import TimeLimit
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -68,8 +68,8 @@ class Upstream:
             GatewayError: the caller's own body did not come to its end.
         """
         try:
-            async with asyncio.timeout(self._first_token_s) as limit:
-                _count_from_the_last_piece(instance, request, limit, self._first_token_s)
+            with TimeLimit(self._first_token_s) as limit:
+                _count_from_the_last_piece(instance, request, limit)
                 return await self._stream(instance, model, request)
         except TimeoutError:
             limit_ms = round(self._first_token_s * 1000)
@@ -85,8 +85,8 @@ class Upstream:
             GatewayError: the caller's own body did not come to its end.
         """
         try:
-            async with asyncio.timeout(limit_s) as limit:
-                _count_from_the_last_piece(instance, request, limit, limit_s)
+            with TimeLimit(limit_s) as limit:
+                _count_from_the_last_piece(instance, request, limit)
                 return await self._whole(instance, model, request)
         except TimeoutError:
             raise _late(request, f"no answer in {round(limit_s * 1000)} ms") from None
@@ -188,9 +188,7 @@ class Upstream:
         raise failure("answered with something that is no stream")
 
 
-def _count_from_the_last_piece(
-    instance: Instance, request: Request, limit: asyncio.Timeout, limit_s: float
-) -> None:
+def _count_from_the_last_piece(instance: Instance, request: Request, limit: TimeLimit) -> None:
     """Let an attempt's time count from when the caller's body was there.
 
     An upload may take long, and that is nobody's fault. But a probe keeps all others away, so it
@@ -199,12 +197,7 @@ def _count_from_the_last_piece(
     own = request.own
     if not isinstance(own, Form) or instance.breaker.state() is State.HALF_OPEN:
         return
-
-    def prolong() -> None:
-        with suppress(RuntimeError):  # the answer was there before the body's end
-            limit.reschedule(asyncio.get_running_loop().time() + limit_s)
-
-    own.on_piece = prolong
+    own.on_piece = limit.restart
 
 
 def _late(request: Request, reason: str) -> Exception:

@@ -9,6 +9,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+from nexus_gateway import app
+from nexus_gateway.client import open_client
+from nexus_gateway.handlers.sink import CallerSink
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import Account, Model, Provider
 from nexus_gateway.secret import Secret
@@ -57,3 +60,13 @@ def make_instance(
 async def upstream() -> AsyncIterator[FakeUpstream]:
     async with FakeUpstream() as fake:
         yield fake
+
+
+@pytest.fixture(params=["direct", "plain"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with the direct path, and once more as with DIRECT_PATH=false."""
+    way: str = request.param
+    if way == "plain":
+        monkeypatch.setattr(app, "open_client", lambda direct: open_client(direct=False))
+        monkeypatch.setattr(CallerSink, "_may_be_raw", lambda sink: False)
+    return way

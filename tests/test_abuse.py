@@ -17,6 +17,8 @@ from nexus_gateway.dialects.body import DEEPEST, MOST_CONTAINERS
 from nexus_gateway.provider import Model, Provider
 from nexus_gateway.testing import FakeUpstream, Reply, instance_of, sse
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 HI = [{"role": "user", "content": "Hi"}]
 DOORS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": HI, "stream": False},

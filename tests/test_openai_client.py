@@ -12,6 +12,8 @@ from conftest import Served, make_instance, serving
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 Client = openai.AsyncOpenAI
 HELLO = [{"role": "user", "content": "Hello!"}]
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}

@@ -13,6 +13,8 @@ from conftest import HELLO, KEYS, Other, Served, make_instance, serving
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
 
+pytestmark = pytest.mark.usefixtures("each_way")
+
 NAMES = ["Fake (Key #1)", "Other (Key #2)"]
 
 

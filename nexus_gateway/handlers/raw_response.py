@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 
 class RawResponse(web.StreamResponse):
@@ -121,11 +121,6 @@ class RawResponse(web.StreamResponse):
         """
         if self._whole is None:
             self.send_last(data)
-
-
-def may_be_raw(request: web.BaseRequest) -> bool:
-    """Tell whether a request can be answered so: chunks are of HTTP/1.1."""
-    return request.version >= HttpVersion11
 
 
 def _head(headers: Mapping[str, str], length: str, *, lasting: bool) -> bytes:

@@ -8,13 +8,13 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from nexus_gateway import sse
 from nexus_gateway.dialects.dialect import Dialect, Whole
 from nexus_gateway.handlers.dressing import identity, readable
 from nexus_gateway.handlers.gateway import gateway_of
-from nexus_gateway.handlers.raw_response import RawResponse, may_be_raw
+from nexus_gateway.handlers.raw_response import RawResponse
 from nexus_gateway.relay import CallerGone, Report
 from nexus_gateway.streams import Pipe
 
@@ -77,13 +77,18 @@ class CallerSink:
             return
         head = _STREAM_HEAD | more
         try:
-            if may_be_raw(self._request):
+            if self._may_be_raw():
                 self.response = self._raw = self._new(head)
             else:
                 self.response = web.StreamResponse(headers=head)
                 await self.response.prepare(self._request)
         except ConnectionError as error:
             raise CallerGone from error
+
+    def _may_be_raw(self) -> bool:
+        """Tell whether the answer can be written past aiohttp: its chunks are of HTTP/1.1."""
+        request = self._request
+        return request.version >= HttpVersion11 and gateway_of(request).settings.direct_path
 
     def _new(self, head: dict[str, str], body: bytes | None = None) -> RawResponse:
         request = self._request
@@ -128,7 +133,7 @@ class CallerSink:
         text = answer.content_type.startswith("text/")
         kind = f"{answer.content_type}; charset=utf-8" if text else answer.content_type
         head = {"Content-Type": kind} | served_by(report)
-        if not may_be_raw(self._request):
+        if not self._may_be_raw():
             self.response = web.Response(body=answer.body, headers=head)
             return
         try:

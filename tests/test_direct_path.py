@@ -1,0 +1,298 @@
+"""The direct path: bytes from transport to transport, on connections that are aiohttp's own."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import trustme
+from conftest import HELLO, make_instance, serving
+
+from nexus_gateway import exchange
+from nexus_gateway.connections import Connections
+from nexus_gateway.testing import Served
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}'
+FINISH = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
+BODY = b"\n\n".join([EVENT % b"one ", EVENT % b"two", FINISH, b"data: [DONE]", b""])
+STREAM = {**HELLO, "stream": True}
+
+
+def chunked(data: bytes, size: int = 50) -> bytes:
+    pieces = [data[i : i + size] for i in range(0, len(data), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
+
+
+class Wire:
+    """A server that says exactly the bytes it is told to, request after request."""
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self.answers = list(answers)
+        self.connections = 0
+        self.served = 0
+        self.sent = 0
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.writers.append(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                await reader.readexactly(length)
+                self.served += 1
+                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                if answer is None:
+                    break
+                writer.write(answer)
+                await writer.drain()
+                if b"Connection: close" in answer or b"HTTP/1.0" in answer:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def listening(wire: Wire, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    server = await asyncio.start_server(wire, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
+    finally:
+        server.close()
+        for writer in wire.writers:
+            writer.close()
+
+
+@asynccontextmanager
+async def gateway(wire: Wire, **settings: int) -> AsyncIterator[Served]:
+    async with listening(wire) as url, serving(make_instance(url), **settings) as served:
+        yield served
+
+
+async def said(served: Served, body: dict[str, object] = STREAM) -> tuple[int, bytes]:
+    async with served.session.post(f"{served.url}/v1/chat/completions", json=body) as response:
+        return response.status, await response.read()
+
+
+GOOD = HEAD + b"\r\n" + chunked(BODY)
+EXPECTED = BODY.replace(b'"m"', b'"Fake (Key #1)"')
+
+
+@pytest.fixture
+def direct_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no other path, so that nothing passes because of it."""
+
+    async def none(*args: object, **how: object) -> None:
+        raise AssertionError("the plain way was taken")
+
+    monkeypatch.setattr("nexus_gateway.client.Client._plain", none)
+
+
+@pytest.mark.usefixtures("direct_only")
+async def test_a_connection_is_used_again() -> None:
+    wire = Wire(GOOD)
+    async with gateway(wire) as served:
+        for _ in range(4):
+            assert await said(served) == (200, EXPECTED)
+    assert (wire.connections, wire.served) == (1, 4)
+
+
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"Connection: close\r\n\r\n" + chunked(BODY),
+        GOOD + b"HTTP/1.1 200 OK\r\n",
+        GOOD + b"x",
+    ],
+    ids=["it says so", "another answer behind", "a byte too many"],
+)
+async def test_a_connection_is_not_used_again(answer: bytes) -> None:
+    wire = Wire(answer)
+    async with gateway(wire) as served:
+        for _ in range(3):
+            assert await said(served) == (200, EXPECTED)
+    assert wire.connections == 3
+
+
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize("what", ["closed", "a word nobody asked for"])
+async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> None:
+    wire = Wire(GOOD)
+    async with gateway(wire) as served:
+        assert await said(served) == (200, EXPECTED)
+        if what == "closed":
+            wire.writers[0].close()
+        else:
+            wire.writers[0].write(GOOD)
+        await asyncio.sleep(0.05)
+        assert await said(served) == (200, EXPECTED)
+    assert wire.connections == 2
+
+
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(BODY), BODY),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD,
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + BODY,
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + BODY,
+        HEAD + b"Content-Encoding: gzip\r\n\r\n" + chunked(gzip.compress(BODY)),
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX: a\r\n b\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+    ],
+    ids=["a length", "100 first", "until the end", "HTTP/1.0", "gzip", "a folded line"],
+)
+@pytest.mark.parametrize("bytewise", [False, True])
+async def test_however_an_answer_is_framed(
+    answer: bytes, bytewise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bytewise:
+        take = exchange.Exchange.data_received
+
+        def each_byte(self: exchange.Exchange, data: bytes) -> None:
+            for at in range(len(data)):
+                receiver = self._transport.get_protocol()
+                one = data[at : at + 1]
+                take(self, one) if receiver is self else receiver.data_received(one)
+
+        monkeypatch.setattr(exchange.Exchange, "data_received", each_byte)
+    async with gateway(Wire(answer)) as served:
+        assert await said(served) == (200, EXPECTED)
+
+
+@pytest.mark.usefixtures("direct_only")
+async def test_an_error_is_read_by_aiohttp_and_its_connection_used_again() -> None:
+    limited = (
+        b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 2\r\n\r\n{}"
+    )
+    wire = Wire(limited)
+    async with (
+        gateway(wire) as served,
+        served.session.post(f"{served.url}/v1/chat/completions", json=STREAM) as response,
+    ):
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "7"
+
+
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"\r\n" + chunked(BODY)[:120],
+        HEAD + b"\r\n" + chunked(BODY)[:300] + b"zz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 500\r\n\r\n"
+        + BODY[:200],
+    ],
+    ids=["cut in a chunk", "a broken size", "shorter than it said"],
+)
+async def test_an_answer_that_breaks_is_said_to(answer: bytes) -> None:
+    wire = Wire(answer)
+    async with gateway(wire, idle_timeout_ms=200) as served:
+        status, data = await said(served)
+    assert status == 200
+    assert b"one " in data
+    assert b'"error"' in data
+    assert b"[DONE]" not in data
+
+
+async def test_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", ours)
+    wire = Wire(GOOD)
+    async with listening(wire, theirs) as url, serving(make_instance(url)) as served:
+        for _ in range(3):
+            assert await said(served) == (200, EXPECTED)
+    assert wire.connections == 1
+
+
+class Flood(Wire):
+    """Sends a long answer, as fast as it is taken."""
+
+    chunk = chunked(EVENT % (b"x" * 60_000) + b"\n\n", 70_000)[: -len(b"0\r\n\r\n")]
+    chunks = 400
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"\r\n")
+        for _ in range(self.chunks):
+            writer.write(self.chunk)
+            await writer.drain()
+            self.sent += 1
+        writer.write(chunked(FINISH + b"\n\ndata: [DONE]\n\n"))
+        await writer.drain()
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -> None:
+    flood = Flood(b"")
+    async with gateway(flood) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = b'{"stream":true,"messages":[{"role":"user","content":"x"}]}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        await asyncio.wait_for(reader.readexactly(100), 5)
+        before = -1
+        while flood.sent != before:  # until it stands still
+            before = flood.sent
+            await asyncio.sleep(0.2)
+        assert flood.sent < flood.chunks * 0.8
+
+        async with served.session.get(f"{served.url}/health") as response:
+            assert response.status == 200
+
+        size, tail = 0, b""
+        while b"\r\n0\r\n\r\n" not in tail:
+            piece = await asyncio.wait_for(reader.read(1 << 20), 5)
+            assert piece
+            size, tail = size + len(piece), (tail + piece)[-200:]
+        assert b"[DONE]" in tail
+        assert size > flood.chunks * 60_000
+        writer.close()
+
+
+async def test_an_aiohttp_that_has_moved_is_used_the_plain_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def moved(self: Connections, origin: str) -> None:
+        raise AttributeError("connection_key")
+
+    monkeypatch.setattr(Connections, "borrow", moved)
+    with caplog.at_level(logging.WARNING):
+        async with gateway(Wire(GOOD)) as served:
+            for _ in range(3):
+                assert await said(served) == (200, EXPECTED)
+    assert [r.message for r in caplog.records if "plain way" in r.message] == [
+        f"aiohttp {aiohttp.__version__} is not as expected: taking the plain way"
+    ]
+
+
+def test_the_seam_finds_what_it_needs_in_this_aiohttp() -> None:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
+
+    for name in ("connection_lost", "data_received", "read", "set_response_params", "should_close"):
+        assert hasattr(ResponseHandler, name), name
+    for name in ("close", "protocol", "release", "transport"):
+        assert hasattr(Connection, name), name
+    assert hasattr(aiohttp.ClientRequest, "connection_key")
+    assert hasattr(aiohttp.web.RequestHandler, "writing_paused")
