@@ -16,8 +16,6 @@ from conftest import Fake, Served, make_instance, serving
 from nexus_gateway.provider import Provider
 from nexus_gateway.testing import FakeUpstream, Reply
 
-pytestmark = pytest.mark.usefixtures("each_way")
-
 NATIVE: type[Provider] = metadata.entry_points(group="nexus_gateway.providers")["anthropic"].load()
 SYSTEM = "You describe weather, with care."
 QUESTION = "How is the weather in this city? 東京"

@@ -14,8 +14,6 @@ from conftest import HELLO, KEYS, Other, make_instance, serving
 from nexus_gateway.breaker import State
 from nexus_gateway.testing import FakeUpstream, Reply
 
-pytestmark = pytest.mark.usefixtures("each_way")
-
 TEXT = Reply().text
 
 
