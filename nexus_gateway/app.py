@@ -27,6 +27,7 @@ from nexus_gateway.relay import Relay
 from nexus_gateway.routing import Policy, policies
 from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.settings import Settings
+from nexus_gateway.targets import Targets
 from nexus_gateway.upstream import Upstream
 
 DOORS = {
@@ -76,7 +77,8 @@ def build_app(
         middlewares=[answer_errors, guard], client_max_size=settings.max_body_mb * 1024 * 1024
     )
     chain = HookChain(hooks) if hooks else None
-    app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), chain)
+    targets = Targets(pool, strict=settings.strict_models)
+    app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
     app[events.FEED] = events.Feed(pool)
     by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
     app[ROUTE_OF] = by_handler

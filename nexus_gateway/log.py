@@ -30,12 +30,11 @@ def _time(form: str, second: int) -> str:
     return time.strftime(form, time.localtime(second))
 
 
-def _text(record: logging.LogRecord, message: str, fields: Mapping[str, Any]) -> str:
+def _text(created_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
     """`12:00:00 info    chat  id=req-1 status=200 …`"""
     shown = [f"{name}={_shown(v)}" for name, v in fields.items() if v is not None]
-    at = _time("%H:%M:%S", int(record.created))
-    line = f"{at} {record.levelname.lower():7} {' '.join(message.split())}  {' '.join(shown)}"
-    return line.rstrip()
+    at = _time("%H:%M:%S", int(created_s))
+    return f"{at} {level:7} {' '.join(message.split())}  {' '.join(shown)}".rstrip()
 
 
 def _shown(value: object) -> str:
@@ -45,11 +44,14 @@ def _shown(value: object) -> str:
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
-def _object(record: logging.LogRecord, message: str, fields: Mapping[str, Any]) -> str:
+def _object(created_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
     """One JSON object: `time`, `level`, `message`, then the fields."""
-    at = _time("%Y-%m-%dT%H:%M:%S%z", int(record.created))
-    head = {"time": at, "level": record.levelname.lower(), "message": message}
-    return json.dumps({**head, **fields})
+    at = _time("%Y-%m-%dT%H:%M:%S%z", int(created_s))
+    return json.dumps({"time": at, "level": level, "message": message, **fields})
+
+
+class _Whole(str):
+    """A text that is not cut."""
 
 
 class LineFormatter(logging.Formatter):
@@ -73,13 +75,25 @@ class LineFormatter(logging.Formatter):
 
         Secrets are masked before anything is cut or escaped, and once more after it.
         """
-        found: dict[str, Any] = getattr(record, "fields", {})
-        fields = {k: self._cut(v) if isinstance(v, str) else v for k, v in found.items()}
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        trace = self._mask(self.formatException(record.exc_info)) if record.exc_info else ""
         if trace and self._is_json:
-            fields["exception"] = self._mask(trace)
-        line = self._write(record, self._mask(record.getMessage()), fields)
-        return self._mask(f"{line}\n{trace}" if trace and not self._is_json else line)
+            fields = {**fields, "exception": _Whole(trace)}
+        level = record.levelname.lower()
+        line = self.line(record.created, level, record.getMessage(), fields)
+        return f"{line}\n{trace}" if trace and not self._is_json else line
+
+    def line(self, created_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        """Write what happened as one line.
+
+        Args:
+            created_s: when, in Unix seconds.
+            level: in small letters.
+            message: what.
+            fields: with what; None is left out of text.
+        """
+        shown = {k: self._cut(v) if type(v) is str else v for k, v in fields.items()}
+        return self._mask(self._write(created_s, level, self._mask(message), shown))
 
     def _cut(self, text: str) -> str:
         return self._mask(text)[:LONGEST_VALUE]
@@ -96,33 +110,56 @@ class LineHandler(logging.StreamHandler[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._lines: list[str] = []
+        self._guard = threading.RLock()
+        self.lock = self._guard
         self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, at once or soon."""
         try:
-            self._lines.append(self.format(record) + self.terminator)
-            held = len(self._lines)
-            patient = record.levelno < logging.WARNING and held < MOST_HELD
-            if self.later is None or not patient or threading.get_ident() != self._thread:
-                self.flush()
-            elif held == 1:
-                self.later(HELD_S, self.flush)
+            self._keep(self.format(record), patient=record.levelno < logging.WARNING)
         except Exception:
             self.handleError(record)
 
+    def write(self, message: str, fields: Mapping[str, Any]) -> None:
+        """Write a line of the level info without a record."""
+        assert isinstance(self.formatter, LineFormatter)
+        with self._guard:
+            self._keep(self.formatter.line(time.time(), "info", message, fields), patient=True)
+
+    def _keep(self, line: str, *, patient: bool) -> None:
+        self._lines.append(line + self.terminator)
+        held = len(self._lines)
+        patient = patient and held < MOST_HELD and threading.get_ident() == self._thread
+        if self.later is None or not patient:
+            self.flush()
+        elif held == 1:
+            self.later(HELD_S, self.flush)
+
     def flush(self) -> None:
         """Write what waits."""
-        self.acquire()
-        try:
+        with self._guard:
             lines, self._lines = self._lines, []
-            if lines:
-                self.stream.write("".join(lines))
-            self.stream.flush()
-        except (OSError, ValueError):
-            pass  # nobody reads any more: no reason not to serve
-        finally:
-            self.release()
+            try:
+                if lines:
+                    self.stream.write("".join(lines))
+                self.stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody reads any more: no reason not to serve
+
+
+def say(logger: logging.Logger, message: str, fields: Mapping[str, Any]) -> None:
+    """Write a line of the level info; the short way where nobody but our handler listens.
+
+    The long way through `logging` costs as much as choosing an instance, for every request.
+    """
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    handlers = logging.root.handlers
+    if len(handlers) == 1 and isinstance(handlers[0], LineHandler) and not logger.handlers:
+        handlers[0].write(message, fields)
+    else:
+        logger.info("%s", message, extra={"fields": fields})
 
 
 def hold(later: Later | None) -> None:

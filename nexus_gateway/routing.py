@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from itertools import count
 from random import Random
@@ -27,6 +27,8 @@ from nexus_gateway.registry import OURS, Found, Kind, discover, make, version_fa
 
 logger = logging.getLogger("nexus_gateway")
 DEFAULT_POLICY = "smart"
+# How often one is drawn before everybody is looked at after all.
+DRAWS = 16
 OUR_POLICIES = (DEFAULT_POLICY, "fastest", "round-robin")
 
 
@@ -48,14 +50,45 @@ class Policy(ABC):
             rng: chance; take no other, so that tests can repeat what you do.
         """
 
+    def draw(
+        self, instances: Sequence[Instance], admits: Callable[[Instance], bool], rng: Random
+    ) -> Instance | None:
+        """Choose without looking at everybody, where that can be done; for large pools.
+
+        Args:
+            instances: all that serve the model, in whatever state.
+            admits: whether one of them is a candidate.
+            rng: chance.
+
+        Returns:
+            A candidate; None to be asked by `choose`.
+        """
+        return None
+
 
 class Smart(Policy):
     """At random, weighted by score and discounted by requests in flight: no herd forms."""
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
         """Choose by weight."""
-        weights = [c.health.score() / (1 + c.in_flight) for c in candidates]
-        return rng.choices(candidates, weights)[0]
+        return rng.choices(candidates, [_weight(c) for c in candidates])[0]
+
+    def draw(
+        self, instances: Sequence[Instance], admits: Callable[[Instance], bool], rng: Random
+    ) -> Instance | None:
+        """Choose by weight as well: rejection sampling (von Neumann, 1951).
+
+        Take anybody, and keep him with a chance of his weight, which is at most 1; else again.
+        """
+        for _ in range(DRAWS):
+            drawn = instances[int(rng.random() * len(instances))]
+            if admits(drawn) and rng.random() < _weight(drawn):
+                return drawn
+        return None
+
+
+def _weight(instance: Instance) -> float:
+    return instance.health.score() / (1 + instance.in_flight)
 
 
 class _Turns:
@@ -126,6 +159,21 @@ def policies(
     ours = {plugin.name for plugin in found.plugins if plugin.distribution == OURS}
     order = sorted(made, key=lambda name: (name != DEFAULT_POLICY, name not in ours))
     return {name: made[name] for name in order}, found
+
+
+def draw(
+    policy: Policy,
+    instances: Sequence[Instance],
+    admits: Callable[[Instance], bool],
+    rng: Random,
+) -> Instance | None:
+    """Let a policy draw; None where it does not, where a plugin's fails, or draws nobody's."""
+    try:
+        drawn = policy.draw(instances, admits, rng)
+        return drawn if drawn is None or (admits(drawn) and drawn in instances) else None
+    except Exception:
+        logger.exception("the policy %s failed", type(policy).__qualname__)
+        return None
 
 
 def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Instance:

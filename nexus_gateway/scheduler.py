@@ -16,9 +16,11 @@ from nexus_gateway.classify import RATE_LIMIT_PARK_S, Outcome, Verdict
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import CHAT
-from nexus_gateway.routing import Policy, choose
+from nexus_gateway.routing import Policy, choose, draw
 
 EARLY_PROBE_EVERY_S = 2.0
+# Among so many it is as quick to look at everybody.
+FEW = 8
 # The official clients give up on a wait longer than this instead of waiting.
 LONGEST_WAIT_S = 120.0
 _TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
@@ -53,11 +55,18 @@ class Target:
 
     def able(self) -> list[Instance]:
         """Return the enabled instances that can take what the request holds."""
-        return [
-            i
-            for i in self.instances
-            if i.enabled and (not self.images or i.takes_images_with(self.model_of(i)))
-        ]
+        return [i for i in self.instances if self._is_able(i)]
+
+    def _is_able(self, instance: Instance) -> bool:
+        if self.images and not instance.takes_images_with(self.model_of(instance)):
+            return False
+        return instance.enabled
+
+    def admits(self, instance: Instance) -> bool:
+        """Tell whether one of the instances is a candidate now."""
+        return (
+            self._is_able(instance) and instance.parked_for_s() == 0 and instance.breaker.admits()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +183,10 @@ class Scheduler:
         Raises:
             NoCandidate: nobody is left.
         """
+        if len(target.instances) > FEW and not trail.attempts:
+            drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
+            if drawn is not None:
+                return Lease(drawn, target.model_of(drawn), drawn.breaker.acquire())
         able = target.able()
         candidates = [i for i in able if i.parked_for_s() == 0 and i.breaker.admits()]
         best = _untried_first(candidates, trail)

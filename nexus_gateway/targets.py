@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Iterable
 
 from nexus_gateway.dialects.dialect import ANY_MODEL, Request
 from nexus_gateway.errors import NotFound
@@ -14,6 +13,34 @@ from nexus_gateway.scheduler import Target
 
 _NAMED_IN_ERROR = 10
 _LONGEST_REMEMBERED = 200
+_MOST_REMEMBERED = 1024
+
+
+class Targets:
+    """Who may serve requests, remembered by what they ask for.
+
+    Args:
+        pool: the instances; whoever changes them makes new `Targets`.
+        strict: whether an unknown model is an error.
+    """
+
+    def __init__(self, pool: Pool, *, strict: bool) -> None:
+        self._pool = pool
+        self._strict = strict
+        self._known: dict[Hashable, Target] = {}
+
+    def of(self, request: Request) -> Target:
+        """Find the instances that may serve a request; raises as `target_of`."""
+        model, chat = request.model, request.chat is not None
+        key = (model, request.dialect, request.images, request.altered, chat)
+        target = self._known.get(key)
+        if target is None:
+            target = target_of(self._pool, request, strict=self._strict)
+            if model is None or len(model) <= _LONGEST_REMEMBERED:
+                if len(self._known) >= _MOST_REMEMBERED:
+                    self._known.clear()
+                self._known[key] = target
+        return target
 
 
 def target_of(pool: Pool, request: Request, *, strict: bool) -> Target:
@@ -76,8 +103,7 @@ def resolve(
         NotFound: the name is unknown, and `strict`.
     """
     everybody = tuple(instances)
-    remembered = model is None or len(model) <= _LONGEST_REMEMBERED
-    found = (_named if remembered else _named.__wrapped__)(everybody, model, kind)
+    found = _named(everybody, model, kind)
     if found is None and strict:
         some = sorted({i.model_for(kind) for i in everybody if fits(i)})[:_NAMED_IN_ERROR]
         auto = ["auto"] if kind == CHAT else []
@@ -94,7 +120,6 @@ def resolve(
     return Target(able, asked, images, kind, guessed=found is None)
 
 
-@lru_cache(maxsize=1024)
 def _named(
     everybody: tuple[Instance, ...], model: str | None, kind: str
 ) -> tuple[tuple[Instance, ...], str | None] | None:

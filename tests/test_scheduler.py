@@ -301,3 +301,50 @@ def test_nobody_enabled_is_said_so() -> None:
         house.lease()
     assert (raised.value.status, raised.value.code) == (503, "no_providers")
     assert raised.value.headers == {"x-should-retry": "false"}
+
+
+def test_in_a_large_pool_shares_follow_the_scores_as_in_a_small_one() -> None:
+    house = House(20)
+    for number, instance in enumerate(house.instances):
+        if number % 2:
+            instance.health.observe_latency(6000, 8000)  # a score of a quarter
+    house.instances[0].disable()
+    house.instances[2].park(60)
+    for _ in range(3):
+        house.instances[4].breaker.failure(house.instances[4].breaker.acquire())
+
+    chosen: Counter[str] = Counter()
+    for _ in range(8000):
+        lease = house.lease("smart")
+        chosen[lease.instance.name] += 1
+        lease.end(LEFT)
+
+    assert not any(chosen[house.instances[out].name] for out in (0, 2, 4))
+    good = [chosen[i.name] for i in house.instances[6::2]]
+    slow = [chosen[i.name] for i in house.instances[1::2]]
+    expected = 8000 / (len(good) + len(slow) / 4)
+    assert all(abs(count - expected) < expected / 5 for count in good)
+    assert all(abs(count - expected / 4) < expected / 10 for count in slow)
+
+
+def test_in_a_large_pool_the_last_candidate_is_found() -> None:
+    house = House(50)
+    for instance in house.instances[1:]:
+        instance.park(60)
+    assert {house.lease("smart").instance for _ in range(20)} == {house.instances[0]}
+
+
+@pytest.mark.parametrize("fault", ["raises", "draws a stranger", "draws one who is parked"])
+def test_a_policy_that_draws_badly_is_asked_to_choose(fault: str) -> None:
+    house = House(20)
+    house.instances[3].park(60)
+
+    class Odd(Smart):
+        def draw(self, *args: Any) -> Instance | None:
+            if fault == "raises":
+                raise RuntimeError("no")
+            return make_instance() if fault == "draws a stranger" else house.instances[3]
+
+    house.scheduler.policies = {"smart": Odd()}
+    assert house.lease("smart").instance in house.instances
+    assert house.lease("smart").instance is not house.instances[3]

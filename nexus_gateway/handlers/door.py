@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
+from nexus_gateway import log
 from nexus_gateway.dialects.dialect import Dialect
 from nexus_gateway.errors import Draining, GatewayError, InternalError, InvalidRequest
 from nexus_gateway.handlers.gateway import (
@@ -24,7 +25,6 @@ from nexus_gateway.handlers.hooked import Hooked
 from nexus_gateway.handlers.sink import CallerSink, served_by
 from nexus_gateway.relay import CallerGone, Report
 from nexus_gateway.routing import DEFAULT_POLICY
-from nexus_gateway.targets import target_of
 
 logger = logging.getLogger("nexus_gateway")
 GOODBYE_S = 1.0
@@ -126,7 +126,7 @@ class Door:
         if hooked is not None:
             wanted = await hooked.begin(wanted, request_id(request), caller_of(request))
             sink.look = hooked.look
-        target = target_of(gateway.pool, wanted, strict=gateway.settings.strict_models)
+        target = gateway.targets.of(wanted)
         if wanted.stream and gateway.settings.keepalive_ms:
             sink.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
@@ -155,7 +155,7 @@ class Door:
             "tokens": report.tokens,
             "outcome": report.outcome,
         }
-        logger.info("%s", self.dialect.endpoint, extra={"fields": fields})
+        log.say(logger, self.dialect.endpoint, fields)
         if hooked is not None:
             hooked.end(report, status, took_ms)
 

@@ -20,6 +20,7 @@ from nexus_gateway.relay import Relay
 from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.shared_state import Shared
+from nexus_gateway.targets import Targets
 
 # However slowly a body comes, it has come by then.
 LONGEST_BODY_S = 600.0
@@ -37,6 +38,7 @@ class Gateway:
         pool: the instances.
         scheduler: gives leases on them.
         drain: the requests in flight, and their end.
+        targets: who may serve a request.
         hooks: what looks at requests.
         relay: serves them; there once the application runs.
         workers: how many processes serve.
@@ -48,6 +50,7 @@ class Gateway:
     pool: Pool
     scheduler: Scheduler
     drain: Drain
+    targets: Targets
     hooks: HookChain | None = None
     relay: Relay | None = None
     workers: int = 1
