@@ -17,6 +17,7 @@ from nexus_gateway.app import build_app
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers.gateway import GATEWAY
 from nexus_gateway.hooks import Hook
+from nexus_gateway.listening import QUEUE
 from nexus_gateway.pool import Pool
 from nexus_gateway.routing import Policy
 from nexus_gateway.settings import Settings
@@ -93,7 +94,7 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
 async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
     """Serve an application in the running loop; see `run`."""
     async with application_runner(app) as runner:
-        site = web.TCPSite(runner, settings.host, settings.port)
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=QUEUE)
         try:
             await site.start()
         except OSError as error:
