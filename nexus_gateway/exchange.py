@@ -110,14 +110,13 @@ class Exchange(asyncio.Protocol):
         """
         self._receive, self._fail = receive, fail
         pieces, self._pieces = self._pieces, []
+        self.resume()  # and whoever cannot take them says so
         for piece in pieces:
             receive(piece)
         if self._ended:
             receive(b"")
         elif self._error is not None:
             fail(self._error)
-        else:
-            self.resume()
         return True
 
     def pause(self) -> None:
@@ -128,7 +127,7 @@ class Exchange(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read on."""
-        if self._paused:
+        if self._paused and self._borrowed is not None:
             self._paused = False
             self._transport.resume_reading()
 
@@ -151,10 +150,10 @@ class Exchange(asyncio.Protocol):
     def _return(self, *, reusable: bool) -> None:
         if self._farewell is not None:
             self._farewell.cancel()
+        if reusable:
+            self.resume()
         borrowed, self._borrowed = self._borrowed, None
         if borrowed is not None:
-            if reusable:
-                self.resume()
             borrowed.give_back(reusable=reusable)
 
     def data_received(self, data: bytes) -> None:

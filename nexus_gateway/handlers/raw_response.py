@@ -130,7 +130,7 @@ def _head(headers: Mapping[str, str], length: str, *, lasting: bool) -> bytes:
     text = "\r\n".join(("HTTP/1.1 200 OK", *lines, length, f"Date: {_date(int(time.time()))}"))
     if text.count("\n") != len(lines) + 2 or text.count("\r") != len(lines) + 2 or "\0" in text:
         raise ValueError("a header's value has a line end in it")
-    return f"{text}\r\n\r\n".encode()
+    return f"{text}\r\n\r\n".encode("utf-8", "surrogateescape")
 
 
 @lru_cache(maxsize=1)
