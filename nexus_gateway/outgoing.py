@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, Mapping
+from types import TracebackType
 from typing import Any
 
 from nexus_gateway import json_codec
@@ -20,16 +20,32 @@ logger = logging.getLogger("nexus_gateway")
 JSON = "application/json"
 
 
-@contextmanager
-def plugin_at_work(instance: Instance) -> Iterator[None]:
-    """Turn what a plugin's code raises into a failed attempt; the traceback stays in the log."""
-    try:
-        yield
-    except CannotServe as error:
-        raise AttemptFailed(refusal(error)) from error
-    except Exception as error:
-        logger.exception("the plugin %s failed on a request", instance.plugin)
-        raise failure("the provider's plugin failed") from error
+class plugin_at_work:  # noqa: N801 - it is used as a word
+    """Turn what a plugin's code raises into a failed attempt; the traceback stays in the log.
+
+    Args:
+        instance: whose plugin is at work in the `with` block.
+    """
+
+    __slots__ = ("_instance",)
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, CannotServe):
+            raise AttemptFailed(refusal(error)) from error
+        if isinstance(error, Exception):
+            logger.exception("the plugin %s failed on a request", self._instance.plugin)
+            raise failure("the provider's plugin failed") from error
 
 
 def refusal(error: CannotServe) -> Verdict:

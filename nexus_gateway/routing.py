@@ -71,6 +71,8 @@ class Smart(Policy):
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
         """Choose by weight."""
+        if len(candidates) == 1:
+            return candidates[0]
         return rng.choices(candidates, [_weight(c) for c in candidates])[0]
 
     def draw(
