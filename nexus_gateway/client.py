@@ -87,6 +87,8 @@ async def _exchange(borrowed: Borrowed, head: bytes, body: bytes) -> HttpAnswer:
     try:
         await exchange.ask(b"%b%d\r\n\r\n%b" % (head, len(body), body))
     except BaseException:
+        if exchange.handed_over:
+            borrowed.give_back(reusable=False)
         exchange.close()
         raise
     return await borrowed.answer() if exchange.handed_over else exchange

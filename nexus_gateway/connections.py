@@ -41,10 +41,25 @@ class Borrowed:
     def give_back(self, *, reusable: bool) -> None:
         """Give it back, to be used again or to be closed."""
         self.transport.set_protocol(self._handler)
-        if reusable and not self.transport.is_closing():
-            self._connection.release()
+        if reusable:
+            self._release()
         else:
             self._connection.close()
+
+    def _release(self) -> None:
+        # An upstream may answer before it has read: the next request must not queue behind that.
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self._connection.close()
+        else:
+            self._connection.release()
+
+    def pause_writing(self) -> None:
+        """Tell aiohttp that the upstream takes nothing more for now."""
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Tell aiohttp that it takes more."""
+        self._handler.resume_writing()
 
     def lost(self, error: Exception | None) -> None:
         """Tell aiohttp that the connection was closed."""
@@ -74,9 +89,7 @@ class Borrowed:
         except BaseException:
             connection.close()
             raise
-        return PlainAnswer(
-            message.code, message.headers, content, connection.release, connection.close
-        )
+        return PlainAnswer(message.code, message.headers, content, self._release, connection.close)
 
 
 class Connections:

@@ -222,6 +222,16 @@ class Exchange(asyncio.Protocol):
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 
+    def pause_writing(self) -> None:
+        """Note that the upstream does not take the request so fast."""
+        if self._borrowed is not None:
+            self._borrowed.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Note that it does again."""
+        if self._borrowed is not None:
+            self._borrowed.resume_writing()
+
     def connection_lost(self, error: Exception | None) -> None:
         """Note that the upstream has closed the connection."""
         if self._borrowed is not None:

@@ -48,6 +48,8 @@ class PassThrough:
         """
         while not self._passage.started and not self._passage.done:
             self._first += await self._read()
+            if self._passage.broken is not None:  # nothing has gone out: somebody else may do it
+                raise self._passage.broken
 
     async def _read(self) -> bytes:
         try:
@@ -153,6 +155,8 @@ class _Flow:
             self._wake()
         if passage.broken is not None:
             self._end(passage.broken)
+        elif not data:
+            self._end(TruncatedStream("The upstream cut the answer off."))
 
     def fail(self, error: Exception) -> None:
         """Say that the connection broke."""

@@ -66,7 +66,7 @@ class StreamPassage(ABC):
             BrokenStream: an event that is no JSON, an error event, or one that is too large.
         """
         block = self._framer.feed(data)
-        if not block or self.done:
+        if not block or self.done or self.broken is not None:
             return b""
         passed = self._pass_at_once(block) if self.started else None
         return self._careful(block) if passed is None else passed
@@ -175,8 +175,10 @@ class EventPassage(StreamPassage):
         self.done = mark is Mark.END
 
     def _ended_early(self, late: bytes) -> bytes:
+        cut = TruncatedStream("The upstream cut the answer off.")
         if not late:
-            raise TruncatedStream("The upstream cut the answer off.")
+            raise cut
+        self.broken = cut
         return late
 
     def used(self) -> Mapping[str, Any]:

@@ -134,7 +134,7 @@ class Splice(StreamPassage):
     def feed(self, data: bytes) -> bytes:
         """Take what came; mostly it is one event, and like the others."""
         template = self._template
-        if template is not None and self._framer.between and not self.done:
+        if template is not None and self._framer.between and not (self.done or self.broken):
             passed = template.apply_to_one(data)
             if passed is not None:
                 self.events += 1

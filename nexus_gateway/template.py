@@ -38,7 +38,12 @@ class Template:
 
     def apply_to_one(self, event: bytes) -> bytes | None:
         """Rename one event, where its text is plain; None where it takes a closer look."""
-        if event.startswith(self._before) and event.endswith(self._after):
+        shortest = len(self._before) + len(self._after)
+        if (
+            len(event) >= shortest
+            and event.startswith(self._before)
+            and event.endswith(self._after)
+        ):
             text = event[len(self._before) : -len(self._after)]
             if not (b'"' in text or b"\\" in text or b"\n" in text or b"\r" in text):
                 return self._new_before + text + self._new_after

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 import trustme
-from conftest import HELLO, make_instance, serving
+from conftest import HELLO, Fake, make_instance, serving
 
 from nexus_gateway import exchange
-from nexus_gateway.connections import Connections
+from nexus_gateway.connections import Borrowed, Connections
 from nexus_gateway.testing import Served
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
@@ -267,6 +267,97 @@ async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -
             size, tail = size + len(piece), (tail + piece)[-200:]
         assert b"[DONE]" in tail
         assert size > flood.chunks * 60_000
+        writer.close()
+
+
+ERROR = b'data: {"error":{"message":"overloaded"}}'
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("more", [b"data: [DONE]\n\n", FINISH + b"\n\ndata: [DONE]\n\n", b""])
+async def test_an_error_behind_the_first_words_in_one_read_is_a_free_fail_over(more: bytes) -> None:
+    first = b"\n\n".join([EVENT % b"one ", EVENT % b"two ", ERROR, b""])
+    bad = Wire(HEAD + b"\r\n" + chunked(first + more, 1000))
+    good = Wire(GOOD)
+    async with listening(bad) as one, listening(good) as two:
+        instances = make_instance(one), make_instance(two, 2)
+        async with serving(*instances) as served:
+            for _ in range(4):
+                status, data = await said(served)
+                assert status == 200
+                assert b"error" not in data
+                assert data.endswith(b"[DONE]\n\n")
+    assert good.served == 4
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_last_event_without_its_empty_line_ends_the_stream_all_the_same() -> None:
+    start = b'event: message_start\ndata: {"type":"message_start","message":{"usage":{}}}\n\n'
+    delta = (
+        b"event: content_block_delta\n"
+        b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"x"}}'
+    )
+
+    class Native(Fake):
+        endpoints = {"messages": "/messages"}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"\r\n" + chunked(start + delta + b"\n\n")[: -len(b"0\r\n\r\n")])
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(chunked(delta))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, serving(make_instance(url, provider=Native)) as served:
+        body = {**STREAM, "max_tokens": 9, "model": "fake-large"}
+        async with (
+            asyncio.timeout(5),
+            served.session.post(f"{served.url}/v1/messages", json=body) as response,
+        ):
+            data = await response.read()
+        assert b"error" in data
+        assert served.gateway.drain.in_flight == 0
+
+
+class Stub:
+    """A connection of aiohttp's pool, and its transport, as far as a `Borrowed` sees them."""
+
+    def __init__(self, unsent: int) -> None:
+        self.protocol = self.transport = self
+        self.get_write_buffer_size = lambda: unsent
+        self.is_closing = lambda: False
+        self.set_protocol = lambda protocol: None
+        self.done: list[str] = []
+        self.release = lambda: self.done.append("release")
+        self.close = lambda: self.done.append("close")
+
+
+@pytest.mark.parametrize(("unsent", "done"), [(0, "release"), (1, "close")])
+def test_a_connection_with_an_unsent_request_is_not_used_again(unsent: int, done: str) -> None:
+    stub = Stub(unsent)
+    Borrowed(stub).give_back(reusable=True)
+    assert stub.done == [done]
+
+
+async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
+    whole = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 1_000_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    wire = Wire(head % len(whole) + whole)
+    async with gateway(wire) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = b'{"stream":false,"messages":[{"role":"user","content":"x"}]}'
+        one = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+        writer.write(one % (len(body), body) * 60)
+        before = -1
+        while wire.served != before:
+            before = wire.served
+            await asyncio.sleep(0.2)
+        assert 0 < wire.served < 30
         writer.close()
 
 

@@ -70,6 +70,8 @@ class RawResponse(web.StreamResponse):
             ConnectionError: it never will.
         """
         await self._request.writer.drain()
+        if self._transport.is_closing():
+            raise ConnectionResetError("the caller has left")
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Send a whole answer; a stream's head waits for its first bytes."""
@@ -114,13 +116,17 @@ class RawResponse(web.StreamResponse):
             await self.drain()
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """End the answer.
+        """End the answer; asked again, wait until the caller has taken most of it.
+
+        Who sends requests without reading the answers must not make them pile up.
 
         Raises:
             ConnectionError: the caller has left.
         """
-        if self._whole is None:
+        if not self._over:
             self.send_last(data)
+        elif self.full:
+            await self.drain()
 
 
 def _head(headers: Mapping[str, str], length: str, *, lasting: bool) -> bytes:
