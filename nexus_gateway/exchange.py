@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 
 import aiohttp
 
-from nexus_gateway.connections import Borrowed
+from nexus_gateway.connections import READ_BUFFER, Borrowed
 from nexus_gateway.http1 import BadFraming, BodyReader, Head, UnusualHead, read_head
 from nexus_gateway.receiving import LAST_BYTES_S, content_type_of
 
-MOST_HELD = 256 * 1024
 Receive = Callable[[bytes], None]
 Fail = Callable[[Exception], None]
 
@@ -186,7 +185,7 @@ class Exchange(asyncio.Protocol):
         if piece:
             self._pieces.append(piece)
             self._held += len(piece)
-            if self._held > MOST_HELD:
+            if self._held > READ_BUFFER:
                 self.pause()
         self._wake()
 

@@ -21,7 +21,6 @@ from nexus_gateway.idle_watch import IdleWatch
 from nexus_gateway.receiving import HttpAnswer
 from nexus_gateway.streams import Outlet, Pipe
 
-_ODD = "The upstream sent something that is not an answer."
 _CUT = "The upstream's connection broke."
 
 
@@ -105,7 +104,7 @@ def _passed(passage: Passage, data: bytes) -> bytes:
     try:
         return passage.feed(data) if data else passage.end()
     except ODD_SHAPES as error:
-        raise BrokenStream(_ODD) from error
+        raise BrokenStream("The upstream sent something that is not an answer.") from error
 
 
 class _Flow:
@@ -138,10 +137,7 @@ class _Flow:
         self._watch.waiting_since = self._time()
         passage = self._passage
         try:
-            block = passage.feed(data) if data else passage.end()
-        except ODD_SHAPES:
-            self._end(BrokenStream(_ODD))
-            return
+            block = _passed(passage, data)
         except Exception as error:  # also a fault of ours: who waits for the stream has to know
             self._end(error)
             return
@@ -155,8 +151,6 @@ class _Flow:
             self._wake()
         if passage.broken is not None:
             self._end(passage.broken)
-        elif not data:
-            self._end(TruncatedStream("The upstream cut the answer off."))
 
     def fail(self, error: Exception) -> None:
         """Say that the connection broke."""

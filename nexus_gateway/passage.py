@@ -119,6 +119,8 @@ class StreamPassage(ABC):
     def end(self) -> bytes:
         """Say that the upstream's body has ended; return what is still to be sent.
 
+        After it the answer is done or broken: nothing more comes.
+
         Raises:
             TruncatedStream: the answer was not finished.
         """

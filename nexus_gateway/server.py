@@ -8,7 +8,8 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any
 
 from aiohttp import web
 
@@ -25,6 +26,7 @@ from nexus_gateway.settings import Settings
 logger = logging.getLogger("nexus_gateway")
 
 Announce = Callable[[str, int], None]
+Main = Callable[[web.Application], Coroutine[Any, Any, int]]
 CANNOT_LISTEN = 1
 FORCED = 130
 GARBAGE_THRESHOLD = 10_000
@@ -33,32 +35,37 @@ CLOSE_S = 0.5
 GOODBYES_S = 1.5
 
 
-def run(
+def run(settings: Settings, pool: Pool, announce: Announce, **plugins: Any) -> int:
+    """Serve until a signal ends it; see `run_application` and `serve`."""
+    return run_application(settings, pool, lambda app: serve(app, settings, announce), **plugins)
+
+
+def run_application(
     settings: Settings,
     pool: Pool,
-    announce: Announce,
+    main: Main,
     *,
     policy_by_name: Mapping[str, Policy] | None = None,
     hooks: Mapping[str, Hook] | None = None,
 ) -> int:
-    """Serve until a signal ends it.
+    """Build the application and run it, in a loop of its own.
 
     Args:
         settings: what the owner set.
         pool: the instances.
-        announce: told the host and the port once it listens.
+        main: serves the application until it is to end; returns the exit code.
         policy_by_name: the ways to route; None for those that are installed.
         hooks: what looks at requests, by name.
 
     Returns:
-        The exit code: 0 after a drain, 1 when the port can't be had.
+        The exit code.
     """
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         app = build_app(settings, pool, policy_by_name=policy_by_name, hooks=hooks)
-        return runner.run(serve(app, settings, announce))
+        return runner.run(main(app))
 
 
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's loop where it is installed (the extra `fast`)."""
     try:
         import uvloop
@@ -92,7 +99,16 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
 
 
 async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
-    """Serve an application in the running loop; see `run`."""
+    """Serve an application in the running loop until a signal ends it.
+
+    Args:
+        app: the application.
+        settings: what the owner set.
+        announce: told the host and the port once it listens.
+
+    Returns:
+        The exit code: 0 after a drain, 1 when the port can't be had.
+    """
     async with application_runner(app) as runner:
         site = web.TCPSite(runner, settings.host, settings.port, backlog=QUEUE)
         try:

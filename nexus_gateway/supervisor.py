@@ -189,8 +189,9 @@ class Supervisor:
             if not self._stop.is_set():
                 logger.warning("%s ended with %s; another takes its place", worker, code)
                 young = worker.lived_s < YOUNG_S
-                self._young_deaths[worker.slot] += 1
-                self._young_deaths[worker.slot] *= young
+                self._young_deaths[worker.slot] = (
+                    self._young_deaths[worker.slot] + 1 if young else 0
+                )
                 self._do(self._fill(worker.slot))
 
     async def _put(self, slot: int) -> str | None:

@@ -68,6 +68,8 @@ class Template:
         if end < start:
             return None
         texts = self._texts(block[start:end])
+        if texts is None:
+            return None
         said = texts[0] if len(texts) == 1 else b"\n".join(texts)
         if said.count(b"\n") != len(texts) - 1:
             return None
@@ -76,8 +78,8 @@ class Template:
         out = b"".join((self._new_before, self._new_glue.join(texts), self._new_after))
         return out, len(texts), rest
 
-    def _texts(self, block: bytes) -> list[bytes]:
-        """Cut a block, from its first text to its last, into its texts.
+    def _texts(self, block: bytes) -> list[bytes] | None:
+        """Cut a block, from its first text to its last, into its texts; None if others are in it.
 
         As `block.split(self._glue)`, which is slow where the glue is long: cut at the empty lines,
         take what is around the texts off by its length, and see whether it was that.
@@ -87,7 +89,7 @@ class Template:
         first, *rest, last = block.split(_END)
         start, end = len(self._before), 2 - len(self._after)
         texts = [first[:end], *[event[start:end] for event in rest], last[start:]]
-        return texts if self._glue.join(texts) == block else block.split(self._glue)
+        return texts if self._glue.join(texts) == block else None
 
 
 def learn(data: bytes, span: tuple[int, int] | None, model: bytes | None) -> Template | None:

@@ -17,14 +17,9 @@ from typing import Any
 from aiohttp import web
 
 from nexus_gateway import server
-from nexus_gateway.app import build_app
 from nexus_gateway.control import Line, Place
-from nexus_gateway.handlers.gateway import GATEWAY, Gateway
-from nexus_gateway.hooks import Hook
+from nexus_gateway.handlers.gateway import GATEWAY, Gateway, gateway_of
 from nexus_gateway.listening import QUEUE
-from nexus_gateway.pool import Pool
-from nexus_gateway.routing import Policy
-from nexus_gateway.settings import Settings
 from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Names, Shared
 
 TELL_EVERY_S = 0.2
@@ -35,35 +30,17 @@ LOOK_EVERY_S = 0.05
 LONGEST_RETIREMENT_S = 600.0
 
 
-def run(
-    settings: Settings,
-    pool: Pool,
-    place: Place,
-    introduction: Mapping[str, Any],
-    *,
-    policy_by_name: Mapping[str, Policy] | None = None,
-    hooks: Mapping[str, Hook] | None = None,
-) -> int:
-    """Serve until the supervisor ends it, or is gone.
+async def work(app: web.Application, place: Place, introduction: Mapping[str, Any]) -> int:
+    """Serve an application in the running loop until the supervisor ends it, or is gone.
 
     Args:
-        settings: what the owner set.
-        pool: the instances.
+        app: the application.
         place: what the supervisor gave it.
         introduction: what to tell the supervisor once it accepts.
-        policy_by_name: the ways to route; None for those that are installed.
-        hooks: what looks at requests, by name.
 
     Returns:
         The exit code: 0.
     """
-    with asyncio.Runner(loop_factory=server.loop_factory()) as runner:
-        app = build_app(settings, pool, policy_by_name=policy_by_name, hooks=hooks)
-        return runner.run(work(app, place, introduction))
-
-
-async def work(app: web.Application, place: Place, introduction: Mapping[str, Any]) -> int:
-    """Serve an application in the running loop; see `run`."""
     line = await Line.open(socket.socket(fileno=place.control))
     app.on_response_prepare.append(_see_off)
     async with contextlib.AsyncExitStack() as end:
@@ -75,7 +52,7 @@ async def work(app: web.Application, place: Place, introduction: Mapping[str, An
 
 async def _see_off(request: web.Request, response: web.StreamResponse) -> None:
     """Ask a caller to connect anew, to another worker, when this one goes."""
-    if request.config_dict[GATEWAY].drain.leaving.is_set():
+    if gateway_of(request).drain.leaving.is_set():
         response.headers["Connection"] = "close"
         response.force_close()
 

@@ -87,7 +87,7 @@ def _command(arguments: argparse.Namespace) -> list[str]:
 
 def work(arguments: argparse.Namespace, place: Place) -> int:
     """Be a worker until the supervisor ends it."""
-    from nexus_gateway import worker
+    from nexus_gateway import server, worker
     from nexus_gateway.cli import serve
 
     try:
@@ -105,7 +105,12 @@ def work(arguments: argparse.Namespace, place: Place) -> int:
         "PORT": written.port,
         "WEB_CONCURRENCY": written.web_concurrency,
     }
-    return worker.run(settings, ready.pool, place, introduction, **ready.plugins)
+    return server.run_application(
+        settings,
+        ready.pool,
+        lambda app: worker.work(app, place, introduction),
+        **ready.plugins,
+    )
 
 
 def _screen(lines: Iterator[str], workers: int) -> Iterator[str]:
