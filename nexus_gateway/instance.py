@@ -15,6 +15,7 @@ from typing import Any
 from nexus_gateway.breaker import Breaker
 from nexus_gateway.health import Health
 from nexus_gateway.provider import CHAT, Account, Provider
+from nexus_gateway.quotas import Quotas
 from nexus_gateway.secret import Secret
 
 BAD_KEY_PARK_S = 600.0
@@ -80,6 +81,7 @@ class Instance:
         self.elsewhere = Elsewhere()
         self.breaker = Breaker(clock)
         self.health = Health(clock)
+        self.quotas = Quotas(clock)
         self.bad_keys_in_a_row = 0
         self._clock = clock
         self._takes_images = takes_images
@@ -141,6 +143,10 @@ class Instance:
             if known.id == model:
                 return known.images
         return model != self.model
+
+    def quota_left(self) -> float | None:
+        """Return the share left of the rate limit that is nearest, None when none is known."""
+        return self.quotas.left(self.total_requests)
 
     def park(self, seconds: float) -> None:
         """Leave it alone because of a rate limit; a park gets longer, never shorter."""

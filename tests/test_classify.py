@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import email.utils
 import json
 from typing import Any
 
 import pytest
-from multidict import CIMultiDict
 
-from nexus_gateway.classify import Outcome, classify, normalise_error, read_error, retry_after_s
+from nexus_gateway.classify import Outcome, classify, normalise_error, read_error
 
 NOW_S = 1_790_000_000.0
 
@@ -39,37 +37,6 @@ def test_the_table(status: int, error: dict[str, Any], outcome: Outcome) -> None
     assert verdict.reason
     assert (verdict.error is not None) == (outcome is Outcome.REFUSED)
     assert (verdict.park_s == 10) == (outcome is Outcome.RATE_LIMITED)
-
-
-def date(seconds: float) -> str:
-    return email.utils.formatdate(NOW_S + seconds, usegmt=True)
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait_s"),
-    [
-        ({}, None),
-        ({"Retry-After": "7"}, 7),
-        ({"Retry-After": "0"}, 0),
-        ({"Retry-After": "1.5"}, 1.5),
-        ({"Retry-After": date(30)}, 30),
-        ({"Retry-After": date(-30)}, 0),
-        ({"Retry-After": "-5"}, None),
-        ({"Retry-After": "abc"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"Retry-After": "1e9"}, 3600),
-        ({"retry-after-ms": "700", "Retry-After": "9"}, 0.7),
-        ({"x-ratelimit-reset-requests": "1m30.5s"}, 90.5),
-        ({"x-ratelimit-reset-tokens": "250ms"}, 0.25),
-        ({"x-ratelimit-reset-requests": "6m0s", "X-RateLimit-Reset-Tokens": "2h"}, 3600),
-        ({"x-ratelimit-reset": "12"}, 12),
-        ({"x-ratelimit-reset": str(NOW_S + 20)}, 20),
-        ({"x-ratelimit-reset": str((NOW_S + 20) * 1000)}, 20),
-        ({"x-ratelimit-reset": "soon"}, None),
-    ],
-)
-def test_how_long_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
-    assert retry_after_s(CIMultiDict(headers), NOW_S) == pytest.approx(wait_s)
 
 
 @pytest.mark.parametrize(
