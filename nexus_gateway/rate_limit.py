@@ -20,9 +20,9 @@ from __future__ import annotations
 import email.utils
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 LONGEST_PARK_S = 3600.0
 _DURATION = re.compile(
@@ -33,8 +33,7 @@ _MARK = "ratelimit-"
 _WORDS = frozenset({"remaining", "limit", "reset"})
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """What is left of one limit.
 
     Args:
@@ -64,19 +63,24 @@ def read_quotas(headers: Mapping[str, str], now_s: float) -> list[Quota]:
     """
     found: dict[str, dict[str, float | None]] = {}
     for name in headers:
-        lowered = name.lower()
-        if _MARK in lowered:
-            parts = lowered[lowered.index(_MARK) + len(_MARK) :].split("-")
-            word = next((part for part in parts if part in _WORDS), None)
-            if word is not None:
-                what = "-".join(part for part in parts if part != word)
-                text = headers[name]
-                value = _reset(text, now_s) if word == "reset" else _number(text)
-                found.setdefault(what, {})[word] = value
+        if (meant := _meaning(name)) is not None:
+            word, what = meant
+            text = headers[name]
+            value = _reset(text, now_s) if word == "reset" else _number(text)
+            found.setdefault(what, {})[word] = value
     return [
         Quota(what, said.get("remaining"), said.get("limit"), said.get("reset"))
         for what, said in found.items()
     ]
+
+
+@lru_cache(maxsize=256)
+def _meaning(name: str) -> tuple[str, str] | None:
+    """Return whether a header tells what remains, the limit or the reset, and of what."""
+    _, mark, rest = name.lower().partition(_MARK)
+    parts = rest.split("-") if mark else []
+    word = next((part for part in parts if part in _WORDS), None)
+    return None if word is None else (word, "-".join(part for part in parts if part != word))
 
 
 def retry_after_s(
