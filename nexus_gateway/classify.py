@@ -7,6 +7,8 @@
 | 401 402 403, insufficient_quota       | BAD_KEY      | next candidate                    |
 | 429                                   | RATE_LIMITED | next candidate                    |
 | everything else that is not 2xx       | FAILURE      | next candidate                    |
+
+A 5xx that says when to come back is left alone for so long, beside what its circuit does.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from enum import Enum
 from typing import Any
 
 from nexus_gateway import json_codec
-from nexus_gateway.rate_limit import retry_after_s
+from nexus_gateway.rate_limit import asked_to_wait_s, retry_after_s
 
 RATE_LIMIT_PARK_S = 10.0
+# Whoever fails is not believed that he will for longer: his circuit finds out.
+LONGEST_REST_S = 60.0
 _CALLERS_FAULT = frozenset({400, 413, 415, 422})
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _LONGEST_MESSAGE = 2000
@@ -46,7 +50,7 @@ class Verdict:
         outcome: what it means to the instance.
         reason: a short text for operators and callers, in our words: no key, no foreign text.
         status: the upstream's HTTP status, 0 when there was none.
-        park_s: for RATE_LIMITED, how long the instance stays away.
+        park_s: for RATE_LIMITED, and for a FAILURE that says so, how long the instance stays away.
         error: the upstream's error in OpenAI's shape, where it goes on to the caller.
     """
 
@@ -88,7 +92,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
         return Verdict(Outcome.BAD_KEY, "the account has no credit (402)", status)
     if 300 <= status < 400:
         return Verdict(Outcome.FAILURE, f"redirected ({status}), which is never followed", status)
-    return Verdict(Outcome.FAILURE, f"answered {status}", status)
+    rest_s = asked_to_wait_s(headers, now_s) if status >= 500 else None
+    longest_s = None if rest_s is None else min(rest_s, LONGEST_REST_S)
+    return Verdict(Outcome.FAILURE, f"answered {status}", status, longest_s)
 
 
 def read_error(body: bytes) -> dict[str, Any]:

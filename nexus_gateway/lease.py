@@ -47,6 +47,8 @@ class Lease:
         elif verdict.outcome is Outcome.FAILURE:
             breaker.failure(self._permit)
             instance.health.failure()
+            if verdict.park_s is not None:
+                instance.rest(verdict.park_s)
         else:
             breaker.release(self._permit)
         if verdict.outcome is Outcome.RATE_LIMITED:

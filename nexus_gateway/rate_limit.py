@@ -96,12 +96,25 @@ def retry_after_s(
         error: the error object in its body.
         now_s: the wall clock in Unix seconds.
     """
+    asked = asked_to_wait_s(headers, now_s)
+    if asked is None:
+        asked = _retry_delay(error)
+    if asked is None:
+        asked = _until_whole(read_quotas(headers, now_s))
+    return None if asked is None else min(asked, LONGEST_PARK_S)
+
+
+def asked_to_wait_s(headers: Mapping[str, str], now_s: float) -> float | None:
+    """Read `retry-after-ms` or `Retry-After`; bounded to [0, 1 h], None when neither is readable.
+
+    Args:
+        headers: of an answer, case-insensitive.
+        now_s: the wall clock in Unix seconds.
+    """
     asked = (
         _number(headers.get("retry-after-ms"), 0.001),
         _number(headers.get("Retry-After")),
         _until_date(headers.get("Retry-After"), now_s),
-        _retry_delay(error),
-        _until_whole(read_quotas(headers, now_s)),
     )
     said = next((wait for wait in asked if wait is not None), None)
     return None if said is None else min(max(said, 0.0), LONGEST_PARK_S)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nexus_gateway.classify import Outcome, classify, normalise_error, read_error
+from nexus_gateway.classify import LONGEST_REST_S, Outcome, classify, normalise_error, read_error
 
 NOW_S = 1_790_000_000.0
 
@@ -59,6 +59,13 @@ def test_errors_come_in_one_shape(body: bytes, message: str, code: str | None) -
 
 def test_what_an_upstream_adds_is_kept() -> None:
     assert normalise_error({"message": "m", "more": 1})["more"] == 1
+
+
+def test_a_server_in_trouble_may_ask_for_a_rest() -> None:
+    assert classify(503, {"Retry-After": "7"}, b"", NOW_S).park_s == 7
+    assert classify(529, {"Retry-After": "600"}, b"", NOW_S).park_s == LONGEST_REST_S
+    assert classify(503, {}, b"", NOW_S).park_s is None
+    assert classify(408, {"Retry-After": "7"}, b"", NOW_S).park_s is None
 
 
 def test_a_404_without_a_reason_may_be_a_wrong_address() -> None:

@@ -56,6 +56,22 @@ def limited(wait_s: float) -> Reply:
     return Reply(status=429, headers={"Retry-After": str(wait_s)})
 
 
+async def test_a_server_that_asks_for_a_rest_gets_it(upstream: FakeUpstream) -> None:
+    clock = FakeClock()
+    upstream.script(Reply(status=503, headers={"Retry-After": "7"}))
+    instance = make_instance(upstream, clock=clock)
+    async with serving(instance, clock=clock) as served:
+        status, _, headers = await served.chat()
+        assert (status, headers["Retry-After"]) == (503, "7")
+        assert instance.park_reason() == "resting"
+        assert instance.health.success_rate() == 0
+        clock.advance(6.9)
+        assert (await served.chat())[0] == 503
+        assert upstream.hits() == 1
+        clock.advance(0.1)
+        assert (await served.chat())[0] == 200
+
+
 @pytest.mark.proves("F05")
 async def test_without_a_queue_all_parked_is_said_at_once(upstream: FakeUpstream) -> None:
     upstream.default = limited(3)
