@@ -139,6 +139,8 @@ class UnsupportedMedia(InvalidRequest):
 class UpstreamRefused(GatewayError):
     """An upstream refused the request for what it says; passed on as it came."""
 
+    code = "upstream_refused"  # for the log: the caller gets the upstream's own
+
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message", "")))
         self.status = status

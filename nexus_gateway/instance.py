@@ -85,8 +85,7 @@ class Instance:
         self.bad_keys_in_a_row = 0
         self._clock = clock
         self._takes_images = takes_images
-        self._rate_limited_until_s = 0.0
-        self._resting_until_s = 0.0
+        self._rate_limited_until_s = self._resting_until_s = 0.0
         self._bad_key_until_s = 0.0
         self._bad_key_s = 0.0
         self._freed_s = 0.0
