@@ -42,6 +42,12 @@ class Report:
 
     Attributes:
         started_s: when it came, by the relay's clock.
+        asked_model: what the caller called the model, None where he did not.
+        stream: whether the answer is streamed.
+        policy: the way to route.
+        trail: what was tried.
+        answering: an attempt has begun to answer, and its failure would end the request.
+        hedged: two were asked at a time.
         instance: who answers, None as long as nobody does.
         model: the upstream's name of the model.
         attempts: how many were made, the running ones included.
@@ -53,6 +59,12 @@ class Report:
     """
 
     started_s: float
+    asked_model: str | None = None
+    stream: bool = False
+    policy: str = ""
+    trail: Trail = field(default_factory=Trail)
+    answering: bool = False
+    hedged: bool = False
     instance: Instance | None = None
     model: str = ""
     attempts: int = 0
@@ -105,7 +117,6 @@ class Errand:
         patience_s: the same, however little time the caller himself has: by it attempts are
             given their share.
         refusal: what an upstream said that does not know the model; the answer if nobody does.
-        trail: what was tried so far.
         original: the request as it came.
         memory: what was said so far, where somebody may go on with it.
     """
@@ -120,7 +131,11 @@ class Errand:
     original: Request
     memory: Memory | None = None
     refusal: UpstreamRefused | None = None
-    trail: Trail = field(default_factory=Trail)
+
+    @property
+    def trail(self) -> Trail:
+        """What was tried so far."""
+        return self.report.trail
 
     def note_lease(self, lease: Lease) -> None:
         """Put into the report whom an attempt is made at."""

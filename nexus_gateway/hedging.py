@@ -112,6 +112,7 @@ class Race:
         if errand.trail.made < self._most_attempts:
             lease = self._scheduler.hedge(errand.target, errand.terms.policy, errand.trail)
             if lease is not None:
+                errand.report.hedged = True
                 self._start(lease)
 
     def _heard(self, task: asyncio.Task[AnswerStream]) -> Spoken | None:

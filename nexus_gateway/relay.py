@@ -82,6 +82,11 @@ class Relay:
         memory = None
         if self._settings.resume and continuation.is_plain_text(request):
             sink = memory = Remembering(sink)
+        report.asked_model, report.stream, report.policy = (
+            request.model,
+            request.stream,
+            terms.policy,
+        )
         now_s = self._clock()
         until_s = patience_s = now_s + self._settings.response_timeout_ms / 1000
         if terms.timeout_s is not None:
@@ -211,6 +216,7 @@ class Relay:
         self, errand: Errand, lease: Lease, answer: AnswerStream | Whole, begun_s: float
     ) -> None:
         report = errand.report
+        report.answering = True
         now_s = self._time(report, begun_s)
         if isinstance(answer, Whole):
             lease.answered(report.upstream_ms, self._settings.response_timeout_ms)
@@ -259,6 +265,7 @@ class Relay:
         if memory is None or said is None:
             return False
         errand.trail.add(lease.instance, _BROKEN, errand.report.upstream_ms)
+        errand.report.answering = False
         errand.report.resumed += 1
         patience_s = self._clock() + self._settings.response_timeout_ms / 1000
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 from aiohttp import web
@@ -25,6 +26,7 @@ from nexus_gateway.handlers.gateway import (
 from nexus_gateway.handlers.hooked import Hooked
 from nexus_gateway.handlers.sink import CallerSink, served_by
 from nexus_gateway.handlers.terms import terms_of
+from nexus_gateway.record import record_of
 from nexus_gateway.time_limit import TimeLimit
 
 logger = logging.getLogger("nexus_gateway")
@@ -178,6 +180,26 @@ class Door:
         log.say(logger, self.dialect.endpoint, fields)
         if hooked is not None:
             hooked.end(report, status, took_ms)
+        if gateway.observers:
+            self._observed(request, report, status, gateway, took_ms)
+
+    def _observed(
+        self, request: web.Request, report: Report, status: int, gateway: Gateway, took_ms: float
+    ) -> None:
+        record = record_of(
+            report,
+            id=request_id(request),
+            endpoint=self.dialect.endpoint,
+            caller=caller_of(request),
+            status=status,
+            ended_s=time.time(),
+            total_ms=took_ms,
+        )
+        for observe in gateway.observers:
+            try:
+                observe(record)
+            except Exception:
+                logger.exception("an observer failed")
 
 
 async def _fail_late(sink: CallerSink, error: GatewayError) -> None:

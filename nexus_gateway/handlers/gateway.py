@@ -16,6 +16,7 @@ from nexus_gateway.drain import Drain
 from nexus_gateway.errors import InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.pool import Pool
+from nexus_gateway.record import Observer
 from nexus_gateway.relay import Relay
 from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.settings import Settings
@@ -44,6 +45,7 @@ class Gateway:
         workers: how many processes serve.
         others: what the others of them counted; a figure of this process is added to it.
         decided: set when something was decided that the others must know at once.
+        observers: told of every request that has ended.
     """
 
     settings: Settings
@@ -56,6 +58,7 @@ class Gateway:
     workers: int = 1
     others: Shared = field(default_factory=Shared)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
+    observers: list[Observer] = field(default_factory=list)
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -1,0 +1,92 @@
+"""What is known of a request once it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from conftest import HELLO, KEYS, make_instance, serving
+
+from nexus_gateway.record import RequestRecord
+from nexus_gateway.secret import Secret
+from nexus_gateway.testing import FakeUpstream, Reply
+
+ROUND = {"X-Routing-Mode": "round-robin"}
+
+
+async def test_the_whole_story(upstream: FakeUpstream) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    told: list[RequestRecord] = []
+    keys = (Secret("a-caller"), Secret("another"))
+    async with serving(
+        make_instance(upstream), make_instance(upstream, 2), gateway_keys=keys
+    ) as served:
+        served.gateway.observers.append(told.append)
+        head = {**ROUND, "Authorization": "Bearer another", "X-Request-Id": "mine"}
+        await served.chat({**HELLO, "model": "fake", "stream": True}, headers=head)
+    (record,) = told
+    assert (record.id, record.endpoint, record.caller) == ("mine", "chat", "key-2")
+    assert (record.asked_model, record.model, record.stream) == ("fake", "fake-large", True)
+    assert (record.instance, record.provider) == ("Fake (Key #2)", "fake")
+    assert [(a.instance, a.outcome, a.status) for a in record.attempts] == [
+        ("Fake (Key #1)", "failure", 500),
+        ("Fake (Key #2)", "success", 200),
+    ]
+    assert record.attempts[0].reason == "answered 500"
+    assert (record.status, record.outcome, record.policy) == (200, "success", "round-robin")
+    assert 0 < record.upstream_ms <= record.first_ms <= record.total_ms
+    assert record.usage["completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "outcome", "attempts"),
+    [
+        (Reply(status=400), 400, "upstream_refused", ["refused"]),
+        (Reply(status=429), 429, "rate_limit_exceeded", ["rate_limited"]),
+        (Reply(cut_after=2, delay_s=0.02), 200, "failure", ["failure"]),
+    ],
+)
+async def test_how_it_may_end(
+    upstream: FakeUpstream, reply: Reply, status: int, outcome: str, attempts: list[str]
+) -> None:
+    upstream.default = reply
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers.append(told.append)
+        await served.chat()
+    assert (told[0].status, told[0].outcome) == (status, outcome)
+    assert [a.outcome for a in told[0].attempts] == attempts
+
+
+async def test_a_caller_who_leaves(upstream: FakeUpstream) -> None:
+    upstream.default = Reply(hang=True)
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers.append(told.append)
+        asking = asyncio.create_task(served.chat())
+        while not upstream.hits():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        while not told:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    assert (told[0].status, told[0].outcome) == (499, "cancelled")
+    assert [a.outcome for a in told[0].attempts] == ["cancelled"]
+
+
+async def test_an_observer_that_fails_costs_nothing(upstream: FakeUpstream) -> None:
+    def fail(record: RequestRecord) -> None:
+        raise RuntimeError
+
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers += [fail, told.append]
+        assert (await served.chat())[0] == 200
+    assert len(told) == 1
+
+
+async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstream) -> None:
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers.append(told.append)
+        assert (await served.chat({"messages": 1}))[0] == 400
+    assert (told[0].status, told[0].instance, told[0].attempts) == (400, "", ())
