@@ -38,8 +38,11 @@ async def answer(
     if body is None and reply.status != 200:
         body = json_codec.dumps(wire.failure(reply.failure()))
     elif body is None and not wire.streams(received):
-        body = json_codec.dumps(wire.whole(reply.whole()))
-        if reply.whole_fate is not None:
+        spoilt = reply.whole_fate is Fate.ERROR
+        body = json_codec.dumps(
+            wire.failure(reply.failure()) if spoilt else wire.whole(reply.whole())
+        )
+        if reply.whole_fate is not None and not spoilt:
             return await _half(request, body, reply.whole_fate)
     if body is not None:
         head = {"Content-Type": kind, **reply.headers}

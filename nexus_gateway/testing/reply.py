@@ -16,11 +16,12 @@ COMMENT_EVERY_S = 0.1
 
 
 class Fate(Enum):
-    """What may become of a stream in its midst."""
+    """What may become of an answer in its midst."""
 
     HANG = "hang"
     CUT = "cut"
     END = "end"
+    ERROR = "error"  # of an answer in one piece: an error object instead of it, with status 200
 
 
 @dataclass(frozen=True, kw_only=True)
