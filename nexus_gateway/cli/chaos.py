@@ -100,7 +100,7 @@ def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
     """Tell what was survived and what was not."""
     yield f"chaos: seed {wanted.seed}, {tally.requests} requests in {tally.took_s:.1f} s"
     yield ""
-    rows = [(tally.endings[ending], ending) for ending in Ending]
+    rows = [(tally.endings[ending], str(ending)) for ending in Ending]
     rows += [(tally.endings[promise], f"BROKEN: {promise}") for promise in tally.broken()]
     yield table(("requests", "ended"), rows)
     yield ""
@@ -120,11 +120,9 @@ def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
 def _fail_overs(tally: Tally) -> Iterator[str]:
     yield f"fail-overs: {tally.failed_over}"
     if hits := sum(tally.hits.values()):
-        by_instance = ", ".join(
-            f"{number}: {count}" for number, count in sorted(tally.hits.items())
-        )
+        each = ", ".join(f"{number}: {count}" for number, count in sorted(tally.hits.items()))
         share = hits / max(tally.requests, 1)
-        yield f"upstream requests: {hits}, {share:.3f} for each request ({by_instance})"
+        yield f"upstream requests: {hits}, {share:.3f} for each request ({each})"
     yield "time to the first content or the whole answer, ms:"
     head = ("  answered", "requests", "p50", "p99")
     rows = [

@@ -128,8 +128,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    shared = argparse.ArgumentParser(add_help=False)
+def _add_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    shared = _Parser(add_help=False)
     shared.add_argument(
         "--env-file",
         metavar="FILE",
@@ -154,9 +154,7 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_chaos(commands)
 
 
-def _add_serve(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
-) -> None:
+def _add_serve(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
     serve = commands.add_parser(
         "serve",
         parents=[shared],
@@ -180,7 +178,7 @@ def _add_serve(
     )
 
 
-def _add_new_provider(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_new_provider(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "new-provider",
         help="write a provider of your own",
@@ -197,14 +195,13 @@ def _add_new_provider(commands: argparse._SubParsersAction[argparse.ArgumentPars
     command.add_argument("--dir", metavar="DIR", help="write into DIR (./nexus-NAME)")
 
 
-def _add_mock(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_mock(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "mock",
         help="be a provider, with faults to choose from",
         description=_MOCK,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    assert isinstance(command, _Parser)
     command.more = _mock_more
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     command.add_argument(
@@ -220,7 +217,7 @@ def _add_mock(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument("--seed", metavar="N", type=int, default=0, help="of all chance (0)")
 
 
-def _add_chaos(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_chaos(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "chaos",
         help="try faults on a gateway",
@@ -232,7 +229,7 @@ def _add_chaos(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ("--instances", "N", 5, "how many, the bad ones among them"),
         ("--bad", "N", 2, "how many misbehave"),
         ("--concurrency", "N", 50, "callers at once"),
-        ("--rounds", "N", 12, "how many gateways serve one after the other"),
+        ("--rounds", "N", 20, "how many gateways serve one after the other"),
         ("--time-limit", "S", 300, "seconds after which nothing is sent any more; that is exit 1"),
     ):
         command.add_argument(

@@ -53,6 +53,11 @@ class Fault:
     effect: Effect
     most: float = 0
 
+    @property
+    def written(self) -> str:
+        """How it is written."""
+        return f"{self.name}={self.value}" if self.value else self.name
+
     def read(self, written: object) -> Value:
         """Return the value that was written: text or a number; None for the default.
 
@@ -64,7 +69,7 @@ class Fault:
         if not self.value:
             raise WrongFault(f"{self.name} takes no value.")
         if not self.most:
-            if not isinstance(written, str) or not written.isprintable():
+            if not isinstance(written, str) or not written or not written.isprintable():
                 raise WrongFault(f"{self.name}={self.value} must be text.")
             return written
         number = _number(written)
@@ -117,7 +122,9 @@ def _garbage(words: float, rng: Random) -> Mapping[str, Any]:
 
 
 def _error_event(words: float, rng: Random) -> Mapping[str, Any]:
-    return {"error_after": int(words), "role_first": words > 0, "whole_fate": Fate.ERROR}
+    after = int(words)
+    ending = {"error_after": after, "end_after": after}
+    return {**ending, "role_first": after > 0, "whole_fate": Fate.ERROR}
 
 
 def _silent(*_: object) -> Mapping[str, Any]:
@@ -274,10 +281,10 @@ def spoilt(reply: Reply, faults: Faults, rng: Random) -> Reply:
 def described() -> Iterator[str]:
     """Give a line for each fault: how it is written, what it does, its default."""
     for fault in FAULTS:
-        written = f"{fault.name}={fault.value}" if fault.value else fault.name
-        default = f" ({_shown(fault.default)})" if fault.value else ""
-        yield f"  {written:<20}{fault.help}{default}"
+        default = f" ({shown(fault.default)})" if fault.value else ""
+        yield f"  {fault.written:<20}{fault.help}{default}"
 
 
-def _shown(value: Value) -> str:
+def shown(value: Value) -> str:
+    """Return a value as it is written."""
     return f"{value:.0f}" if isinstance(value, int | float) and value >= 1 else str(value)

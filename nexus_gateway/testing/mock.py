@@ -45,6 +45,7 @@ CLOSE_S = 0.1
 QUEUE = 1024
 # A fatal alert, "handshake failure": no TLS client goes on after it.
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
+_NO_OBJECT = {"message": "The body must be a JSON object.", "param": None, "code": None}
 
 
 @dataclass
@@ -211,8 +212,12 @@ class Mock:
         try:
             raw = await request.read()
             received = Received(key_of(request.headers), {}, raw, request.path)
+            if not (request.content_type.startswith("multipart/") or _is_object(received)):
+                return _json({"error": {**_NO_OBJECT, "type": "invalid_request_error"}}, 400)
             reply = spoilt(_reply_to(received), instance.drawn(), instance.rng)
             return await answer(request, reply, received, wire_for(request.path)())
+        except ConnectionError:
+            return web.Response()  # to nobody: who asked has gone
         finally:
             instance.open -= 1
 
@@ -261,13 +266,16 @@ def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(status=status, body=body, content_type="application/json")
 
 
+def _is_object(received: Received) -> bool:
+    try:
+        return isinstance(received.body, dict)
+    except ValueError:
+        return False
+
+
 def _reply_to(received: Received) -> Reply:
     """Return a good answer: the last thing that the user said, or what the fake upstream says."""
-    try:
-        body = received.body
-    except ValueError:
-        return Reply()
-    asked = body if isinstance(body, dict) else {}
+    asked = received.body if _is_object(received) else {}
     text = _last_said(asked.get("messages")) or asked.get("prompt")
     model = asked.get("model")
     return Reply(

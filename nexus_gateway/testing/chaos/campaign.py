@@ -57,7 +57,7 @@ class Campaign:
     instances: int = 5
     bad: int = 2
     concurrency: int = 50
-    rounds: int = 12
+    rounds: int = 20
     seed: int = 0
     time_limit_s: float = 300.0
 
@@ -139,6 +139,7 @@ async def run_against(campaign: Campaign, url: str, mock_url: str | None, say: S
         callers = _Callers(campaign, session, url, DEFAULT_LIMIT_S, tally, begun_s, KEY)
         faults = _Remote(session, mock_url)
         plan = rounds(one.requests, one.instances, one.bad, one.rounds, one.seed)
+        await faults.clear(range(1, one.instances + 1))
         try:
             for number, part in enumerate(plan, 1):
                 say(f"part {number} of {len(plan)}: {part.end - part.first} requests")

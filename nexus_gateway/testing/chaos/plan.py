@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -30,7 +31,8 @@ CHANCES = (0.2, 0.3, 0.5, 1.0)
 # A request that hangs keeps a caller for as long as the limits let it.
 SLOW_CHANCES = (0.1, 0.2, 0.3)
 SLOW = frozenset({"hang", "role-hang", "comments", "stall", "oversized"})
-HARMLESS = frozenset({"delay", "jitter", "drip", "bytewise", "crlf", "no-done"})
+# These are no failures, or have a chance of their own.
+HARMLESS = frozenset({"delay", "jitter", "drip", "bytewise", "crlf", "no-done", "errors"})
 MENU: tuple[Faults, ...] = (
     {"delay": 150},
     {"jitter": 300},
@@ -142,7 +144,7 @@ def rounds(requests: int, instances: int, bad: int, count: int, seed: int) -> li
     starts = [requests * n // count for n in range(count + 1)]
     return [
         Round(first, end, tuple(_phases(first, end, culprits, dealt)))
-        for first, end in zip(starts, starts[1:], strict=False)
+        for first, end in pairwise(starts)
     ]
 
 
