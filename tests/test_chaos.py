@@ -327,7 +327,9 @@ async def test_a_signal_ends_it_with_what_it_started(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 20) == 130
-        assert not any(os.path.exists(f"/proc/{pid}") for pid in found)
+        for pid in found:
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(pid), 0)
     finally:
         if process.returncode is None:
             process.kill()
