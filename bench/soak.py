@@ -29,18 +29,19 @@ from nexus_gateway.testing.chaos.campaign import LIMITS
 from nexus_gateway.testing.chaos.judge import Ending, judge
 from nexus_gateway.testing.chaos.plan import asked, rounds
 from nexus_gateway.testing.chaos.tally import Tally
-from nexus_gateway.testing.faults import Faults
+from nexus_gateway.testing.faults import CHANCE, Faults
 from nexus_gateway.testing.mock import KEY, MODEL
 
 INSTANCES, BAD, CALLERS = 5, 2, 50
 PHASE_S = 15.0
+SELDOM = 0.1
 LIMIT_S = 30.0
 # Until connections to upstreams that are kept alive for half a minute have gone, at most so long.
 REST_S = 90.0
 MOST_GROWTH_KIB = 10 * 1024
 LONGEST_STALL_MS = 50.0
 # A share of what there was may come on top by chance, and so many at rest.
-MORE, FEW = 1.25, 4
+MORE, FEW = 1.5, 4
 Sample = dict[str, float]
 
 
@@ -138,7 +139,12 @@ class Soak:
     def _phases(self) -> Iterator[dict[int, Faults]]:
         for part in rounds(10_000, INSTANCES, BAD, 1_000, self._seed):
             for phase in part.phases:
-                yield dict(phase.faults)
+                yield {number: _seldom(faults) for number, faults in phase.faults.items()}
+
+
+def _seldom(faults: Faults) -> Faults:
+    """Let faults befall so few requests that the circuit seldom opens, which would hide them."""
+    return {**faults, CHANCE: SELDOM} if CHANCE in faults else faults
 
 
 def samples(file: Path) -> list[Sample]:

@@ -85,7 +85,8 @@ A bounded campaign of faults on loopback: starts a mock of some instances, of
 which some misbehave in ways that change, and this gateway before it, sends
 requests, looks at every answer, and tells what was survived. What goes wrong
 when is the same for the same seed. A gateway of its own serves each round,
-as a circuit that has opened stays open for longer than a round takes.
+as a circuit that has opened stays open for longer than a round takes. It has
+no variable of yours but settings, such as DIRECT_PATH or WEB_CONCURRENCY.
 
 Exit 1 where a promise is broken, each with an example: an error that a
 perfect gateway had avoided, an answer that is short or wrong without a word,
