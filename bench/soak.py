@@ -181,8 +181,9 @@ def verdict(loaded: Sequence[Sample], idle: Sample, last: Sample) -> Iterator[Fi
     good = after - before <= MOST_GROWTH_KIB
     yield Finding("RSS, MiB", f"{before / 1024:.1f}", f"{after / 1024:.1f}", good)
     for name in ("files", "sockets", "tasks"):
-        most, limit = max(s[name] for s in loaded), idle[name] + EACH * CALLERS
-        yield Finding(f"most {name}", f"at most {limit:.0f}", f"{most:.0f}", most <= limit)
+        most, least = max(s[name] for s in loaded), idle[name]
+        allowed = least + EACH * CALLERS
+        yield Finding(f"most {name}", f"at most {allowed:.0f}", f"{most:.0f}", most <= allowed)
     for name in ("files", "sockets", "tasks", "in_flight"):
         good = last[name] <= idle[name] + (FEW if name != "in_flight" else 0)
         what = f"{name.replace('_', ' ')} at rest"
