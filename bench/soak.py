@@ -35,7 +35,9 @@ from nexus_gateway.testing.mock import KEY, MODEL
 INSTANCES, BAD, CALLERS = 5, 2, 50
 PHASE_S = 15.0
 SELDOM = 0.1
-LIMIT_S = 30.0
+LIMIT_S = 60.0
+# On a busy machine a good instance may be late; that would be no finding.
+PATIENT = {"FIRST_TOKEN_TIMEOUT_MS": "4000", "IDLE_TIMEOUT_MS": "4000"}
 # Until connections to upstreams that are kept alive for half a minute have gone, at most so long.
 REST_S = 90.0
 MOST_GROWTH_KIB = 10 * 1024
@@ -75,7 +77,7 @@ def ports(number: int) -> list[int]:
 
 def environment(mock_ports: Sequence[int], port: int) -> dict[str, str]:
     """Return the gateway's settings."""
-    env = {**LIMITS, "PORT": str(port), "LOG_LEVEL": "error"}
+    env = {**LIMITS, **PATIENT, "PORT": str(port), "LOG_LEVEL": "error"}
     for n, mock_port in enumerate(mock_ports, 1):
         env[f"LOCAL_BASE_URL_{n}"] = f"http://127.0.0.1:{mock_port}/v1"
         env |= {f"LOCAL_MODEL_{n}": MODEL, f"LOCAL_KEY_{n}": f"{KEY}{n}"}

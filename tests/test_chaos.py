@@ -146,6 +146,12 @@ def test_a_small_plan_is_whole(requests: int) -> None:
     assert all(part.phases[0].first == part.first for part in planned)
 
 
+def test_a_busy_machine_is_told() -> None:
+    told = [*report(Campaign(), Tally(late_s=0.7))]
+    assert any("late by up to 0.7 s" in line for line in told)
+    assert not any("late by" in line for line in report(Campaign(), Tally(late_s=0.1)))
+
+
 def test_percentiles() -> None:
     assert percentile([], 0.5) is None
     assert percentile([3, 1, 2], 0.5) == 2

@@ -21,6 +21,8 @@ from nexus_gateway.testing.chaos.tally import Tally, percentile
 
 FAILED = 1
 INTERRUPTED = 130
+# So late, a good instance may look like a bad one.
+TOO_LATE_S = 0.5
 
 
 def chaos(arguments: argparse.Namespace) -> int:
@@ -114,6 +116,8 @@ def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
     for promise in tally.broken():
         yield f"BROKEN: {promise} ({tally.endings[promise]} times), for one:"
         yield f"  {tally.examples[promise]}"
+    if tally.late_s > TOO_LATE_S:
+        yield f"note: this machine is so busy that the mock was late by up to {tally.late_s:.1f} s"
     yield "every promise was kept" if tally.kept else "promises were broken"
 
 

@@ -27,6 +27,7 @@ class Tally:
         befallen: by fault, how many requests or connections.
         health: what the last gateway said at its end.
         took_s: the time of it all.
+        late_s: how late the mock and the callers were at most, as the machine was busy.
     """
 
     requests: int = 0
@@ -39,6 +40,7 @@ class Tally:
     befallen: Counter[str] = field(default_factory=Counter)
     health: Mapping[str, Any] = field(default_factory=dict)
     took_s: float = 0.0
+    late_s: float = 0.0
 
     @property
     def failed_over(self) -> int:
