@@ -52,7 +52,7 @@ def serve(arguments: argparse.Namespace) -> int:
     def read() -> Fresh:
         return reread(arguments, ready)
 
-    return server.run(ready.settings, ready.pool, announce, read, **ready.plugins)
+    return server.run(ready.settings, ready.pool, announce, read=read, **ready.plugins)
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:

@@ -11,8 +11,8 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from nexus_gateway import log
-from nexus_gateway.dialects.dialect import Dialect
-from nexus_gateway.errors import Draining, GatewayError, InternalError, InvalidRequest
+from nexus_gateway.dialects.dialect import Dialect, Request
+from nexus_gateway.errors import Draining, GatewayError, InternalError, InvalidRequest, NoCandidate
 from nexus_gateway.handlers.gateway import (
     BodyPieces,
     Gateway,
@@ -120,17 +120,15 @@ class Door:
         report: Report,
         hooked: Hooked | None,
     ) -> None:
-        assert gateway.relay is not None
         policy = _policy(request, gateway)
         wanted = await self.dialect.read(_Incoming(request))
         if hooked is not None:
             wanted = await hooked.begin(wanted, request_id(request), caller_of(request))
             sink.look = hooked.look
-        target = gateway.targets.of(wanted)
         if wanted.stream and gateway.settings.keepalive_ms:
             sink.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
-            await gateway.relay.serve(wanted, target, policy, sink, report)
+            await _relay(gateway, wanted, policy, sink, report)
         finally:
             await sink.be_quiet()
 
@@ -170,6 +168,20 @@ def _policy(request: web.Request, gateway: Gateway) -> str:
             code="unknown_routing_mode",
         )
     return policy
+
+
+async def _relay(
+    gateway: Gateway, wanted: Request, policy: str, sink: CallerSink, report: Report
+) -> None:
+    """Serve a request; once more where nobody was left and others are there since, by a reload."""
+    while True:
+        assert gateway.relay is not None
+        targets = gateway.targets
+        try:
+            return await gateway.relay.serve(wanted, targets.of(wanted), policy, sink, report)
+        except NoCandidate:
+            if targets is gateway.targets or not wanted.replayable:
+                raise
 
 
 async def _fail_late(sink: CallerSink, error: GatewayError) -> None:
