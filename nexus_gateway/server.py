@@ -23,7 +23,7 @@ from nexus_gateway.pool import Pool
 from nexus_gateway.reload import Fresh, Reload
 from nexus_gateway.routing import Policy
 from nexus_gateway.settings import Settings
-from nexus_gateway.terminal import Terminal
+from nexus_gateway.terminal import Terminal, heed_hangups
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -157,6 +157,7 @@ async def _reloading(
             reload.ask()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+    heed_hangups()
     working = asyncio.create_task(reload.work()) if reload is not None else None
     try:
         yield

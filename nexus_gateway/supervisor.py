@@ -22,7 +22,7 @@ from typing import Any
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.switchboard import Switchboard
-from nexus_gateway.terminal import Terminal
+from nexus_gateway.terminal import Terminal, heed_hangups
 from nexus_gateway.worker_process import Nursery, WorkerProcess
 
 logger = logging.getLogger("nexus_gateway")
@@ -114,6 +114,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        heed_hangups()
 
     def stop(self) -> None:
         """Drain all workers; the second time, end at once."""

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 
 STDIN = 0
+
+
+def hold_hangups() -> None:
+    """Let SIGHUP wait: until it is heeded it would end the process, and none must be lost."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def heed_hangups() -> None:
+    """Let it come, as there is a handler now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 class Terminal:
