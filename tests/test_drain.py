@@ -177,7 +177,7 @@ async def test_a_body_on_its_way_is_served_or_told(gated: Gated, tmp_path: Path)
             writer.write(head(len(BODY)) + BODY[:20])
         await begun(gateway, 2)
         gateway.signal(signal.SIGTERM)
-        await asyncio.sleep(0.2)
+        await said(gateway, "draining")
         (served, quick), (told, _) = uploads
         quick.write(BODY[20:])
         assert b"data: [DONE]" in await served.read()
