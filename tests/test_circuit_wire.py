@@ -125,6 +125,28 @@ async def test_a_probe_that_fails_or_hangs_shuts_it_for_another_minute(
             assert shaky.breaker.ready_in_s() == 60
 
 
+@pytest.mark.proves("F40", "I-50")
+async def test_a_drain_lets_a_probe_end(upstream: FakeUpstream) -> None:
+    clock = FakeClock()
+    instance = make_instance(upstream, clock=clock)
+    upstream.default = Reply(text="a b c", delay_s=0.1)
+    async with serving(instance, clock=clock) as gateway:
+        shut(instance)
+        clock.advance(60)
+        probe = asyncio.create_task(gateway.chat())
+        async with asyncio.timeout(5):
+            while not upstream.open:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        gateway.gateway.drain.begin()
+        status, text, headers = await gateway.chat()
+        assert (status, headers["Connection"]) == (503, "close")
+        assert "shutting_down" in text
+        assert int(headers["Retry-After"]) >= 1
+        assert (await probe)[1].endswith("[DONE]\n\n")
+        assert instance.breaker.state() is State.CLOSED
+        assert await gateway.gateway.drain.wait(1)
+
+
 @pytest.mark.proves("I-01", "I-10", "F07")
 async def test_a_key_that_fails_is_left_alone_after_three_and_hides_no_sibling(
     upstream: FakeUpstream,
