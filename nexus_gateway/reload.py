@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from nexus_gateway import log
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.handlers.gateway import Gateway
+from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.pool import Pool
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import VARIABLES, Settings
@@ -116,6 +117,8 @@ class Reload:
         warnings = [w for w in fresh.pool.warnings if w not in gateway.pool.warnings]
         problems = [str(p) for p in fresh.pool.problems]
         warnings += [f"left out: {p}" for p in problems if p not in map(str, gateway.pool.problems)]
+        if "GATEWAY_KEYS" in names and not (settings.gateway_keys or is_loopback(settings.host)):
+            warnings.append(f"{settings.host} is open to others and GATEWAY_KEYS is not set")
         succession = gateway.pool.succeed(fresh.pool)
         gateway.settings = settings
         gateway.targets = Targets(gateway.pool, strict=settings.strict_models)

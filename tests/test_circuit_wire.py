@@ -13,6 +13,7 @@ from clock import FakeClock
 from conftest import HELLO, KEYS, Served, make_instance, serving
 
 from nexus_gateway.breaker import State
+from nexus_gateway.handlers.sink import CallerSink
 from nexus_gateway.instance import Instance
 from nexus_gateway.testing import FakeUpstream, Reply
 
@@ -225,7 +226,7 @@ async def test_a_wall_clock_that_jumps_changes_nothing(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, jump_s: int
 ) -> None:
     parked, shaky, sound = (make_instance(upstream, n) for n in (1, 2, 3))
-    upstream.default = Reply(text="a b c d", delay_s=0.1)
+    upstream.default = Reply(text="a b c d", delay_s=0.04)
     async with serving(parked, shaky, sound) as gateway:
         parked.park(30)
         shut(shaky)
@@ -273,3 +274,53 @@ async def test_a_storm_of_toggles_cuts_no_stream(
             assert (await gateway.health())["providers"][0]["enabled"] is enabled
         assert [i.in_flight for i in instances] == [0, 0]
         assert {i.breaker.state() for i in instances} == {State.CLOSED}
+
+
+ENDS = {
+    "whole": Reply(),
+    "refused": Reply(status=400),
+    "bad key": Reply(status=401),
+    "limited": Reply(status=429),
+    "fails": Reply(status=500),
+    "breaks": Reply(cut_after=2),
+    "left before the head": Reply(hang=True),
+    "left before the first word": Reply(hang_after=0),
+    "left in its midst": Reply(hang_after=2),
+    "left in a pause": Reply(status=500),
+    "our own fault": Reply(),
+}
+
+
+@pytest.mark.proves("I-16")
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("end", ENDS)
+async def test_nothing_stays_in_flight_however_it_ends(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, end: str, stream: bool
+) -> None:
+    upstream.default = ENDS[end]
+    if not stream and ENDS[end].hang_after is not None:
+        upstream.default = Reply(hang=True)  # a whole answer has no midst
+    instance = make_instance(upstream)
+
+    async def fault(*args: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    if end == "our own fault":
+        monkeypatch.setattr(CallerSink, "start" if stream else "whole", fault)
+    attempts = 6 if "pause" in end else 2
+    async with serving(instance, max_attempts=attempts) as gateway:
+        asked = asyncio.create_task(gateway.chat(stream=stream))
+        if end.startswith("left"):
+            async with asyncio.timeout(5):
+                while not (instance.in_flight and upstream.requests):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.03)
+            asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        async with asyncio.timeout(5):
+            while instance.in_flight or gateway.gateway.drain.in_flight:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        tried = upstream.hits()
+        await asyncio.sleep(0.05)
+        assert upstream.hits() == tried
+        assert instance.breaker.state() is State.CLOSED or end in ("fails", "left in a pause")

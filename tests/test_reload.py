@@ -289,6 +289,19 @@ async def test_what_changed_is_said_by_name_and_every_key_stays_masked(
     assert not any(key in caplog.text for key in (*KEYS, NEW_KEY, "admin"))
 
 
+async def test_a_door_that_opens_is_warned_of(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    locked = {"host": "0.0.0.0", "gateway_keys": (Secret("caller-secret"),)}
+    async with serving(make_instance(upstream), **locked) as gateway:
+        await reload(gateway, make_instance(upstream), **locked)
+        assert not caplog.records
+        await reload(gateway, make_instance(upstream), host="0.0.0.0")
+        await reload(gateway, make_instance(upstream), host="0.0.0.0")
+    (warning,) = caplog.messages
+    assert warning == "0.0.0.0 is open to others and GATEWAY_KEYS is not set"
+
+
 async def test_many_signals_within_one_reading_make_one_more(upstream: FakeUpstream) -> None:
     loop, reads, go_on = asyncio.get_running_loop(), [], asyncio.Event()
     pool = Pool([make_instance(upstream)])
