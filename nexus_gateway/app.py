@@ -95,9 +95,12 @@ async def _relay(app: web.Application) -> AsyncIterator[None]:
     """Open the way to the upstreams, and close it at the end."""
     gateway = app[GATEWAY]
     async with open_client(direct=gateway.settings.direct_path) as client:
-        upstream = Upstream(client, gateway.settings)
-        clock = gateway.scheduler.clock
-        gateway.relay = Relay(gateway.scheduler, upstream, gateway.settings, clock)
+        scheduler = gateway.scheduler
+
+        def make_relay(settings: Settings) -> Relay:
+            return Relay(scheduler, Upstream(client, settings), settings, scheduler.clock)
+
+        gateway.make_relay, gateway.relay = make_relay, make_relay(gateway.settings)
         yield
     if gateway.hooks is not None:
         await gateway.hooks.close()

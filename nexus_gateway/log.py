@@ -185,7 +185,7 @@ def _without_callers_faults(record: logging.LogRecord) -> bool:
 
 
 def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
-    """Set up logging for the process.
+    """Set up logging for the process, or do it anew while it serves.
 
     Args:
         level: debug, info, warning or error.
@@ -199,6 +199,10 @@ def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
     handler = LineHandler()
     handler.setFormatter(LineFormatter(style, secrets))
     root = logging.getLogger()
+    for old in root.handlers:
+        if isinstance(old, LineHandler):
+            old.flush()
+            handler.later = old.later
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").filters[:] = [_without_callers_faults]

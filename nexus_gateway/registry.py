@@ -131,8 +131,7 @@ def discover(
     """
     found: Found[T] = Found()
     points = metadata.entry_points(group=kind.group) if entry_points is None else entry_points
-    for point in sorted(points, key=_precedence):
-        distribution, version = _origin(point)
+    for (distribution, version), point in _in_order(points):
         if wanted and distribution == OURS and not wanted(point.name):
             found.idle.append(point.name)
             continue
@@ -157,14 +156,24 @@ def make(kind: Kind[T], found: Found[T]) -> dict[str, T]:
     return made
 
 
-def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
-    dist = entry_point.dist
-    return (dist.name, dist.version) if dist else ("unknown", "")
+def _in_order(
+    entry_points: Iterable[metadata.EntryPoint],
+) -> list[tuple[tuple[str, str], metadata.EntryPoint]]:
+    """Give entry points in their order of precedence, each with who made it, and which version."""
+    # Each look at a name or a version parses the whole of a distribution's metadata.
+    origins: dict[int, tuple[str, str]] = {}
+    found = []
+    for point in entry_points:
+        if id(point.dist) not in origins:
+            dist = point.dist
+            origins[id(dist)] = (dist.name, dist.version) if dist else ("unknown", "")
+        found.append((origins[id(point.dist)], point))
 
+    def precedence(one: tuple[tuple[str, str], metadata.EntryPoint]) -> tuple[bool, str, str]:
+        (distribution, _), point = one
+        return distribution.lower().replace("_", "-") != OURS, distribution, point.name
 
-def _precedence(entry_point: metadata.EntryPoint) -> tuple[bool, str, str]:
-    distribution = _origin(entry_point)[0]
-    return distribution.lower().replace("_", "-") != OURS, distribution, entry_point.name
+    return sorted(found, key=precedence)
 
 
 def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> type[T]:

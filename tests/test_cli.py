@@ -160,6 +160,7 @@ def test_the_command_to_paste_has_the_callers_key_by_name(served, monkeypatch, c
     assert '-H "Authorization: Bearer $GATEWAY_KEY"' in told(capsys)
 
 
+@pytest.mark.proves("I-56")
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_nothing_to_serve_with_is_one_line(command, served, monkeypatch, capsys):
     install(monkeypatch, *POINTS[:1])

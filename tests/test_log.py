@@ -113,3 +113,19 @@ def test_a_key_is_masked_before_anything_is_cut_or_escaped(stderr, style):
     say("it said %s", key, near_the_cut="x" * 190 + key)
 
     assert "canary" not in stderr.getvalue()
+
+
+def test_set_up_anew_it_loses_no_line_and_goes_on_to_wait(stderr):
+    calls = []
+    log.configure("info", "text", [])
+    log.hold(lambda after_s, flush: calls.append(flush))
+    say("before")
+    assert "before" not in stderr.getvalue()
+
+    log.configure("debug", "json", [])
+    assert "before" in stderr.getvalue()
+    say("after")
+    assert "after" not in stderr.getvalue()
+    calls[-1]()
+    log.hold(None)
+    assert json.loads(stderr.getvalue().splitlines()[-1])["message"] == "after"

@@ -211,6 +211,7 @@ async def test_404_of_a_named_model_is_passed_and_of_our_own_is_not(
         assert status == 404
 
 
+@pytest.mark.proves("F07", "F08", "F10", "I-13")
 async def test_three_failures_open_and_one_probe_goes_out(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     upstream.defaults[KEYS[0]] = Reply(status=500)

@@ -85,6 +85,7 @@ def test_never_a_disabled_open_or_parked_one(data: st.DataObject, policy: str) -
     assert not any(i.in_flight for i in house.instances)
 
 
+@pytest.mark.proves("I-13", "F10")
 def test_one_probe_after_a_minute() -> None:
     house = House(2)
     house.open(house.instances[0])
@@ -158,6 +159,7 @@ def test_a_key_trouble_needs_no_pause() -> None:
     assert house.scheduler.backoff_s(house.lease(trail=trail), trail) == 0
 
 
+@pytest.mark.proves("I-12")
 def test_the_last_resort_is_probed_early_and_seldom() -> None:
     house = House(1)
     house.open(house.instances[0])
@@ -174,6 +176,7 @@ def test_the_last_resort_is_probed_early_and_seldom() -> None:
     assert house.instances[0].breaker.state() is State.CLOSED
 
 
+@pytest.mark.proves("I-12")
 def test_no_early_probe_where_a_park_stands_in_the_way() -> None:
     house = House(1)
     house.open(house.instances[0])
@@ -234,6 +237,7 @@ def test_a_repr_shows_no_key() -> None:
     assert Fake.needs_key
 
 
+@pytest.mark.proves("I-13", "F11")
 @pytest.mark.parametrize("verdict", [LIMITED, REFUSED, BAD_KEY, LEFT])
 def test_what_is_nobodys_failure_frees_the_probes_place(verdict: Verdict) -> None:
     house = House(1)
@@ -269,6 +273,7 @@ def test_only_a_failure_is_tried_again(verdict: Verdict) -> None:
         house.lease(trail=trail)
 
 
+@pytest.mark.proves("I-12")
 def test_the_last_resort_is_the_nearest_and_never_tried_before() -> None:
     house = House(2)
     first, second = house.instances
@@ -294,6 +299,7 @@ def test_a_wait_too_long_for_the_clients_is_not_advised() -> None:
         assert raised.value.headers == {"Retry-After": wait, "x-should-retry": retry}
 
 
+@pytest.mark.proves("I-17")
 def test_nobody_enabled_is_said_so() -> None:
     house = House(1)
     house.instances[0].disable()

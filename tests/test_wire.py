@@ -202,6 +202,7 @@ async def test_health(upstream: FakeUpstream) -> None:
         assert json.loads(text)["error"]["code"] == "shutting_down"
 
 
+@pytest.mark.proves("I-17")
 async def test_toggle(upstream: FakeUpstream) -> None:
     path = "/v1/providers/toggle"
     async with serving(*two(upstream)) as served:

@@ -260,6 +260,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
+@pytest.mark.proves("I-50")
 async def test_sigterm_to_everybody_drains_an_open_stream(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
@@ -291,6 +292,7 @@ async def test_without_a_supervisor_workers_leave(tmp_path: Path) -> None:
         await until(lambda: _is(not any(alive(pid) for pid in pids)))
 
 
+@pytest.mark.proves("I-52")
 async def test_a_second_signal_ends_all_at_once(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(hang_after=2)
     write(tmp_path / ".env", upstream)

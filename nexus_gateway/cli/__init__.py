@@ -38,9 +38,8 @@ examples:
 _SERVE = """\
 Serve the OpenAI API on one port, in front of every configured provider.
 SIGTERM or Ctrl-C drains: nothing new is accepted, streams may end for
-SHUTDOWN_TIMEOUT_MS; a second signal ends at once. With more than one
-worker SIGHUP reads .env anew and replaces the workers one by one, so that
-no call is lost.
+SHUTDOWN_TIMEOUT_MS; a second signal ends at once. SIGHUP reads .env anew,
+and no call is lost by it; more than one worker are replaced one by one.
 """
 
 _NEW_PROVIDER = """\
@@ -203,7 +202,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from nexus_gateway.cli import workers
+    from nexus_gateway.terminal import hold_hangups
 
+    if not arguments.reload:
+        hold_hangups()
     if place := workers.place(os.environ):
         return workers.work(arguments, place)
     if not arguments.reload and (settings := workers.settings_of_several(arguments)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class Gateway:
         targets: who may serve a request.
         hooks: what looks at requests.
         relay: serves them; there once the application runs.
+        make_relay: makes another one for other settings; there as long as `relay` is.
         workers: how many processes serve.
         others: what the others of them counted; a figure of this process is added to it.
         decided: set when something was decided that the others must know at once.
@@ -53,6 +54,7 @@ class Gateway:
     targets: Targets
     hooks: HookChain | None = None
     relay: Relay | None = None
+    make_relay: Callable[[Settings], Relay] | None = None
     workers: int = 1
     others: Shared = field(default_factory=Shared)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
