@@ -225,7 +225,10 @@ async def test_a_page_cannot_switch_anything(upstream: FakeUpstream) -> None:
         for kind in SIMPLE:
             sent = request(f"POST {TOGGLE}", kind, origin, body=body)
             assert (await raw(served.url, sent))[0] == 415, kind
-        asked = ["Access-Control-Request-Method: POST", "Access-Control-Request-Headers: content-type"]
+        asked = [
+            "Access-Control-Request-Method: POST",
+            "Access-Control-Request-Headers: content-type",
+        ]
         status, head, _ = await raw(served.url, request(f"OPTIONS {TOGGLE}", origin, *asked))
         assert b"access-control-allow-origin" not in head.lower()
         assert served.instances[0].enabled

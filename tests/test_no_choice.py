@@ -111,7 +111,12 @@ async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: 
         headers += ["Cookie: a=b", "Proxy-Authorization: Basic eDp5", "OpenAI-Organization: o"]
         headers += ["X-Forwarded-For: 1.2.3.4", "OpenAI-Project: p", "x-goog-api-key: x"]
         headers += ["User-Agent: spy", "Referer: http://secret.example", "Origin: http://a.example"]
-        headers += ["X-Request-Id: mine", "Accept: text/html", "Accept-Encoding: br", "TE: trailers"]
+        headers += [
+            "X-Request-Id: mine",
+            "Accept: text/html",
+            "Accept-Encoding: br",
+            "TE: trailers",
+        ]
         body, host = json.dumps(DOORS[path]).encode(), bird.url.removeprefix("http://")
         target = f"POST {bird.url}{path}"  # a proxy would take it from there
         await raw(served.url, request(target, *headers, body=body, host=host))
