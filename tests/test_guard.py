@@ -229,7 +229,7 @@ async def test_a_page_cannot_switch_anything(upstream: FakeUpstream) -> None:
             "Access-Control-Request-Method: POST",
             "Access-Control-Request-Headers: content-type",
         ]
-        status, head, _ = await raw(served.url, request(f"OPTIONS {TOGGLE}", origin, *asked))
+        _, head, _ = await raw(served.url, request(f"OPTIONS {TOGGLE}", origin, *asked))
         assert b"access-control-allow-origin" not in head.lower()
         assert served.instances[0].enabled
         sent = request(f"POST {TOGGLE}", JSON, body=body)

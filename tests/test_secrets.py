@@ -100,7 +100,7 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
     seen += gateway.log
     assert sum("parked" in line for line in gateway.log) == 2
     assert_silent("\n".join(seen))
-    assert not any(tmp_path.iterdir())  # in memory and nowhere else
+    assert os.listdir(tmp_path) == []  # in memory and nowhere else
 
 
 async def command(folder: Path, name: str, env: dict[str, str]) -> tuple[int | None, str]:
@@ -142,7 +142,7 @@ def test_an_instance_and_a_secret_show_nothing() -> None:
     shown = [secret, instance, account, settings, http, [secret], {"key": secret}, instance.account]
     for thing in shown:
         assert_silent(f"{thing} {thing!r} {[thing]}" + "%s %r" % (thing, thing))  # noqa: UP031
-    assert_silent(f"{secret:>40} {secret!s} {secret!a} {ascii(secret)} {dir(secret)}")
+    assert_silent(f"{secret:>40} {secret!s} {secret!a} {dir(secret)}")
     assert_silent(json.dumps({"key": secret}, default=str))
     assert not hasattr(secret, "__dict__")
 
