@@ -45,6 +45,7 @@ def date(seconds: float) -> str:
     return email.utils.formatdate(NOW_S + seconds, usegmt=True)
 
 
+@pytest.mark.proves("F06", "I-05")
 @pytest.mark.parametrize(
     ("headers", "wait_s"),
     [

@@ -16,6 +16,7 @@ from conftest import HELLO, KEYS, Fake, make_instance, serving
 from intruder import canary, raw, request
 
 from nexus_gateway.provider import Model, Provider
+from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply, instance_of
 
 pytestmark = pytest.mark.usefixtures("each_way")
@@ -325,7 +326,7 @@ async def test_no_key_goes_where_the_certificate_is_not_good(name: str) -> None:
     assert not any(heard)
 
 
-@pytest.mark.proves("S-08")
+@pytest.mark.proves("S-08", "F37")
 async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUpstream) -> None:
     where = "no-such-host.invalid"
     for url in ("http://127.0.0.1:9", f"http://{where}/v1", "http://[::1]:9/v1"):
@@ -334,3 +335,21 @@ async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUps
         assert status == 503
         for hint in ("127.0.0.1", "::1", where, ":9", "Errno", "aiohttp", "Cannot connect"):
             assert hint not in text
+
+
+@pytest.mark.proves("F48")
+async def test_a_key_may_be_short_long_or_twice_the_same(upstream: FakeUpstream) -> None:
+    keys = ["k", "k" * 500, KEYS[0], KEYS[0]]
+    names = ["fake", "fake", "fake", "other"]
+    instances = [
+        make_instance(upstream, number, key=Secret(key), name=name, provider=provider)
+        for number, (key, name, provider) in enumerate(
+            zip(keys, names, [Fake, Fake, Fake, Able], strict=True), 1
+        )
+    ]
+    async with serving(*instances) as served:
+        for _ in keys:
+            assert (await served.chat(headers={"X-Routing-Mode": "round-robin"}))[0] == 200
+        labels = [p["name"] for p in (await served.health())["providers"]]
+    assert sorted(received.key for received in upstream.requests) == sorted(keys)
+    assert len(set(labels)) == len(keys)

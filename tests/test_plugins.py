@@ -63,6 +63,7 @@ def test_a_built_in_is_what_the_readme_promises(name: str) -> None:
     assert cls.needs_key is (name != "demo")
 
 
+@pytest.mark.proves("S-05")
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "demo"])
 def test_a_key_travels_in_a_header_only(name: str) -> None:
     provider = load(name)()
