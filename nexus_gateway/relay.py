@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +37,7 @@ logger = logging.getLogger("nexus_gateway")
 _CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
 _SUCCESS = Verdict(Outcome.SUCCESS, "ok")
 BROKEN_STATUS = 500
+_BEGINNING = 8  # of a key: what others show of it as harmless
 
 
 class CallerGone(Exception):
@@ -272,9 +274,12 @@ class Relay:
 
 
 def _without_key(error: Mapping[str, Any], key: Secret) -> dict[str, Any]:
-    """Return an upstream's error with the key masked: some repeat what they were sent."""
+    """Return an upstream's error with the key masked: some repeat it, or how it begins."""
     if len(key.reveal()) < SHORTEST_SECRET:
         return dict(error)
-    written = json_codec.dumps(key.reveal())[1:-1]
-    masked: dict[str, Any] = json_codec.loads(json_codec.dumps(error).replace(written, b"***"))
+    whole, begun = (json_codec.dumps(k)[1:-1] for k in (key.reveal(), key.reveal()[:_BEGINNING]))
+    said = json_codec.dumps(error).replace(whole, b"***")
+    masked: dict[str, Any] = json_codec.loads(
+        re.sub(re.escape(begun) + rb'[^\s"\\]*', b"***", said)
+    )
     return masked

@@ -69,7 +69,7 @@ def _of_class(body: list[ast.stmt], value: ast.expr) -> frozenset[str]:
 
 
 @cache
-def tests() -> dict[str, frozenset[str]]:
+def claims() -> dict[str, frozenset[str]]:
     """Return all tests by `path::name`, each with the ids that it says it proves."""
     found: dict[str, frozenset[str]] = {}
     for path in [*ROOT.glob("tests/*.py"), *ROOT.glob("nexus_gateway/testing/*.py")]:
@@ -102,14 +102,14 @@ def test_every_row_is_held_by_a_test_that_says_so(doc: str) -> None:
             assert left.startswith(NO_TEST), f"{id}: {left}"
             assert len(left) > len(NO_TEST) + 20, f"{id}: say why"
         for name in named:
-            assert name in tests(), f"{id}: there is no {name}"
-            assert id in tests()[name], f"{name} is not marked with {id}"
+            assert name in claims(), f"{id}: there is no {name}"
+            assert id in claims()[name], f"{name} is not marked with {id}"
 
 
 def test_what_a_test_says_it_proves_is_in_the_tables() -> None:
     named = {(id, name) for doc in DOCS for id, cell in rows(doc) for name in NAMED.findall(cell)}
     known = {id for found in DOCS.values() for id in found}
-    for name, proved in tests().items():
+    for name, proved in claims().items():
         assert proved <= known, name
         if not SOME_ARE_TO_COME:
             assert {(id, name) for id in proved} <= named, name

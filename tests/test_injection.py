@@ -159,7 +159,7 @@ async def test_no_caller_writes_the_log(upstream: FakeUpstream, tmp_path: Path, 
                 await raw(gateway.url, request("POST /v1/chat/completions", body=body))
         for line in ("GET /%0a12:00:00%20info%20forged%1b[2J", "GET /v1/models/%0a%1b[2J"):
             await raw(gateway.url, request(line, "X-Request-Id: a b", "X-Routing-Mode: \x1b[2J"))
-        await raw(gateway.url, NOT_HTTP[4])
+        assert b"not_http" in (await raw(gateway.url, NOT_HTTP[4]))[2]
         await raw(gateway.url, b"GET /\x1b[2J\r\n12:00:00 info forged\r\n\r\n")
     said = "".join(gateway.log).rpartition("Try it:")[2].splitlines()[1:]
     written = [line for line in said if line and "curl" not in line]

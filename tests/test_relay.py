@@ -255,6 +255,7 @@ async def test_nobody_left_is_429_or_503_with_a_true_retry_after(upstream: FakeU
         clock.advance(5)
         status, text, headers = await served.chat()
         assert (status, headers["Retry-After"], headers["x-should-retry"]) == (503, "600", "false")
+        assert (await served.health())["status"] == "unhealthy"
         assert not any(key in text for key in KEYS)
 
 
@@ -402,13 +403,13 @@ async def test_a_burst_with_a_bad_key_parks_it_once(
 
 @pytest.mark.proves("S-06")
 async def test_an_upstream_that_repeats_the_key_is_masked(upstream: FakeUpstream) -> None:
-    error = {"message": f"Bad Bearer {KEYS[0]}", "more": [KEYS[0]]}
+    error = {"message": f"Bad Bearer {KEYS[0]} ({KEYS[0][:9]}****ret)", "more": [KEYS[0]]}
     upstream.script(Reply(status=400, error=error))
     event = f'data: {{"error": {{"message": "no {KEYS[0]}"}}}}\n\n'
     async with serving(make_instance(upstream), max_attempts=1) as served:
         status, text, _ = await served.chat()
         assert (status, KEYS[0] in text) == (400, False)
-        assert "Bad Bearer ***" in text
+        assert "Bad Bearer *** (***" in text
         good = 'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
         body = good + ": x\n\n" * 50_000 + event
         upstream.default = Reply(body=body.encode(), content_type="text/event-stream")

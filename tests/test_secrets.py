@@ -47,7 +47,8 @@ NAMES = {
 
 def troubles(key: str, last: int) -> list[Reply]:
     """Return a failure of every kind, each with the key that it was asked with."""
-    echo = {"message": f"Incorrect API key provided: {key}", "param": key, "code": key}
+    part = f"{key[:20]}****"
+    echo = {"message": f"Incorrect API key provided: {key}", "param": part, "code": key}
     html = f"<h1>{key}</h1>".encode()
     event = f'data: {{"error": {{"message": "not with {key}"}}}}\n\n'.encode()
     late = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n' + b": x\n\n" * 9999 + event
