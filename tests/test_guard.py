@@ -312,7 +312,7 @@ async def test_a_head_is_bounded(upstream: FakeUpstream) -> None:
 @pytest.mark.proves("S-21")
 async def test_what_anybody_may_know(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=401)
-    detail = "No module named 'x' (/home/owner/secret/x.py)"
+    detail = "No module named 'x' (/srv/owner/secret/x.py)"
     problem = PluginProblem("provider", "x", "nexus-x", "1", "x:X", "it failed to load", detail)
     async with serving(make_instance(upstream), make_instance(upstream, 2), **LOCKS) as served:
         served.gateway.pool.problems.append(problem)

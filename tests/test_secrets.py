@@ -206,7 +206,8 @@ class Clumsy(Able):
 async def test_no_word_of_a_conversation_is_logged(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    for name in ("", "nexus_gateway", "aiohttp", "asyncio"):
+        caplog.set_level(logging.DEBUG, logger=name)
     echo = {"message": f"You said {PROMPT}", "param": PROMPT, "code": PROMPT}
     said = f'data: {{"choices":[{{"delta":{{"content":"{ANSWER}"}}}}]}}\n\n'.encode()
     garbage = said + f"data: {{{ANSWER}\n\n".encode()
