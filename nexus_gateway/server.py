@@ -22,6 +22,7 @@ from nexus_gateway.listening import QUEUE
 from nexus_gateway.pool import Pool
 from nexus_gateway.reload import Fresh, Reload
 from nexus_gateway.routing import Policy
+from nexus_gateway.runner import Runner
 from nexus_gateway.settings import Settings
 from nexus_gateway.terminal import Terminal, heed_hangups
 
@@ -89,7 +90,7 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
     """Make the process and the running loop ready to serve an application; it listens nowhere."""
     # A caller who leaves cancels the handler: without it the upstream would run on.
     # A compressed body is refused; aiohttp must not try to unpack it before that.
-    runner = web.AppRunner(
+    runner = Runner(
         app,
         handler_cancellation=True,
         auto_decompress=False,

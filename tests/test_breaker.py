@@ -37,7 +37,7 @@ def test_three_failures_in_a_row_open(breaker: Breaker) -> None:
         breaker.acquire()
 
 
-@pytest.mark.proves("I-11", "I-13", "F10")
+@pytest.mark.proves("F09", "F10", "F11", "I-11", "I-13")
 def test_after_a_minute_one_probe(breaker: Breaker, clock: FakeClock) -> None:
     fail(breaker)
     clock.advance(59.9)

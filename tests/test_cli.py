@@ -145,6 +145,7 @@ def test_without_keys_the_screen_tells_which_to_set(served, capsys):
     assert "demo" in screen.lower()
 
 
+@pytest.mark.proves("S-15")
 def test_a_wide_open_gateway_is_warned_of(served, capsys):
     assert main(["serve", "--host", "0.0.0.0"]) == 0
     screen = told(capsys)

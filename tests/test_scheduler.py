@@ -53,6 +53,7 @@ class House:
             instance.breaker.failure(instance.breaker.acquire())
 
 
+@pytest.mark.proves("I-16")
 @given(st.data(), st.sampled_from(["smart", "fastest", "round-robin"]))
 def test_never_a_disabled_open_or_parked_one(data: st.DataObject, policy: str) -> None:
     house = House(4)
@@ -136,6 +137,7 @@ def test_fastest_takes_the_best() -> None:
     assert {house.lease("fastest").instance.name for _ in range(9)} == {"Fake (Key #2)"}
 
 
+@pytest.mark.proves("I-23", "I-25")
 def test_the_untried_come_first_and_other_providers_before_them() -> None:
     house = House(3)
     house.instances[2].provider_name = "other"
@@ -237,7 +239,7 @@ def test_a_repr_shows_no_key() -> None:
     assert Fake.needs_key
 
 
-@pytest.mark.proves("I-13", "F11")
+@pytest.mark.proves("F11", "I-13")
 @pytest.mark.parametrize("verdict", [LIMITED, REFUSED, BAD_KEY, LEFT])
 def test_what_is_nobodys_failure_frees_the_probes_place(verdict: Verdict) -> None:
     house = House(1)
@@ -289,6 +291,7 @@ def test_the_last_resort_is_the_nearest_and_never_tried_before() -> None:
     assert house.lease().instance is second
 
 
+@pytest.mark.proves("I-24")
 def test_a_wait_too_long_for_the_clients_is_not_advised() -> None:
     house = House(1)
     house.instances[0].park_bad_key()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from nexus_gateway import sse
 LINES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=10)
 
 
+@pytest.mark.proves("I-36")
 @given(
     st.lists(LINES, min_size=1, max_size=6),
     st.sampled_from(["\n", "\r\n", "\r"]),
@@ -32,6 +34,7 @@ def test_fields_are_read_by_the_standard() -> None:
     assert event == sse.Event("delta", "a\n b")
 
 
+@pytest.mark.proves("F24", "I-36")
 def test_other_line_separators_are_text() -> None:
     framer = sse.Framer()
     text = "a\u2028b\u2029c\x0bd\x85e"

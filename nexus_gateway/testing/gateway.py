@@ -21,6 +21,7 @@ from nexus_gateway.instance import Instance
 from nexus_gateway.pool import Pool
 from nexus_gateway.provider import Account, Provider
 from nexus_gateway.routing import Policy, policies
+from nexus_gateway.runner import Runner
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings
 
@@ -143,7 +144,7 @@ async def serving(
         clock=clock,
         rng=random.Random(7),
     )
-    runner = web.AppRunner(
+    runner = Runner(
         app,
         handler_cancellation=True,
         auto_decompress=False,
