@@ -2,7 +2,7 @@
 
 | upstream says                         | outcome      | the request                       |
 |---------------------------------------|--------------|-----------------------------------|
-| 400 413 414 415 422 431, 403 moderated | REFUSED      | passed to the caller, no retry    |
+| 400 413-415 422 431, 403 moderated    | REFUSED      | passed to the caller, no retry    |
 | 404                                   | REFUSED      | passed if the caller named it     |
 | 401 402 403, insufficient_quota       | BAD_KEY      | next candidate                    |
 | 429                                   | RATE_LIMITED | next candidate                    |

@@ -324,7 +324,7 @@ async def test_what_anybody_may_know(upstream: FakeUpstream) -> None:
     }
     assert set(told["providers"][0]) == {
         *("name", "provider", "model", "circuitState", "enabled", "inFlight", "metrics"),
-        *("parkedForMs", "parkReason", "lastReason"),
+        *("parkedForMs", "parkReason", "quotaLeft", "lastReason"),
     }
     assert [p["name"] for p in told["providers"]] == ["Fake (Key #1)", "Fake (Key #2)"]
     assert [p["lastReason"] for p in told["providers"]] == ["the key was refused (401)"] * 2
