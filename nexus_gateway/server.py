@@ -15,6 +15,7 @@ from aiohttp import web
 
 from nexus_gateway import log
 from nexus_gateway.app import build_app
+from nexus_gateway.callers import Runner
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers.gateway import GATEWAY
 from nexus_gateway.hooks import Hook
@@ -77,15 +78,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 @contextlib.asynccontextmanager
 async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Make the process and the running loop ready to serve an application; it listens nowhere."""
-    # A caller who leaves cancels the handler: without it the upstream would run on.
-    # A compressed body is refused; aiohttp must not try to unpack it before that.
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        auto_decompress=False,
-        access_log=None,
-        shutdown_timeout=CLOSE_S,
-    )
+    runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
     log.hold(asyncio.get_running_loop().call_later)
     # What is here now stays: the collector need not walk it for each few hundred requests.

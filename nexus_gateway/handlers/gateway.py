@@ -9,11 +9,17 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from nexus_gateway import json_codec
 from nexus_gateway.drain import Drain
-from nexus_gateway.errors import InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
+from nexus_gateway.errors import (
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    TooLarge,
+    UnsupportedMedia,
+)
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
@@ -64,6 +70,17 @@ GATEWAY = web.AppKey("gateway", Gateway)
 def gateway_of(request: web.Request) -> Gateway:
     """Return the gateway that serves a request."""
     return request.app[GATEWAY]
+
+
+def admit(gateway: Gateway) -> None:
+    """Refuse what would be one request too many, before anything of its body is read.
+
+    Raises:
+        Overloaded: MAX_CONCURRENT requests are being served.
+    """
+    most = gateway.settings.max_concurrent
+    if most and gateway.drain.in_flight >= most:
+        raise Overloaded
 
 
 def caller_of(request: web.BaseRequest) -> str:
@@ -121,6 +138,8 @@ class BodyPieces:
                 piece = await self._content.readany()
         except TimeoutError:
             raise RequestTimeout from None
+        except web.RequestPayloadError:
+            raise _bad_framing("The body breaks HTTP's rules.") from None
         if not piece:
             raise StopAsyncIteration
         self._left -= len(piece)
@@ -133,9 +152,18 @@ def _too_large(limit_mb: int) -> TooLarge:
     return TooLarge(f"The body is larger than {limit_mb} MB (MAX_BODY_MB).")
 
 
+def _bad_framing(message: str) -> InvalidRequest:
+    """Refuse a body of which nobody can tell where it ends; the connection ends with it."""
+    return InvalidRequest(message, code="bad_http", headers={"Connection": "close"})
+
+
 def _check_head(request: web.Request) -> None:
     """Refuse a body by what its head says."""
     limit_mb = gateway_of(request).settings.max_body_mb
+    if "Transfer-Encoding" in request.headers:
+        coding = request.headers["Transfer-Encoding"].strip().lower()
+        if coding != "chunked" or request.version < HttpVersion11:
+            raise _bad_framing("Of all transfer codings only HTTP/1.1's chunks are taken.")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
     if (request.content_length or 0) > limit_mb * 1024 * 1024:
