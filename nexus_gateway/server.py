@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from nexus_gateway import log
+from nexus_gateway import descriptors, log
 from nexus_gateway.app import build_app
 from nexus_gateway.callers import Runner
 from nexus_gateway.drain import Drain
@@ -78,6 +78,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 @contextlib.asynccontextmanager
 async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Make the process and the running loop ready to serve an application; it listens nowhere."""
+    descriptors.raise_limit()
+    asyncio.get_running_loop().set_exception_handler(descriptors.Shortage())
     runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
     log.hold(asyncio.get_running_loop().call_later)

@@ -99,6 +99,15 @@ def request_id(request: web.BaseRequest) -> str:
     return found
 
 
+async def expect(request: web.Request) -> None:
+    """Tell a caller who asks before he sends his body to go on, unless it would be refused."""
+    wants = request.headers.get("Expect", "").lower() == "100-continue"
+    limit = gateway_of(request).settings.max_body_mb * 1024 * 1024
+    if wants and request.version >= HttpVersion11 and (request.content_length or 0) <= limit:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # no head has gone out yet
+
+
 async def read_body(request: web.Request) -> bytes:
     """Read a request's body.
 
