@@ -13,64 +13,13 @@ import aiohttp
 import pytest
 import trustme
 from conftest import HELLO, Fake, make_instance, serving
+from raw import BODY, EVENT, FINISH, HEAD, Wire, chunked, listening
 
 from nexus_gateway import exchange
 from nexus_gateway.connections import Borrowed, Connections
 from nexus_gateway.testing import Served
 
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
-EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}'
-FINISH = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
-BODY = b"\n\n".join([EVENT % b"one ", EVENT % b"two", FINISH, b"data: [DONE]", b""])
 STREAM = {**HELLO, "stream": True}
-
-
-def chunked(data: bytes, size: int = 50) -> bytes:
-    pieces = [data[i : i + size] for i in range(0, len(data), size)]
-    return b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
-
-
-class Wire:
-    """A server that says exactly the bytes it is told to, request after request."""
-
-    def __init__(self, *answers: bytes | None) -> None:
-        self.answers = list(answers)
-        self.connections = 0
-        self.served = 0
-        self.sent = 0
-        self.writers: list[asyncio.StreamWriter] = []
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.writers.append(writer)
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                await reader.readexactly(length)
-                self.served += 1
-                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                if answer is None:
-                    break
-                writer.write(answer)
-                await writer.drain()
-                if b"Connection: close" in answer or b"HTTP/1.0" in answer:
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def listening(wire: Wire, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    server = await asyncio.start_server(wire, "127.0.0.1", 0, ssl=tls)
-    port = server.sockets[0].getsockname()[1]
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
-    finally:
-        server.close()
-        for writer in wire.writers:
-            writer.close()
 
 
 @asynccontextmanager
