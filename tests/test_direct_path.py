@@ -74,6 +74,7 @@ async def test_a_connection_is_not_used_again(answer: bytes) -> None:
     assert wire.connections == 3
 
 
+@pytest.mark.proves("F45")
 @pytest.mark.usefixtures("direct_only")
 @pytest.mark.parametrize("what", ["closed", "a word nobody asked for"])
 async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> None:
@@ -89,6 +90,7 @@ async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> 
     assert wire.connections == 2
 
 
+@pytest.mark.proves("F47")
 @pytest.mark.usefixtures("direct_only")
 @pytest.mark.parametrize(
     "answer",
@@ -137,6 +139,7 @@ async def test_an_error_is_read_by_aiohttp_and_its_connection_used_again() -> No
         assert response.headers["Retry-After"] == "7"
 
 
+@pytest.mark.proves("F18", "I-31")
 @pytest.mark.usefixtures("direct_only")
 @pytest.mark.parametrize(
     "answer",
@@ -190,6 +193,7 @@ class Flood(Wire):
         await writer.drain()
 
 
+@pytest.mark.proves("F25", "F31", "I-38")
 @pytest.mark.usefixtures("each_way")
 async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -> None:
     flood = Flood(b"")
@@ -222,6 +226,7 @@ async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -
 ERROR = b'data: {"error":{"message":"overloaded"}}'
 
 
+@pytest.mark.proves("F16")
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("more", [b"data: [DONE]\n\n", FINISH + b"\n\ndata: [DONE]\n\n", b""])
 async def test_an_error_behind_the_first_words_in_one_read_is_a_free_fail_over(more: bytes) -> None:
@@ -292,6 +297,7 @@ def test_a_connection_with_an_unsent_request_is_not_used_again(unsent: int, done
     assert stub.done == [done]
 
 
+@pytest.mark.proves("F31", "I-38")
 async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
     whole = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 1_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import resource
+import socket
 import sys
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -341,7 +342,18 @@ async def test_no_header_of_an_upstream_leaves_us(upstream: FakeUpstream, stream
 
 
 @pytest.mark.proves("F37", "F13")
-async def test_a_name_that_nobody_knows_fails_over(upstream: FakeUpstream) -> None:
+async def test_a_name_that_nobody_knows_fails_over(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    found = loop.getaddrinfo
+
+    async def look_up(host: str, *args: Any, **more: Any) -> Any:
+        if host == "nowhere.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "not known")
+        return await found(host, *args, **more)
+
+    monkeypatch.setattr(loop, "getaddrinfo", look_up)
     lost = make_instance("http://nowhere.invalid/v1")
     async with serving(lost, make_instance(upstream, 2)) as served:
         status, _, headers = await served.chat(headers=IN_TURN)

@@ -98,6 +98,7 @@ def test_the_level_is_ours_and_others_are_heard_from_warning_on(stderr):
     assert "loud" in stderr.getvalue()
 
 
+@pytest.mark.proves("F44")
 def test_a_broken_stderr_is_borne(monkeypatch):
     closed = io.StringIO()
     closed.close()

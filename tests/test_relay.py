@@ -69,6 +69,7 @@ STREAM_FAILURES = {
 REASONS = {"401": "bad_key", "402": "bad_key", "403": "bad_key", "quota": "bad_key"}
 
 
+@pytest.mark.proves("F12", "F14", "F17", "F27")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_a_failure_before_the_answer_is_nobodys_business(
@@ -90,6 +91,7 @@ async def test_a_failure_before_the_answer_is_nobodys_business(
         assert [i.in_flight for i in served.instances] == [0, 0]
 
 
+@pytest.mark.proves("F14", "F16", "F22", "I-30")
 @pytest.mark.parametrize("failure", STREAM_FAILURES)
 async def test_a_stream_that_fails_before_its_first_content_fails_over(
     upstream: FakeUpstream, failure: str
@@ -103,6 +105,7 @@ async def test_a_stream_that_fails_before_its_first_content_fails_over(
         assert instances[0].health.success_rate() == 0
 
 
+@pytest.mark.proves("F13")
 async def test_a_refused_connection_fails_over(upstream: FakeUpstream) -> None:
     instances = make_instance("http://127.0.0.1:1/v1"), make_instance(upstream, 2)
     async with serving(*instances) as served:
@@ -125,6 +128,7 @@ ODD = {
 }
 
 
+@pytest.mark.proves("F23", "F24", "I-32", "I-36", "I-37")
 @pytest.mark.parametrize("odd", ODD)
 async def test_odd_streams_arrive_whole(upstream: FakeUpstream, odd: str) -> None:
     reply = upstream.default = ODD[odd]
@@ -148,6 +152,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.proves("F18", "F19", "F20", "F21", "F22", "I-31", "I-34")
 @pytest.mark.parametrize("kind", BREAKS)
 async def test_a_stream_that_breaks_ends_with_an_error_event(
     upstream: FakeUpstream, kind: str
@@ -273,6 +278,7 @@ async def test_attempts_are_bounded(upstream: FakeUpstream) -> None:
     assert text.count("answered 500") == 2
 
 
+@pytest.mark.proves("F29", "I-33")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("reply", [Reply(hang=True), Reply(hang_after=2, head_delay_s=0.05)])
 async def test_a_caller_who_leaves_closes_the_upstream(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from unittest import mock
 
+import pytest
 from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from nexus_gateway import sse
 LINES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=10)
 
 
+@pytest.mark.proves("F24", "I-36")
 @given(
     st.lists(LINES, min_size=1, max_size=6),
     st.sampled_from(["\n", "\r\n", "\r"]),
@@ -36,6 +38,7 @@ def test_fields_are_read_by_the_standard() -> None:
     assert event == sse.Event("delta", "a\n b")
 
 
+@pytest.mark.proves("F24", "I-36")
 def test_other_line_separators_are_text() -> None:
     framer = sse.Framer()
     text = "a\u2028b\u2029c\x0bd\x85e"
