@@ -273,6 +273,33 @@ async def test_a_caller_who_reads_slowly_is_kept(upstream: FakeUpstream) -> None
         assert size > 6_000_000
 
 
+class Wire:
+    """A transport in which as much waits whenever one looks."""
+
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return 100
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.proves("I-38")
+def test_a_caller_who_takes_as_much_as_is_written_is_kept() -> None:
+    caller, wire = object.__new__(callers.Caller), Wire()
+    caller._wire, caller._unsent, caller._taken_at = wire, 0, 0.0
+    caller.head_since, caller._paused, caller._drain_waiter = None, True, None
+    for now in range(20):
+        caller.look(now, head_s=60, write_s=5)
+        caller.resume_writing()
+        caller.pause_writing()
+    assert not wire.aborted
+    for now in range(20, 30):
+        caller.look(now, head_s=60, write_s=5)
+    assert wire.aborted
+
+
 @pytest.mark.proves("I-40")
 @pytest.mark.usefixtures("each_way")
 async def test_one_request_too_many_is_refused_before_its_body_is_read(
