@@ -107,9 +107,13 @@ class Caller(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what is no HTTP in OpenAI's shape; the connection ends with it."""
         super().handle_error(request, status, exc, message)  # logs, and refuses a second head
-        error: GatewayError = InvalidRequest("This is not a valid HTTP request.", code="bad_http")
+        error: GatewayError = InvalidRequest(
+            "This is not a valid HTTP/1.1 request, so the connection is closed. This port speaks "
+            "HTTP, not HTTPS.",
+            code="bad_http",
+        )
         if isinstance(exc, LineTooLong):
-            error = InvalidRequest("The request's address or a header is too long.")
+            error = InvalidRequest("The request's address or a header is longer than 8 KB.")
             status = 431
         elif status != 400:
             error = GatewayError("The gateway failed on this request.", code="internal_error")
@@ -192,11 +196,11 @@ class Runner(web.AppRunner):
 
     def _look(self, server: web.Server) -> None:
         loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._every_s, self._look, server)
         now = loop.time()
         for connection in server.connections:
             assert isinstance(connection, Caller)
             connection.look(now, HEAD_S, self._write_s)
-        self._timer = loop.call_later(self._every_s, self._look, server)
 
     async def cleanup(self) -> None:
         """Stop serving."""

@@ -121,7 +121,7 @@ async def test_what_is_no_http_is_refused_and_its_connection_closed(
         for name, data in TOO_LARGE.items():
             seen = await say(served, data, patience_s=1)
             assert (seen.statuses, seen.closed) == ([431], True), name
-            assert "too long" in no_http(seen.data)["message"]
+            assert "longer than 8 KB" in no_http(seen.data)["message"]
         assert (await served.health())["inFlightRequests"] == 0
     assert upstream.hits() == 0
 
@@ -168,21 +168,67 @@ async def test_chunks_without_end_are_cut_off_at_the_limit(upstream: FakeUpstrea
         assert (await asyncio.wait_for(reader.readline(), 2)).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.proves("F35")
+@pytest.mark.usefixtures("each_way")
+async def test_no_word_of_a_body_becomes_a_header(upstream: FakeUpstream) -> None:
+    body = {"model": "fake/a\r\nX-Evil: 1", "messages": [{"role": "user", "content": "x"}]}
+    async with serving(make_instance(upstream)) as served:
+        for stream in (True, False):
+            asked = json.dumps({**body, "stream": stream}).encode()
+            seen = await say(served, asking(body=asked))
+            assert seen.statuses == [200]
+            assert b"\nX-Evil" not in seen.data.split(b"\r\n\r\n")[0]
+            assert upstream.requests[-1].body["model"] == "a\r\nX-Evil: 1"
+
+
+ODD_JSON = {
+    "NUL": (b'"a\\u0000b"', "a\0b"),
+    "a lone pair": (b'"\\ud83d\\ude00"', "\U0001f600"),
+    "the same key twice": (b'{"a":1,"a":2}', {"a": 2}),
+    "a mark": (b'"\xef\xbb\xbf"', "\ufeff"),
+}
+
+
+@pytest.mark.proves("F34", "S-22")
+@pytest.mark.usefixtures("each_way")
+async def test_what_goes_on_is_what_was_read(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served:
+        for name, (text, value) in ODD_JSON.items():
+            seen = await say(served, asking(body=BODY[:-1] + b',"x":%b}' % text))
+            assert seen.statuses == [200], name
+            assert upstream.requests[-1].body["x"] == value, name
+            assert upstream.requests[-1].raw.count(b'"a"') < 2
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_stream_in_http_1_0_ends_with_its_connection(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served:
+        seen = await say(served, asking(stream=True).replace(b"1.1", b"1.0"), patience_s=1)
+    head, _, body = seen.data.partition(b"\r\n\r\n")
+    assert (seen.statuses, seen.closed) == ([200], True)
+    assert b"Transfer-Encoding" not in head
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
 @pytest.fixture
 def short_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callers, "HEAD_S", 0.2)
+    monkeypatch.setattr(callers, "LINGER_S", 0.1)
 
 
 @pytest.mark.proves("F33")
 @pytest.mark.usefixtures("short_heads")
 async def test_heads_that_never_end_are_let_go_and_disturb_nobody(upstream: FakeUpstream) -> None:
-    async with serving(make_instance(upstream)) as served:
+    async with serving(make_instance(upstream), idle_timeout_ms=200) as served:
         port = int(served.url.rsplit(":", 1)[1])
         slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+        for _, writer in slow[150:]:
+            writer.write(START + b"Content-Length: 99\r\n\r\n{")  # and no more of the body
         began = time.monotonic()
         while time.monotonic() - began < 0.1:
-            for _, writer in slow[:150]:  # the others say nothing at all
-                writer.write(b"G" if writer is slow[0][1] else b"GET / HTTP/1.1\r\nX-Y: z")
+            for _, writer in slow[:100]:  # the next fifty say nothing at all
+                writer.write(b"GET / HTTP/1.1\r\nX-Y: z")
             asked = time.monotonic()
             assert (await served.chat())[0] == 200
             assert time.monotonic() - asked < 2

@@ -15,7 +15,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import HELLO, Fake, make_instance, serving
+from conftest import HELLO, Fake, Other, make_instance, serving
 from raw import BODY, EVENT, HEAD, Wire, chunked, listening
 
 from nexus_gateway.breaker import State
@@ -364,9 +364,13 @@ async def test_a_name_that_nobody_knows_fails_over(
 @pytest.mark.proves("F48")
 @pytest.mark.parametrize("key", ["k", "k" * 500])
 async def test_keys_of_any_length_work(upstream: FakeUpstream, key: str) -> None:
-    async with serving(make_instance(upstream, key=Secret(key))) as served:
-        assert (await served.chat())[0] == 200
-        assert upstream.hits(key) == 1
+    one = make_instance(upstream, key=Secret(key))
+    same = make_instance(upstream, key=Secret(key), provider=Other, name="other")
+    async with serving(one, same) as served:
+        for model in ("fake", "other"):
+            status, _, headers = await served.chat({**ASKED[True], "model": model})
+            assert (status, headers["X-Nexus-Provider"]) == (200, f"{model.title()} (Key #1)")
+        assert upstream.hits(key) == 2
 
 
 @pytest.mark.proves("F45")
