@@ -47,22 +47,28 @@ async def connected(
         writer.transport.abort()
 
 
-async def say(served: Served, data: bytes, *, patience_s: float = 0.1) -> Seen:
-    """Send bytes; return what came until the connection was closed or nothing more came."""
-    seen = b""
+async def say(served: Served, data: bytes, *, answers: int = 0) -> Seen:
+    """Send bytes; return what came until the connection was closed.
+
+    Args:
+        served: the gateway.
+        data: what is sent.
+        answers: how many heads are enough; nothing much is waited for after them.
+    """
+    seen = Seen(b"", closed=False)
     async with connected(served) as (reader, writer):
         writer.write(data)
-        while True:
+        while not seen.closed:
+            enough = 0 < answers <= len(seen.statuses)
             try:
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(0.05 if enough else 5):
                     piece = await reader.read(2**16)
             except TimeoutError:
-                return Seen(seen, closed=False)
+                break
             except ConnectionError:
-                return Seen(seen, closed=True)
-            if not piece:
-                return Seen(seen, closed=True)
-            seen += piece
+                piece = b""
+            seen = Seen(seen.data + piece, closed=not piece)
+    return seen
 
 
 # An upstream's answer.

@@ -115,11 +115,11 @@ async def test_what_is_no_http_is_refused_and_its_connection_closed(
 ) -> None:
     async with serving(make_instance(upstream), idle_timeout_ms=300) as served:
         for name, data in NO_HTTP.items():
-            seen = await say(served, data, patience_s=1)
+            seen = await say(served, data)
             assert (seen.statuses, seen.closed) == ([400], True), name
             assert no_http(seen.data)["code"] == "bad_http", name
         for name, data in TOO_LARGE.items():
-            seen = await say(served, data, patience_s=1)
+            seen = await say(served, data)
             assert (seen.statuses, seen.closed) == ([431], True), name
             assert "longer than 8 KB" in no_http(seen.data)["message"]
         assert (await served.health())["inFlightRequests"] == 0
@@ -130,10 +130,12 @@ async def test_what_is_no_http_is_refused_and_its_connection_closed(
 @pytest.mark.usefixtures("each_way")
 async def test_what_is_odd_but_http_gets_its_status(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        answers = await asyncio.gather(*(say(served, data) for data, _ in SERVED.values()))
-        for (name, (_, statuses)), seen in zip(SERVED.items(), answers, strict=True):
+        asked = (say(served, data, answers=len(told)) for data, told in SERVED.values())
+        for (name, (_, statuses)), seen in zip(
+            SERVED.items(), await asyncio.gather(*asked), strict=True
+        ):
             assert seen.statuses == statuses, name
-        assert (await say(served, b"GET /health\r\n\r\n", patience_s=1)).closed  # HTTP/0.9
+        assert (await say(served, b"GET /health\r\n\r\n")).closed  # HTTP/0.9
         assert (await served.health())["inFlightRequests"] == 0
 
 
@@ -175,7 +177,7 @@ async def test_no_word_of_a_body_becomes_a_header(upstream: FakeUpstream) -> Non
     async with serving(make_instance(upstream)) as served:
         for stream in (True, False):
             asked = json.dumps({**body, "stream": stream}).encode()
-            seen = await say(served, asking(body=asked))
+            seen = await say(served, asking(body=asked), answers=1)
             assert seen.statuses == [200]
             assert b"\nX-Evil" not in seen.data.split(b"\r\n\r\n")[0]
             assert upstream.requests[-1].body["model"] == "a\r\nX-Evil: 1"
@@ -194,7 +196,7 @@ ODD_JSON = {
 async def test_what_goes_on_is_what_was_read(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         for name, (text, value) in ODD_JSON.items():
-            seen = await say(served, asking(body=BODY[:-1] + b',"x":%b}' % text))
+            seen = await say(served, asking(body=BODY[:-1] + b',"x":%b}' % text), answers=1)
             assert seen.statuses == [200], name
             assert upstream.requests[-1].body["x"] == value, name
             assert upstream.requests[-1].raw.count(b'"a"') < 2
@@ -203,7 +205,7 @@ async def test_what_goes_on_is_what_was_read(upstream: FakeUpstream) -> None:
 @pytest.mark.usefixtures("each_way")
 async def test_a_stream_in_http_1_0_ends_with_its_connection(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        seen = await say(served, asking(stream=True).replace(b"1.1", b"1.0"), patience_s=1)
+        seen = await say(served, asking(stream=True).replace(b"1.1", b"1.0"))
     head, _, body = seen.data.partition(b"\r\n\r\n")
     assert (seen.statuses, seen.closed) == ([200], True)
     assert b"Transfer-Encoding" not in head
@@ -356,7 +358,7 @@ async def test_one_request_too_many_is_refused_before_its_body_is_read(
         url = served.url + "/v1/chat/completions"
         body = {"stream": True, "messages": [{"role": "user", "content": "x"}]}
         async with served.session.post(url, json=body), served.session.post(url, json=body):
-            seen = await say(served, START + b"Content-Length: 99999\r\n\r\n{")
+            seen = await say(served, START + b"Content-Length: 99999\r\n\r\n{", answers=1)
             assert seen.statuses == [503]
             assert b"Retry-After: 1\r\n" in seen.data
             assert b"x-should-retry: true\r\n" in seen.data
