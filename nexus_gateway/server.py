@@ -13,8 +13,9 @@ from typing import Any
 
 from aiohttp import web
 
-from nexus_gateway import log
+from nexus_gateway import descriptors, log
 from nexus_gateway.app import build_app
+from nexus_gateway.callers import Runner
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hooks import Hook
@@ -22,7 +23,6 @@ from nexus_gateway.listening import QUEUE
 from nexus_gateway.pool import Pool
 from nexus_gateway.reload import Fresh, Reload
 from nexus_gateway.routing import Policy
-from nexus_gateway.runner import Runner
 from nexus_gateway.settings import Settings
 from nexus_gateway.terminal import Terminal, heed_hangups
 
@@ -88,15 +88,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 @contextlib.asynccontextmanager
 async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Make the process and the running loop ready to serve an application; it listens nowhere."""
-    # A caller who leaves cancels the handler: without it the upstream would run on.
-    # A compressed body is refused; aiohttp must not try to unpack it before that.
-    runner = Runner(
-        app,
-        handler_cancellation=True,
-        auto_decompress=False,
-        access_log=None,
-        shutdown_timeout=CLOSE_S,
-    )
+    descriptors.raise_limit()
+    asyncio.get_running_loop().set_exception_handler(descriptors.Shortage())
+    runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
     log.hold(asyncio.get_running_loop().call_later)
     # What is here now stays: the collector need not walk it for each few hundred requests.

@@ -91,7 +91,7 @@ async def test_a_failure_before_the_answer_is_nobodys_business(
         assert [i.in_flight for i in served.instances] == [0, 0]
 
 
-@pytest.mark.proves("F14", "F16", "I-30")
+@pytest.mark.proves("F14", "F16", "F22", "I-30")
 @pytest.mark.parametrize("failure", STREAM_FAILURES)
 async def test_a_stream_that_fails_before_its_first_content_fails_over(
     upstream: FakeUpstream, failure: str
@@ -128,7 +128,7 @@ ODD = {
 }
 
 
-@pytest.mark.proves("F23", "F24", "I-32", "I-37")
+@pytest.mark.proves("F23", "F24", "I-32", "I-36", "I-37")
 @pytest.mark.parametrize("odd", ODD)
 async def test_odd_streams_arrive_whole(upstream: FakeUpstream, odd: str) -> None:
     reply = upstream.default = ODD[odd]
@@ -152,7 +152,7 @@ BREAKS = {
 }
 
 
-@pytest.mark.proves("F18", "F19", "F20", "F21", "F22", "I-15", "I-30", "I-31")
+@pytest.mark.proves("F18", "F19", "F20", "F21", "F22", "I-15", "I-30", "I-31", "I-34")
 @pytest.mark.parametrize("kind", BREAKS)
 async def test_a_stream_that_breaks_ends_with_an_error_event(
     upstream: FakeUpstream, kind: str

@@ -97,6 +97,7 @@ ODD = [
 ]
 
 
+@pytest.mark.proves("F36")
 async def test_what_is_not_http_makes_no_500_and_no_traceback(tmp_path: Path) -> None:
     async with process(tmp_path) as gateway:
         port = int(gateway.url.rpartition(":")[2])

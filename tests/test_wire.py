@@ -59,7 +59,7 @@ BAD_BODIES: dict[bytes, str | None] = {
 }
 
 
-@pytest.mark.proves("S-22")
+@pytest.mark.proves("F34", "S-22")
 @pytest.mark.parametrize("number", range(len(BAD_BODIES)))
 async def test_a_bad_body_is_a_400_that_says_where(upstream: FakeUpstream, number: int) -> None:
     body, param = list(BAD_BODIES.items())[number]
@@ -89,7 +89,7 @@ async def test_errors_have_openais_shape_everywhere(upstream: FakeUpstream) -> N
         assert (await ask(served, "GET", "/v1/chat/completions"))[2]["Allow"] == "POST"
 
 
-@pytest.mark.proves("S-14")
+@pytest.mark.proves("F32", "S-14")
 async def test_too_large_and_compressed_bodies(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.chat(b" " * (21 * 1024 * 1024))
@@ -107,7 +107,7 @@ async def test_too_large_and_compressed_bodies(upstream: FakeUpstream) -> None:
     assert upstream.hits() == 0
 
 
-@pytest.mark.proves("S-19")
+@pytest.mark.proves("F35", "S-19")
 async def test_request_ids(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         assert (await served.chat(headers={"X-Request-Id": "mine-1"}))[2][
@@ -345,7 +345,7 @@ async def test_live_events(upstream: FakeUpstream) -> None:
         assert not any(key in str([first, second, missed]) for key in KEYS)
 
 
-@pytest.mark.proves("S-08")
+@pytest.mark.proves("I-59", "S-08")
 async def test_a_fault_of_our_own_says_nothing(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +360,7 @@ async def test_a_fault_of_our_own_says_nothing(
         assert "internal detail" not in text
 
 
+@pytest.mark.proves("I-59", "I-31")
 async def test_a_fault_in_the_middle_of_a_stream_breaks_the_connection(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from nexus_gateway.errors import (
 from nexus_gateway.handlers.gateway import (
     BodyPieces,
     Gateway,
+    admit,
     caller_of,
     gateway_of,
     read_body,
@@ -89,6 +90,7 @@ class Door:
         hooked = None if gateway.hooks is None else Hooked(gateway.hooks)
         status = 200
         try:
+            admit(gateway)
             with gateway.drain:
                 await self._serve(gateway, request, sink, report, hooked)
         except CallerGone:

@@ -15,13 +15,13 @@ import aiohttp
 from aiohttp import web
 
 from nexus_gateway.app import build_app
+from nexus_gateway.callers import Runner
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hooks import Hook
 from nexus_gateway.instance import Instance
 from nexus_gateway.pool import Pool
 from nexus_gateway.provider import Account, Provider
 from nexus_gateway.routing import Policy, policies
-from nexus_gateway.runner import Runner
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings
 
@@ -144,13 +144,7 @@ async def serving(
         clock=clock,
         rng=random.Random(7),
     )
-    runner = Runner(
-        app,
-        handler_cancellation=True,
-        auto_decompress=False,
-        access_log=None,
-        shutdown_timeout=0.2,
-    )
+    runner = Runner(app, shutdown_timeout=0.2)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
