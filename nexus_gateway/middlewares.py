@@ -18,6 +18,7 @@ from aiohttp import web
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import Dialect
 from nexus_gateway.dialects.messages import MESSAGES
+from nexus_gateway.errand import CallerGone
 from nexus_gateway.errors import (
     Draining,
     Forbidden,
@@ -30,7 +31,6 @@ from nexus_gateway.errors import (
 )
 from nexus_gateway.handlers.dressing import allowed_origin, identity, readable
 from nexus_gateway.handlers.gateway import CALLER, gateway_of, json_response, request_id
-from nexus_gateway.relay import CallerGone
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings
 

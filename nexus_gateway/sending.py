@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import aiohttp
@@ -47,6 +48,7 @@ async def send(client: Client, instance: Instance, http: HttpRequest) -> HttpAns
         AttemptFailed: anything but a 2xx came, or nothing.
         GatewayError: the caller's own body could not be read to its end.
     """
+    asked = instance.total_requests
     try:
         response = await client.post(http)
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -56,6 +58,7 @@ async def send(client: Client, instance: Instance, http: HttpRequest) -> HttpAns
     except TypeError as error:
         logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)
         raise failure("the provider's plugin failed") from error
+    _note_quotas(instance, response.headers, asked)
     if 200 <= response.status < 300:
         return response
     try:
@@ -84,6 +87,14 @@ async def read_whole(response: HttpAnswer, limit: int) -> bytes:
     if not read:
         raise failure("sent too large an answer")
     return body
+
+
+def _note_quotas(instance: Instance, headers: Mapping[str, str], asked: int) -> None:
+    """Let the instance know what its upstream says of its rate limits."""
+    try:
+        instance.quotas.note(instance.provider.read_quotas(headers, time.time()), asked)
+    except Exception:
+        logger.exception("the plugin %s failed to read its quotas", instance.plugin)
 
 
 def _judge(instance: Instance, response: HttpAnswer, body: bytes) -> Verdict:

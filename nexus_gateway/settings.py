@@ -123,6 +123,25 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable("SHUTDOWN_TIMEOUT_MS", "10000", "How long streams may go on after SIGTERM.", _MS),
     Variable("MAX_ATTEMPTS", "6", "Most attempts for one request.", _number(1, 100)),
+    Variable(
+        "QUEUE_TIMEOUT_MS",
+        "0",
+        "Longest wait for a rate limited or broken instance to return; 0 refuses at once.",
+        _number(0, LONGEST_MS),
+    ),
+    Variable("QUEUE_LIMIT", "100", "Most requests that wait so.", _number(1, 100_000)),
+    Variable(
+        "HEDGE",
+        "false",
+        "Ask a second instance where a stream's first content is unusually late.",
+        read_flag,
+    ),
+    Variable(
+        "RESUME",
+        "false",
+        "Let another instance go on with a streamed text that breaks in its midst.",
+        read_flag,
+    ),
     Variable("MAX_BODY_MB", "20", "Largest body that is taken.", _number(1, 1024)),
     Variable("STRICT_MODELS", "false", "Answer 404 to unknown models.", read_flag),
     Variable(
@@ -161,6 +180,10 @@ class Settings:
     keepalive_ms: int = 0
     shutdown_timeout_ms: int = 10000
     max_attempts: int = 6
+    queue_timeout_ms: int = 0
+    queue_limit: int = 100
+    hedge: bool = False
+    resume: bool = False
     max_body_mb: int = 20
     strict_models: bool = False
     response_model: str = "instance"
