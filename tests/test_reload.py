@@ -238,6 +238,9 @@ async def test_models_and_events_follow(upstream: FakeUpstream) -> None:
             found = {m["id"]: m["instances"] for m in (await models.json())["data"]}
         assert found["fake-large"] == ["Fake (Key #2)"]
         assert found["other-text"] == ["Other (Key #1)"]
+        # Whoever listens by a token that is no more, listens no more.
+        await reload(gateway, make_instance(upstream, 2), admin_token=Secret("admin-token"))
+        await asyncio.wait_for(events.content.read(), 5)
 
 
 @pytest.mark.proves("I-54")
