@@ -85,6 +85,7 @@ class Supervisor:
             return await self._no_start(first)
         self._place(first)
         self._first = first.introduction
+        self._nursery.keyed = self._first["keyed"]
         self._announce(self._first)
         jobs = [self._fill(slot) for slot in range(1, len(self._slots))]
         for job in [*jobs, self._reload_when_told()]:

@@ -61,6 +61,7 @@ class Model:
     opened_s: float = NEVER
     turn: tuple[float, bool] = (0.0, False)
     limited_until_s: float = NEVER
+    resting_until_s: float = NEVER
     refused_until_s: float = NEVER
     refused_in_a_row: int = 0
     enabled: bool = True
@@ -78,7 +79,8 @@ class Model:
         self.move(State.OPEN if opened else State.CLOSED, failures)
 
     def parked_for_s(self, now: float) -> float:
-        return max(0.0, max(self.limited_until_s, self.refused_until_s) - now)
+        until_s = max(self.limited_until_s, self.resting_until_s, self.refused_until_s)
+        return max(0.0, until_s - now)
 
     def admits(self) -> bool:
         return self.state is State.CLOSED or (self.state is State.HALF_OPEN and not self.probe_out)
@@ -224,6 +226,13 @@ class Life(RuleBasedStateMachine):
         instance.follow({"rate_limited": [until_s]})
         model = self.models[instance.name]
         model.limited_until_s = max(model.limited_until_s, until_s)
+
+    @rule(number=st.integers(0, 1), seconds=st.sampled_from([0.0, 3.0, 45.0]))
+    def rests(self, number: int, seconds: float) -> None:
+        instance = self.instances[number]
+        instance.rest(seconds)
+        model = self.models[instance.name]
+        model.resting_until_s = max(model.resting_until_s, self.clock() + seconds)
 
     @rule(number=st.integers(0, 1), opened=st.booleans(), ago_s=st.sampled_from([0.0, 1.0, 20.0]))
     def turned_elsewhere(self, number: int, opened: bool, ago_s: float) -> None:

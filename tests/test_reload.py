@@ -156,6 +156,22 @@ async def test_a_request_whose_key_is_exchanged_on_its_way_goes_to_the_new_one(
         assert (upstream.hits(KEYS[0]), upstream.hits(NEW_KEY)) == (1, 1)
 
 
+async def test_who_waits_for_a_key_that_is_exchanged_is_served_by_the_new_one(
+    upstream: FakeUpstream,
+) -> None:
+    waiting = {"queue_timeout_ms": 20_000}
+    parked = make_instance(upstream)
+    async with serving(parked, **waiting) as gateway:
+        parked.park(10)
+        asked = asyncio.create_task(gateway.chat())
+        async with asyncio.timeout(10):
+            while not gateway.gateway.drain.in_flight:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await reload(gateway, make_instance(upstream, key=Secret(NEW_KEY)), **waiting)
+        assert (await asyncio.wait_for(asked, 5))[0] == 200
+        assert (upstream.hits(KEYS[0]), upstream.hits(NEW_KEY)) == (0, 1)
+
+
 async def test_what_nobody_left_could_serve_is_still_an_error(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=500)
     async with serving(make_instance(upstream), max_attempts=1) as gateway:
@@ -222,6 +238,9 @@ async def test_models_and_events_follow(upstream: FakeUpstream) -> None:
             found = {m["id"]: m["instances"] for m in (await models.json())["data"]}
         assert found["fake-large"] == ["Fake (Key #2)"]
         assert found["other-text"] == ["Other (Key #1)"]
+        # Whoever listens by a token that is no more, listens no more.
+        await reload(gateway, make_instance(upstream, 2), admin_token=Secret("admin-token"))
+        await asyncio.wait_for(events.content.read(), 5)
 
 
 @pytest.mark.proves("I-54")

@@ -72,22 +72,32 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
 def reread(arguments: argparse.Namespace, running: Prepared) -> Fresh:
     """Read the settings once more, for a gateway that serves.
 
-    A gateway that has real keys never falls back to the demo: that none is left looks more like
-    a file that is just being written.
-
     Raises:
         ConfigError: something of it cannot be used, or nobody could serve.
     """
     env = serve_environment(arguments)
     settings, pool = configure(env, demo=arguments.demo, running=running.settings)
-    if not any(i.provider_name != DEMO for i in pool.instances) and any(
-        i.provider_name != DEMO for i in running.pool.instances
-    ):
-        raise ConfigError(["no provider has a key any more; to do without, start it again."])
+    if has_keys(running.pool):
+        check_keys(pool)
     # Policies and hooks are loaded at the start only, and so is what was wrong with them.
     pool.problems += [p for p in running.pool.problems if p.kind == POLICIES.word]
     fixed = as_started(Settings.from_env(env), running.settings)[1]
     return Fresh(settings, pool, (*fixed, *_late_plugins(running, pool)))
+
+
+def has_keys(pool: Pool) -> bool:
+    """Tell whether anybody but the demo is there."""
+    return any(instance.provider_name != DEMO for instance in pool.instances)
+
+
+def check_keys(pool: Pool) -> None:
+    """Check that a gateway which had real keys does not begin to answer with the demo.
+
+    Raises:
+        ConfigError: no key is left; that looks like a file that is just being written.
+    """
+    if not has_keys(pool):
+        raise ConfigError(["no provider has a key any more; to do without, start it again."])
 
 
 def _late_plugins(running: Prepared, pool: Pool) -> Iterator[str]:

@@ -21,6 +21,7 @@ from aiohttp_sse import sse_response
 from nexus_gateway.handlers.gateway import gateway_of
 from nexus_gateway.handlers.view import view
 from nexus_gateway.pool import Pool
+from nexus_gateway.settings import Settings
 
 EVERY_S = 0.25
 REMEMBERED = 1000
@@ -98,10 +99,16 @@ class Feed:
 FEED = web.AppKey("feed", Feed)
 
 
+def _keys(settings: Settings) -> list[str]:
+    """Return what opens this door."""
+    return [secret.reveal() for secret in (settings.admin_token, *settings.gateway_keys)]
+
+
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream the instances' changes until the caller leaves or this process does."""
+    """Stream the instances' changes until the caller leaves, or this process, or a key changes."""
     feed = request.config_dict[FEED]
-    drain = gateway_of(request).drain
+    gateway = gateway_of(request)
+    drain, opened_by = gateway.drain, _keys(gateway.settings)
     async with sse_response(request, sep="\n") as response:
         newest = feed.look()
         sent = feed.number_of(request.headers.get("Last-Event-ID"))
@@ -109,7 +116,7 @@ async def events(request: web.Request) -> web.StreamResponse:
             sent = newest
             data = json.dumps(feed.snapshot())
             await response.send(data, id=feed.id_of(sent), event="snapshot")
-        while not drain.leaving.is_set():
+        while not drain.leaving.is_set() and _keys(gateway.settings) == opened_by:
             for event in feed.since(sent):
                 sent = event.number
                 await response.send(json.dumps(event.data), id=feed.id_of(sent), event=event.kind)
