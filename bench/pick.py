@@ -16,8 +16,9 @@ import time
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.provider import Provider
 from nexus_gateway.routing import OUR_POLICIES, policies
-from nexus_gateway.scheduler import Scheduler, Target, Trail
+from nexus_gateway.scheduler import Scheduler, Target
 from nexus_gateway.testing import instance_of
+from nexus_gateway.trail import Trail
 
 SIZES = (10, 100, 1000)
 DONE = Verdict(Outcome.SUCCESS, "ok")

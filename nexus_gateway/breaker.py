@@ -99,6 +99,11 @@ class Breaker:
         state = self.state()
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 
+    @property
+    def untroubled(self) -> bool:
+        """Whether it is closed, and the last that was heard was good."""
+        return self.state() is State.CLOSED and self._failures == 0
+
     def ready_in_s(self) -> float:
         """Return how long until it admits: 0 now; a guess while a probe is out."""
         if self.admits():

@@ -2,30 +2,30 @@
 
 | upstream says                         | outcome      | the request                       |
 |---------------------------------------|--------------|-----------------------------------|
-| 400 413 415 422, 403 by moderation    | REFUSED      | passed to the caller, no retry    |
+| 400 413-415 422 431, 403 moderated    | REFUSED      | passed to the caller, no retry    |
 | 404                                   | REFUSED      | passed if the caller named it     |
 | 401 402 403, insufficient_quota       | BAD_KEY      | next candidate                    |
 | 429                                   | RATE_LIMITED | next candidate                    |
 | everything else that is not 2xx       | FAILURE      | next candidate                    |
+
+A 5xx that says when to come back is left alone for so long, beside what its circuit does.
 """
 
 from __future__ import annotations
 
-import email.utils
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
 from enum import Enum
 from typing import Any
 
 from nexus_gateway import json_codec
+from nexus_gateway.rate_limit import asked_to_wait_s, retry_after_s
 
-LONGEST_PARK_S = 3600.0
 RATE_LIMIT_PARK_S = 10.0
-_CALLERS_FAULT = frozenset({400, 413, 415, 422})
+# Whoever fails is not believed that he will for longer: his circuit finds out.
+LONGEST_REST_S = 60.0
+_CALLERS_FAULT = frozenset({400, 413, 414, 415, 422, 431})
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
 _LONGEST_MESSAGE = 2000
 _MOST_BRACKETS = 200
 _NO_REASON = "The upstream gave no reason."
@@ -50,7 +50,7 @@ class Verdict:
         outcome: what it means to the instance.
         reason: a short text for operators and callers, in our words: no key, no foreign text.
         status: the upstream's HTTP status, 0 when there was none.
-        park_s: for RATE_LIMITED, how long the instance stays away.
+        park_s: for RATE_LIMITED, and for a FAILURE that says so, how long the instance stays away.
         error: the upstream's error in OpenAI's shape, where it goes on to the caller.
     """
 
@@ -74,7 +74,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
     if error.get("code") in _QUOTA_CODES or error.get("type") in _QUOTA_CODES:
         return Verdict(Outcome.BAD_KEY, "the account has no quota left", status)
     if status == 429:
-        wait_s = retry_after_s(headers, now_s)
+        wait_s = retry_after_s(headers, error, now_s)
         return Verdict(
             Outcome.RATE_LIMITED,
             "rate limited",
@@ -92,7 +92,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
         return Verdict(Outcome.BAD_KEY, "the account has no credit (402)", status)
     if 300 <= status < 400:
         return Verdict(Outcome.FAILURE, f"redirected ({status}), which is never followed", status)
-    return Verdict(Outcome.FAILURE, f"answered {status}", status)
+    rest_s = asked_to_wait_s(headers, now_s) if status >= 500 else None
+    longest_s = None if rest_s is None else min(rest_s, LONGEST_REST_S)
+    return Verdict(Outcome.FAILURE, f"answered {status}", status, longest_s)
 
 
 def read_error(body: bytes) -> dict[str, Any]:
@@ -140,56 +142,3 @@ def _moderated(error: Mapping[str, Any], body: bytes) -> bool:
     if isinstance(metadata, dict) and ("reasons" in metadata or "flagged_input" in metadata):
         return True
     return error.get("code") in ("content_policy_violation", "content_filter", "moderation")
-
-
-def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
-    """Read how long an upstream asks to be left alone.
-
-    `retry-after-ms`, then `Retry-After` (seconds or a date), then the latest
-    `x-ratelimit-reset-*`. Bounded to [0, 1 h]; None when nothing readable is said.
-    """
-    waits = [
-        _number(headers.get("retry-after-ms"), 0.001),
-        _number(headers.get("Retry-After"), 1.0),
-        _until_date(headers.get("Retry-After"), now_s),
-    ]
-    for wait in waits:
-        if wait is not None:
-            return min(max(wait, 0.0), LONGEST_PARK_S)
-    resets = [
-        wait
-        for name, value in headers.items()
-        if name.lower().startswith("x-ratelimit-reset")
-        and (wait := _reset(value, now_s)) is not None
-    ]
-    return min(max(resets), LONGEST_PARK_S) if resets else None
-
-
-def _number(text: str | None, unit: float) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value * unit if 0 <= value < float("inf") else None
-
-
-def _until_date(text: str | None, now_s: float) -> float | None:
-    try:
-        date = email.utils.parsedate_to_datetime(text or "")
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now_s
-
-
-def _reset(text: str, now_s: float) -> float | None:
-    """Read a reset: a duration (`1m30.5s`), seconds, or an epoch in seconds or milliseconds."""
-    value = _number(text, 1.0)
-    if value is not None:
-        if value > 1e11:
-            value /= 1000
-        return max(0.0, value - now_s) if value > 1e9 else value
-    match = _DURATION.fullmatch(text.strip())
-    if not match or not any(match.groups()):
-        return None
-    hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + millis / 1000

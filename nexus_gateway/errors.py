@@ -11,7 +11,9 @@
     ├── UnsupportedMedia   415
     ├── UpstreamRefused    4xx   an upstream found fault with the request itself
     ├── NoCandidate    429/503   nobody is left to serve the request
+    ├── Overloaded         503   the gateway has more to do than it may
     ├── Draining           503   the gateway is about to exit
+    ├── DeadlinePassed     504   the caller's own time limit is over
     ├── HookFailed         500   a hook failed that must not; says nothing of the cause
     └── InternalError      500   a fault of our own; says nothing but the request's id
     ConfigError                  bad settings: stops the start (not an answer to a caller)
@@ -138,6 +140,8 @@ class UnsupportedMedia(InvalidRequest):
 class UpstreamRefused(GatewayError):
     """An upstream refused the request for what it says; passed on as it came."""
 
+    code = "upstream_refused"  # for the log: the caller gets the upstream's own
+
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message", "")))
         self.status = status
@@ -173,6 +177,7 @@ class NoCandidate(GatewayError):
         headers = {"x-should-retry": "true" if should_retry else "false"}
         if retry_after_s is not None:
             headers["Retry-After"] = str(max(SHORTEST_RETRY_AFTER_S, -int(-retry_after_s // 1)))
+        self.retry_after_s = retry_after_s
         code = code or ("rate_limit_exceeded" if rate_limited else "no_candidate")
         super().__init__(message, code=code, headers=headers)
 
@@ -187,6 +192,33 @@ class Draining(GatewayError):
         super().__init__(
             "The gateway is shutting down; try again in a moment.",
             headers={"Retry-After": "1", "Connection": "close", "x-should-retry": "true"},
+        )
+
+
+class DeadlinePassed(GatewayError):
+    """The time that the caller gave is over."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer was not there within the X-Request-Timeout-Ms that the request gave; "
+            "allow more time, or leave the header out.",
+            headers={"x-should-retry": "false"},
+        )
+
+
+class Overloaded(GatewayError):
+    """The gateway serves as many requests as it may, or as it has file descriptors for."""
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway serves as many requests as it can; try again in a moment.",
+            headers={"Retry-After": "1", "x-should-retry": "true"},
         )
 
 

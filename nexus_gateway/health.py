@@ -13,11 +13,15 @@ kept apart from what was seen here, so that nothing is ever told back and counte
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil
 
 HALF_LIFE_S = 120.0
 FLOOR = 0.05  # an instance with no chance at all could never show that it is back
+RECENT = 64  # of the first tokens, by which is told what is unusually slow
+ENOUGH = 20
 FORGOTTEN = 0.01  # of one request: less evidence than this is none
 
 
@@ -100,6 +104,7 @@ class Health:
         self._shares = Decayed(clock, half_life_s)
         self._latencies = Decayed(clock, half_life_s)
         self._speeds = Decayed(clock, half_life_s)
+        self._first_tokens_ms: deque[float] = deque(maxlen=RECENT)
 
     @property
     def _means(self) -> dict[str, Decayed]:
@@ -131,6 +136,22 @@ class Health:
         """Note how long an answer let itself be waited for, and its limit."""
         self._latencies.add(latency_ms)
         self._shares.add(min(latency_ms, limit_ms) / limit_ms)
+
+    def observe_first_token(self, ttft_ms: float) -> None:
+        """Note a stream's time to its first token, beside its latency."""
+        self._first_tokens_ms.append(ttft_ms)
+
+    def first_token_ms(self, share: float) -> float | None:
+        """Return the time in which a share of the recent streams had their first token.
+
+        Args:
+            share: of 1: 0.95 for the 95th percentile (by nearest rank).
+
+        Returns:
+            ms; None where too few are known.
+        """
+        known = sorted(self._first_tokens_ms)
+        return known[ceil(len(known) * share) - 1] if len(known) >= ENOUGH else None
 
     def observe_speed(self, tokens_per_s: float) -> None:
         """Note how fast an answer came once it had begun."""

@@ -15,12 +15,13 @@ from typing import Any
 from nexus_gateway.breaker import Breaker
 from nexus_gateway.health import Health
 from nexus_gateway.provider import CHAT, Account, Provider
+from nexus_gateway.quotas import Quotas
 from nexus_gateway.secret import Secret
 
 BAD_KEY_PARK_S = 600.0
 LONGEST_BAD_KEY_PARK_S = 3600.0
 MOST_DOUBLINGS = 3  # three reach the longest park; a large burst would overflow
-MARKS = ("toggle", "freed", "rate_limited", "bad_key", "circuit", "reason")
+MARKS = ("toggle", "freed", "rate_limited", "resting", "bad_key", "circuit", "reason")
 Marks = Mapping[str, Sequence[Any]]
 
 
@@ -80,10 +81,11 @@ class Instance:
         self.elsewhere = Elsewhere()
         self.breaker = Breaker(clock)
         self.health = Health(clock)
+        self.quotas = Quotas(clock)
         self.bad_keys_in_a_row = 0
         self._clock = clock
         self._takes_images = takes_images
-        self._rate_limited_until_s = 0.0
+        self._rate_limited_until_s = self._resting_until_s = 0.0
         self._bad_key_until_s = 0.0
         self._bad_key_s = 0.0
         self._freed_s = 0.0
@@ -114,6 +116,11 @@ class Instance:
         if reason != self._reason:
             self._reason, self._reason_s = reason, self._clock()
 
+    def take_settings_of(self, other: Instance) -> None:
+        """Serve from now on as another instance of the same key is set to: its model and such."""
+        self.model, self.account = other.model, other.account
+        self._takes_images = other._takes_images
+
     def _listed(self, kind: str) -> list[str]:
         return [m.id for m in self.provider.models if m.kind == kind]
 
@@ -142,9 +149,17 @@ class Instance:
                 return known.images
         return model != self.model
 
+    def quota_left(self) -> float | None:
+        """Return the share left of the rate limit that is nearest, None when none is known."""
+        return self.quotas.left(self.total_requests)
+
     def park(self, seconds: float) -> None:
         """Leave it alone because of a rate limit; a park gets longer, never shorter."""
         self._rate_limited_until_s = max(self._rate_limited_until_s, self._clock() + seconds)
+
+    def rest(self, seconds: float) -> None:
+        """Leave it alone as it failed and asks for it; a rest gets longer, never shorter."""
+        self._resting_until_s = max(self._resting_until_s, self._clock() + seconds)
 
     def park_bad_key(self) -> None:
         """Leave it alone because its key was refused: 10 minutes, doubling up to an hour.
@@ -165,15 +180,17 @@ class Instance:
 
     def parked_for_s(self) -> float:
         """Return how long it is still parked, 0 when it is not."""
-        until_s = max(self._rate_limited_until_s, self._bad_key_until_s)
+        until_s = max(self._rate_limited_until_s, self._resting_until_s, self._bad_key_until_s)
         return max(0.0, until_s - self._clock())
 
     def park_reason(self) -> str | None:
-        """Return `bad_key`, `rate_limited`, or None."""
+        """Return `bad_key`, `rate_limited`, `resting`, or None."""
         now = self._clock()
         if self._bad_key_until_s > now:
             return "bad_key"
-        return "rate_limited" if self._rate_limited_until_s > now else None
+        if self._rate_limited_until_s > now:
+            return "rate_limited"
+        return "resting" if self._resting_until_s > now else None
 
     def enable(self) -> None:
         """Switch it on, and give a parked key another chance; the circuit stays as it is."""
@@ -185,6 +202,10 @@ class Instance:
         """Switch it off: it gets nothing new."""
         self.enabled = False
         self._toggled_s = self._clock()
+
+    def free_key(self) -> None:
+        """Give a parked key another chance; all else stays as it is."""
+        self._free(self._clock())
 
     def _free(self, at_s: float) -> None:
         """Give a key that was refused before a time another chance."""
@@ -204,6 +225,7 @@ class Instance:
             "toggle": [self._toggled_s, self.enabled],
             "freed": [self._freed_s],
             "rate_limited": [self._rate_limited_until_s],
+            "resting": [self._resting_until_s],
             "bad_key": [self._bad_key_until_s, self._bad_key_s, self.bad_keys_in_a_row],
             "circuit": [turned_s, opened],
             "reason": [self._reason_s, self._reason or ""],
@@ -218,6 +240,8 @@ class Instance:
             self._free(freed[0])
         if limited := marks.get("rate_limited"):
             self._rate_limited_until_s = max(self._rate_limited_until_s, limited[0])
+        if resting := marks.get("resting"):
+            self._resting_until_s = max(self._resting_until_s, resting[0])
         if bad_key := marks.get("bad_key"):
             until_s, at_s, in_a_row = bad_key
             if until_s > self._bad_key_until_s and at_s > self._freed_s:

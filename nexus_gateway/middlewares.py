@@ -18,6 +18,7 @@ from aiohttp import web
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import Dialect
 from nexus_gateway.dialects.messages import MESSAGES
+from nexus_gateway.errand import CallerGone
 from nexus_gateway.errors import (
     Draining,
     Forbidden,
@@ -30,13 +31,16 @@ from nexus_gateway.errors import (
 )
 from nexus_gateway.handlers.dressing import allowed_origin, identity, readable
 from nexus_gateway.handlers.gateway import CALLER, gateway_of, json_response, request_id
-from nexus_gateway.relay import CallerGone
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings
 
 logger = logging.getLogger("nexus_gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFLIGHT_S = "600"
+_BY_PROXIES = (
+    *("Forwarded", "Via", "X-Real-IP"),
+    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
+)
 _MESSAGES = "/v1/messages"
 _BELOW_V1 = (
     "/chat/",
@@ -225,11 +229,13 @@ def is_loopback(host: str) -> bool:
 
 
 def _named_locally(request: web.Request) -> bool:
-    """Tell whether the request was sent to a loopback name.
+    """Tell whether the request was sent to a loopback name, and by nobody's hand in between.
 
-    A page that rebinds its own name to 127.0.0.1, or a proxy that forwards the world to it,
-    says another one.
+    A page that rebinds its own name to 127.0.0.1 says another name; a proxy that forwards the
+    world to it says another one, or for whom it asks.
     """
+    if any(name in request.headers for name in _BY_PROXIES):
+        return False
     host = request.headers.get("Host", "")
     name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host
     return is_loopback(name if name.startswith("[") else name.partition(":")[0])

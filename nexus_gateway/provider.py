@@ -26,7 +26,7 @@ request in local variables.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from nexus_gateway import json_codec
 from nexus_gateway.answer import Answer
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.dialects.dialect import CHAT
+from nexus_gateway.rate_limit import Quota, read_quotas
 from nexus_gateway.secret import Secret
 from nexus_gateway.sse import Event
 
@@ -218,6 +219,15 @@ class Provider:
             A verdict, or None to leave it to the gateway (see `classify.classify`).
         """
         return None
+
+    def read_quotas(self, headers: Mapping[str, str], now_s: float) -> Iterable[Quota]:
+        """Read what is left of rate limits where it is told in none of the forms of `rate_limit`.
+
+        Args:
+            headers: of any answer, case-insensitive.
+            now_s: the wall clock in Unix seconds.
+        """
+        return read_quotas(headers, now_s)
 
     @property
     def serves_chat(self) -> bool:

@@ -13,90 +13,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
-from nexus_gateway import json_codec
-from nexus_gateway.answer import completion_tokens
+from nexus_gateway import continuation, json_codec
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.dialects.dialect import Request, Whole
-from nexus_gateway.errors import BrokenStream, NoCandidate, UpstreamRefused
-from nexus_gateway.instance import Instance
+from nexus_gateway.errand import Errand, Report, Sink, Terms
+from nexus_gateway.errors import BrokenStream, GatewayError, NoCandidate, UpstreamRefused
+from nexus_gateway.hedging import Race
+from nexus_gateway.lease import Lease
 from nexus_gateway.registry import prefix
-from nexus_gateway.scheduler import Lease, Scheduler, Target, Trail
+from nexus_gateway.request_queue import RequestQueue
+from nexus_gateway.resumption import Joining, Remembering
+from nexus_gateway.scheduler import Scheduler, Target
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 from nexus_gateway.sending import AttemptFailed
 from nexus_gateway.settings import Settings
-from nexus_gateway.streams import AnswerStream, Outlet
+from nexus_gateway.streams import AnswerStream
 from nexus_gateway.upstream import Upstream
 
 logger = logging.getLogger("nexus_gateway")
 
 _CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
 _SUCCESS = Verdict(Outcome.SUCCESS, "ok")
+_BROKEN = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
 BROKEN_STATUS = 500
-
-
-class CallerGone(Exception):
-    """The caller has closed the connection."""
-
-
-@dataclass(slots=True)
-class Report:
-    """What became of one request, for the answer's headers and for the log.
-
-    Attributes:
-        started_s: when it came, by the relay's clock.
-        instance: who answers, None as long as nobody does.
-        model: the upstream's name of the model.
-        attempts: how many were made, the running one included.
-        upstream_ms: the last attempt's time to its first content, its whole answer, its failure.
-        total_ms: from the request's arrival to that moment.
-        usage: what was used, in OpenAI's shape; empty when unknown.
-        outcome: how it ended.
-    """
-
-    started_s: float
-    instance: Instance | None = None
-    model: str = ""
-    attempts: int = 0
-    upstream_ms: float = 0.0
-    total_ms: float = 0.0
-    usage: Mapping[str, Any] = field(default_factory=dict)
-    outcome: str = "cancelled"
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens the answer had, 0 when unknown."""
-        return completion_tokens(self.usage) or 0
-
-
-class Sink(Outlet, Protocol):
-    """Where an answer goes. Each method raises CallerGone when nobody is there any more."""
-
-    async def start(self, report: Report) -> None:
-        """Let a stream begin; its head goes out no later than its first events."""
-
-    async def fail(self, status: int, body: dict[str, Any]) -> None:
-        """End the stream with an error event; the status is what it would have had."""
-
-    async def whole(self, report: Report, answer: Whole) -> None:
-        """Send an answer in one piece."""
-
-
-@dataclass(slots=True)
-class Errand:
-    """One request on its way: what is wanted, of whom, and what was tried so far."""
-
-    request: Request
-    target: Target
-    policy: str
-    sink: Sink
-    report: Report
-    deadline_s: float
-    refusal: UpstreamRefused | None = None
-    trail: Trail = field(default_factory=Trail)
+_BEGINNING = 8  # of a key: what others show of it as harmless
 
 
 class Relay:
@@ -119,6 +64,7 @@ class Relay:
         self.scheduler = scheduler
         self._upstream = upstream
         self._settings = settings
+        self._queue = RequestQueue(settings.queue_timeout_ms / 1000, settings.queue_limit)
         self._clock = clock
         self._said: set[str] = set()
 
@@ -127,7 +73,7 @@ class Relay:
         return Report(self._clock())
 
     async def serve(
-        self, request: Request, target: Target, policy: str, sink: Sink, report: Report
+        self, request: Request, target: Target, terms: Terms, sink: Sink, report: Report
     ) -> None:
         """Serve one request.
 
@@ -135,8 +81,18 @@ class Relay:
             GatewayError: no answer could be had and nothing was sent.
             CallerGone: the caller left.
         """
-        deadline_s = self._clock() + self._settings.response_timeout_ms / 1000
-        errand = Errand(request, target, policy, sink, report, deadline_s)
+        memory = None
+        if self._settings.resume and continuation.is_plain_text(request):
+            sink = memory = Remembering(sink)
+        now_s = self._clock()
+        until_s = patience_s = now_s + self._settings.response_timeout_ms / 1000
+        if terms.timeout_s is not None:
+            until_s = min(until_s, report.started_s + terms.timeout_s)
+        way = (request, target, terms, sink, report, until_s, patience_s)
+        await self._run(Errand(*way, original=request, memory=memory))
+
+    async def _run(self, errand: Errand) -> None:
+        """Make attempts until one has brought an answer; raises as `serve`."""
         try:
             while not await self._attempt(errand):
                 pass
@@ -147,16 +103,24 @@ class Relay:
 
     async def _attempt(self, errand: Errand) -> bool:
         """Make one attempt; False when another one may follow."""
-        lease = self._lease(errand)
+        lease = await self._lease(errand)
+        answer: AnswerStream | Whole
         try:
             await self._pause(errand, lease)
             begun_s = self._clock()
-            answer = await self._ask(errand, lease)
+            if not errand.request.stream:
+                answer = await self._whole(errand, lease)
+            elif not errand.terms.hedge or not errand.request.replayable:
+                answer = await self._begin(errand, lease)
+            else:
+                limits = self._settings.first_token_timeout_ms, self._settings.max_attempts
+                race = Race(errand, self.scheduler, self._begin, self._failed, limits)
+                spoken = await race.run(lease)
+                if spoken is None:
+                    return False
+                lease, answer, begun_s = spoken.lease, spoken.answer, spoken.begun_s
         except AttemptFailed as failed:
-            lease.end(failed.verdict)
-            self._time(errand.report, begun_s)
-            errand.trail.add(lease.instance, failed.verdict, errand.report.upstream_ms)
-            self._judge(errand, lease, failed.verdict)
+            self._failed(errand, lease, failed.verdict, begun_s)
             return False
         except BaseException:
             lease.end(_CANCELLED)
@@ -164,27 +128,39 @@ class Relay:
         await self._deliver(errand, lease, answer, begun_s)
         return True
 
-    def _lease(self, errand: Errand) -> Lease:
+    async def _lease(self, errand: Errand) -> Lease:
         made = len(errand.trail.attempts)
-        over = self._clock() >= errand.deadline_s or not errand.request.replayable
+        left_s = errand.until_s - self._clock()
+        over = left_s <= 0 or not errand.request.replayable
         if made >= self._settings.max_attempts or (made and over):
             raise self.scheduler.no_candidate(errand.target, errand.trail)
-        lease = self.scheduler.lease(errand.target, errand.policy, errand.trail)
-        errand.report.instance, errand.report.model = lease.instance, lease.model
-        errand.report.attempts = made + 1
+        if self._queue.open:
+            lease = await self._queue.lease(errand.target, lambda: self._give(errand), left_s)
+        else:
+            lease = self.scheduler.lease(errand.target, errand.terms.policy, errand.trail)
+        errand.note_lease(lease)
         return lease
+
+    def _give(self, errand: Errand) -> Lease:
+        """Give a lease; who waits for the next one may come back to whom he has tried."""
+        try:
+            return self.scheduler.lease(errand.target, errand.terms.policy, errand.trail)
+        except NoCandidate:
+            errand.trail.turn_the_page()
+            raise
 
     async def _pause(self, errand: Errand, lease: Lease) -> None:
         pause_s = self.scheduler.backoff_s(lease, errand.trail)
         if not pause_s:
             return
-        if self._clock() + pause_s >= errand.deadline_s:
+        if self._clock() + pause_s >= errand.until_s:
             raise self.scheduler.no_candidate(errand.target, errand.trail)
         await asyncio.sleep(pause_s)
 
-    async def _ask(self, errand: Errand, lease: Lease) -> AnswerStream | Whole:
-        if errand.request.stream:
-            return await self._upstream.stream(lease.instance, lease.model, errand.request)
+    async def _begin(self, errand: Errand, lease: Lease) -> AnswerStream:
+        return await self._upstream.stream(lease.instance, lease.model, errand.request)
+
+    async def _whole(self, errand: Errand, lease: Lease) -> Whole:
         return await self._upstream.whole(
             lease.instance, lease.model, errand.request, self._share_s(errand)
         )
@@ -195,9 +171,15 @@ class Relay:
         Half of the time left as long as somebody else could be tried: a whole answer has no
         first token by which to tell slow from dead, and the next one needs time as well.
         """
-        left_s = max(errand.deadline_s - self._clock(), 0.001)
-        others = len(errand.target.instances) - len(errand.trail.attempts) - 1
-        return left_s / 2 if others > 0 else left_s
+        left_s = max(errand.patience_s - self._clock(), 0.001)
+        return left_s / 2 if errand.others() > 0 else left_s
+
+    def _failed(self, errand: Errand, lease: Lease, verdict: Verdict, begun_s: float) -> None:
+        """End an attempt that brought nothing; raises UpstreamRefused where that is the answer."""
+        lease.end(verdict)
+        self._time(errand.report, begun_s)
+        errand.trail.add(lease.instance, verdict, errand.report.upstream_ms)
+        self._judge(errand, lease, verdict)
 
     def _judge(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
         """Pass a refusal on to the caller; let any other failure go to the next candidate."""
@@ -233,7 +215,7 @@ class Relay:
         report = errand.report
         now_s = self._time(report, begun_s)
         if isinstance(answer, Whole):
-            lease.first_token(report.upstream_ms, self._settings.response_timeout_ms)
+            lease.answered(report.upstream_ms, self._settings.response_timeout_ms)
             lease.end(_SUCCESS)
             report.usage, report.outcome = answer.usage, "success"
             await errand.sink.whole(report, answer)
@@ -251,30 +233,58 @@ class Relay:
     async def _stream(
         self, errand: Errand, lease: Lease, answer: AnswerStream, first_s: float
     ) -> None:
-        verdict = _CANCELLED
+        verdict, broken = _CANCELLED, None
         try:
             await errand.sink.start(errand.report)
             await answer.pour(errand.sink)
             verdict = _SUCCESS
-        except BrokenStream as broken:
-            verdict = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
-            told = _without_key(broken.body(), lease.instance.key)
-            await errand.sink.fail(BROKEN_STATUS, told)
+        except BrokenStream as error:
+            verdict, broken = _BROKEN, error
         finally:
             try:
-                errand.report.usage, errand.report.outcome = answer.used(), verdict.outcome.value
+                errand.report.add_usage(answer.used())
+                errand.report.outcome = verdict.outcome.value
                 tokens, spent_s = errand.report.tokens, self._clock() - first_s
                 fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
                 lease.end(verdict, tokens / spent_s if fit else None)
             finally:
                 lease.end(verdict)
                 await answer.close()
+        if broken is not None and not await self._resume(errand, lease):
+            told = _without_key(broken.body(), lease.instance.key)
+            await errand.sink.fail(BROKEN_STATUS, told)
+
+    async def _resume(self, errand: Errand, lease: Lease) -> bool:
+        """Let somebody else go on with an answer that broke; False where nobody can."""
+        memory = errand.memory
+        said = memory.said() if memory is not None else None
+        if memory is None or said is None:
+            return False
+        errand.trail.add(lease.instance, _BROKEN, errand.report.upstream_ms)
+        errand.report.resumed += 1
+        patience_s = self._clock() + self._settings.response_timeout_ms / 1000
+        try:
+            await self._run(
+                replace(
+                    errand,
+                    request=continuation.continued(errand.original, said),
+                    sink=Joining(memory, said),
+                    until_s=patience_s,
+                    patience_s=patience_s,
+                )
+            )
+        except GatewayError:
+            return False
+        return True
 
 
 def _without_key(error: Mapping[str, Any], key: Secret) -> dict[str, Any]:
-    """Return an upstream's error with the key masked: some repeat what they were sent."""
+    """Return an upstream's error with the key masked: some repeat it, or how it begins."""
     if len(key.reveal()) < SHORTEST_SECRET:
         return dict(error)
-    written = json_codec.dumps(key.reveal())[1:-1]
-    masked: dict[str, Any] = json_codec.loads(json_codec.dumps(error).replace(written, b"***"))
+    whole, begun = (json_codec.dumps(k)[1:-1] for k in (key.reveal(), key.reveal()[:_BEGINNING]))
+    said = json_codec.dumps(error).replace(whole, b"***")
+    masked: dict[str, Any] = json_codec.loads(
+        re.sub(re.escape(begun) + rb'[^\s"\\]*', b"***", said)
+    )
     return masked

@@ -8,7 +8,7 @@ callers write in `X-Routing-Mode`:
         least-busy = nexus_acme:LeastBusy
 
 What it may ask of a candidate: `name`, `provider_name`, `model`, `in_flight`, `health.score()`,
-`health.success_rate()`, `health.latency_ms()` and `health.tokens_per_s()`.
+`health.success_rate()`, `health.latency_ms()`, `health.tokens_per_s()` and `quota_left()`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import ClassVar
 
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import API_VERSION
+from nexus_gateway.quotas import discount
 from nexus_gateway.registry import OURS, Found, Kind, discover, make, version_fault
 
 logger = logging.getLogger("nexus_gateway")
@@ -90,7 +91,12 @@ class Smart(Policy):
 
 
 def _weight(instance: Instance) -> float:
-    return instance.health.score() / (1 + instance.in_flight)
+    return liking(instance) / (1 + instance.in_flight)
+
+
+def liking(instance: Instance) -> float:
+    """Return an instance's score, less where it is near to its rate limit."""
+    return instance.health.score() * discount(instance.quota_left())
 
 
 class _Turns:
@@ -116,9 +122,7 @@ class Fastest(Policy):
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
         """Choose the best."""
-        best = max(
-            candidates, key=lambda c: (c.health.score(), -c.in_flight, -self._turns.since(c))
-        )
+        best = max(candidates, key=lambda c: (liking(c), -c.in_flight, -self._turns.since(c)))
         return self._turns.take(best)
 
 

@@ -7,23 +7,25 @@ Pure policy: it knows no socket and no task, and takes its clock and its chance 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from nexus_gateway import backoff
-from nexus_gateway.breaker import Permit, State
-from nexus_gateway.classify import RATE_LIMIT_PARK_S, Outcome, Verdict
+from nexus_gateway.breaker import State
+from nexus_gateway.budgets import HedgeBudget, RetryBudget
+from nexus_gateway.classify import Outcome
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.instance import Instance
+from nexus_gateway.lease import Lease
 from nexus_gateway.provider import CHAT
 from nexus_gateway.routing import Policy, choose, draw
+from nexus_gateway.trail import Trail
 
 EARLY_PROBE_EVERY_S = 2.0
 # Among so many it is as quick to look at everybody.
 FEW = 8
 # The official clients give up on a wait longer than this instead of waiting.
 LONGEST_WAIT_S = 120.0
-_TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,92 +71,6 @@ class Target:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One try that failed."""
-
-    instance: Instance
-    verdict: Verdict
-    duration_ms: float
-
-
-@dataclass(slots=True)
-class Trail:
-    """What was tried for one request."""
-
-    attempts: list[Attempt] = field(default_factory=list)
-
-    def add(self, instance: Instance, verdict: Verdict, duration_ms: float) -> None:
-        """Note a failed attempt."""
-        self.attempts.append(Attempt(instance, verdict, duration_ms))
-
-    def tried(self, instance: Instance) -> bool:
-        """Tell whether an instance was tried."""
-        return any(a.instance is instance for a in self.attempts)
-
-    def last(self, instance: Instance) -> Outcome | None:
-        """Return how an instance's last attempt ended, None when there was none."""
-        found = (a.verdict.outcome for a in reversed(self.attempts) if a.instance is instance)
-        return next(found, None)
-
-    def troubled(self, provider_name: str) -> int:
-        """Count a provider's failures; a bad key or a rate limit is its key's, not its own."""
-        return sum(
-            a.instance.provider_name == provider_name and a.verdict.outcome is Outcome.FAILURE
-            for a in self.attempts
-        )
-
-    def story(self) -> str:
-        """Tell what was tried and why it failed."""
-        return "; ".join(f"{a.instance.name}: {a.verdict.reason}" for a in self.attempts)
-
-
-class Lease:
-    """The promise of one instance for one attempt. Made by the scheduler."""
-
-    def __init__(self, instance: Instance, model: str, permit: Permit) -> None:
-        self.instance = instance
-        self.model = model
-        self._permit = permit
-        self._ended = False
-        instance.in_flight += 1
-        instance.total_requests += 1
-
-    def first_token(self, latency_ms: float, limit_ms: float) -> None:
-        """Note that the answer has begun, after how long, and what would have been too long."""
-        self.instance.health.observe_latency(latency_ms, limit_ms)
-        self._permit = self.instance.breaker.proved(self._permit)
-
-    def end(self, verdict: Verdict, tokens_per_s: float | None = None) -> None:
-        """End with an outcome; a second one is ignored."""
-        if self._ended:
-            return
-        self._ended = True
-        instance, breaker = self.instance, self.instance.breaker
-        instance.in_flight -= 1
-        if verdict.outcome is Outcome.SUCCESS:
-            breaker.success(self._permit)
-            self._succeed(tokens_per_s)
-        elif verdict.outcome is Outcome.FAILURE:
-            breaker.failure(self._permit)
-            instance.health.failure()
-        else:
-            breaker.release(self._permit)
-        if verdict.outcome is Outcome.RATE_LIMITED:
-            instance.park(RATE_LIMIT_PARK_S if verdict.park_s is None else verdict.park_s)
-        elif verdict.outcome is Outcome.BAD_KEY:
-            instance.park_bad_key()
-        if verdict.outcome in _TROUBLES:
-            instance.last_reason = verdict.reason
-
-    def _succeed(self, tokens_per_s: float | None) -> None:
-        self.instance.health.success()
-        self.instance.good_key()
-        self.instance.last_reason = None
-        if tokens_per_s is not None:
-            self.instance.health.observe_speed(tokens_per_s)
-
-
 class Scheduler:
     """Give leases.
 
@@ -162,6 +78,10 @@ class Scheduler:
         clock: monotonic seconds.
         rng: chance.
         policies: the policies by name, the default first.
+
+    Attributes:
+        retries: how many further attempts may be made.
+        hedges: how many attempts beside a running one.
     """
 
     def __init__(
@@ -169,6 +89,8 @@ class Scheduler:
     ) -> None:
         self.clock = clock
         self.policies = policies
+        self.retries = RetryBudget(clock)
+        self.hedges = HedgeBudget()
         self._rng = rng
         self._early_probe_s = float("-inf")
 
@@ -183,21 +105,61 @@ class Scheduler:
         Raises:
             NoCandidate: nobody is left.
         """
-        if len(target.instances) > FEW and not trail.attempts:
+        again = bool(trail.attempts)
+        if len(target.instances) > FEW and not again:
             drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
             if drawn is not None:
+                self.retries.request()
                 return Lease(drawn, target.model_of(drawn), drawn.breaker.acquire())
         able = target.able()
         candidates = [i for i in able if i.parked_for_s() == 0 and i.breaker.admits()]
         best = _untried_first(candidates, trail)
+        affordable = self.retries.allows() if again else True
+        if not affordable:
+            best = self._untroubled(best)
         if best:
             chosen = choose(self.policies[policy], best, self._rng)
-            return Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
-        early = self._nearest_to_its_probe(able, trail)
-        if early is None:
-            raise self.no_candidate(target, trail)
-        self._early_probe_s = self.clock()
-        return Lease(early, target.model_of(early), early.breaker.acquire_early())
+            lease = Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
+        else:
+            early = self._nearest_to_its_probe(able, trail) if affordable else None
+            if early is None:
+                raise self.no_candidate(target, trail)
+            self._early_probe_s = self.clock()
+            lease = Lease(early, target.model_of(early), early.breaker.acquire_early())
+        self.retries.retry() if again else self.retries.request()
+        return lease
+
+    def _untroubled(self, candidates: list[Instance]) -> list[Instance]:
+        """Return whom a retry may go to when there have been too many.
+
+        One that goes to somebody who is well is what a gateway is for, and multiplies nothing.
+        """
+        well = [i for i in candidates if i.breaker.untroubled]
+        if not well:
+            self.retries.denied += 1
+        return well
+
+    def hedge(self, target: Target, policy: str, trail: Trail) -> Lease | None:
+        """Choose whom to ask beside somebody who lets himself be waited for.
+
+        Args:
+            target: who may serve it.
+            policy: the name of one of `policies`.
+            trail: what was tried, and is being tried.
+
+        Returns:
+            A lease on somebody who is well and was not asked yet; None where there is nobody, or
+            where too many requests were hedged of late.
+        """
+        others = [
+            i
+            for i in target.able()
+            if i.parked_for_s() == 0 and i.breaker.untroubled and not trail.tried(i) and has_left(i)
+        ]
+        if not others or not self.hedges.take():
+            return None
+        chosen = choose(self.policies[policy], others, self._rng)
+        return Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
 
     def _nearest_to_its_probe(self, able: list[Instance], trail: Trail) -> Instance | None:
         """Return whom to probe before its time, when circuits alone stand in the way.
@@ -233,7 +195,7 @@ class Scheduler:
                 f"Every instance that could serve this is rate limited.{story}",
                 rate_limited=True,
                 retry_after_s=soonest_s,
-                should_retry=True,
+                should_retry=soonest_s <= LONGEST_WAIT_S,
             )
         return NoCandidate(
             f"No instance could serve this; GET /health tells why.{story}",
@@ -258,11 +220,27 @@ def _untried_first(candidates: list[Instance], trail: Trail) -> list[Instance]:
     """Return the best of the candidates that there are.
 
     First those not tried yet, at providers that have not failed in this request; then any not
-    tried yet; then those that failed before and may have come round.
+    tried yet; then those that failed before and may have come round. Whose rate limit is used up
+    comes last among those not tried.
     """
     if not trail.attempts:
-        return candidates
+        return _with_something_left(candidates)
     untried = [i for i in candidates if not trail.tried(i)]
-    elsewhere = [i for i in untried if not trail.troubled(i.provider_name)]
+    elsewhere = [i for i in untried if not trail.troubled(i.provider_name) and has_left(i)]
     # Only a failure may pass by itself: a refusal, a limit or a bad key says the same at once.
-    return elsewhere or untried or [i for i in candidates if trail.last(i) is Outcome.FAILURE]
+    return (
+        elsewhere
+        or _with_something_left(untried)
+        or [i for i in candidates if trail.last(i) is Outcome.FAILURE]
+    )
+
+
+def _with_something_left(candidates: list[Instance]) -> list[Instance]:
+    """Return those whose rate limit is not used up; all where that is nobody."""
+    return [i for i in candidates if has_left(i)] or candidates
+
+
+def has_left(instance: Instance) -> bool:
+    """Tell whether something is left of an instance's rate limits, as far as is known."""
+    left = instance.quota_left()
+    return left is None or left > 0

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import aiohttp
 
 from nexus_gateway.classify import Outcome, Verdict, classify, read_error
 from nexus_gateway.client import Client
-from nexus_gateway.errors import GatewayError
+from nexus_gateway.descriptors import exhausted
+from nexus_gateway.errors import GatewayError, Overloaded
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import HttpRequest
 from nexus_gateway.receiving import HttpAnswer, read_up_to
@@ -45,17 +47,22 @@ async def send(client: Client, instance: Instance, http: HttpRequest) -> HttpAns
 
     Raises:
         AttemptFailed: anything but a 2xx came, or nothing.
-        GatewayError: the caller's own body could not be read to its end.
+        GatewayError: the caller's own body could not be read to its end, or this process has no
+            file descriptor for it.
     """
+    asked = instance.total_requests
     try:
         response = await client.post(http)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if isinstance(error.__cause__, GatewayError):
             raise error.__cause__ from error
+        if exhausted(error):
+            raise Overloaded from error
         raise failure(_connection_reason(error)) from error
     except TypeError as error:
         logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)
         raise failure("the provider's plugin failed") from error
+    _note_quotas(instance, response.headers, asked)
     if 200 <= response.status < 300:
         return response
     try:
@@ -84,6 +91,14 @@ async def read_whole(response: HttpAnswer, limit: int) -> bytes:
     if not read:
         raise failure("sent too large an answer")
     return body
+
+
+def _note_quotas(instance: Instance, headers: Mapping[str, str], asked: int) -> None:
+    """Let the instance know what its upstream says of its rate limits."""
+    try:
+        instance.quotas.note(instance.provider.read_quotas(headers, time.time()), asked)
+    except Exception:
+        logger.exception("the plugin %s failed to read its quotas", instance.plugin)
 
 
 def _judge(instance: Instance, response: HttpAnswer, body: bytes) -> Verdict:

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import email.utils
 import json
 from typing import Any
 
 import pytest
-from multidict import CIMultiDict
 
-from nexus_gateway.classify import Outcome, classify, normalise_error, read_error, retry_after_s
+from nexus_gateway.classify import LONGEST_REST_S, Outcome, classify, normalise_error, read_error
 
 NOW_S = 1_790_000_000.0
 
@@ -17,7 +15,7 @@ NOW_S = 1_790_000_000.0
     [
         (400, {}, Outcome.REFUSED),
         (413, {}, Outcome.REFUSED),
-        (415, {}, Outcome.REFUSED),
+        *((status, {}, Outcome.REFUSED) for status in (414, 415, 431)),
         (422, {}, Outcome.REFUSED),
         (404, {}, Outcome.REFUSED),
         (403, {"metadata": {"reasons": ["hate"]}}, Outcome.REFUSED),
@@ -41,37 +39,6 @@ def test_the_table(status: int, error: dict[str, Any], outcome: Outcome) -> None
     assert (verdict.park_s == 10) == (outcome is Outcome.RATE_LIMITED)
 
 
-def date(seconds: float) -> str:
-    return email.utils.formatdate(NOW_S + seconds, usegmt=True)
-
-
-@pytest.mark.parametrize(
-    ("headers", "wait_s"),
-    [
-        ({}, None),
-        ({"Retry-After": "7"}, 7),
-        ({"Retry-After": "0"}, 0),
-        ({"Retry-After": "1.5"}, 1.5),
-        ({"Retry-After": date(30)}, 30),
-        ({"Retry-After": date(-30)}, 0),
-        ({"Retry-After": "-5"}, None),
-        ({"Retry-After": "abc"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"Retry-After": "1e9"}, 3600),
-        ({"retry-after-ms": "700", "Retry-After": "9"}, 0.7),
-        ({"x-ratelimit-reset-requests": "1m30.5s"}, 90.5),
-        ({"x-ratelimit-reset-tokens": "250ms"}, 0.25),
-        ({"x-ratelimit-reset-requests": "6m0s", "X-RateLimit-Reset-Tokens": "2h"}, 3600),
-        ({"x-ratelimit-reset": "12"}, 12),
-        ({"x-ratelimit-reset": str(NOW_S + 20)}, 20),
-        ({"x-ratelimit-reset": str((NOW_S + 20) * 1000)}, 20),
-        ({"x-ratelimit-reset": "soon"}, None),
-    ],
-)
-def test_how_long_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
-    assert retry_after_s(CIMultiDict(headers), NOW_S) == pytest.approx(wait_s)
-
-
 @pytest.mark.parametrize(
     ("body", "message", "code"),
     [
@@ -92,6 +59,13 @@ def test_errors_come_in_one_shape(body: bytes, message: str, code: str | None) -
 
 def test_what_an_upstream_adds_is_kept() -> None:
     assert normalise_error({"message": "m", "more": 1})["more"] == 1
+
+
+def test_a_server_in_trouble_may_ask_for_a_rest() -> None:
+    assert classify(503, {"Retry-After": "7"}, b"", NOW_S).park_s == 7
+    assert classify(529, {"Retry-After": "600"}, b"", NOW_S).park_s == LONGEST_REST_S
+    assert classify(503, {}, b"", NOW_S).park_s is None
+    assert classify(408, {"Retry-After": "7"}, b"", NOW_S).park_s is None
 
 
 def test_a_404_without_a_reason_may_be_a_wrong_address() -> None:

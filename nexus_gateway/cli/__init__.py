@@ -95,7 +95,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from nexus_gateway.cli import workers
+    from nexus_gateway.terminal import hold_hangups
 
+    if not arguments.reload:
+        hold_hangups()
     if place := workers.place(os.environ):
         return workers.work(arguments, place)
     if not arguments.reload and (settings := workers.settings_of_several(arguments)):

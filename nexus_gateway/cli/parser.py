@@ -37,9 +37,8 @@ examples:
 _SERVE = """\
 Serve the OpenAI API on one port, in front of every configured provider.
 SIGTERM or Ctrl-C drains: nothing new is accepted, streams may end for
-SHUTDOWN_TIMEOUT_MS; a second signal ends at once. With more than one
-worker SIGHUP reads .env anew and replaces the workers one by one, so that
-no call is lost.
+SHUTDOWN_TIMEOUT_MS; a second signal ends at once. SIGHUP reads .env anew,
+and no call is lost by it; more than one worker are replaced one by one.
 """
 
 _NEW_PROVIDER = """\

@@ -11,11 +11,19 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from nexus_gateway import log
-from nexus_gateway.dialects.dialect import Dialect
-from nexus_gateway.errors import Draining, GatewayError, InternalError, InvalidRequest
+from nexus_gateway.dialects.dialect import Dialect, Request
+from nexus_gateway.errand import CallerGone, Report, Terms
+from nexus_gateway.errors import (
+    DeadlinePassed,
+    Draining,
+    GatewayError,
+    InternalError,
+    NoCandidate,
+)
 from nexus_gateway.handlers.gateway import (
     BodyPieces,
     Gateway,
+    admit,
     caller_of,
     gateway_of,
     read_body,
@@ -23,8 +31,8 @@ from nexus_gateway.handlers.gateway import (
 )
 from nexus_gateway.handlers.hooked import Hooked
 from nexus_gateway.handlers.sink import CallerSink, served_by
-from nexus_gateway.relay import CallerGone, Report
-from nexus_gateway.routing import DEFAULT_POLICY
+from nexus_gateway.handlers.terms import terms_of
+from nexus_gateway.time_limit import TimeLimit
 
 logger = logging.getLogger("nexus_gateway")
 GOODBYE_S = 1.0
@@ -82,6 +90,7 @@ class Door:
         hooked = None if gateway.hooks is None else Hooked(gateway.hooks)
         status = 200
         try:
+            admit(gateway)
             with gateway.drain:
                 await self._serve(gateway, request, sink, report, hooked)
         except CallerGone:
@@ -120,17 +129,33 @@ class Door:
         report: Report,
         hooked: Hooked | None,
     ) -> None:
-        assert gateway.relay is not None
-        policy = _policy(request, gateway)
+        terms = terms_of(request, gateway)
+        if terms.timeout_s is None:
+            await self._read_and_relay(gateway, request, sink, report, hooked, terms)
+            return
+        try:
+            with TimeLimit(terms.timeout_s):
+                await self._read_and_relay(gateway, request, sink, report, hooked, terms)
+        except TimeoutError:
+            raise DeadlinePassed from None
+
+    async def _read_and_relay(
+        self,
+        gateway: Gateway,
+        request: web.Request,
+        sink: CallerSink,
+        report: Report,
+        hooked: Hooked | None,
+        terms: Terms,
+    ) -> None:
         wanted = await self.dialect.read(_Incoming(request))
         if hooked is not None:
             wanted = await hooked.begin(wanted, request_id(request), caller_of(request))
             sink.look = hooked.look
-        target = gateway.targets.of(wanted)
         if wanted.stream and gateway.settings.keepalive_ms:
             sink.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
-            await gateway.relay.serve(wanted, target, policy, sink, report)
+            await _relay(gateway, wanted, terms, sink, report)
         finally:
             await sink.be_quiet()
 
@@ -150,6 +175,7 @@ class Door:
             "instance": report.instance.name if report.instance else None,
             "model": report.model or None,
             "attempts": report.attempts,
+            "resumed": report.resumed or None,
             "first_ms": round(report.total_ms),
             "ms": round(took_ms),
             "tokens": report.tokens,
@@ -160,16 +186,18 @@ class Door:
             hooked.end(report, status, took_ms)
 
 
-def _policy(request: web.Request, gateway: Gateway) -> str:
-    policy = request.headers.get("X-Routing-Mode", DEFAULT_POLICY).strip().lower()
-    known = gateway.scheduler.policies
-    if policy not in known:
-        raise InvalidRequest(
-            f"X-Routing-Mode must be one of: {', '.join(known)}.",
-            param="X-Routing-Mode",
-            code="unknown_routing_mode",
-        )
-    return policy
+async def _relay(
+    gateway: Gateway, wanted: Request, terms: Terms, sink: CallerSink, report: Report
+) -> None:
+    """Serve a request; once more where nobody was left and others are there since, by a reload."""
+    while True:
+        assert gateway.relay is not None
+        targets = gateway.targets
+        try:
+            return await gateway.relay.serve(wanted, targets.of(wanted), terms, sink, report)
+        except NoCandidate:
+            if targets is gateway.targets or not wanted.replayable:
+                raise
 
 
 async def _fail_late(sink: CallerSink, error: GatewayError) -> None:

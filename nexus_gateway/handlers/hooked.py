@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.dialect import Request, Whole
+from nexus_gateway.errand import Report
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.hooks import Answering, Exchange, Used
-from nexus_gateway.relay import Report
 
 
 class Hooked:

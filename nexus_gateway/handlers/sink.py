@@ -12,10 +12,10 @@ from aiohttp import HttpVersion11, web
 
 from nexus_gateway import sse
 from nexus_gateway.dialects.dialect import Dialect, Whole
+from nexus_gateway.errand import CallerGone, Report
 from nexus_gateway.handlers.dressing import identity, readable
 from nexus_gateway.handlers.gateway import gateway_of
 from nexus_gateway.handlers.raw_response import RawResponse
-from nexus_gateway.relay import CallerGone, Report
 from nexus_gateway.streams import Pipe
 
 _STREAM_HEAD = {

@@ -20,6 +20,7 @@ def view(instance: Instance) -> dict[str, Any]:
     health = instance.health
     latency_ms = health.latency_ms()
     speed = health.tokens_per_s()
+    quota_left = instance.quota_left()
     return {
         "name": instance.name,
         "provider": instance.provider_name,
@@ -29,6 +30,7 @@ def view(instance: Instance) -> dict[str, Any]:
         "inFlight": instance.in_flight + instance.elsewhere.in_flight,
         "parkedForMs": round(instance.parked_for_s() * 1000),
         "parkReason": instance.park_reason(),
+        "quotaLeft": None if quota_left is None else percent(quota_left),
         "lastReason": instance.last_reason,
         "metrics": {
             "totalRequests": instance.total_requests + instance.elsewhere.total_requests,

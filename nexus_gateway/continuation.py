@@ -1,0 +1,131 @@
+"""A chat that broke in the midst of its answer, as it can be asked of somebody else.
+
+What was said is read from the bytes that went out, and only then: a stream that does not break
+costs nothing but the memory of them. The one who goes on gets the chat, what was said so far as the
+assistant's own words, and the wish to go on from there; what he says goes out under the first
+one's id, so that it is one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nexus_gateway import json_codec, sse
+from nexus_gateway.answer import Chunk, choices, finished, has_content
+from nexus_gateway.dialects.body import Body
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.dialect import Request
+from nexus_gateway.errors import BrokenStream
+
+GO_ON = (
+    "Your last message was cut off by a broken connection. Go on exactly where it stops, in the "
+    "middle of a word if need be: repeat nothing, explain nothing, add no preamble."
+)
+# What makes an answer something else than one plain text, unless it has the value beside it.
+_OTHER_THAN_TEXT: Mapping[str, object] = {
+    "tools": [],
+    "functions": [],
+    "n": 1,
+    "logprobs": False,
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+}
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_NOT_TEXT = frozenset({"tool_calls", "function_call", "refusal", "audio"})
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What of an answer went out.
+
+    Args:
+        head: the fields of its chunks that stay the same: `id`, `created`, `model`.
+        text: its text so far.
+        pieces: in how many pieces that came.
+    """
+
+    head: Mapping[str, Any]
+    text: str
+    pieces: int
+
+
+def is_plain_text(request: Request) -> bool:
+    """Tell whether a request is a streamed chat whose answer can only be one text."""
+    if request.dialect is not CHAT_COMPLETIONS or not request.stream or request.chat is None:
+        return False
+    fields = request.chat.fields
+    return all(fields.get(name) in (None, plain) for name, plain in _OTHER_THAN_TEXT.items())
+
+
+def read_said(blocks: Iterable[bytes]) -> Said | None:
+    """Read what went out of a chat's stream.
+
+    Args:
+        blocks: whole events.
+
+    Returns:
+        What was said; None where it can't be gone on with: it is more than text, or had its end.
+    """
+    texts: list[str] = []
+    head: dict[str, Any] = {}
+    try:
+        chunks = _chunks(b"".join(blocks))
+    except json_codec.JSONError:
+        return None
+    for chunk in chunks:
+        head = head or {k: chunk[k] for k in ("id", "created", "model") if k in chunk}
+        if finished(chunk):
+            return None
+        for choice in choices(chunk):
+            delta = choice.get("delta")
+            said = delta if isinstance(delta, dict) else {}
+            content = said.get("content")
+            if any(said.get(name) for name in _NOT_TEXT) or not isinstance(content, str | None):
+                return None
+            texts += [content] if content else []
+    return Said(head, "".join(texts), len(texts))
+
+
+def _chunks(block: bytes) -> list[Chunk]:
+    data = [sse.read(event).data for event in sse.split(block)]
+    values = [json_codec.loads(text) for text in data if text and text != "[DONE]"]
+    return [value for value in values if isinstance(value, dict)]
+
+
+def continued(request: Request, said: Said) -> Request:
+    """Return the request by which somebody goes on with what was said."""
+    assert request.chat is not None
+    fields = dict(request.chat.fields)
+    if said.text:
+        told = {"role": "assistant", "content": said.text}
+        fields["messages"] = [*fields["messages"], told, {"role": "user", "content": GO_ON}]
+    for name in _LIMITS:
+        if isinstance(fields.get(name), int):
+            fields[name] = max(1, fields[name] - said.pieces)
+    body = Body(fields, True)
+    return replace(request, own=body, chat=body)
+
+
+def under_one_head(block: bytes, said: Said) -> bytes:
+    """Return events of the one who goes on, as if the first one had said them.
+
+    Raises:
+        BrokenStream: one of them is no chunk.
+    """
+    out: list[bytes] = []
+    for event in sse.split(block):
+        data = sse.read(event).data
+        if not data or data == "[DONE]":
+            out.append(event + b"\n\n")
+            continue
+        try:
+            chunk = json_codec.loads(data)
+        except json_codec.JSONError:
+            chunk = None
+        if not isinstance(chunk, dict):
+            raise BrokenStream("The upstream sent something that is not an answer.")
+        if has_content(chunk) or not choices(chunk):
+            out.append(sse.json_event({**chunk, **said.head}))
+    return b"".join(out)

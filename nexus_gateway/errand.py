@@ -1,0 +1,132 @@
+"""One request on its way: what is wanted, of whom, on what terms, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from nexus_gateway.answer import completion_tokens
+from nexus_gateway.continuation import Said
+from nexus_gateway.dialects.dialect import Request, Whole
+from nexus_gateway.errors import UpstreamRefused
+from nexus_gateway.instance import Instance
+from nexus_gateway.lease import Lease
+from nexus_gateway.scheduler import Target
+from nexus_gateway.streams import Outlet
+from nexus_gateway.trail import Trail
+
+
+class CallerGone(Exception):
+    """The caller has closed the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a caller wants beside the answer.
+
+    Args:
+        policy: the name of the way to route.
+        hedge: ask somebody else as well when the first word lets itself be waited for.
+        timeout_s: how long the caller waits for the end, None for as long as it takes.
+    """
+
+    policy: str
+    hedge: bool = False
+    timeout_s: float | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of one request, for the answer's headers and for the log.
+
+    Attributes:
+        started_s: when it came, by the relay's clock.
+        instance: who answers, None as long as nobody does.
+        model: the upstream's name of the model.
+        attempts: how many were made, the running ones included.
+        resumed: how often the answer broke and somebody else went on with it.
+        upstream_ms: the last attempt's time to its first content, its whole answer, its failure.
+        total_ms: from the request's arrival to that moment.
+        usage: what was used, in OpenAI's shape; empty when unknown.
+        outcome: how it ended.
+    """
+
+    started_s: float
+    instance: Instance | None = None
+    model: str = ""
+    attempts: int = 0
+    resumed: int = 0
+    upstream_ms: float = 0.0
+    total_ms: float = 0.0
+    usage: Mapping[str, Any] = field(default_factory=dict)
+    outcome: str = "cancelled"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the answer had, 0 when unknown."""
+        return completion_tokens(self.usage) or 0
+
+    def add_usage(self, used: Mapping[str, Any]) -> None:
+        """Note what an answer used, beside that of the parts before it."""
+        if self.resumed:
+            counts = {k: v for k, v in self.usage.items() if isinstance(v, int)}
+            used = {k: v + counts.get(k, 0) if isinstance(v, int) else v for k, v in used.items()}
+        self.usage = used
+
+
+class Sink(Outlet, Protocol):
+    """Where an answer goes. Each method raises CallerGone when nobody is there any more."""
+
+    async def start(self, report: Report) -> None:
+        """Let a stream begin; its head goes out no later than its first events."""
+
+    async def fail(self, status: int, body: dict[str, Any]) -> None:
+        """End the stream with an error event; the status is what it would have had."""
+
+    async def whole(self, report: Report, answer: Whole) -> None:
+        """Send an answer in one piece."""
+
+
+class Memory(Sink, Protocol):
+    """A sink that remembers what went through it."""
+
+    def said(self) -> Said | None:
+        """Return what of a chat's answer went through, None where it can't be gone on with."""
+
+
+@dataclass(slots=True)
+class Errand:
+    """One request on its way.
+
+    Attributes:
+        request: what an attempt is to bring; the rest of it where an answer broke.
+        until_s: when nothing new is begun any more, by the relay's clock.
+        patience_s: the same, however little time the caller himself has: by it attempts are
+            given their share.
+        refusal: what an upstream said that does not know the model; the answer if nobody does.
+        trail: what was tried so far.
+        original: the request as it came.
+        memory: what was said so far, where somebody may go on with it.
+    """
+
+    request: Request
+    target: Target
+    terms: Terms
+    sink: Sink
+    report: Report
+    until_s: float
+    patience_s: float
+    original: Request
+    memory: Memory | None = None
+    refusal: UpstreamRefused | None = None
+    trail: Trail = field(default_factory=Trail)
+
+    def note_lease(self, lease: Lease) -> None:
+        """Put into the report whom an attempt is made at."""
+        self.report.instance, self.report.model = lease.instance, lease.model
+        self.report.attempts = len(self.trail.attempts) + max(1, len(self.trail.running))
+
+    def others(self) -> int:
+        """Return how many more could be tried."""
+        return len(self.target.instances) - len(self.trail.attempts) - 1

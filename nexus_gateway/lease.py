@@ -1,0 +1,66 @@
+"""The promise of one instance for one attempt; it ends with exactly one outcome."""
+
+from __future__ import annotations
+
+from nexus_gateway.breaker import Permit
+from nexus_gateway.classify import RATE_LIMIT_PARK_S, Outcome, Verdict
+from nexus_gateway.instance import Instance
+
+_TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
+
+
+class Lease:
+    """The promise of one instance for one attempt. Made by the scheduler."""
+
+    def __init__(self, instance: Instance, model: str, permit: Permit) -> None:
+        self.instance = instance
+        self.model = model
+        self._permit = permit
+        self._ended = False
+        instance.in_flight += 1
+        instance.total_requests += 1
+
+    def first_token(self, latency_ms: float, limit_ms: float) -> None:
+        """Note that a stream has begun, after how long, and what would have been too long."""
+        self.instance.health.observe_latency(latency_ms, limit_ms)
+        self.instance.health.observe_first_token(latency_ms)
+        self._permit = self.instance.breaker.proved(self._permit)
+
+    def answered(self, latency_ms: float, limit_ms: float) -> None:
+        """Note that a whole answer has come, after how long, and what would have been too long."""
+        self.instance.health.observe_latency(latency_ms, limit_ms)
+
+    def overtaken(self, waited_ms: float, limit_ms: float) -> None:
+        """Note that somebody else was quicker, after how long a wait: it would have been longer."""
+        self.instance.health.observe_latency(waited_ms, limit_ms)
+
+    def end(self, verdict: Verdict, tokens_per_s: float | None = None) -> None:
+        """End with an outcome; a second one is ignored."""
+        if self._ended:
+            return
+        self._ended = True
+        instance, breaker = self.instance, self.instance.breaker
+        instance.in_flight -= 1
+        if verdict.outcome is Outcome.SUCCESS:
+            breaker.success(self._permit)
+            self._succeed(tokens_per_s)
+        elif verdict.outcome is Outcome.FAILURE:
+            breaker.failure(self._permit)
+            instance.health.failure()
+            if verdict.park_s is not None:
+                instance.rest(verdict.park_s)
+        else:
+            breaker.release(self._permit)
+        if verdict.outcome is Outcome.RATE_LIMITED:
+            instance.park(RATE_LIMIT_PARK_S if verdict.park_s is None else verdict.park_s)
+        elif verdict.outcome is Outcome.BAD_KEY:
+            instance.park_bad_key()
+        if verdict.outcome in _TROUBLES:
+            instance.last_reason = verdict.reason
+
+    def _succeed(self, tokens_per_s: float | None) -> None:
+        self.instance.health.success()
+        self.instance.good_key()
+        self.instance.last_reason = None
+        if tokens_per_s is not None:
+            self.instance.health.observe_speed(tokens_per_s)

@@ -1,0 +1,133 @@
+"""Who lets himself be waited for gets company."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from conftest import KEYS, Served, make_instance, serving
+
+from nexus_gateway.testing import FakeUpstream, Reply
+from nexus_gateway.testing.answers import read_stream
+
+HEDGED = {"X-Nexus-Hedge": "true", "X-Routing-Mode": "round-robin"}
+SLOW = Reply(head_delay_s=5)
+
+
+@pytest.fixture
+async def served(upstream: FakeUpstream) -> AsyncIterator[Served]:
+    """A gateway whose instances have a past of quick answers, and that has saved some hedges."""
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances) as gateway:
+        for instance in instances:
+            for _ in range(20):
+                instance.health.observe_first_token(30)
+        for _ in range(60):
+            gateway.gateway.scheduler.hedges.request()
+        yield gateway
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_the_first_to_speak_wins_and_the_loser_is_closed(
+    upstream: FakeUpstream, served: Served
+) -> None:
+    upstream.defaults[KEYS[0]] = SLOW
+    status, text, headers = await served.chat(headers=HEDGED)
+    assert (status, read_stream(text).text) == (200, Reply().text)
+    assert headers["X-Nexus-Provider"] == "Fake (Key #2)"
+    assert headers["X-Nexus-Attempts"] == "2"
+    assert await upstream.requests[0].gone(0.5)
+    loser, winner = served.instances
+    assert (loser.in_flight, winner.in_flight) == (0, 0)
+    assert loser.health.success_rate() == 1  # slow, but no failure
+    assert loser.health.latency_ms() >= 30
+
+
+async def test_the_first_one_may_win_after_all(upstream: FakeUpstream, served: Served) -> None:
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.1)
+    upstream.defaults[KEYS[1]] = SLOW
+    _, text, headers = await served.chat(headers=HEDGED)
+    assert read_stream(text).text == Reply().text
+    assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
+    assert await upstream.requests[1].gone(0.5)
+
+
+async def test_a_quick_answer_has_no_company(upstream: FakeUpstream, served: Served) -> None:
+    for instance in served.instances:
+        for _ in range(64):
+            instance.health.observe_first_token(3000)
+    assert (await served.chat(headers=HEDGED))[0] == 200
+    assert upstream.hits() == 1
+
+
+@pytest.mark.parametrize("trouble", [Reply(status=500), Reply(reset=True)])
+async def test_a_hedge_that_fails_leaves_the_first_alone(
+    upstream: FakeUpstream, served: Served, trouble: Reply
+) -> None:
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
+    upstream.defaults[KEYS[1]] = trouble
+    _, text, headers = await served.chat(headers=HEDGED)
+    assert read_stream(text).text == Reply().text
+    assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
+    assert served.instances[1].health.success_rate() == 0
+
+
+async def test_where_both_fail_the_next_attempt_follows(
+    upstream: FakeUpstream, served: Served
+) -> None:
+    upstream.script(Reply(status=500, head_delay_s=0.1), key=KEYS[0])
+    upstream.script(Reply(status=500, head_delay_s=0.1), key=KEYS[1])
+    status, _, headers = await served.chat(headers=HEDGED)
+    assert (status, headers["X-Nexus-Attempts"]) == (200, "3")
+
+
+async def test_a_refusal_ends_both(upstream: FakeUpstream, served: Served) -> None:
+    upstream.defaults[KEYS[0]] = SLOW
+    upstream.defaults[KEYS[1]] = Reply(status=400)
+    assert (await served.chat(headers=HEDGED))[0] == 400
+    assert await upstream.requests[0].gone(0.5)
+    assert [i.in_flight for i in served.instances] == [0, 0]
+
+
+async def test_a_caller_who_leaves_ends_both(upstream: FakeUpstream, served: Served) -> None:
+    upstream.default = SLOW
+    asking = asyncio.create_task(served.chat(headers=HEDGED))
+    while upstream.hits() < 2:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.01)
+    before = [i.health.latency_ms() for i in served.instances]
+    asking.cancel()
+    assert await upstream.requests[0].gone(0.5)
+    assert await upstream.requests[1].gone(0.5)
+    assert [i.in_flight for i in served.instances] == [0, 0]
+    assert [i.health.latency_ms() for i in served.instances] == before
+
+
+async def test_one_in_twenty_at_most(upstream: FakeUpstream, served: Served) -> None:
+    upstream.default = Reply(head_delay_s=0.06)
+    while served.gateway.scheduler.hedges.take():
+        pass
+    bodies = [served.chat(headers=HEDGED) for _ in range(60)]
+    assert {answer[0] for answer in await asyncio.gather(*bodies)} == {200}
+    assert 60 < upstream.hits() <= 63
+
+
+async def test_nobody_is_hedged_who_did_not_ask(upstream: FakeUpstream, served: Served) -> None:
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
+    assert (await served.chat(headers={"X-Routing-Mode": "round-robin"}))[0] == 200
+    assert upstream.hits() == 1
+    status, text, _ = await served.chat(headers={"X-Nexus-Hedge": "maybe"})
+    assert status == 400
+    assert "X-Nexus-Hedge" in text
+
+
+async def test_the_owner_may_ask_for_all(upstream: FakeUpstream) -> None:
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    upstream.defaults[KEYS[0]] = SLOW
+    async with serving(*instances, hedge=True) as served:
+        for _ in range(20):
+            instances[0].health.observe_first_token(30)
+            served.gateway.scheduler.hedges.request()
+        assert (await served.chat(headers={"X-Routing-Mode": "round-robin"}))[0] == 200
+        upstream.defaults.clear()
+        assert (await served.chat(headers={"X-Nexus-Hedge": "false"}))[0] == 200

@@ -1,0 +1,153 @@
+"""A stream that breaks in its midst, and somebody else who goes on with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+from conftest import HELLO, KEYS, Other, make_instance, serving
+
+from nexus_gateway.breaker import State
+from nexus_gateway.continuation import GO_ON, read_said
+from nexus_gateway.testing import FakeUpstream, Reply
+from nexus_gateway.testing.answers import read_stream
+
+ROUND = {"X-Routing-Mode": "round-robin"}
+BREAKS = {
+    "cut": Reply(text="One two three four", delay_s=0.02, cut_after=2),
+    "end": Reply(text="One two three four", delay_s=0.02, end_after=2),
+    "error": Reply(text="One two three four", delay_s=0.02, error_after=2),
+    "garbage": Reply(text="One two three four", delay_s=0.02, garbage_after=2),
+    "silence": Reply(text="One two three four", delay_s=0.02, hang_after=2),
+}
+REST = Reply(text=" three four", model="another-model")
+
+
+def chunks(text: str) -> list[Any]:
+    events = [e for e in text.split("\n\n") if e.startswith("data: {")]
+    return [json.loads(e.removeprefix("data: ")) for e in events]
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("how", BREAKS)
+async def test_the_caller_sees_one_stream(upstream: FakeUpstream, how: str) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS[how], KEYS[1]: REST}
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, resume=True, idle_timeout_ms=150) as served:
+        body = {**HELLO, "stream": True, "max_tokens": 50}
+        status, text, headers = await served.chat(body, headers=ROUND)
+        assert (status, read_stream(text).text) == (200, "One two three four")
+        assert len({(c["id"], c["created"], c["model"]) for c in chunks(text)}) == 1
+        assert ": resumed by Fake (Key #2)\n\n" in text
+        assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
+        assert instances[0].health.success_rate() == 0
+        assert [i.in_flight for i in instances] == [0, 0]
+    asked = upstream.requests[1].body
+    assert asked["max_tokens"] == 48
+    assert asked["messages"][1:] == [
+        {"role": "assistant", "content": "One two"},
+        {"role": "user", "content": GO_ON},
+    ]
+
+
+async def test_the_official_client_notices_nothing(upstream: FakeUpstream) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with (
+        serving(*instances, resume=True) as served,
+        openai.AsyncOpenAI(
+            base_url=served.url + "/v1", api_key="k", max_retries=0, default_headers=ROUND
+        ) as client,
+    ):
+        stream = await client.chat.completions.create(
+            model="auto",
+            messages=HELLO["messages"],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        parts = [chunk async for chunk in stream]
+    assert "".join(p.choices[0].delta.content or "" for p in parts[:-1]) == "One two three four"
+    assert parts[-1].usage
+
+
+async def test_it_may_break_again(upstream: FakeUpstream) -> None:
+    upstream.defaults = {
+        KEYS[0]: BREAKS["cut"],
+        KEYS[1]: Reply(text=" three x", cut_after=2),
+        KEYS[2]: Reply(text=" four"),
+    }
+    instances = [make_instance(upstream, n) for n in (1, 2, 3)]
+    async with serving(*instances, resume=True) as served:
+        _, text, _ = await served.chat(headers=ROUND)
+    assert read_stream(text).text == "One two three four"
+    assert upstream.requests[2].body["messages"][1]["content"] == "One two three"
+    assert len(upstream.requests[2].body["messages"]) == 3
+
+
+async def test_where_nobody_can_go_on_the_break_is_told(upstream: FakeUpstream) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: Reply(status=500)}
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, resume=True, max_attempts=2) as served:
+        status, text, _ = await served.chat(headers=ROUND)
+        assert status == 200
+        assert chunks(text)[-1]["error"]["code"] == "upstream_stream_error"
+        assert "[DONE]" not in text
+        assert text.count('"error"') == 1
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"response_format": {"type": "json_object"}},
+        {"n": 2},
+        {"logprobs": True},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+async def test_what_is_more_than_text_is_not_gone_on_with(
+    upstream: FakeUpstream, more: dict[str, Any]
+) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
+    async with serving(make_instance(upstream), make_instance(upstream, 2), resume=True) as served:
+        _, text, _ = await served.chat({**HELLO, "stream": True, **more}, headers=ROUND)
+        assert chunks(text)[-1]["error"]
+        assert upstream.hits() == 1
+
+
+async def test_it_is_the_owners_choice(upstream: FakeUpstream) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
+    async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
+        _, text, _ = await served.chat(headers=ROUND)
+        assert chunks(text)[-1]["error"]
+        assert upstream.hits() == 1
+
+
+async def test_another_provider_goes_on_as_well(upstream: FakeUpstream) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
+    other = make_instance(upstream, 2, provider=Other, name="other")
+    async with serving(make_instance(upstream), other, resume=True) as served:
+        _, text, _ = await served.chat(headers=ROUND)
+        assert read_stream(text).text == "One two three four"
+        assert other.breaker.state() is State.CLOSED
+
+
+async def test_thinking_alone_is_begun_anew(upstream: FakeUpstream) -> None:
+    upstream.defaults = {
+        KEYS[0]: Reply(text="One two", reasoning=True, cut_after=1),
+        KEYS[1]: Reply(text="One two", reasoning=True),
+    }
+    async with serving(make_instance(upstream), make_instance(upstream, 2), resume=True) as served:
+        _, text, _ = await served.chat(headers=ROUND)
+        assert read_stream(text).text == "One two"
+    assert upstream.requests[1].body["messages"] == HELLO["messages"]
+
+
+def test_what_had_its_end_is_not_gone_on_with() -> None:
+    ended = b'data: {"id":"a","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    assert read_said([ended]) is None
+    assert read_said([b"data: {no\n\n"]) is None
+    called = b'data: {"id":"a","choices":[{"index":0,"delta":{"tool_calls":[{}]}}]}\n\n'
+    assert read_said([called]) is None
