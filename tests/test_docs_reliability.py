@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# Whether a row may still say `(test to come)`.
-SOME_ARE_TO_COME = True
-TO_COME = "(test to come)"
 NO_TEST = "no test: "
 
 
@@ -94,9 +91,7 @@ def test_every_row_is_held_by_a_test_that_says_so(doc: str) -> None:
     for id, cell in rows(doc):
         named = NAMED.findall(cell)
         left = NAMED.sub("", cell).replace(",", "").strip()
-        if left == TO_COME:
-            assert SOME_ARE_TO_COME, id
-        elif named:
+        if named:
             assert not left, f"{id}: {left}"
         else:
             assert left.startswith(NO_TEST), f"{id}: {left}"
@@ -111,5 +106,4 @@ def test_what_a_test_says_it_proves_is_in_the_tables() -> None:
     known = {id for found in DOCS.values() for id in found}
     for name, proved in claims().items():
         assert proved <= known, name
-        if not SOME_ARE_TO_COME:
-            assert {(id, name) for id in proved} <= named, name
+        assert {(id, name) for id in proved} <= named, name
