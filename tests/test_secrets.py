@@ -87,9 +87,11 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
         for (name, key), last in zip(NAMES.items(), (401, 402, 429), strict=True):
             for number, reply in enumerate(troubles(key, last)):
                 upstream.script(reply, key=key)
+                before = upstream.hits(key)
                 path = "/v1/messages" if number % 5 == 4 else "/v1/chat/completions"
                 await ask(path, SECRETS["GATEWAY_KEYS"], model=name, stream=True)
-                assert upstream.hits(key) == 2 * number + 1
+                # Where a connection that had waited is reset, it may be asked once more.
+                assert upstream.hits(key) - before in ((1, 2) if reply.reset else (1,))
                 await ask(path, SECRETS["GATEWAY_KEYS"], model=name)  # keeps the circuit closed
             await ask("/v1/chat/completions", key, model=name)
         admin = {"Authorization": f"Bearer {SECRETS['ADMIN_TOKEN']}"}
