@@ -90,7 +90,8 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
                 before = upstream.hits(key)
                 path = "/v1/messages" if number % 5 == 4 else "/v1/chat/completions"
                 await ask(path, SECRETS["GATEWAY_KEYS"], model=name, stream=True)
-                assert upstream.hits(key) > before
+                # Where a connection that had waited is reset, it may be asked once more.
+                assert upstream.hits(key) - before in ((1, 2) if reply.reset else (1,))
                 await ask(path, SECRETS["GATEWAY_KEYS"], model=name)  # keeps the circuit closed
             await ask("/v1/chat/completions", key, model=name)
         admin = {"Authorization": f"Bearer {SECRETS['ADMIN_TOKEN']}"}
