@@ -13,6 +13,7 @@
     ├── NoCandidate    429/503   nobody is left to serve the request
     ├── Draining           503   the gateway is about to exit
     ├── DeadlinePassed     504   the caller's own time limit is over
+    ├── NotInstalled       501   the call needs an extra that is not installed
     ├── HookFailed         500   a hook failed that must not; says nothing of the cause
     └── InternalError      500   a fault of our own; says nothing but the request's id
     ConfigError                  bad settings: stops the start (not an answer to a caller)
@@ -205,6 +206,24 @@ class DeadlinePassed(GatewayError):
             "The answer was not there within the X-Request-Timeout-Ms that the request gave; "
             "allow more time, or leave the header out.",
             headers={"x-should-retry": "false"},
+        )
+
+
+class NotInstalled(GatewayError):
+    """The call needs an extra of this package.
+
+    Args:
+        what: the thing that is missing, as the beginning of a sentence.
+        extra: its name.
+    """
+
+    status = 501
+    code = "not_installed"
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} need an extra that is not installed here: "
+            f"pip install 'nexus-gateway[{extra}]' and start the gateway again."
         )
 
 
