@@ -104,7 +104,9 @@ def test_panels_do_not_overlap() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize(("alert", "expression", "rule"), list(rules()), ids=lambda value: value[:30])
+@pytest.mark.parametrize(
+    ("alert", "expression", "rule"), list(rules()), ids=lambda value: value[:30]
+)
 def test_an_alert_asks_for_what_there_is(alert: str, expression: str, rule: str) -> None:
     assert problems(expression, rule) == []
     assert f"| `{alert}` |" in (ROOT / "docs/operating.md").read_text()

@@ -9,6 +9,7 @@ NOT_NEEDED = {
     "hypothesis",
     "nexus_gateway.testing",
     "openai",
+    "prometheus_client",
     "pydantic",
     "pytest",
     "rich",
