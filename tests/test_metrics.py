@@ -242,6 +242,7 @@ async def test_a_scrape_tells_all(served: Served) -> None:
     assert sample(found, "nexus_instance_available", **one) == 0
     assert sample(found, "nexus_instance_parked", **one, reason="rate_limited") == 1
     assert sample(found, "nexus_instance_circuit_state", **two, state="closed") == 1
+    assert sample(found, "nexus_instance_circuit_state", **two, state="open") == 0
     assert sample(found, "nexus_model_instances", model="fake-small") == 2
     assert sample(found, "nexus_model_instances_available", model="fake-small") == 1
     assert sample(found, "nexus_workers") == 1
