@@ -101,7 +101,7 @@ def test_it_adds_up_as_the_library_does(
     )
     counter = Counter(f.RESUMPTIONS.name, "x", registry=theirs)
     for label, took_s in times:
-        observe(ours.histogram((f.OVERHEAD.name, label)), f.OVERHEAD.buckets, took_s)
+        observe(ours.of((f.OVERHEAD.name, label)), f.OVERHEAD.buckets, took_s)
         histogram.labels(label).observe(took_s)
     for _, number in calls:
         ours.add((f.RESUMPTIONS.name,), number)
@@ -121,15 +121,14 @@ def test_what_several_workers_counted_is_what_one_would_have(
     alone, workers = Counts(), [Counts() for _ in range(3)]
     for worker, label, took_s in seen:
         for counts in (alone, workers[worker]):
-            observe(counts.histogram((f.OVERHEAD.name, label)), f.OVERHEAD.buckets, took_s)
+            observe(counts.of((f.OVERHEAD.name, label)), f.OVERHEAD.buckets, took_s)
             counts.add((f.CALLER_REQUESTS.name, label, "2xx"))
     together = workers[0].copy()
     for other in workers[1:]:
         together.add_shared(other.shared())
-    assert together.counters == alone.counters
-    assert together.histograms.keys() == alone.histograms.keys()
-    for key, numbers in alone.histograms.items():
-        assert together.histograms[key] == pytest.approx(numbers)
+    assert together.numbers.keys() == alone.numbers.keys()
+    for key, numbers in alone.numbers.items():
+        assert together.numbers[key] == pytest.approx(numbers)
 
 
 def test_what_another_version_counted_is_left_out() -> None:
@@ -139,8 +138,7 @@ def test_what_another_version_counted_is_left_out() -> None:
     said |= other.shared() | {"Groq requests": 3.0}
     said[f'metrics ["{f.OVERHEAD.name}", "chat"]\t99'] = 1.0
     counts.add_shared(said)
-    assert counts.counters == {}
-    assert counts.histograms[(f.OVERHEAD.name, "chat")] == [0] * (len(f.OVERHEAD_S) + 2)
+    assert counts.numbers == {(f.OVERHEAD.name, "chat"): [0] * (len(f.OVERHEAD_S) + 2)}
 
 
 def test_a_request_that_went_well() -> None:

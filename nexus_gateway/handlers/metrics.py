@@ -53,7 +53,7 @@ class Meter:
         for instance in self._gateway.pool.instances:
             for outcome in EXPECTED:
                 who = (instance.provider_name, instance.name)
-                everything.counters.setdefault((f.ATTEMPTS.name, *who, outcome), 0)
+                everything.of((f.ATTEMPTS.name, *who, outcome))
         return everything
 
     def gauges(self) -> Gauges:
@@ -75,8 +75,8 @@ class Meter:
 
     def _own(self) -> Counts:
         own = self._counting.counts.copy()
-        own.counters[(f.RETRIES_DENIED.name,)] = self._gateway.scheduler.retries.denied
-        own.counters[(f.CPU.name,)] = self._process.recent()[f.CPU.name]
+        own.add((f.RETRIES_DENIED.name,), self._gateway.scheduler.retries.denied)
+        own.add((f.CPU.name,), self._process.recent()[f.CPU.name])
         return own
 
 

@@ -99,7 +99,7 @@ class Counting:
         self._count_tokens(record, served)
 
     def _time(self, family: f.Family, labels: tuple[str, ...], took_ms: float) -> None:
-        numbers = self.counts.histogram((family.name, *labels))
+        numbers = self.counts.of((family.name, *labels))
         observe(numbers, family.buckets, took_ms / 1000)
 
     def _model(self, record: RequestRecord) -> str:
@@ -154,7 +154,7 @@ class Counting:
             tokens = tokens_in(record.usage, field)
             if not tokens:
                 continue
-            numbers = self.counts.histogram((f.TOKEN_USAGE.name, *served, kind))
+            numbers = self.counts.of((f.TOKEN_USAGE.name, *served, kind))
             observe(numbers, f.TOKENS, tokens)
             labels = (record.provider, record.instance, kind)
             self.counts.add((f.INSTANCE_TOKENS.name, *labels), tokens)

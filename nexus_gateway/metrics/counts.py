@@ -1,6 +1,8 @@
 """What was counted, by family and labels: plain numbers, to be added up and sent about.
 
-A key is the family's name and the values of its labels, in their order.
+A key is the family's name and the values of its labels, in their order. Behind each stand one
+number for a counter; for a histogram how many values fell into each bucket, the last of which has
+no bound, and then the sum of the values.
 """
 
 from __future__ import annotations
@@ -9,79 +11,67 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from nexus_gateway.metrics.families import BY_NAME, COUNTER, HISTOGRAM
+from nexus_gateway.metrics.families import BY_NAME, HISTOGRAM
 
 Key = tuple[str, ...]
 _PREFIX = "metrics "
-# Stands between key and part in a shared name; JSON never holds it.
+# Stands between key and place in a shared name; JSON never holds it.
 _TAB = "\t"
-_SUM = "sum"
 
 
 class Counts:
     """Counters and histograms.
 
     Attributes:
-        counters: the values.
-        histograms: for each how many values fell into each bucket, the last without a bound; then
-            the sum of the values.
+        numbers: what stands behind each key.
     """
 
     def __init__(self) -> None:
-        self.counters: dict[Key, float] = {}
-        self.histograms: dict[Key, list[float]] = {}
+        self.numbers: dict[Key, list[float]] = {}
         self._names: dict[Key, str] = {}
+
+    def of(self, key: Key) -> list[float]:
+        """Return the numbers behind a key, to be added to by `observe` or by hand."""
+        found = self.numbers.get(key)
+        if found is None:
+            family = BY_NAME[key[0]]
+            size = len(family.buckets) + 2 if family.sort == HISTOGRAM else 1
+            found = self.numbers[key] = [0] * size
+        return found
 
     def add(self, key: Key, amount: float = 1) -> None:
         """Count."""
-        self.counters[key] = self.counters.get(key, 0) + amount
-
-    def histogram(self, key: Key) -> list[float]:
-        """Return a histogram's numbers, to be given to `observe` as often as one likes."""
-        found = self.histograms.get(key)
-        if found is None:
-            found = self.histograms[key] = [0] * (len(BY_NAME[key[0]].buckets) + 2)
-        return found
+        self.of(key)[0] += amount
 
     def copy(self) -> Counts:
         """Return a copy that can be added to."""
         copied = Counts()
-        copied.counters = dict(self.counters)
-        copied.histograms = {key: list(numbers) for key, numbers in self.histograms.items()}
+        copied.numbers = {key: list(numbers) for key, numbers in self.numbers.items()}
         copied._names = self._names
         return copied
 
     def shared(self) -> dict[str, float]:
         """Return all numbers that are not 0 under names that `add_shared` reads."""
-        said: dict[str, float] = {}
-        for key, count in self.counters.items():
-            if count:
-                said[self._name(key)] = count
-        for key, numbers in self.histograms.items():
-            name = self._name(key)
-            for number, count in enumerate(numbers[:-1]):
-                if count:
-                    said[f"{name}{number}"] = count
-            said[name + _SUM] = numbers[-1]
-        return said
+        return {
+            f"{name}{place}": number
+            for key, numbers in self.numbers.items()
+            for name in (self._name(key),)
+            for place, number in enumerate(numbers)
+            if number
+        }
 
     def add_shared(self, said: Mapping[str, float]) -> None:
         """Add what others counted; what this version does not know is left out."""
-        for name, count in said.items():
+        for name, number in said.items():
             if not name.startswith(_PREFIX):
                 continue
-            written, _, part = name.removeprefix(_PREFIX).partition(_TAB)
+            written, _, place = name.removeprefix(_PREFIX).partition(_TAB)
             key: Key = tuple(json.loads(written))
             family = BY_NAME.get(key[0])
-            if family is None or len(key) - 1 != len(family.labels):
-                continue
-            if family.sort == COUNTER and not part:
-                self.add(key, count)
-            elif family.sort == HISTOGRAM and part:
-                numbers = self.histogram(key)
-                place = -1 if part == _SUM else int(part)
-                if place < len(numbers) - 1:
-                    numbers[place] += count
+            if family is not None and len(key) - 1 == len(family.labels):
+                numbers = self.of(key)
+                if int(place) < len(numbers):
+                    numbers[int(place)] += number
 
     def _name(self, key: Key) -> str:
         name = self._names.get(key)

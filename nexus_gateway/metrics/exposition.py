@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
 from nexus_gateway.metrics.counts import Counts, Key
-from nexus_gateway.metrics.families import BY_NAME, COUNTER, FAMILIES, GAUGE, Family
+from nexus_gateway.metrics.families import COUNTER, FAMILIES, GAUGE, Family
 
 _OPENMETRICS = "application/openmetrics-text"
 
@@ -40,42 +40,40 @@ def render(counts: Counts, gauges: Mapping[Key, float], accept: str) -> tuple[by
 
 class _Collector(Collector):
     def __init__(self, counts: Counts, gauges: Mapping[Key, float]) -> None:
-        self._numbers = {**gauges, **counts.counters}
-        self._histograms = counts.histograms
+        self._gauges = gauges
+        self._counts = counts
 
     def describe(self) -> Iterable[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
         """Give the families that have anything to say; what has no labels is 0 from the start."""
+        for family in FAMILIES:
+            if not family.labels and family.sort == COUNTER:
+                self._counts.of((family.name,))
         keys: defaultdict[str, list[Key]] = defaultdict(list)
-        for key in (*self._numbers, *self._histograms):
+        for key in (*self._gauges, *self._counts.numbers):
             keys[key[0]].append(key)
         for family in FAMILIES:
-            if not family.labels and family.sort == COUNTER and family.name not in keys:
-                self._numbers[(family.name,)] = 0
-                keys[family.name].append((family.name,))
             if family.name in keys:
                 yield self._metric(family, sorted(keys[family.name]))
 
     def _metric(self, family: Family, keys: Iterable[Key]) -> Metric:
-        if family.sort == COUNTER:
-            metric = CounterMetricFamily(family.name, family.help, labels=family.labels)
-            for key in keys:
-                metric.add_metric(key[1:], self._numbers[key])
-            return metric
         if family.sort == GAUGE:
             gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
             for key in keys:
-                gauge.add_metric(key[1:], self._numbers[key])
+                gauge.add_metric(key[1:], self._gauges[key])
             return gauge
+        numbers = self._counts.numbers
+        if family.sort == COUNTER:
+            counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
+            for key in keys:
+                counter.add_metric(key[1:], numbers[key][0])
+            return counter
         histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        bounds = [*map(floatToGoString, family.buckets), "+Inf"]
         for key in keys:
-            numbers = self._histograms[key]
-            histogram.add_metric(key[1:], _buckets(family, numbers), numbers[-1])
+            *fallen, total = numbers[key]
+            buckets = list(zip(bounds, accumulate(fallen), strict=True))
+            histogram.add_metric(key[1:], buckets, total)
         return histogram
-
-
-def _buckets(family: Family, numbers: list[float]) -> list[tuple[str, float]]:
-    bounds = [*map(floatToGoString, BY_NAME[family.name].buckets), "+Inf"]
-    return list(zip(bounds, accumulate(numbers[:-1]), strict=True))
