@@ -22,9 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from nexus_gateway import errors
 from nexus_gateway.handlers import metrics
 from nexus_gateway.metrics import families as f
-from nexus_gateway.metrics.counting import OUTCOMES, Counting, tokens_in
+from nexus_gateway.metrics.counting import OUTCOMES, Counting, is_usual
 from nexus_gateway.metrics.counts import Counts, observe
 from nexus_gateway.metrics.exposition import render
+from nexus_gateway.metrics.tokens import tokens_in
 from nexus_gateway.record import AttemptRecord, RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply, Served
@@ -164,6 +165,53 @@ def test_a_request_that_went_well() -> None:
     took_s = sample(found, f"{f.ATTEMPT_DURATION.name}_sum", **asked, error_type="")
     assert took_s == pytest.approx(1.3)
     assert sample(found, f"{f.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
+
+
+MS = st.floats(0, 1e6)
+
+
+@settings(max_examples=50)
+@given(
+    st.builds(
+        record,
+        endpoint=st.sampled_from(["chat", "messages", "embeddings"]),
+        stream=st.booleans(),
+        caller=st.sampled_from(["", "key-1"]),
+        model=st.sampled_from(["fake-large", "strange"]),
+        first_ms=MS,
+        upstream_ms=MS,
+        total_ms=MS,
+        usage=st.dictionaries(
+            st.sampled_from(["prompt_tokens", "completion_tokens"]), st.integers(0, 10**6)
+        ),
+    )
+)
+def test_the_usual_request_counts_like_any_other(one: RequestRecord) -> None:
+    quick, slow = (Counting([make_instance()]) for _ in range(2))
+    assert is_usual(one)
+    for _ in range(2):
+        quick(one)
+        slow.count(one, slow._served(one, slow._model(one)))
+    found = {key: numbers for key, numbers in quick.counts.numbers.items() if any(numbers)}
+    known = {key: numbers for key, numbers in slow.counts.numbers.items() if any(numbers)}
+    assert found.keys() == known.keys()
+    for key, numbers in known.items():
+        assert found[key] == pytest.approx(numbers)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outcome": "failure"},
+        {"status": 499},
+        {"hedged": True},
+        {"resumed": 1},
+        {"attempts": ()},
+        {"attempts": record().attempts * 2},
+    ],
+)
+def test_what_is_not_usual(changes: dict[str, object]) -> None:
+    assert not is_usual(replace(record(attempts=record().attempts), **changes))
 
 
 def test_what_fail_over_costs_is_not_the_gateways_overhead() -> None:

@@ -6,14 +6,15 @@ only where its instance is known to serve it. All else is `other`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
 
 from nexus_gateway.instance import Instance
 from nexus_gateway.metrics import families as f
 from nexus_gateway.metrics.counts import Counts, observe
 from nexus_gateway.metrics.state import models_of
+from nexus_gateway.metrics.tokens import KINDS, tokens_in
+from nexus_gateway.metrics.usual import Usual
 from nexus_gateway.record import AttemptRecord, RequestRecord
 
 OTHER = "other"
@@ -60,8 +61,6 @@ PROVIDERS = {
     "mistral": "mistral_ai",
     "xai": "x_ai",
 }
-_TOKENS = (("prompt_tokens", "input"), ("completion_tokens", "output"))
-MOST_TOKENS = 10**9
 
 
 class Counting:
@@ -74,9 +73,28 @@ class Counting:
     def __init__(self, instances: Iterable[Instance]) -> None:
         self.counts = Counts()
         self._models = {instance.name: models_of(instance) for instance in instances}
+        self._usual: dict[tuple[str, bool, str, str, str], Usual] = {}
 
     def __call__(self, record: RequestRecord) -> None:
         """Count a request (a `record.Observer`)."""
+        model = self._model(record)
+        if not is_usual(record):
+            self.count(record, self._served(record, model))
+            return
+        shape = (record.endpoint, record.stream, record.caller, record.instance, model)
+        usual = self._usual.get(shape)
+        if usual is None:
+            served = self._served(record, model)
+            usual = self._usual[shape] = Usual(self.counts, record, served)
+        usual.count(record)
+
+    def count(self, record: RequestRecord, served: tuple[str, str, str]) -> None:
+        """Count a request of whatever sort.
+
+        Args:
+            record: it.
+            served: the labels of whom it was served by, see `families.SERVED`.
+        """
         counts = self.counts
         outcome = record.outcome if record.outcome in OUTCOMES else OTHER
         status = f"{record.status // 100}xx"
@@ -87,16 +105,17 @@ class Counting:
             counts.add((f.HEDGED.name,))
         if record.resumed:
             counts.add((f.RESUMPTIONS.name,), record.resumed)
-        operation = OPERATIONS.get(record.endpoint, record.endpoint)
-        provider = PROVIDERS.get(record.provider, record.provider)
-        served = (operation, provider, self._model(record))
         error = "" if outcome == "success" else outcome
         self._time(f.REQUEST_DURATION, (*served, error), record.total_ms)
         if record.attempts:
-            self._count_attempts(record, operation)
+            self._count_attempts(record, served[0])
             if has_answered(record):
                 self._time_first_content(record, served)
         self._count_tokens(record, served)
+
+    def _served(self, record: RequestRecord, model: str) -> tuple[str, str, str]:
+        operation = OPERATIONS.get(record.endpoint, record.endpoint)
+        return (operation, PROVIDERS.get(record.provider, record.provider), model)
 
     def _time(self, family: f.Family, labels: tuple[str, ...], took_ms: float) -> None:
         numbers = self.counts.of((family.name, *labels))
@@ -150,7 +169,7 @@ class Counting:
             self._time(f.OUTPUT_TOKEN, served, spent_ms / (tokens - 1))
 
     def _count_tokens(self, record: RequestRecord, served: tuple[str, ...]) -> None:
-        for field, kind in _TOKENS:
+        for field, kind in KINDS:
             tokens = tokens_in(record.usage, field)
             if not tokens:
                 continue
@@ -162,16 +181,22 @@ class Counting:
                 self.counts.add((f.CALLER_TOKENS.name, record.caller, kind), tokens)
 
 
+def is_usual(record: RequestRecord) -> bool:
+    """Tell whether a request was served by the first attempt, and well: as most are."""
+    return (
+        record.outcome == "success"
+        and record.status == 200
+        and len(record.attempts) == 1
+        and not record.hedged
+        and not record.resumed
+        and has_answered(record)
+    )
+
+
 def has_answered(record: RequestRecord) -> bool:
     """Tell whether the last attempt had its first content, or its whole answer."""
     last = record.attempts[-1]
     return last.status == 200 and not last.reason
-
-
-def tokens_in(usage: Mapping[str, Any], field: str) -> int:
-    """Return a number of tokens as an upstream told it, 0 where it told nothing of sense."""
-    told = usage.get(field)
-    return told if type(told) is int and 0 < told <= MOST_TOKENS else 0
 
 
 def _asked(attempt: AttemptRecord, operation: str) -> tuple[str, str, str]:
