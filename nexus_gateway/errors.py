@@ -210,12 +210,7 @@ class DeadlinePassed(GatewayError):
 
 
 class NotInstalled(GatewayError):
-    """The call needs an extra of this package.
-
-    Args:
-        what: the thing that is missing, as the beginning of a sentence.
-        extra: its name.
-    """
+    """The call needs an extra of this package; `what` does, as a sentence begins."""
 
     status = 501
     code = "not_installed"

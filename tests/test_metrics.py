@@ -312,6 +312,18 @@ async def test_both_formats_say_the_same(served: Served) -> None:
     assert {re.sub("_(bucket|sum|count)$", "", name) for name, _ in plain} <= known
 
 
+async def test_what_is_left_of_a_rate_limit_is_told_where_it_is_known(
+    upstream: FakeUpstream,
+) -> None:
+    left = {"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "25"}
+    upstream.default = Reply(headers=left)
+    async with serving(make_instance(upstream)) as served:
+        labels = {"provider": "fake", "provider_instance": ONE}
+        assert sample(await scrape(served), "nexus_instance_quota_left_ratio", **labels) is None
+        await served.chat()
+        assert sample(await scrape(served), "nexus_instance_quota_left_ratio", **labels) == 0.25
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
 async def test_promtool_finds_nothing(served: Served) -> None:
     async with served.session.get(served.url + "/metrics") as answer:
