@@ -7,6 +7,7 @@ admin call, as they tell of callers and keys.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from aiohttp import web
@@ -46,15 +47,13 @@ class Meter:
         figures = self._process.recent()
         said.gauges.update({p.name: figures[p.name] for p in PROCESS if p.name in figures})
 
-    def counts(self) -> Counts:
-        """Return what was counted in all processes."""
-        everything = self._own()
-        everything.add_shared(self._gateway.others.counts)
+    def counts(self) -> tuple[Counts, Mapping[str, float]]:
+        """Return copies of what was counted here, and in the other processes."""
+        own = self._own()
         for instance in self._gateway.pool.instances:
             for outcome in EXPECTED:
-                who = (instance.provider_name, instance.name)
-                everything.of((f.ATTEMPTS.name, *who, outcome))
-        return everything
+                own.of((f.ATTEMPTS.name, instance.provider_name, instance.name, outcome))
+        return own, self._gateway.others.counts
 
     def gauges(self) -> Gauges:
         """Return what goes up and down, of all processes."""
@@ -110,12 +109,16 @@ async def metrics(request: web.Request) -> web.Response:
             code="metrics_off",
         )
     accept = request.headers.get("Accept", "")
-    # Many instances make many lines: they are written beside the loop, from copies.
-    body, content_type = await asyncio.to_thread(_render, meter.counts(), meter.gauges(), accept)
+    # Many instances make many lines: they are put together beside the loop, from copies.
+    figures = (*meter.counts(), meter.gauges())
+    body, content_type = await asyncio.to_thread(_render, *figures, accept)
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
-def _render(counts: Counts, gauges: Gauges, accept: str) -> tuple[bytes, str]:
+def _render(
+    own: Counts, others: Mapping[str, float], gauges: Gauges, accept: str
+) -> tuple[bytes, str]:
     from nexus_gateway.metrics.exposition import render
 
-    return render(counts, gauges, accept)
+    own.add_shared(others)
+    return render(own, gauges, accept)
