@@ -16,7 +16,7 @@ from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.drain import Drain
-from nexus_gateway.handlers import events, health, models, providers
+from nexus_gateway.handlers import events, health, metrics, models, providers
 from nexus_gateway.handlers.door import Door
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway, expect
 from nexus_gateway.hook_chain import HookChain
@@ -46,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
     Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
     Route("GET", "/v1/events", events.events, Access.ADMIN),
+    Route("GET", "/metrics", metrics.metrics, Access.ADMIN),
     Route("GET", "/health", health.health, Access.PUBLIC),
     Route("GET", "/health/live", health.live, Access.PUBLIC),
     Route("GET", "/health/ready", health.ready, Access.PUBLIC),
@@ -80,6 +81,7 @@ def build_app(
     targets = Targets(pool, strict=settings.strict_models)
     app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
     app[events.FEED] = events.Feed(pool)
+    metrics.count(app)
     by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
     app[ROUTE_OF] = by_handler
     for route in ROUTES:

@@ -17,7 +17,7 @@ from nexus_gateway.answer import Chunk, choices, finished, has_content
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import Request
-from nexus_gateway.errors import BrokenStream
+from nexus_gateway.stream_errors import BrokenStream
 
 GO_ON = (
     "Your last message was cut off by a broken connection. Go on exactly where it stops, in the "

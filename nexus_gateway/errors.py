@@ -14,13 +14,10 @@
     ├── Overloaded         503   the gateway has more to do than it may
     ├── Draining           503   the gateway is about to exit
     ├── DeadlinePassed     504   the caller's own time limit is over
+    ├── NotInstalled       501   the call needs an extra that is not installed
     ├── HookFailed         500   a hook failed that must not; says nothing of the cause
     └── InternalError      500   a fault of our own; says nothing but the request's id
     ConfigError                  bad settings: stops the start (not an answer to a caller)
-    BrokenStream                 an answer died after its first token
-    ├── TruncatedStream          it ended without finish_reason and [DONE]
-    ├── IdleStream               it said nothing for too long
-    └── ErrorEvent               it carried an error object
 
 Whatever is raised towards a caller is a GatewayError; its texts are ours alone and never
 hold a key or the text of a foreign exception.
@@ -222,6 +219,19 @@ class Overloaded(GatewayError):
         )
 
 
+class NotInstalled(GatewayError):
+    """The call needs an extra of this package; `what` does, as a sentence begins."""
+
+    status = 501
+    code = "not_installed"
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} need an extra that is not installed here: "
+            f"pip install 'nexus-gateway[{extra}]' and start the gateway again."
+        )
+
+
 class HookFailed(GatewayError):
     """A hook failed, and nothing may pass without it."""
 
@@ -255,42 +265,3 @@ class ConfigError(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
-
-
-class BrokenStream(Exception):
-    """An answer that cannot be finished; the text is fit for the caller."""
-
-    code = "upstream_stream_error"
-
-    def body(self) -> dict[str, Any]:
-        """Return the error object that ends the stream."""
-        return error_object(str(self), kind="server_error", code=self.code)
-
-
-class TruncatedStream(BrokenStream):
-    """The upstream ended before the answer did."""
-
-
-class IdleStream(BrokenStream):
-    """The upstream fell silent in the middle of the answer."""
-
-    code = "upstream_idle_timeout"
-
-    def __init__(self) -> None:
-        super().__init__("The upstream fell silent in the middle of its answer.")
-
-
-class ErrorEvent(BrokenStream):
-    """The upstream sent an error object inside its stream.
-
-    Args:
-        error: the upstream's error, already in OpenAI's shape.
-    """
-
-    def __init__(self, error: Mapping[str, Any]) -> None:
-        super().__init__(str(error.get("message", "")))
-        self.error = dict(error)
-
-    def body(self) -> dict[str, Any]:
-        """Return the upstream's own error object."""
-        return {"error": self.error}

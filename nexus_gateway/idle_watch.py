@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from nexus_gateway.errors import BrokenStream, IdleStream
+from nexus_gateway.stream_errors import BrokenStream, IdleStream
 
 
 class IdleWatch:

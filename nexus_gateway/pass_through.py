@@ -16,9 +16,9 @@ import aiohttp
 
 from nexus_gateway.answer import ODD_SHAPES
 from nexus_gateway.dialects.dialect import Passage
-from nexus_gateway.errors import BrokenStream, TruncatedStream
 from nexus_gateway.idle_watch import IdleWatch
 from nexus_gateway.receiving import HttpAnswer
+from nexus_gateway.stream_errors import BrokenStream, TruncatedStream
 from nexus_gateway.streams import Outlet, Pipe
 
 _CUT = "The upstream's connection broke."

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from nexus_gateway import json_codec, sse
 from nexus_gateway.answer import counted
-from nexus_gateway.errors import BrokenStream, TruncatedStream
+from nexus_gateway.stream_errors import BrokenStream, TruncatedStream
 
 
 class Mark(Enum):

@@ -10,7 +10,7 @@ import aiohttp
 
 from nexus_gateway import json_codec, sse
 from nexus_gateway.answer import Chunk, finished, has_content
-from nexus_gateway.errors import BrokenStream
+from nexus_gateway.stream_errors import BrokenStream
 
 LAST_BYTES_S = 0.25
 

@@ -22,7 +22,7 @@ from nexus_gateway import continuation, json_codec
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.dialects.dialect import Request, Whole
 from nexus_gateway.errand import Errand, Report, Sink, Terms
-from nexus_gateway.errors import BrokenStream, GatewayError, NoCandidate, UpstreamRefused
+from nexus_gateway.errors import GatewayError, NoCandidate, UpstreamRefused
 from nexus_gateway.hedging import Race
 from nexus_gateway.lease import Lease
 from nexus_gateway.registry import prefix
@@ -32,6 +32,7 @@ from nexus_gateway.scheduler import Scheduler, Target
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 from nexus_gateway.sending import AttemptFailed
 from nexus_gateway.settings import Settings
+from nexus_gateway.stream_errors import BrokenStream
 from nexus_gateway.streams import AnswerStream
 from nexus_gateway.upstream import Upstream
 

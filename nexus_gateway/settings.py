@@ -158,6 +158,7 @@ VARIABLES: tuple[Variable, ...] = (
         _one_of("instance", "upstream"),
     ),
     Variable("DIRECT_PATH", "true", "Carry bytes past aiohttp's own streams.", read_flag),
+    Variable("METRICS", "true", "Count for GET /metrics (extra `metrics`).", read_flag),
     Variable("GATEWAY_KEYS", "", "Keys that callers need, separated by commas.", _secrets),
     Variable("ADMIN_TOKEN", "", "Token that admin calls need.", read_secret),
     Variable(
@@ -197,6 +198,7 @@ class Settings:
     strict_models: bool = False
     response_model: str = "instance"
     direct_path: bool = True
+    metrics: bool = True
     gateway_keys: tuple[Secret, ...] = ()
     admin_token: Secret = _NO_TOKEN
     log_level: str = "info"

@@ -20,8 +20,8 @@ from typing import Any
 from nexus_gateway import json_codec, sse
 from nexus_gateway.answer import counted, finished, has_content, is_usage_only
 from nexus_gateway.classify import normalise_error
-from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.passage import StreamPassage
+from nexus_gateway.stream_errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.template import Template, learn
 
 # How often the shape of events is learnt; where they have none in common, it is given up.

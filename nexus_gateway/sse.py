@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexus_gateway import json_codec
-from nexus_gateway.errors import BrokenStream
+from nexus_gateway.stream_errors import BrokenStream
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"

@@ -20,10 +20,10 @@ import aiohttp
 from nexus_gateway.answer import ODD_SHAPES, Chunk, counted, finished, fold, has_content
 from nexus_gateway.classify import normalise_error
 from nexus_gateway.dialects.dialect import Speaker
-from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, TruncatedStream
 from nexus_gateway.idle_watch import IdleWatch
 from nexus_gateway.provider import CannotServe
 from nexus_gateway.receiving import HttpAnswer, Pulse
+from nexus_gateway.stream_errors import BrokenStream, ErrorEvent, IdleStream, TruncatedStream
 
 logger = logging.getLogger("nexus_gateway")
 

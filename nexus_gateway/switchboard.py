@@ -11,6 +11,8 @@ from nexus_gateway.shared_state import Hub, Shared
 from nexus_gateway.worker_process import WorkerProcess
 
 TELL_AFTER_S = 0.1
+# Where there is much to tell, it takes no more than a tenth of the time.
+REST_AFTER_TELLING = 10
 
 
 class Switchboard:
@@ -26,6 +28,7 @@ class Switchboard:
         self._present = present
         self._hub = Hub()
         self._telling: asyncio.TimerHandle | None = None
+        self._pause_s = TELL_AFTER_S
 
     def hear(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
         """Note what a worker knows."""
@@ -53,12 +56,14 @@ class Switchboard:
         """Tell all workers, once for all that happens within a moment."""
         if self._telling is None:
             loop = asyncio.get_running_loop()
-            self._telling = loop.call_later(TELL_AFTER_S, self._tell_all)
+            self._telling = loop.call_later(self._pause_s, self._tell_all)
 
     def _tell_all(self) -> None:
         self._telling = None
+        begun_s = time.thread_time()
         for worker in self._workers:
             if worker.line.is_clear:
                 self.tell(worker)
             else:  # it is slow, and hears the latest when it has caught up
                 self.tell_soon()
+        self._pause_s = max(TELL_AFTER_S, (time.thread_time() - begun_s) * REST_AFTER_TELLING)

@@ -22,7 +22,7 @@ from nexus_gateway.client import Client
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
 from nexus_gateway.dialects.dialect import NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.form import Form
-from nexus_gateway.errors import BrokenStream, RequestTimeout
+from nexus_gateway.errors import RequestTimeout
 from nexus_gateway.instance import Instance
 from nexus_gateway.outgoing import JSON, as_chat, as_it_is, chat_of, plugin_at_work, refusal
 from nexus_gateway.pass_through import PassThrough
@@ -36,6 +36,7 @@ from nexus_gateway.provider import (
 from nexus_gateway.receiving import HttpAnswer, Pulse, chat_chunks, events
 from nexus_gateway.sending import AttemptFailed, failure, read_whole, send
 from nexus_gateway.settings import Settings
+from nexus_gateway.stream_errors import BrokenStream
 from nexus_gateway.streams import AnswerStream, Chunked
 from nexus_gateway.time_limit import TimeLimit
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Names, Shared
 from nexus_gateway.terminal import heed_hangups
 
 TELL_EVERY_S = 0.2
+# Thousands of instances have much to tell: it takes no more than a twentieth of the time.
+REST_AFTER_TELLING = 20
 # A caller who keeps a connection busy comes by within that time and is asked to connect anew.
 LINGER_S = 2.0
 LOOK_EVERY_S = 0.05
@@ -133,19 +136,25 @@ class Worker:
 
     async def _tell(self) -> None:
         decided = self._gateway.decided
+        pause_s = TELL_EVERY_S
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TELL_EVERY_S):
+                async with asyncio.timeout(pause_s):
                     await decided.wait()
             decided.clear()
             # A supervisor that is slow hears the latest when it has caught up.
             if self._line.is_clear:
+                begun_s = time.thread_time()
                 self.tell()
+                spent_s = time.thread_time() - begun_s
+                pause_s = max(TELL_EVERY_S, spent_s * REST_AFTER_TELLING)
 
     def tell(self) -> None:
         """Tell the supervisor what this worker knows, if there is anything new."""
         said = self._names.said_of()
         said.gauges[REQUESTS_IN_FLIGHT] = self._drain.in_flight
+        for share in self._gateway.shares:
+            share(said)
         told = said.as_json()
         if told != self._told:
             self._told = told

@@ -19,9 +19,10 @@ from nexus_gateway.dialects.dialect import NotAnAnswer, Request
 from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES, usage_as_chat
 from nexus_gateway.dialects.messages.answer import UNSEALED, MessageSpeaker, message
 from nexus_gateway.dialects.messages.request import IMAGE_FOLLOWS
-from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
+from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import Account, Call, Translator
 from nexus_gateway.secret import Secret
+from nexus_gateway.stream_errors import BrokenStream, ErrorEvent, TruncatedStream
 
 ANSWER = Answer("chatcmpl-1", 1, "Fake (Key #1)")
 IMAGE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}

@@ -18,7 +18,8 @@ from nexus_gateway import sse
 from nexus_gateway.answer import Answer, Chunk, fold
 from nexus_gateway.dialects.dialect import NotAnAnswer, Request
 from nexus_gateway.dialects.responses import RESPONSES
-from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
+from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.stream_errors import BrokenStream, ErrorEvent, TruncatedStream
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ANSWER = Answer("chatcmpl-7", 5, "m")

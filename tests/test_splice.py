@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nexus_gateway import sse
 from nexus_gateway.answer import Answer
-from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.splice import Splice, find_model, set_model
+from nexus_gateway.stream_errors import BrokenStream, ErrorEvent, TruncatedStream
 
 ANSWER = Answer("chatcmpl-1", 1, "up-model")
 TEXT = st.text(max_size=12)

@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Protocol
 from nexus_gateway import sse
 from nexus_gateway.answer import Chunk
 from nexus_gateway.dialects.body import Body
-from nexus_gateway.errors import BrokenStream, InvalidRequest
+from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.stream_errors import BrokenStream
 
 # Names by which a caller leaves the choice of a model to the gateway.
 ANY_MODEL = frozenset({"auto", "nexus", ""})

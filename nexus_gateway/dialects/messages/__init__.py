@@ -13,8 +13,9 @@ from nexus_gateway.dialects.chat import answered, check_messages
 from nexus_gateway.dialects.dialect import Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.messages import request as asked
 from nexus_gateway.dialects.messages.answer import UNSEALED, MessageSpeaker, event, message
-from nexus_gateway.errors import ErrorEvent, InvalidRequest
+from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.passage import EventPassage, Mark
+from nexus_gateway.stream_errors import ErrorEvent
 
 # The caller's word on the version and on features under trial goes along with its body.
 _PASSED = ("anthropic-version", "anthropic-beta")

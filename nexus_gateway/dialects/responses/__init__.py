@@ -18,8 +18,8 @@ from nexus_gateway.dialects.responses.answer import (
     whole,
 )
 from nexus_gateway.dialects.responses.request import translate
-from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.passage import EventPassage, Mark
+from nexus_gateway.stream_errors import ErrorEvent
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 _FAILURES = frozenset({"response.failed", "error"})
