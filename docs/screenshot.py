@@ -17,15 +17,15 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from playwright.async_api import Browser, async_playwright
-
-from nexus_gateway.record import RequestRecord
-from nexus_gateway.testing import FakeUpstream, Reply, Served, serving
-from nexus_gateway.testing.gateway import HELLO, instance_of
 from nexus_gateway_plugins.anthropic import Anthropic
 from nexus_gateway_plugins.cerebras import Cerebras
 from nexus_gateway_plugins.gemini import Gemini
 from nexus_gateway_plugins.groq import Groq
+from playwright.async_api import Browser, async_playwright
+
+from nexus_gateway.record import AttemptRecord, RequestRecord
+from nexus_gateway.testing import FakeUpstream, Reply, Served, serving
+from nexus_gateway.testing.gateway import HELLO, instance_of
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -70,8 +70,6 @@ def remember(served: Served) -> None:
     """Give the timelines a quarter of an hour that was not, shaped as a morning's traffic."""
     rng = random.Random(5)
     observe = served.gateway.observers[0]
-    model: list[RequestRecord] = []
-    served.gateway.observers.append(model.append)
     now_s = time.time()
     for age_s in range(895, 12, -1):
         for _ in range(rng.choice((0, 1, 1, 2)) + (age_s < 500) + (rng.random() < 0.002) * 12):
@@ -80,8 +78,6 @@ def remember(served: Served) -> None:
 
 def past(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
     """Make up a request of some time ago."""
-    from nexus_gateway.record import AttemptRecord
-
     names = ("Groq (Key #1)", "Groq (Key #2)", "Gemini (Key #1)", "Anthropic (Key #1)")
     name = rng.choices(names, (5, 3 if age_s > 90 else 0, 3, 2))[0]
     first_ms = rng.gauss(400, 90)
@@ -133,7 +129,7 @@ async def take(browser: Browser, url: str, path: Path, opened: bool = False, **h
     if opened:
         await page.locator("details.moved summary").first.click()
     await page.wait_for_timeout(1200)
-    await page.screenshot(path=path, full_page="device_scale_factor" not in how)
+    await page.screenshot(path=path)
     await page.close()
 
 
@@ -147,10 +143,10 @@ async def main(folder: Path | None) -> None:
         if folder is None:
             await take(browser, served.url, PNG, device_scale_factor=1.5)
         else:
-            narrow = {"viewport": {"width": 390, "height": 844}}
+            narrow = {"viewport": {"width": 390, "height": 2100}}
             await take(browser, served.url, folder / "light.png")
             await take(browser, served.url, folder / "dark.png", opened=True, color_scheme="dark")
-            await take(browser, served.url, folder / "narrow.png", opened=True, **narrow)
+            await take(browser, served.url, folder / "narrow.png", **narrow)
             between = {"viewport": {"width": 900, "height": 900}}
             await take(browser, served.url, folder / "tablet.png", **between)
         await loading

@@ -5,6 +5,7 @@ import { NONE, countdown, count, duration } from "./format.js";
 import { Sparkline } from "./timeline.js";
 
 const WEAK_SUCCESS = 90;
+const BAD_SUCCESS = 50;
 const WEAK_WAIT = 50;
 const PARKED = {
   bad_key: ["bad", "Key refused"],
@@ -28,6 +29,7 @@ export function stateOf(instance) {
     return { kind: "probe", word: "Half open", until: "next request probes it" };
   }
   const { successRate, latencyShare } = instance.metrics;
+  if (parseFloat(successRate) < BAD_SUCCESS) return { kind: "bad", word: "Failing" };
   if (parseFloat(successRate) < WEAK_SUCCESS) return { kind: "weak", word: "Failing at times" };
   if (parseFloat(latencyShare) > WEAK_WAIT) return { kind: "weak", word: "Slow" };
   return { kind: "good", word: "Serving" };
@@ -35,6 +37,13 @@ export function stateOf(instance) {
 
 function left(instance, name) {
   return Math.max(0, instance[name] - (Date.now() - instance.heardAt));
+}
+
+// Why its last request failed, where the state's word does not say it already.
+export function reasonOf(instance, state) {
+  const reason = instance.lastReason ?? "";
+  // Off is the operator's word and needs no other reason.
+  return state.kind === "off" || reason.toLowerCase() === state.word.toLowerCase() ? "" : reason;
 }
 
 export const serves = (state) => ["good", "weak", "probe"].includes(state.kind);
@@ -98,8 +107,7 @@ class Row {
     setIcon(this.icon, state.kind);
     setText(this.word, state.word);
     setText(this.until, state.until ?? "");
-    // Off is the operator's word and needs no other reason.
-    setText(this.reason, (state.kind !== "off" && instance.lastReason) || "");
+    setText(this.reason, reasonOf(instance, state));
     setText(this.model, instance.model);
     const used = metrics.totalRequests > 0;
     setText(this.values.health, used ? metrics.healthScore : NONE);

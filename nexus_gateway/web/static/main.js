@@ -1,10 +1,10 @@
 // The Control Center: hears the feed, and shows it.
 
 import { ask, post, problemOf } from "./access.js";
-import { element, setData, setText } from "./elements.js";
+import { element, setData, setIcon, setText } from "./elements.js";
 import { Feed } from "./feed.js";
 import { count, plural, time } from "./format.js";
-import { Instances, serves, stateOf } from "./instances.js";
+import { Instances, reasonOf, serves, stateOf } from "./instances.js";
 import { Requests } from "./requests.js";
 import { Sparkline, Timelines } from "./timeline.js";
 import { TryIt } from "./tryit.js";
@@ -78,15 +78,18 @@ function showVerdict() {
   }
   if (off && wanted.length) text += ` ${off} ${off === 1 ? "is" : "are"} off.`;
   setText(byId("verdict"), text);
-  setData(byId("verdict"), "kind", kind);
+  setData(byId("verdict").parentElement, "kind", kind);
+  setIcon(byId("verdict-icon"), kind);
   const named = troubled.slice(0, NAMED).map(sentence).join("  ·  ");
   const more = troubled.length > NAMED ? `  ·  and ${troubled.length - NAMED} more` : "";
   setText(byId("reasons"), named + more);
 }
 
-function sentence({ name, state, lastReason }) {
+function sentence(instance) {
+  const { name, state } = instance;
   const word = state.word[0].toLowerCase() + state.word.slice(1);
-  return `${name}: ${word}${lastReason ? `, ${lastReason}` : ""}`;
+  const reason = reasonOf(instance, state);
+  return `${name}: ${word}${reason ? `, ${reason}` : ""}`;
 }
 
 function makeTiles() {
@@ -117,7 +120,7 @@ function showTiles() {
   const texts = {
     rate: [gateway.requestsPerSecond.toFixed(1), `${count(all)} in 15 minutes`],
     flight: [count(gateway.inFlight), "now"],
-    failovers: [count(failovers), all ? "attempts after a first, 15 min" : "in 15 minutes"],
+    failovers: [count(failovers), "in 15 minutes"],
     errors: [count(failures), share(failures)],
     tokens: [count(tokens), "in 15 minutes"],
   };
@@ -149,6 +152,7 @@ function showLink(state, text) {
   if (state === "gone") goneSince ??= Date.now();
   else goneSince = null;
   const words = {
+    opening: "Connecting",
     live: "Live",
     gone: `Gateway gone since ${time(goneSince ?? Date.now())}, trying again`,
     locked: "Locked",
@@ -164,7 +168,9 @@ function showLink(state, text) {
 }
 
 async function unlock() {
-  if (await ask("admin")) feed.open();
+  if (!(await ask("admin"))) return;
+  showLink("opening", "");
+  feed.open();
 }
 
 byId("notice-button").addEventListener("click", unlock);

@@ -138,7 +138,7 @@ function story(request) {
     ["Model", request.model],
     ["Caller", request.caller],
     ["Outcome", request.outcome.replaceAll("_", " ")],
-    ["Tokens", `${count(request.promptTokens)} in, ${count(request.completionTokens)} out`],
+    ["Tokens", tokensOf(request)],
     ["Hedged", request.hedged ? "yes" : null],
     ["Resumed", request.resumed ? plural(request.resumed, "time") : null],
   ];
@@ -149,6 +149,14 @@ function story(request) {
     element("div", {}, element("dt", {}, name), element("dd", {}, value)),
   );
   return element("div", { class: "story" }, list, element("dl", { class: "facts" }, ...pairs));
+}
+
+function tokensOf({ promptTokens, completionTokens }) {
+  const known = [
+    [promptTokens, "in"],
+    [completionTokens, "out"],
+  ];
+  return known.flatMap(([n, way]) => (n ? [`${count(n)} ${way}`] : [])).join(", ");
 }
 
 function attempt(made) {
