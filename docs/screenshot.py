@@ -32,7 +32,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 PNG = Path(__file__).with_name("control-center.png")
 LOAD_S = 9.0
 SIZE = {"width": 1360, "height": 900}
-MODELS = ("auto", "auto", "auto", "groq", "gemini-2.5-flash", "claude-sonnet-4-5")
+MODELS = ("auto", "auto", "auto", "groq", "gemini-2.5-flash", "claude-sonnet-5-5")
 LONGER = "One word after the other, as they come, so that there is something to count. " * 3
 
 
@@ -116,7 +116,8 @@ async def load(served: Served, seconds: float) -> None:
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         body = {**HELLO, "model": rng.choice(MODELS), "stream": True}
-        asked.append(asyncio.create_task(served.chat(body)))
+        head = {"X-Routing-Mode": rng.choice(("smart", "round-robin"))}
+        asked.append(asyncio.create_task(served.chat(body, headers=head)))
         await asyncio.sleep(rng.uniform(0.05, 0.4))
     await asyncio.gather(*asked[:-3])
 

@@ -26,9 +26,8 @@ def failed(record: RequestRecord) -> bool:
 
 def tokens_of(record: RequestRecord) -> tuple[int, int]:
     """Return the tokens that went in and came out, 0 where unknown."""
-    found = (record.usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    known = [count if isinstance(count, int) else 0 for count in found]
-    return known[0], known[1]
+    went, came = record.usage.get("prompt_tokens"), record.usage.get("completion_tokens")
+    return went if isinstance(went, int) else 0, came if isinstance(came, int) else 0
 
 
 @dataclass(slots=True)
@@ -117,14 +116,15 @@ class Timelines:
         bucket.requests += 1
         bucket.failures += failed(record)
         bucket.failovers += max(0, len(record.attempts) - 1)
-        bucket.tokens += tokens_of(record)[1]
+        tokens = tokens_of(record)[1]
+        bucket.tokens += tokens
         if record.stream and record.first_ms:
             bucket.first_ms += record.first_ms
             bucket.firsts += 1
         for attempt in record.attempts:
-            self._observe_attempt(attempt, record)
+            self._observe_attempt(attempt, record, tokens)
 
-    def _observe_attempt(self, attempt: AttemptRecord, record: RequestRecord) -> None:
+    def _observe_attempt(self, attempt: AttemptRecord, record: RequestRecord, tokens: int) -> None:
         timeline = self.of.get(attempt.instance)
         if timeline is None:
             timeline = self.of[attempt.instance] = Timeline()
@@ -133,7 +133,7 @@ class Timelines:
         bucket.failures += attempt.outcome in HURTING
         if attempt is record.attempts[-1] and attempt.instance == record.instance:
             bucket.failovers += len(record.attempts) > 1
-            bucket.tokens += tokens_of(record)[1]
+            bucket.tokens += tokens
             if record.stream and attempt.outcome == "success":
                 bucket.first_ms += attempt.duration_ms
                 bucket.firsts += 1

@@ -219,7 +219,7 @@ async def test_it_comes_back_after_a_restart(browser: Any, tmp_path: Path) -> No
         first.signal(signal.SIGTERM)
         await first.exit_code()
     try:
-        await expect(tab.page.locator("#link-text")).to_contain_text("Gateway gone since")
+        await expect(tab.page.locator("#link-text")).to_contain_text("Gone since")
         port = str(urlsplit(first.url).port)
         async with process(tmp_path, "--port", port):
             await tab.is_live()

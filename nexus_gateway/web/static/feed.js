@@ -87,8 +87,8 @@ export class Feed {
     this.lastId = id || this.lastId;
     this.heardAt = Date.now();
     this.waitMs = FIRST_WAIT_MS;
-    this.hear(name, JSON.parse(data));
     this.say("live", "");
+    this.hear(name, JSON.parse(data));
   }
 
   again() {

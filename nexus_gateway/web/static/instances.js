@@ -109,6 +109,7 @@ class Row {
     setText(this.until, state.until ?? "");
     setText(this.reason, reasonOf(instance, state));
     setText(this.model, instance.model);
+    this.model.title = instance.model;
     const used = metrics.totalRequests > 0;
     setText(this.values.health, used ? metrics.healthScore : NONE);
     this.bar.style.setProperty("width", used ? metrics.healthScore : "0%");

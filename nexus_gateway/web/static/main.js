@@ -3,7 +3,7 @@
 import { ask, post, problemOf } from "./access.js";
 import { element, setData, setIcon, setText } from "./elements.js";
 import { Feed } from "./feed.js";
-import { count, plural, time } from "./format.js";
+import { NONE, count, plural, time } from "./format.js";
 import { Instances, reasonOf, serves, stateOf } from "./instances.js";
 import { Requests } from "./requests.js";
 import { Sparkline, Timelines } from "./timeline.js";
@@ -45,6 +45,7 @@ function hear(name, data) {
 }
 
 function show() {
+  if (goneSince) return;
   instances.tick(timelines);
   showVerdict();
   showTiles();
@@ -77,12 +78,29 @@ function showVerdict() {
     [kind, text] = ["weak", `All serve, ${few}.`];
   }
   if (off && wanted.length) text += ` ${off} ${off === 1 ? "is" : "are"} off.`;
+  sayVerdict(kind, text);
+  setText(byId("reasons"), troubled.length ? reasons(troubled) : peace());
+}
+
+function sayVerdict(kind, text) {
   setText(byId("verdict"), text);
   setData(byId("verdict").parentElement, "kind", kind);
   setIcon(byId("verdict-icon"), kind);
+}
+
+function reasons(troubled) {
   const named = troubled.slice(0, NAMED).map(sentence).join("  ·  ");
   const more = troubled.length > NAMED ? `  ·  and ${troubled.length - NAMED} more` : "";
-  setText(byId("reasons"), named + more);
+  return named + more;
+}
+
+// What to say where nobody is in trouble now.
+function peace() {
+  const { requests: all, failures, failovers } = timelines.totals("");
+  if (!all) return "No request in the last 15 minutes.";
+  if (failures) return `${plural(failures, "request")} failed in the last 15 minutes.`;
+  if (failovers) return "No request failed in the last 15 minutes; where one was in trouble, another instance took over.";
+  return "Nothing failed in the last 15 minutes.";
 }
 
 function sentence(instance) {
@@ -102,7 +120,7 @@ function makeTiles() {
     ["tokens", "Tokens out"],
   ];
   for (const [name, label] of names) {
-    const value = element("span", { class: "value" });
+    const value = element("span", { class: "value" }, NONE);
     const more = element("span", { class: "more" });
     const tile = element("div", { class: `tile ${name}` });
     tile.append(element("dt", {}, label), element("dd", {}, value, more));
@@ -154,7 +172,7 @@ function showLink(state, text) {
   const words = {
     opening: "Connecting",
     live: "Live",
-    gone: `Gateway gone since ${time(goneSince ?? Date.now())}, trying again`,
+    gone: `Gone since ${time(goneSince ?? Date.now())}, trying again`,
     locked: "Locked",
     closed: "Closed",
   };
@@ -162,9 +180,14 @@ function showLink(state, text) {
   if (byId("link").dataset.state === state) return;
   byId("link").dataset.state = state;
   document.body.classList.toggle("stale", state !== "live");
-  notify(state === "live" || state === "gone" ? "" : text);
+  const locked = "Who wants to see how the gateway does needs its admin token.";
+  notify(state === "locked" ? locked : state === "closed" ? text : "");
   byId("notice-button").hidden = state !== "locked";
   if (state === "locked") unlock();
+  if (state === "gone") {
+    sayVerdict("bad", "The gateway does not answer.");
+    setText(byId("reasons"), gateway ? "Below is how it was before." : "");
+  }
 }
 
 async function unlock() {
