@@ -18,7 +18,6 @@ from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers import events, health, models, page, providers
 from nexus_gateway.handlers.door import Door
-from nexus_gateway.handlers.feed import Feed
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.hooks import Hook
@@ -82,8 +81,7 @@ def build_app(
     chain = HookChain(hooks) if hooks else None
     targets = Targets(pool, strict=settings.strict_models)
     app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
-    app[events.FEED] = Feed(pool)
-    app[GATEWAY].observers.append(app[events.FEED].observe)
+    app[events.FEED] = events.feed_of(app[GATEWAY])
     by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
     app[ROUTE_OF] = by_handler
     for route in ROUTES:

@@ -8,7 +8,7 @@ most BUCKETS for each instance and no text in any of them: the memory is bounded
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nexus_gateway.record import AttemptRecord, RequestRecord
@@ -16,6 +16,8 @@ from nexus_gateway.record import AttemptRecord, RequestRecord
 BUCKET_S = 10
 BUCKETS = 90
 RATE_OVER_S = 5
+ALL = ""
+COUNTED = ("requests", "failures", "failovers", "tokens")
 HURTING = frozenset({"failure", "rate_limited", "bad_key"})
 
 
@@ -52,6 +54,13 @@ class Bucket:
     first_ms: float = 0.0
     firsts: int = 0
 
+    def add(self, requests: int, failures: int, failovers: int, tokens: int) -> None:
+        """Count what ended."""
+        self.requests += requests
+        self.failures += failures
+        self.failovers += failovers
+        self.tokens += tokens
+
     def as_json(self) -> list[float | None]:
         """Return number, requests, failures, fail-overs, tokens and the mean TTFT in ms."""
         mean = round(self.first_ms / self.firsts) if self.firsts else None
@@ -59,9 +68,14 @@ class Bucket:
 
 
 class Timeline:
-    """The buckets of one instance, or of all."""
+    """The buckets of one instance, or of all.
+
+    Attributes:
+        counted: all that ended in this process, since it began.
+    """
 
     def __init__(self) -> None:
+        self.counted = Bucket(0)
         self._buckets: deque[Bucket] = deque(maxlen=BUCKETS)
 
     def at(self, at_s: float) -> Bucket:
@@ -78,6 +92,13 @@ class Timeline:
         self._buckets.append(Bucket(number))
         return self._buckets[-1]
 
+    def add(self, at_s: float, *counts: int) -> Bucket:
+        """Count what ended in this process; see `Bucket.add`."""
+        bucket = self.at(at_s)
+        bucket.add(*counts)
+        self.counted.add(*counts)
+        return bucket
+
     def since(self, at_s: float) -> list[Bucket]:
         """Return the buckets that had not ended at a time, in Unix seconds."""
         return [b for b in self._buckets if b.number >= at_s // BUCKET_S]
@@ -89,11 +110,11 @@ class Rate:
     def __init__(self) -> None:
         self._seconds: deque[list[int]] = deque(maxlen=RATE_OVER_S + 2)
 
-    def add(self, at_s: float) -> None:
-        """Count one at a time, in Unix seconds."""
+    def add(self, at_s: float, count: int = 1) -> None:
+        """Count what ended at a time, in Unix seconds."""
         if not self._seconds or self._seconds[-1][0] != int(at_s):
             self._seconds.append([int(at_s), 0])
-        self._seconds[-1][1] += 1
+        self._seconds[-1][1] += count
 
     def at(self, now_s: float) -> float:
         """Return the rate; the second that is running does not count yet."""
@@ -102,22 +123,29 @@ class Rate:
 
 
 class Timelines:
-    """The timelines of all requests and of each instance; `observe` is an Observer."""
+    """The timelines of all requests and of each instance; `observe` is an Observer.
+
+    Other processes tell what they have counted so far (`tell`), and what that has become more since
+    the last time is counted as of now (`hear`). Times to the first token are told by nobody.
+    """
 
     def __init__(self) -> None:
         self.rate = Rate()
-        self.all = Timeline()
-        self.of: dict[str, Timeline] = {}
+        self.of: dict[str, Timeline] = {ALL: Timeline()}
+        self._heard: dict[str, list[int]] | None = None
+
+    def _line(self, name: str) -> Timeline:
+        line = self.of.get(name)
+        if line is None:
+            line = self.of[name] = Timeline()
+        return line
 
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
         self.rate.add(record.ended_s)
-        bucket = self.all.at(record.ended_s)
-        bucket.requests += 1
-        bucket.failures += failed(record)
-        bucket.failovers += max(0, len(record.attempts) - 1)
         tokens = tokens_of(record)[1]
-        bucket.tokens += tokens
+        again = max(0, len(record.attempts) - 1)
+        bucket = self.of[ALL].add(record.ended_s, 1, failed(record), again, tokens)
         if record.stream and record.first_ms:
             bucket.first_ms += record.first_ms
             bucket.firsts += 1
@@ -125,21 +153,50 @@ class Timelines:
             self._observe_attempt(attempt, record, tokens)
 
     def _observe_attempt(self, attempt: AttemptRecord, record: RequestRecord, tokens: int) -> None:
-        timeline = self.of.get(attempt.instance)
-        if timeline is None:
-            timeline = self.of[attempt.instance] = Timeline()
-        bucket = timeline.at(record.ended_s)
-        bucket.requests += 1
-        bucket.failures += attempt.outcome in HURTING
-        if attempt is record.attempts[-1] and attempt.instance == record.instance:
-            bucket.failovers += len(record.attempts) > 1
-            bucket.tokens += tokens
-            if record.stream and attempt.outcome == "success":
-                bucket.first_ms += attempt.duration_ms
-                bucket.firsts += 1
+        hurt = attempt.outcome in HURTING
+        line = self._line(attempt.instance)
+        if attempt is not record.attempts[-1] or attempt.instance != record.instance:
+            line.add(record.ended_s, 1, hurt, 0, 0)
+            return
+        bucket = line.add(record.ended_s, 1, hurt, len(record.attempts) > 1, tokens)
+        if record.stream and attempt.outcome == "success":
+            bucket.first_ms += attempt.duration_ms
+            bucket.firsts += 1
+
+    def tell(self, counts: dict[str, float]) -> None:
+        """Add to what the others hear what this process has counted."""
+        for name, line in self.of.items():
+            for what in COUNTED:
+                if count := getattr(line.counted, what):
+                    counts[_told_as(what, name)] = count
+
+    def hear(self, counts: Mapping[str, float], names: Iterable[str], now_s: float) -> None:
+        """Count what the others have counted since the last time; the first time sets the mark.
+
+        Args:
+            counts: all that they tell.
+            names: of the instances.
+            now_s: in Unix seconds.
+        """
+        before = self._heard
+        self._heard = {
+            name: [int(counts.get(_told_as(what, name), 0)) for what in COUNTED]
+            for name in (ALL, *names)
+        }
+        if before is None:
+            return
+        for name, now in self._heard.items():
+            more = [max(0, n - b) for n, b in zip(now, before.get(name, now), strict=True)]
+            if any(more):
+                self._line(name).at(now_s).add(*more)
+                if name == ALL:
+                    self.rate.add(now_s, more[0])
 
     def as_json(self, since_s: float) -> dict[str, list[list[float | None]]]:
         """Return each timeline's buckets since a time, by the instance; "" for that of all."""
-        named: Iterable[tuple[str, Timeline]] = [("", self.all), *self.of.items()]
-        found = {name: [b.as_json() for b in line.since(since_s)] for name, line in named}
+        found = {n: [b.as_json() for b in line.since(since_s)] for n, line in self.of.items()}
         return {name: buckets for name, buckets in found.items() if buckets}
+
+
+def _told_as(what: str, name: str) -> str:
+    return f"page {what} {name}"

@@ -144,6 +144,8 @@ class Worker:
         """Tell the supervisor what this worker knows, if there is anything new."""
         said = self._names.said_of()
         said.gauges[REQUESTS_IN_FLIGHT] = self._drain.in_flight
+        for share in self._gateway.shares:
+            share(said)
         told = said.as_json()
         if told != self._told:
             self._told = told

@@ -140,6 +140,33 @@ def test_the_feed_tells_a_change_once_and_what_runs_down_as_none() -> None:
     assert data["parkReason"] is None
 
 
+def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
+    mine, its = Timelines(), Timelines()
+    told: dict[str, float] = {}
+    names = [GOOD.instance, BAD.instance]
+    its.observe(record(ended_s=NOON - 3600))
+    its.tell(told)
+    mine.hear(told, names, NOON)
+    assert mine.as_json(0) == {}, "what was before is not of now"
+    its.observe(record(ended_s=NOON, attempts=(BAD, GOOD)))
+    for _ in range(2):
+        its.tell(told)
+        mine.hear(told, names, NOON)
+    mine.observe(record())
+    number = NOON // BUCKET_S
+    assert mine.as_json(NOON)[""] == [[number, 2, 0, 1, 60, 130]]
+    assert mine.as_json(NOON)[BAD.instance] == [[number, 1, 1, 0, 0, None]]
+    assert mine.rate.at(NOON + 1) == pytest.approx(2 / 5)
+    back: dict[str, float] = {}
+    mine.tell(back)
+    assert back == {
+        "page requests ": 1,
+        "page tokens ": 30,
+        f"page requests {GOOD.instance}": 1,
+        f"page tokens {GOOD.instance}": 30,
+    }, "what was heard is not told back"
+
+
 def test_few_first_tokens_do_to_look_at() -> None:
     health = Health(FakeClock())
     health.observe_first_token(300)

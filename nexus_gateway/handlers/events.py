@@ -6,8 +6,8 @@
     gateway    once a second: its own figures, and the timelines' newest buckets
 
 Ids are `RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener gets only what
-it missed, with any other a snapshot. `gateway` events have none. An instance's figures are of all
-worker processes; requests and timelines are of the one that answers.
+it missed, with any other a snapshot. `gateway` events have none. All figures are of all worker
+processes; the requests, and the times to the first token, are of the one that answers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,26 @@ from nexus_gateway import __version__
 from nexus_gateway.handlers.feed import EVERY_S, Feed
 from nexus_gateway.handlers.gateway import Gateway, gateway_of
 from nexus_gateway.handlers.health import status_of
-from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT
+from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Shared
 
 TICK_S = 1.0
 FEED = web.AppKey("feed", Feed)
+
+
+def feed_of(gateway: Gateway) -> Feed:
+    """Make the feed of a gateway, told of its requests and in step with the other workers."""
+    feed = Feed(gateway.pool)
+    alone = gateway.others
+
+    def share(said: Shared) -> None:
+        feed.timelines.tell(said.counts)
+        if gateway.others is not alone:
+            names = [instance.name for instance in gateway.pool.instances]
+            feed.timelines.hear(gateway.others.counts, names, feed.wall())
+
+    gateway.observers.append(feed.observe)
+    gateway.shares.append(share)
+    return feed
 
 
 async def events(request: web.Request) -> web.StreamResponse:

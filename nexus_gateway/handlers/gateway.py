@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class Gateway:
         others: what the others of them counted; a figure of this process is added to it.
         decided: set when something was decided that the others must know at once.
         observers: told of every request that has ended.
+        shares: each adds its figures to what this process tells the others.
     """
 
     settings: Settings
@@ -59,6 +60,7 @@ class Gateway:
     others: Shared = field(default_factory=Shared)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     observers: list[Observer] = field(default_factory=list)
+    shares: list[Callable[[Shared], None]] = field(default_factory=list)
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -53,7 +53,7 @@ function show() {
   const workers = gateway.workers > 1 ? ` · ${plural(gateway.workers, "worker")}` : "";
   setText(byId("about"), `${gateway.version}${workers}`);
   if (gateway.workers > 1) {
-    const hint = `Those of one worker of ${gateway.workers}, as are the timelines and the sums; instances speak for all`;
+    const hint = `The last that one of the ${gateway.workers} workers served; all figures above, but TTFT, are of all of them`;
     setText(byId("requests-hint"), hint);
   }
 }
