@@ -170,7 +170,15 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
         await expect(made.nth(0)).to_contain_text("Fake (Key #1)")
         await expect(made.nth(0)).to_contain_text("answered 503")
         await expect(made.nth(1)).to_contain_text("answered")
+        await served.chat()
+        await expect(tab.requests).to_have_count(2)
+        pause = tab.page.locator("#pause")
+        await tab.page.locator("details.moved").hover()
+        await served.chat()
+        await expect(pause).to_have_text("Pause (1 new)")
+        await expect(tab.page.locator("details")).to_have_count(2)
         await tab.page.get_by_role("button", name="Errors").click()
+        await expect(tab.page.locator("details")).to_have_count(3)
         await expect(tab.page.locator("#no-requests")).to_be_visible()
 
 

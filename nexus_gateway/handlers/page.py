@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
-from importlib import resources
+from pathlib import Path
 
 from aiohttp import web
 
 from nexus_gateway.errors import NotFound
 
-_FOLDER = resources.files("nexus_gateway") / "web" / "static"
+_FOLDER = Path(__file__).parents[1] / "web" / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _TYPES[".svg"] = "image/svg+xml"
 _HEADERS = {
@@ -63,7 +63,7 @@ def files() -> dict[str, File]:
     """
     found = {}
     for path in _FOLDER.iterdir():
-        kind = _TYPES.get(path.name[path.name.rfind(".") :])
+        kind = _TYPES.get(path.suffix)
         if kind is not None:
             body = path.read_bytes()
             found[path.name] = File(body, kind, blake2b(body, digest_size=8).hexdigest())

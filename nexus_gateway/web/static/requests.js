@@ -20,6 +20,15 @@ export class Requests {
     this.pause = pause;
     this.waiting = [];
     this.paused = false;
+    // A list must not move away from under the pointer; a finger leaves none behind.
+    this.pointed = false;
+    list.addEventListener("pointerenter", (event) => {
+      this.pointed = event.pointerType === "mouse";
+    });
+    list.addEventListener("pointerleave", () => {
+      this.pointed = false;
+      this.flush();
+    });
     pause.addEventListener("click", () => this.setPaused(!this.paused));
     for (const button of choice.querySelectorAll("button")) {
       button.addEventListener("click", () => {
@@ -36,13 +45,18 @@ export class Requests {
   setPaused(paused) {
     this.paused = paused;
     this.pause.setAttribute("aria-pressed", String(paused));
-    if (!paused) this.flush();
+    this.flush();
     this.showPause();
+  }
+
+  get held() {
+    return this.paused || this.pointed;
   }
 
   showPause() {
     const more = this.waiting.length;
-    setText(this.pause, this.paused ? (more ? `Go on (${more} new)` : "Go on") : "Pause");
+    const word = this.paused ? "Go on" : "Pause";
+    setText(this.pause, this.held && more ? `${word} (${more} new)` : word);
   }
 
   replace(requests) {
@@ -62,7 +76,7 @@ export class Requests {
   hear(request) {
     this.waiting.push(request);
     if (this.waiting.length > KEPT) this.waiting.shift();
-    if (this.paused) this.showPause();
+    if (this.held) this.showPause();
     else if (!this.drawing) {
       this.drawing = true;
       setTimeout(() => this.flush(), 0);
@@ -71,7 +85,8 @@ export class Requests {
 
   flush() {
     this.drawing = false;
-    if (this.paused) return;
+    if (this.held) return;
+    this.showPause();
     const rows = this.waiting.map((request) => this.row(request)).reverse();
     this.waiting = [];
     this.list.prepend(...rows);
