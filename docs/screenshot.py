@@ -1,5 +1,7 @@
 """Makes docs/control-center.png: a real gateway, fake upstreams, some load, one in trouble.
 
+The load is real and lasts seconds; the quarter of an hour before it is made up.
+
     python docs/screenshot.py [--folder DIR]
 
 Needs the extra `test` and Debian's chromium. With a folder it writes more views there: dark,
