@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+AXE := 4.14.1
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench format pins audit clean
+.PHONY: run test lint browser bench format pins audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/nexus-gateway serve $(ARGS)
 
-test: lint
+test: lint browser
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 lint: $(VENV)/test.stamp
@@ -19,6 +21,17 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy -p nexus_gateway
 	MYPYPATH=bench $(BIN)/mypy plugins bench
 	$(BIN)/lint-imports
+
+# What the tests of the page need beside Python: a browser, and axe-core from npm.
+browser: | $(BIN)/python
+	@command -v chromium >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && $(APT) update && \
+	       $(APT) install -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+	  || echo "There is no chromium, and no way to install it here: its tests are left out."
+	@[ -e $(VENV)/axe/package ] \
+	  || { mkdir -p $(VENV)/axe && cd $(VENV)/axe && \
+	       npm pack --silent axe-core@$(AXE) >/dev/null && tar -xzf axe-core-$(AXE).tgz; } \
+	  || echo "There is no axe-core, as there is no npm: its tests are left out."
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python bench/run.py $(ARGS)

@@ -16,7 +16,7 @@ from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.drain import Drain
-from nexus_gateway.handlers import events, health, metrics, models, providers
+from nexus_gateway.handlers import events, health, metrics, models, page, providers
 from nexus_gateway.handlers.door import Door
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway, expect
 from nexus_gateway.hook_chain import HookChain
@@ -47,6 +47,8 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
     Route("GET", "/v1/events", events.events, Access.ADMIN),
     Route("GET", "/metrics", metrics.metrics, Access.ADMIN),
+    Route("GET", "/", page.page, Access.PUBLIC),
+    Route("GET", "/static/{name}", page.page, Access.PUBLIC),
     Route("GET", "/health", health.health, Access.PUBLIC),
     Route("GET", "/health/live", health.live, Access.PUBLIC),
     Route("GET", "/health/ready", health.ready, Access.PUBLIC),
@@ -80,7 +82,7 @@ def build_app(
     chain = HookChain(hooks) if hooks else None
     targets = Targets(pool, strict=settings.strict_models)
     app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
-    app[events.FEED] = events.Feed(pool)
+    app[events.FEED] = events.feed_of(app[GATEWAY])
     metrics.count(app)
     by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
     app[ROUTE_OF] = by_handler

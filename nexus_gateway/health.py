@@ -141,17 +141,18 @@ class Health:
         """Note a stream's time to its first token, beside its latency."""
         self._first_tokens_ms.append(ttft_ms)
 
-    def first_token_ms(self, share: float) -> float | None:
+    def first_token_ms(self, share: float, *, of_at_least: int = ENOUGH) -> float | None:
         """Return the time in which a share of the recent streams had their first token.
 
         Args:
             share: of 1: 0.95 for the 95th percentile (by nearest rank).
+            of_at_least: how many must be known; to look at, fewer do than to decide by.
 
         Returns:
             ms; None where too few are known.
         """
         known = sorted(self._first_tokens_ms)
-        return known[ceil(len(known) * share) - 1] if len(known) >= ENOUGH else None
+        return known[ceil(len(known) * share) - 1] if len(known) >= of_at_least else None
 
     def observe_speed(self, tokens_per_s: float) -> None:
         """Note how fast an answer came once it had begun."""
@@ -166,10 +167,14 @@ class Health:
         """Return the mean latency in ms."""
         return self._latencies.mean()
 
+    def latency_share(self) -> float:
+        """Return how much of its limit the latency takes, from 0 to 1; 0 when nothing is known."""
+        return self._shares.mean() or 0.0
+
     def tokens_per_s(self) -> float | None:
         """Return the mean speed in tokens a second."""
         return self._speeds.mean()
 
     def score(self) -> float:
         """Return the health score, from FLOOR to 1."""
-        return max(FLOOR, self.success_rate() * (1.0 - (self._shares.mean() or 0.0)))
+        return max(FLOOR, self.success_rate() * (1.0 - self.latency_share()))

@@ -90,6 +90,7 @@ class Relay:
             request.stream,
             terms.policy,
         )
+        report.trail.turn_the_page()  # where others are there by now, it is served once more
         now_s = self._clock()
         until_s = patience_s = now_s + self._settings.response_timeout_ms / 1000
         if terms.timeout_s is not None:

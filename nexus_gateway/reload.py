@@ -24,8 +24,8 @@ from nexus_gateway.targets import Targets
 
 logger = logging.getLogger("nexus_gateway")
 
-# What the sockets that are open were made with.
-FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH")
+# What the sockets that are open were made with, and what counts since the start.
+FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS")
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ NOT_SOURCE = shutil.ignore_patterns(
     *(".*_cache", ".env", ".git", ".hypothesis", ".venv", "__pycache__"),
     *("*.egg-info", "build", "dist"),
 )
+ENDINGS = ("*.py", "*.tmpl", "*.html", "*.css", "*.js", "*.svg")
 START_S = 20.0
 STOP_S = 10.0
 MESSAGES = [
@@ -122,7 +123,7 @@ def test_the_wheel_has_both_packages_and_their_types(built: Built) -> None:
         names = set(wheel.namelist())
     assert {"nexus_gateway/py.typed", "nexus_gateway_plugins/py.typed"} <= names
     for package, folder in (("nexus_gateway",) * 2, ("nexus_gateway_plugins", "plugins")):
-        for file in [f for ends in ("*.py", "*.tmpl") for f in (built.source / folder).rglob(ends)]:
+        for file in [f for ends in ENDINGS for f in (built.source / folder).rglob(ends)]:
             inside = file.relative_to(built.source / folder).as_posix()
             assert f"{package}/{inside}" in names
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
@@ -137,6 +138,7 @@ def test_the_sdist_has_what_a_builder_needs(built: Built, tmp_path: Path) -> Non
     needed = {"LICENSE", "Makefile", "Procfile", ".env.example", "pyproject.toml", "setup.cfg"}
     needed |= {"nexus_gateway/py.typed", "plugins/py.typed", "plugins/groq.py"}
     needed |= {"nexus_gateway/cli/scaffold/common/setup.cfg.tmpl"}
+    needed |= {"nexus_gateway/web/static/index.html", "docs/control-center.png"}
     needed |= {"tests/conftest.py", "tests/distributions/nexus-echo/setup.cfg"}
     assert needed - names == set()
 

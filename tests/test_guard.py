@@ -31,6 +31,7 @@ TOGGLE = "/v1/providers/toggle"
 OFF = {"name": "Fake (Key #1)", "enabled": False}
 JSON = "Content-Type: application/json"
 PUBLIC = {("GET", "/health"), ("GET", "/health/live"), ("GET", "/health/ready")}
+PUBLIC |= {("GET", "/"), ("GET", "/static/{name}")}  # they hold no data
 
 
 def path_of(route: str) -> str:
@@ -46,7 +47,7 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
     assert len(app.router.resources()) == len({route.path for route in ROUTES})
     assert {at for at, route in known.items() if route.access is Access.PUBLIC} == PUBLIC
     admin = {at for at, route in known.items() if route.access is Access.ADMIN}
-    assert admin == {("POST", TOGGLE), ("GET", "/v1/events")}
+    assert admin == {("POST", TOGGLE), ("GET", "/v1/events"), ("GET", "/metrics")}
     assert app.middlewares[1] is guard
     assert not app._subapps  # type: ignore[attr-defined]
 
@@ -324,7 +325,7 @@ async def test_what_anybody_may_know(upstream: FakeUpstream) -> None:
     }
     assert set(told["providers"][0]) == {
         *("name", "provider", "model", "circuitState", "enabled", "inFlight", "metrics"),
-        *("parkedForMs", "parkReason", "quotaLeft", "lastReason"),
+        *("parkedForMs", "parkReason", "probeInMs", "quotaLeft", "lastReason"),
     }
     assert [p["name"] for p in told["providers"]] == ["Fake (Key #1)", "Fake (Key #2)"]
     assert [p["lastReason"] for p in told["providers"]] == ["the key was refused (401)"] * 2

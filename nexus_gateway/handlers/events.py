@@ -1,102 +1,72 @@
-"""GET /v1/events: a snapshot of all instances, then what changes.
+"""GET /v1/events: a snapshot of all instances, then what changes and what ends.
 
-Each event is named `snapshot` (all instances; sent once more when one is gone) or `instance` (one
-that changed). Ids are `RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener
-gets only what it missed, with any other a snapshot.
+    snapshot   all instances, the last requests, the timelines, the gateway's own figures;
+               once more, without the latter two, when an instance is gone
+    instance   one that changed
+    request    one that has ended, with its attempts; never a word of it
+    gateway    once a second: its own figures, and the timelines' newest buckets
+
+Ids are `RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener gets only what
+it missed, with any other a snapshot. `gateway` events have none. All figures are of all worker
+processes; the requests, and the times to the first token, are of the one that answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
-import secrets
-from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
-from aiohttp_sse import sse_response
+from aiohttp_sse import EventSourceResponse, sse_response
 
-from nexus_gateway.handlers.gateway import gateway_of
-from nexus_gateway.handlers.view import view
-from nexus_gateway.pool import Pool
+from nexus_gateway import __version__
+from nexus_gateway.handlers.feed import EVERY_S, Feed
+from nexus_gateway.handlers.gateway import Gateway, gateway_of
+from nexus_gateway.handlers.health import status_of
 from nexus_gateway.settings import Settings
+from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Shared
 
-EVERY_S = 0.25
-REMEMBERED = 1000
-_NUMBER = re.compile(r"[0-9]{1,18}")
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event.
-
-    Args:
-        number: its place among all of this run.
-        kind: snapshot or instance.
-        data: what it tells.
-    """
-
-    number: int
-    kind: str
-    data: dict[str, Any]
-
-
-class Feed:
-    """The changes of the instances, numbered and remembered.
-
-    Looks when a listener asks and not by itself: without listeners it costs nothing.
-    """
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._run = secrets.token_hex(4)
-        self._number = 0
-        self._seen: dict[str, dict[str, Any]] = {}
-        self._events: deque[Event] = deque(maxlen=REMEMBERED)
-
-    def look(self) -> int:
-        """Compare the instances with how they were; return the newest change's number."""
-        for instance in self._pool.instances:
-            now = view(instance)
-            now.pop("parkedForMs")  # it runs down by itself; `parkReason` tells when it ends
-            if self._seen.get(instance.name) != now:
-                self._seen[instance.name] = now
-                self._note("instance", now)
-        names = {instance.name for instance in self._pool.instances}
-        if gone := self._seen.keys() - names:
-            for name in gone:
-                del self._seen[name]
-            self._note("snapshot", self.snapshot())
-        return self._number
-
-    def _note(self, kind: str, data: dict[str, Any]) -> None:
-        self._number += 1
-        self._events.append(Event(self._number, kind, data))
-
-    def since(self, number: int) -> list[Event]:
-        """Return the events after a number."""
-        return [event for event in self._events if event.number > number]
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return all instances as they were last seen."""
-        return {"providers": list(self._seen.values())}
-
-    def id_of(self, number: int) -> str:
-        """Return the event id of a change."""
-        return f"{self._run}-{number}"
-
-    def number_of(self, id: str | None) -> int | None:
-        """Return the number behind an event id, or None where it can't be continued from."""
-        run, _, number = (id or "").partition("-")
-        if run != self._run or not _NUMBER.fullmatch(number):
-            return None
-        oldest = self._events[0].number if self._events else 1
-        return int(number) if oldest - 1 <= int(number) <= self._number else None
-
-
+TICK_S = 1.0
 FEED = web.AppKey("feed", Feed)
+
+
+def feed_of(gateway: Gateway) -> Feed:
+    """Make the feed of a gateway, told of its requests and in step with the other workers."""
+    feed = Feed(gateway.pool)
+    alone = gateway.others
+
+    def share(said: Shared) -> None:
+        feed.timelines.tell(said.counts)
+        if gateway.others is not alone:
+            names = [instance.name for instance in gateway.pool.instances]
+            feed.timelines.hear(gateway.others.counts, names, feed.wall())
+
+    gateway.observers.append(feed.observe)
+    gateway.shares.append(share)
+    return feed
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """Stream what changes until the caller leaves, or this process, or a key changes."""
+    async with sse_response(request, sep="\n") as response:
+        await _Listener(request, response).listen()
+    return response
+
+
+def figures(gateway: Gateway, feed: Feed) -> dict[str, Any]:
+    """Return the gateway's own figures."""
+    elsewhere = int(gateway.others.gauges.get(REQUESTS_IN_FLIGHT, 0))
+    draining = gateway.drain.begun.is_set()
+    return {
+        "version": __version__,
+        "status": "draining" if draining else status_of(gateway.pool.instances),
+        "at": round(feed.wall() * 1000),
+        "workers": gateway.workers,
+        "inFlight": gateway.drain.in_flight + elsewhere,
+        "requestsPerSecond": round(feed.rate(), 1),
+        "policies": list(gateway.scheduler.policies),
+    }
 
 
 def _keys(settings: Settings) -> list[str]:
@@ -104,25 +74,64 @@ def _keys(settings: Settings) -> list[str]:
     return [secret.reveal() for secret in (settings.admin_token, *settings.gateway_keys)]
 
 
-async def events(request: web.Request) -> web.StreamResponse:
-    """Stream the instances' changes until the caller leaves, or this process, or a key changes."""
-    feed = request.config_dict[FEED]
-    gateway = gateway_of(request)
-    drain, opened_by = gateway.drain, _keys(gateway.settings)
-    async with sse_response(request, sep="\n") as response:
-        newest = feed.look()
-        sent = feed.number_of(request.headers.get("Last-Event-ID"))
-        if sent is None:
-            sent = newest
-            data = json.dumps(feed.snapshot())
-            await response.send(data, id=feed.id_of(sent), event="snapshot")
-        while not drain.leaving.is_set() and _keys(gateway.settings) == opened_by:
-            for event in feed.since(sent):
-                sent = event.number
-                await response.send(json.dumps(event.data), id=feed.id_of(sent), event=event.kind)
+class _Listener:
+    """One who listens.
+
+    Args:
+        request: its own.
+        response: where it hears.
+    """
+
+    def __init__(self, request: web.Request, response: EventSourceResponse) -> None:
+        self._gateway = gateway_of(request)
+        self._feed = request.config_dict[FEED]
+        self._response = response
+        self._last_id = request.headers.get("Last-Event-ID")
+        self._sent = 0
+        self._whole = False
+
+    async def listen(self) -> None:
+        """Tell it what happens, as long as this process stays, and what opened the door."""
+        leaving = self._gateway.drain.leaving
+        opened_by = _keys(self._gateway.settings)
+        await self._begin()
+        loop = asyncio.get_running_loop()
+        tick_s = loop.time() + TICK_S
+        while not leaving.is_set() and _keys(self._gateway.settings) == opened_by:
+            await self._catch_up()
+            if loop.time() >= tick_s:
+                tick_s += TICK_S
+                await self._tick()
             try:
                 async with asyncio.timeout(EVERY_S):
-                    await drain.leaving.wait()
+                    await leaving.wait()
             except TimeoutError:
-                feed.look()
-    return response
+                self._feed.look()
+
+    async def _begin(self) -> None:
+        newest = self._feed.look()
+        number = self._feed.number_of(self._last_id)
+        if number is not None:
+            self._sent = number
+            return
+        self._sent = newest
+        data = {**self._feed.snapshot(), **self._figures()}
+        await self._say("snapshot", data, newest)
+
+    async def _catch_up(self) -> None:
+        for number, event, data in self._feed.since(self._sent):
+            await self._say(event, data, number)
+            self._sent = number
+
+    async def _tick(self) -> None:
+        await self._say("gateway", self._figures())
+
+    def _figures(self) -> dict[str, Any]:
+        """Return the figures; with the whole timelines the first time."""
+        buckets = self._feed.buckets(whole=not self._whole)
+        self._whole = True
+        return {"gateway": figures(self._gateway, self._feed), "timelines": buckets}
+
+    async def _say(self, event: str, data: object, number: int | None = None) -> None:
+        id = None if number is None else self._feed.id_of(number)
+        await self._response.send(json.dumps(data), id=id, event=event)

@@ -1,13 +1,17 @@
-"""How an instance looks from outside: for /health, the toggle and the live events.
+"""How instances and requests look from outside: for /health, the toggle and the live events.
 
-It speaks for all workers, where there are several.
+An instance's figures speak for all workers, where there are several; only its times to the first
+token are those of this one.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from nexus_gateway.breaker import State
 from nexus_gateway.instance import Instance
+from nexus_gateway.record import RequestRecord
+from nexus_gateway.timeline import failed, tokens_of
 
 
 def percent(share: float) -> str:
@@ -17,26 +21,75 @@ def percent(share: float) -> str:
 
 def view(instance: Instance) -> dict[str, Any]:
     """Describe an instance's state; no key, no part of one."""
-    health = instance.health
-    latency_ms = health.latency_ms()
-    speed = health.tokens_per_s()
     quota_left = instance.quota_left()
+    state = instance.breaker.state()
+    probe_in_s = instance.breaker.ready_in_s() if state is State.OPEN else 0.0
     return {
         "name": instance.name,
         "provider": instance.provider_name,
         "model": instance.model,
-        "circuitState": instance.breaker.state().value,
+        "circuitState": state.value,
+        "probeInMs": round(probe_in_s * 1000),
         "enabled": instance.enabled,
         "inFlight": instance.in_flight + instance.elsewhere.in_flight,
         "parkedForMs": round(instance.parked_for_s() * 1000),
         "parkReason": instance.park_reason(),
         "quotaLeft": None if quota_left is None else percent(quota_left),
         "lastReason": instance.last_reason,
-        "metrics": {
-            "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
-            "successRate": percent(health.success_rate()),
-            "avgLatencyMs": None if latency_ms is None else round(latency_ms),
-            "healthScore": percent(health.score()),
-            "tokensPerSecond": None if speed is None else round(speed, 1),
-        },
+        "metrics": _metrics(instance),
+    }
+
+
+def _metrics(instance: Instance) -> dict[str, Any]:
+    health = instance.health
+    speed = health.tokens_per_s()
+    return {
+        "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
+        "successRate": percent(health.success_rate()),
+        "avgLatencyMs": _rounded(health.latency_ms()),
+        "latencyShare": percent(health.latency_share()),
+        "healthScore": percent(health.score()),
+        "tokensPerSecond": None if speed is None else round(speed, 1),
+        "ttftP50Ms": _rounded(health.first_token_ms(0.5, of_at_least=1)),
+        "ttftP95Ms": _rounded(health.first_token_ms(0.95, of_at_least=1)),
+    }
+
+
+def _rounded(number: float | None) -> int | None:
+    return None if number is None else round(number)
+
+
+def view_of_request(record: RequestRecord) -> dict[str, Any]:
+    """Describe a request that has ended: who was asked, and why they failed; no word of it."""
+    prompt_tokens, completion_tokens = tokens_of(record)
+    return {
+        "id": record.id,
+        "endedAt": round(record.ended_s * 1000),
+        "endpoint": record.endpoint,
+        "askedModel": record.asked_model,
+        "stream": record.stream,
+        "policy": record.policy,
+        "caller": record.caller or None,
+        "instance": record.instance or None,
+        "model": record.model or None,
+        "hedged": record.hedged,
+        "resumed": record.resumed,
+        "status": record.status,
+        "outcome": record.outcome,
+        "failed": failed(record),
+        "firstMs": round(record.first_ms, 1),
+        "upstreamMs": round(record.upstream_ms, 1),
+        "totalMs": round(record.total_ms, 1),
+        "promptTokens": prompt_tokens,
+        "completionTokens": completion_tokens,
+        "attempts": [
+            {
+                "instance": attempt.instance,
+                "outcome": attempt.outcome,
+                "reason": attempt.reason,
+                "status": attempt.status or None,
+                "durationMs": round(attempt.duration_ms, 1),
+            }
+            for attempt in record.attempts
+        ],
     }

@@ -1,0 +1,162 @@
+"""Makes docs/control-center.png: a real gateway, fake upstreams, some load, one in trouble.
+
+The load is real and lasts seconds; the quarter of an hour before it is made up.
+
+    python docs/screenshot.py [--folder DIR]
+
+Needs the extra `test` and Debian's chromium. With a folder it writes more views there: dark,
+narrow, and with a request opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+from nexus_gateway_plugins.anthropic import Anthropic
+from nexus_gateway_plugins.cerebras import Cerebras
+from nexus_gateway_plugins.gemini import Gemini
+from nexus_gateway_plugins.groq import Groq
+from playwright.async_api import Browser, async_playwright
+
+from nexus_gateway.record import AttemptRecord, RequestRecord
+from nexus_gateway.testing import FakeUpstream, Reply, Served, serving
+from nexus_gateway.testing.gateway import HELLO, instance_of
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+PNG = Path(__file__).with_name("control-center.png")
+LOAD_S = 9.0
+SIZE = {"width": 1360, "height": 900}
+MODELS = ("auto", "auto", "auto", "groq", "gemini-2.5-flash", "claude-sonnet-5-5")
+LONGER = "One word after the other, as they come, so that there is something to count. " * 3
+
+
+def replies() -> dict[str, Reply]:
+    """Return what each key's upstream says: quick, slow, limited and broken ones."""
+    quota = {"x-ratelimit-limit-requests": "1000", "x-ratelimit-remaining-requests": "620"}
+    quick = Reply(text=LONGER, first_delay_s=0.12, delay_s=0.004, headers=quota)
+    return {
+        "groq-1": quick,
+        "groq-2": Reply(status=429, headers={"Retry-After": "97"}),
+        "gemini-1": replace(quick, first_delay_s=0.4, delay_s=0.008, headers={}),
+        "cerebras-1": Reply(status=502, error={"message": "upstream connect error"}),
+        "claude-1": replace(quick, first_delay_s=0.7, delay_s=0.012, headers={}),
+    }
+
+
+@contextlib.asynccontextmanager
+async def gateway() -> AsyncIterator[Served]:
+    """Serve five instances of well-known providers that fake upstreams answer for."""
+    async with FakeUpstream() as upstream:
+        upstream.defaults.update(replies())
+        url = upstream.base_url
+        instances = [
+            instance_of(Groq, url, key="groq-1", number=1),
+            instance_of(Groq, url, key="groq-2", number=2),
+            instance_of(Gemini, url, key="gemini-1"),
+            instance_of(Cerebras, url, key="cerebras-1"),
+            instance_of(Anthropic, url, key="claude-1"),
+        ]
+        async with serving(*instances) as served:
+            yield served
+
+
+def remember(served: Served) -> None:
+    """Give the timelines a quarter of an hour that was not, shaped as a morning's traffic."""
+    rng = random.Random(5)
+    observe = served.gateway.observers[0]
+    now_s = time.time()
+    for age_s in range(895, 12, -1):
+        for _ in range(rng.choice((0, 1, 1, 2)) + (age_s < 500) + (rng.random() < 0.002) * 12):
+            observe(past(rng, now_s - age_s, age_s))
+
+
+def past(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
+    """Make up a request of some time ago."""
+    names = ("Groq (Key #1)", "Groq (Key #2)", "Gemini (Key #1)", "Anthropic (Key #1)")
+    name = rng.choices(names, (5, 3 if age_s > 90 else 0, 3, 2))[0]
+    first_ms = rng.gauss(400, 90)
+    attempts = [AttemptRecord(name, "", "success", "", 200, first_ms)]
+    if age_s < 240 and rng.random() < 0.12:
+        broken = "Cerebras (Key #1)"
+        attempts.insert(0, AttemptRecord(broken, "", "failure", "answered 502", 502, 31.0))
+    usage = {"prompt_tokens": 12, "completion_tokens": rng.randint(40, 300)}
+    return RequestRecord(
+        id=f"req-{rng.getrandbits(48):012x}",
+        ended_s=ended_s,
+        endpoint="chat",
+        asked_model=rng.choice(MODELS),
+        stream=True,
+        policy="smart",
+        caller="",
+        instance=name,
+        provider="",
+        model="",
+        attempts=tuple(attempts),
+        hedged=False,
+        resumed=0,
+        status=200,
+        outcome="success",
+        first_ms=first_ms,
+        upstream_ms=first_ms,
+        total_ms=first_ms * 3,
+        usage=usage,
+    )
+
+
+async def load(served: Served, seconds: float) -> None:
+    """Ask now and then, as several callers do."""
+    rng = random.Random(3)
+    asked: list[asyncio.Task[object]] = []
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        body = {**HELLO, "model": rng.choice(MODELS), "stream": True}
+        head = {"X-Routing-Mode": rng.choice(("smart", "round-robin"))}
+        asked.append(asyncio.create_task(served.chat(body, headers=head)))
+        await asyncio.sleep(rng.uniform(0.05, 0.4))
+    await asyncio.gather(*asked[:-3])
+
+
+async def take(browser: Browser, url: str, path: Path, opened: bool = False, **how: object) -> None:
+    """Take one picture of the page."""
+    page = await browser.new_page(**{"viewport": SIZE, **how})  # type: ignore[arg-type]
+    await page.goto(url)
+    await page.wait_for_selector("[data-state=live]")
+    if opened:
+        await page.locator("details.moved summary").first.click()
+    await page.wait_for_timeout(1200)
+    await page.screenshot(path=path)
+    await page.close()
+
+
+async def main(folder: Path | None) -> None:
+    """Make the README's picture, and with a folder the other views."""
+    async with gateway() as served, async_playwright() as play:
+        remember(served)
+        browser = await play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        loading = asyncio.create_task(load(served, LOAD_S))
+        await asyncio.sleep(LOAD_S - 2.5)
+        if folder is None:
+            await take(browser, served.url, PNG, device_scale_factor=1.5)
+        else:
+            narrow = {"viewport": {"width": 390, "height": 2100}}
+            await take(browser, served.url, folder / "light.png")
+            await take(browser, served.url, folder / "dark.png", opened=True, color_scheme="dark")
+            await take(browser, served.url, folder / "narrow.png", **narrow)
+            between = {"viewport": {"width": 900, "height": 900}}
+            await take(browser, served.url, folder / "tablet.png", **between)
+        await loading
+        await browser.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    asyncio.run(main(parser.parse_args().folder))

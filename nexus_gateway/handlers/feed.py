@@ -1,0 +1,129 @@
+"""What the live page hears: how the instances change, and the requests as they end."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nexus_gateway.handlers.view import view, view_of_request
+from nexus_gateway.pool import Pool
+from nexus_gateway.record import RequestRecord
+from nexus_gateway.timeline import BUCKET_S, BUCKETS, Timelines
+
+EVERY_S = 0.25
+REMEMBERED = 1000
+REQUESTS = 200
+# Nobody reads more in one go; who wants every request has the log.
+AT_ONCE = 50
+# These run down by themselves and are no change.
+_RUNNING_DOWN = ("parkedForMs", "probeInMs")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_SOMEBODY_GONE = ""  # is nobody's name
+Change = tuple[int, str, Any]
+
+
+class Feed:
+    """The changes of the instances and the last requests, numbered and remembered.
+
+    It looks at the instances when a listener asks and not by itself: without listeners it costs
+    no more than to note what ended.
+
+    Args:
+        pool: the instances.
+        wall: Unix seconds.
+    """
+
+    def __init__(self, pool: Pool, wall: Callable[[], float] = time.time) -> None:
+        self.wall = wall
+        self.timelines = Timelines()
+        self._pool = pool
+        self._run = secrets.token_hex(4)
+        self._number = 0
+        self._looked_s = 0.0
+        self._seen: dict[str, dict[str, Any]] = {}
+        self._changes: deque[tuple[int, str]] = deque(maxlen=REMEMBERED)
+        self._requests: deque[tuple[int, RequestRecord]] = deque(maxlen=REQUESTS)
+
+    def observe(self, record: RequestRecord) -> None:
+        """Note a request that has ended."""
+        self._number += 1
+        self._requests.append((self._number, record))
+        self.timelines.observe(record)
+
+    def look(self) -> int:
+        """Compare the instances with how they were; return the newest change's number.
+
+        However many listen, it looks no more often than one of them would.
+        """
+        now_s = self.wall()
+        if 0 <= now_s - self._looked_s < EVERY_S / 2:
+            return self._number
+        self._looked_s = now_s
+        for instance in self._pool.instances:
+            now = view(instance)
+            before = self._seen.get(instance.name, {})
+            self._seen[instance.name] = now
+            if _lasting(before) != _lasting(now):
+                self._note(instance.name)
+        names = {instance.name for instance in self._pool.instances}
+        if gone := self._seen.keys() - names:
+            for name in gone:
+                del self._seen[name]
+            self._note(_SOMEBODY_GONE)
+        return self._number
+
+    def _note(self, name: str) -> None:
+        self._number += 1
+        self._changes.append((self._number, name))
+
+    def since(self, number: int) -> list[Change]:
+        """Return what came after a number: each its own number, what it is, and how it is now.
+
+        An instance that changed often is told once; of the requests those that fit on a page.
+        """
+        latest = {name: n for n, name in self._changes if n > number}
+        gone = latest.pop(_SOMEBODY_GONE, None)
+        changes: list[Change] = [] if gone is None else [(gone, "snapshot", self.snapshot())]
+        known = {name: n for name, n in latest.items() if name in self._seen}
+        changes += [(n, "instance", self._seen[name]) for name, n in known.items()]
+        newest = itertools.islice(reversed(self._requests), AT_ONCE)
+        ended = itertools.takewhile(lambda entry: entry[0] > number, newest)
+        changes += [(n, "request", view_of_request(record)) for n, record in ended]
+        return sorted(changes, key=lambda change: change[0])
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all instances as they were last seen, and the requests, the oldest first."""
+        return {
+            "providers": list(self._seen.values()),
+            "requests": [view_of_request(record) for _, record in self._requests],
+        }
+
+    def buckets(self, *, whole: bool) -> dict[str, Any]:
+        """Return the timelines: all that is known, or what may have changed a moment ago."""
+        now_s = self.wall()
+        return self.timelines.as_json(now_s - (BUCKETS if whole else 1) * BUCKET_S)
+
+    def rate(self) -> float:
+        """Return how many requests ended in each of the last seconds."""
+        return self.timelines.rate.at(self.wall())
+
+    def id_of(self, number: int) -> str:
+        """Return the event id of a change."""
+        return f"{self._run}-{number}"
+
+    def number_of(self, id: str | None) -> int | None:
+        """Return the number behind an event id, or None where it can't be continued from."""
+        run, _, number = (id or "").partition("-")
+        if run != self._run or not _NUMBER.fullmatch(number):
+            return None
+        oldest = self._changes[0][0] if self._changes else 1
+        return int(number) if oldest - 1 <= int(number) <= self._number else None
+
+
+def _lasting(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in _RUNNING_DOWN}

@@ -1,0 +1,22 @@
+// Numbers as people read them; a dash where nothing is known.
+
+export const NONE = "–";
+const grouped = new Intl.NumberFormat("en-US");
+const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 });
+const clock = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
+
+export const count = (n) => (n < 100000 ? grouped.format(n) : compact.format(n));
+export const time = (ms) => clock.format(new Date(ms));
+export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
+
+export function duration(ms) {
+  if (ms === null || ms === undefined) return NONE;
+  if (ms < 999.5) return `${Math.round(ms)} ms`;
+  return ms < 99950 ? `${(ms / 1000).toFixed(ms < 9995 ? 2 : 1)} s` : countdown(ms);
+}
+
+export function countdown(ms) {
+  const seconds = Math.max(0, Math.ceil(ms / 1000));
+  if (seconds < 100) return `${seconds} s`;
+  return seconds < 6000 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}

@@ -1,0 +1,305 @@
+"""The page in a real browser: what it shows, what it does, and what it must never do.
+
+Chromium and axe-core are put in place by `make browser`; where they can't be had, these tests are
+skipped, but never in CI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from conftest import HELLO, KEYS, Fake, make_instance, serving
+from processes import process
+
+from nexus_gateway.secret import Secret
+from nexus_gateway.testing import FakeUpstream, Reply, Served
+
+playwright = pytest.importorskip("playwright.async_api")
+expect = playwright.expect
+
+CHROMIUM = shutil.which("chromium") or ""
+AXE = Path(__file__).parents[1] / ".venv" / "axe" / "package" / "axe.min.js"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(
+        not CHROMIUM and not os.environ.get("CI"), reason="there is no chromium: make browser"
+    ),
+]
+SOON_MS = 2000
+BY_TURNS = {"X-Routing-Mode": "round-robin"}
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 900}},
+    "narrow": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+}
+WATCH = """
+window.violations = [];
+addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDirective));
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    assert CHROMIUM, "there is no chromium: make browser"
+    async with playwright.async_playwright() as play:
+        started = await play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        await started.close()
+
+
+@dataclass
+class Opened:
+    """The page in a tab, and what went on in it."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def row(self, name: str) -> Any:
+        return self.page.locator("#instances > li").filter(has_text=name)
+
+    @property
+    def requests(self) -> Any:
+        return self.page.locator("#requests > details")
+
+    async def is_live(self, within_ms: float = 5000) -> None:
+        await expect(self.page.locator("#link-text")).to_have_text("Live", timeout=within_ms)
+
+
+@contextlib.asynccontextmanager
+async def opened(browser: Any, url: str, **look: Any) -> AsyncIterator[Opened]:
+    context = await browser.new_context(**look)
+    page = await context.new_page()
+    tab = Opened(page)
+    page.on("console", lambda said: said.type == "error" and tab.errors.append(said.text))
+    page.on("pageerror", lambda error: tab.errors.append(str(error)))
+    page.on("request", lambda request: tab.asked.append(request.url))
+    await page.add_init_script(WATCH)
+    try:
+        await page.goto(url)
+        yield tab
+    finally:
+        await context.close()
+
+
+@contextlib.asynccontextmanager
+async def two(**settings: Any) -> AsyncIterator[tuple[Served, FakeUpstream]]:
+    async with FakeUpstream() as upstream:
+        instances = make_instance(upstream), make_instance(upstream, 2)
+        async with serving(*instances, **settings) as served:
+            yield served, upstream
+
+
+async def test_it_loads_in_peace(browser: Any) -> None:
+    async with two() as (served, _):
+        await served.chat()
+        async with opened(browser, served.url) as tab:
+            await tab.is_live()
+            await expect(tab.page.locator("#verdict")).to_have_text("All 2 instances serve.")
+            await expect(tab.requests).to_have_count(1)
+            assert tab.errors == []
+            assert {urlsplit(url).netloc for url in tab.asked} == {urlsplit(served.url).netloc}
+            assert await tab.page.evaluate("violations") == []
+
+
+async def test_a_script_put_into_it_does_not_run(browser: Any) -> None:
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.page.evaluate(
+            """() => {
+                const script = document.createElement("script");
+                script.textContent = "window.ran = true";
+                document.body.append(script);
+                const image = document.createElement("img");
+                image.setAttribute("onerror", "window.ran = true");
+                image.src = "data:,";
+                document.body.append(image);
+            }"""
+        )
+        await tab.page.wait_for_function("violations.length >= 2", timeout=SOON_MS)
+        assert await tab.page.evaluate("window.ran") is None
+
+
+async def test_a_fault_shows_at_once(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=BY_TURNS)
+        row = tab.row("Fake (Key #1)")
+        await expect(row.locator(".word")).to_have_text("Serving")
+        await expect(row.locator(".ttft .n")).to_contain_text("ms /")
+        upstream.defaults[KEYS[0]] = Reply(status=503, error={"message": "On fire."})
+        for _ in range(6):
+            await served.chat(headers=BY_TURNS)
+        await expect(row.locator(".word")).to_have_text("Circuit open", timeout=SOON_MS)
+        await expect(row.locator(".reason")).to_contain_text("503", timeout=SOON_MS)
+        await expect(tab.page.locator("#verdict")).to_have_text(
+            "1 of 2 instances serve.", timeout=SOON_MS
+        )
+        await expect(row.locator(".until")).to_contain_text("probe in")
+        await expect(tab.page.locator("#reasons")).to_contain_text("Fake (Key #1): circuit open")
+        await expect(tab.page.locator(".tile.failovers .value")).to_have_text("3")
+
+
+async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        upstream.defaults[KEYS[0]] = Reply(status=503)
+        await served.chat(headers=BY_TURNS)
+        await tab.page.get_by_role("button", name="Failed over").click()
+        await expect(tab.requests).to_have_count(1)
+        await tab.page.locator("summary").press("Enter")
+        made = tab.page.locator(".attempts-made li")
+        await expect(made).to_have_count(2)
+        await expect(made.nth(0)).to_contain_text("Fake (Key #1)")
+        await expect(made.nth(0)).to_contain_text("answered 503")
+        await expect(made.nth(1)).to_contain_text("answered")
+        await served.chat()
+        await expect(tab.requests).to_have_count(2)
+        pause = tab.page.locator("#pause")
+        await tab.page.locator("details.moved").hover()
+        await served.chat()
+        await expect(pause).to_have_text("Pause (1 new)")
+        await expect(tab.page.locator("details")).to_have_count(2)
+        await tab.page.get_by_role("button", name="Errors").click()
+        await expect(tab.page.locator("details")).to_have_count(3)
+        await expect(tab.page.locator("#no-requests")).to_be_visible()
+
+
+async def test_the_switch_stops_traffic(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        switch = tab.page.get_by_role("switch", name="Fake (Key #1)")
+        await switch.press("Space")
+        await expect(switch).to_have_attribute("aria-checked", "false")
+        await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
+        for _ in range(4):
+            await served.chat(headers=BY_TURNS)
+        assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (0, 4)
+        await switch.click()
+        await expect(switch).to_have_attribute("aria-checked", "true")
+        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=BY_TURNS)
+        assert upstream.hits(KEYS[0]) == 1
+
+
+async def test_the_admin_token_is_asked_for_once(browser: Any) -> None:
+    token = "an-admin-token"
+    async with (
+        two(admin_token=Secret(token)) as (served, _),
+        opened(browser, served.url) as tab,
+    ):
+        dialog = tab.page.get_by_role("dialog")
+        for offered in ("a-wrong-token", token):
+            await expect(dialog).to_be_visible()
+            await dialog.get_by_label("Token").fill(offered)
+            await dialog.get_by_role("button", name="Go on").click()
+        await tab.is_live()
+        await tab.page.get_by_role("switch", name="Fake (Key #1)").click()
+        await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
+        await tab.page.reload()
+        await tab.is_live()
+        await expect(dialog).not_to_be_visible()
+        assert await tab.page.evaluate("document.cookie + Object.keys(localStorage)") == ""
+        assert not any("token" in url for url in tab.asked)
+
+
+async def test_it_comes_back_after_a_restart(browser: Any, tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        context = opened(browser, first.url)
+        tab = await context.__aenter__()
+        await tab.is_live()
+        first.signal(signal.SIGTERM)
+        await first.exit_code()
+    try:
+        await expect(tab.page.locator("#link-text")).to_contain_text("Gone since")
+        port = str(urlsplit(first.url).port)
+        async with process(tmp_path, "--port", port):
+            await tab.is_live()
+            await expect(tab.page.locator("#verdict")).to_have_text("The one instance serves.")
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+class Marked(Fake):
+    title = "<img src=x onerror=alert(1)>"
+    default_model = "<b>bold</b>"
+
+
+async def test_markup_in_names_is_text(browser: Any) -> None:
+    model = "<script>window.ran = true</script>"
+    async with FakeUpstream() as upstream, serving(make_instance(upstream, provider=Marked)) as it:
+        upstream.default = Reply(status=500, error={"message": "<i>no</i>"})
+        await it.chat({**HELLO, "model": model, "stream": True})
+        async with opened(browser, it.url) as tab:
+            await expect(tab.page.locator("#instances h3")).to_have_text(f"{Marked.title} (Key #1)")
+            await expect(tab.page.locator("#instances .model")).to_have_text("<b>bold</b>")
+            await expect(tab.page.locator("summary .model")).to_have_text(model)
+            await tab.page.locator("summary").click()
+            await expect(tab.page.locator(".attempts-made .by").first).to_contain_text("<img")
+            marks = "main img, main b, main i, main script"
+            await expect(tab.page.locator(marks)).to_have_count(0)
+            assert await tab.page.evaluate("[window.ran, violations.length]") == [None, 0]
+
+
+async def test_a_prompt_is_streamed_through_a_routing_mode(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        await tab.is_live()
+        page = tab.page
+        await page.get_by_label("Prompt").fill("Are you there?")
+        await page.get_by_label("Routing mode").select_option("round-robin")
+        await page.get_by_label("Model").select_option("Fake (Key #2)")
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#answer")).to_have_text(Reply().text)
+        await expect(page.locator("#answered")).to_contain_text("Fake (Key #2) answered: first")
+        asked = upstream.requests[0].body
+        assert asked["messages"] == [{"role": "user", "content": "Are you there?"}]
+        await expect(tab.requests).to_have_count(1)
+        assert "Are you there" not in await page.locator("#requests").inner_text()
+        upstream.default = Reply(text="on and on " * 100, delay_s=0.05)
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#answer")).to_contain_text("on and")
+        await page.get_by_role("button", name="Stop").click()
+        await expect(page.locator("#answered")).to_have_text("Stopped.")
+        assert await upstream.requests[-1].gone()
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_everybody_can_use_it(browser: Any, look: str, tmp_path: Path) -> None:
+    """No serious finding of axe-core, nothing wider than the screen, and a picture."""
+    if not AXE.exists() and not os.environ.get("CI"):
+        pytest.skip("there is no axe-core: make browser")
+    async with two() as (served, upstream):
+        upstream.defaults[KEYS[0]] = Reply(status=429, headers={"Retry-After": "60"})
+        for _ in range(3):
+            await served.chat(headers=BY_TURNS)
+        async with opened(browser, served.url, **LOOKS[look]) as tab:
+            await tab.is_live()
+            await tab.requests.last.locator("summary").click()
+            await expect(tab.page.locator(".attempts-made li").first).to_be_visible()
+            await tab.page.evaluate(AXE.read_text(encoding="utf-8"))
+            found = await tab.page.evaluate("axe.run()")
+            serious = [
+                (v["id"], [n["html"][:200] for n in v["nodes"]])
+                for v in found["violations"]
+                if v["impact"] in ("serious", "critical")
+            ]
+            assert serious == []
+            assert await tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            picture = await tab.page.screenshot(path=tmp_path / f"{look}.png")
+            assert picture.startswith(b"\x89PNG")
