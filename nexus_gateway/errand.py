@@ -118,6 +118,7 @@ class Errand:
             given their share.
         refusal: what an upstream said that does not know the model; the answer if nobody does.
         original: the request as it came.
+        before: how many attempts were made before that do not count.
         memory: what was said so far, where somebody may go on with it.
     """
 
@@ -130,6 +131,7 @@ class Errand:
     patience_s: float
     original: Request
     memory: Memory | None = None
+    before: int = 0
     refusal: UpstreamRefused | None = None
 
     @property

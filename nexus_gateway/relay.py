@@ -90,13 +90,14 @@ class Relay:
             request.stream,
             terms.policy,
         )
-        report.trail.turn_the_page()  # where others are there by now, it is served once more
         now_s = self._clock()
         until_s = patience_s = now_s + self._settings.response_timeout_ms / 1000
         if terms.timeout_s is not None:
             until_s = min(until_s, report.started_s + terms.timeout_s)
         way = (request, target, terms, sink, report, until_s, patience_s)
-        await self._run(Errand(*way, original=request, memory=memory))
+        report.trail.turn_the_page()  # where others are there by now, it is served once more
+        before = len(report.trail.attempts)
+        await self._run(Errand(*way, original=request, memory=memory, before=before))
 
     async def _run(self, errand: Errand) -> None:
         """Make attempts until one has brought an answer; raises as `serve`."""
@@ -136,7 +137,7 @@ class Relay:
         return True
 
     async def _lease(self, errand: Errand) -> Lease:
-        made = len(errand.trail.attempts)
+        made = len(errand.trail.attempts) - errand.before
         left_s = errand.until_s - self._clock()
         over = left_s <= 0 or not errand.request.replayable
         if made >= self._settings.max_attempts or (made and over):
