@@ -79,6 +79,11 @@ class Report:
         """How many tokens the answer had, 0 when unknown."""
         return completion_tokens(self.usage) or 0
 
+    def explanation(self) -> str:
+        """Tell why the last one was chosen, and who beside him where two were asked at a time."""
+        told = self.trail.explanations or []
+        return " | ".join(told[-2:] if self.hedged else told[-1:])
+
     def add_usage(self, used: Mapping[str, Any]) -> None:
         """Note what an answer used, beside that of the parts before it."""
         if self.resumed:

@@ -187,7 +187,8 @@ class Relay:
     def _judge(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
         """Pass a refusal on to the caller; let any other failure go to the next candidate."""
         name = lease.instance.name
-        logger.debug("attempt failed", extra={"fields": {"on": name, "why": verdict.reason}})
+        fields = {"id": errand.trail.id or None, "on": name, "why": verdict.reason}
+        logger.debug("attempt failed", extra={"fields": fields})
         if verdict.outcome is Outcome.BAD_KEY:
             self._say_once(f"{name} is parked: {verdict.reason}")
         if verdict.outcome is not Outcome.REFUSED:

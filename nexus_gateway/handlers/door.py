@@ -16,6 +16,7 @@ from nexus_gateway.dialects.dialect import Dialect
 from nexus_gateway.errand import CallerGone, Report, Terms
 from nexus_gateway.errors import DeadlinePassed, Draining, GatewayError, InternalError
 from nexus_gateway.handlers.gateway import (
+    EXPLAINED,
     BodyPieces,
     Gateway,
     caller_of,
@@ -81,6 +82,9 @@ class Door:
         gateway = gateway_of(request)
         assert gateway.relay is not None
         report = gateway.relay.report()
+        report.trail.id = request_id(request)
+        if EXPLAINED in request:
+            report.trail.explanations = []
         sink = CallerSink(request, self.dialect)
         hooked = None if gateway.hooks is None else Hooked(gateway.hooks)
         status = 200
@@ -167,6 +171,7 @@ class Door:
         took_ms = gateway.scheduler.clock() * 1000 - report.started_s * 1000
         fields = {
             "id": request_id(request),
+            "caller": caller_of(request) or None,
             "status": status,
             "instance": report.instance.name if report.instance else None,
             "model": report.model or None,

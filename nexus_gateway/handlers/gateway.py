@@ -28,6 +28,8 @@ LONGEST_BODY_S = 600.0
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER = web.RequestKey("caller", str)
+EXPLAIN = "X-Nexus-Explain"
+EXPLAINED = web.RequestKey("explained", bool)
 
 
 @dataclass(slots=True)
