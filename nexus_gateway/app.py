@@ -88,6 +88,8 @@ def build_app(
         add(route.path, route.handler)
     app.on_response_prepare.append(dress)
     app.cleanup_ctx.append(_relay)
+    if settings.traces:
+        app.cleanup_ctx.append(_traces)
     return app
 
 
@@ -101,3 +103,13 @@ async def _relay(app: web.Application) -> AsyncIterator[None]:
         yield
     if gateway.hooks is not None:
         await gateway.hooks.close()
+
+
+async def _traces(app: web.Application) -> AsyncIterator[None]:
+    """Open the way to the collector, and close it at the end."""
+    from nexus_gateway.trace_export import open_tracing
+
+    async with open_tracing() as tracing:
+        app[GATEWAY].tracing = tracing
+        yield
+        app[GATEWAY].tracing = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ logger = logging.getLogger("nexus_gateway")
 CONNECT_TIMEOUT_S = 3.0
 KEEP_CONNECTION_S = 30.0
 LARGE_BODY = 512 * 1024
+NO_MORE: Mapping[str, str] = {}
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
 _ALWAYS = {"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"}
 # Who sets one of these has something unusual in mind.
@@ -46,8 +47,13 @@ class Client:
         self._session = session
         self._connections = Connections(session, _TIMEOUT) if direct else None
 
-    async def post(self, http: HttpRequest) -> HttpAnswer:
+    async def post(self, http: HttpRequest, more: Mapping[str, str] = NO_MORE) -> HttpAnswer:
         """Send a request; returns when the head of its answer is there.
+
+        Args:
+            http: the request.
+            more: headers beside its own, which are new with each attempt: names and values that
+                can be sent as they are.
 
         Raises:
             aiohttp.ClientError, OSError, ValueError, TypeError: there is none.
@@ -57,8 +63,8 @@ class Client:
             if written is not None and len(http.body) <= LARGE_BODY:
                 borrowed = await self._borrow(self._connections, written[0])
                 if borrowed is not None:
-                    return await _exchange(borrowed, written[1], http.body)
-        return await self._plain(http)
+                    return await _exchange(borrowed, written[1], http.body, more)
+        return await self._plain(http, more)
 
     async def _borrow(self, connections: Connections, origin: str) -> Borrowed | None:
         try:
@@ -70,22 +76,27 @@ class Client:
             self._connections = None
             return None
 
-    async def _plain(self, http: HttpRequest) -> PlainAnswer:
+    async def _plain(self, http: HttpRequest, more: Mapping[str, str]) -> PlainAnswer:
         body = http.body
         # In one piece a large body would be copied, and block the loop, all at once.
         data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY else body
+        headers = {**http.headers, **more} if more else http.headers
         response = await self._session.post(
-            http.url, data=data, headers=http.headers, allow_redirects=False
+            http.url, data=data, headers=headers, allow_redirects=False
         )
         return PlainAnswer(
             response.status, response.headers, response.content, response.release, response.close
         )
 
 
-async def _exchange(borrowed: Borrowed, head: bytes, body: bytes) -> HttpAnswer:
+async def _exchange(
+    borrowed: Borrowed, head: bytes, body: bytes, more: Mapping[str, str]
+) -> HttpAnswer:
     exchange = Exchange(borrowed)
+    # Not part of the head, which is written once for all requests that have the same.
+    last = "".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode("ascii")
     try:
-        await exchange.ask(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        await exchange.ask(b"%b%d\r\n%b\r\n%b" % (head, len(body), last, body))
     except BaseException:
         if exchange.handed_over:
             borrowed.give_back(reusable=False)

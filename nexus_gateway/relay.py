@@ -161,11 +161,11 @@ class Relay:
         await asyncio.sleep(pause_s)
 
     async def _begin(self, errand: Errand, lease: Lease) -> AnswerStream:
-        return await self._upstream.stream(lease.instance, lease.model, errand.request)
+        return await self._upstream.stream(lease.instance, lease.model, errand.request_for(lease))
 
     async def _whole(self, errand: Errand, lease: Lease) -> Whole:
         return await self._upstream.whole(
-            lease.instance, lease.model, errand.request, self._share_s(errand)
+            lease.instance, lease.model, errand.request_for(lease), self._share_s(errand)
         )
 
     def _share_s(self, errand: Errand) -> float:
@@ -221,6 +221,7 @@ class Relay:
         now_s = self._time(report, begun_s)
         if isinstance(answer, Whole):
             lease.answered(report.upstream_ms, self._settings.response_timeout_ms)
+            lease.used(answer.usage)
             lease.end(_SUCCESS)
             report.usage, report.outcome = answer.usage, "success"
             await errand.sink.whole(report, answer)
@@ -247,7 +248,9 @@ class Relay:
             verdict, broken = _BROKEN, error
         finally:
             try:
-                errand.report.add_usage(answer.used())
+                used = answer.used()
+                errand.report.add_usage(used)
+                lease.used(used)
                 errand.report.outcome = verdict.outcome.value
                 tokens, spent_s = errand.report.tokens, self._clock() - first_s
                 fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
