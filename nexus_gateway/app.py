@@ -44,6 +44,7 @@ ROUTES: tuple[Route, ...] = (
     *(Route("POST", path, Door(d).answer, Access.CALLER, d) for path, d in DOORS.items()),
     Route("GET", "/v1/models", models.list_models, Access.CALLER),
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
+    Route("GET", "/v1/providers", providers.list_providers, Access.ADMIN),
     Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
     Route("GET", "/v1/events", events.events, Access.ADMIN),
     Route("GET", "/health", health.health, Access.PUBLIC),

@@ -166,10 +166,14 @@ class Health:
         """Return the mean latency in ms."""
         return self._latencies.mean()
 
+    def latency_share(self) -> float:
+        """Return the mean share of its limit that the latency took, 0 when nothing is known."""
+        return self._shares.mean() or 0.0
+
     def tokens_per_s(self) -> float | None:
         """Return the mean speed in tokens a second."""
         return self._speeds.mean()
 
     def score(self) -> float:
         """Return the health score, from FLOOR to 1."""
-        return max(FLOOR, self.success_rate() * (1.0 - (self._shares.mean() or 0.0)))
+        return max(FLOOR, self.success_rate() * (1.0 - self.latency_share()))
