@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
     from nexus_gateway.tracing import Tracing
 
@@ -37,19 +37,19 @@ async def open_tracing() -> AsyncIterator[Tracing | None]:
         What makes spans; None where the environment says that there shall be none, or where the
         packages are not there: that is said in the log, and no reason not to serve.
     """
-    provider = _provider()
-    if provider is None:
+    sdk = _sdk()
+    if sdk is None:
         yield None
         return
     from nexus_gateway.tracing import Tracing
 
     try:
-        yield Tracing(provider)
+        yield Tracing(*sdk)
     finally:
-        await _shut_down(provider)
+        await _shut_down(sdk[1])
 
 
-def _provider() -> TracerProvider | None:
+def _sdk() -> tuple[TracerProvider, SpanProcessor] | None:
     env = os.environ
     if env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
@@ -75,21 +75,20 @@ def _provider() -> TracerProvider | None:
             resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))
         # Not at exit: there is nobody left then to bound the time.
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        return provider, BatchSpanProcessor(OTLPSpanExporter())
     except ValueError as error:
         logger.warning(_OFF, f"one of the OTEL_ variables is wrong: {error}")
         return None
-    return provider
 
 
-async def _shut_down(provider: TracerProvider) -> None:
+async def _shut_down(processor: SpanProcessor) -> None:
     """Send what waits, for FLUSH_S at most; a thread of its own, which no exit waits for."""
     loop = asyncio.get_running_loop()
     flushed = asyncio.Event()
 
     def shut_down() -> None:
         try:
-            provider.shutdown()
+            processor.shutdown()
         finally:
             try:
                 loop.call_soon_threadsafe(flushed.set)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
 
+from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
     NonRecordingSpan,
     SpanContext,
@@ -26,51 +28,49 @@ from opentelemetry.trace import (
     TraceState,
     set_span_in_context,
 )
-from opentelemetry.trace import Span as OtelSpan
 
 from nexus_gateway import __version__, trace_context
 from nexus_gateway.classify import Outcome, Verdict
+from nexus_gateway.conventions import (
+    Attributes,
+    error_type,
+    of_instance,
+    of_record,
+    of_usage,
+    operation_of,
+)
 from nexus_gateway.instance import Instance
 from nexus_gateway.lease import Lease
 from nexus_gateway.provider import InProcess
-from nexus_gateway.record import RequestRecord
+from nexus_gateway.record import LONGEST_MODEL, RequestRecord
 
 logger = logging.getLogger("nexus_gateway")
-Attributes = dict[str, Any]
-
-# Endpoints by OpenTelemetry's names, where it has one; the others keep ours.
-_OPERATIONS = {
-    "messages": "chat",
-    "responses": "chat",
-    "completions": "text_completion",
-    "transcriptions": "transcription",
-}
-# Providers by OpenTelemetry's names where ours differ.
-_PROVIDERS = {
-    "gemini": "gcp.gemini",
-    "mistral": "mistral_ai",
-    "xai": "x_ai",
-    "azure": "azure.ai.openai",
-}
-_PORTS = {"http": 80, "https": 443}
+_SCOPE = InstrumentationScope("nexus_gateway", __version__)
 
 
 class Tracing:
     """Makes spans.
 
+    They are made when they end, of what is known by then, and not by the SDK's tracer: that one
+    keeps each span open for anybody to write into, which costs several times as much.
+
     Args:
-        provider: takes them.
+        provider: says who we are, which traces are wanted, and how ids are made.
+        processor: takes the spans.
     """
 
-    def __init__(self, provider: TracerProvider) -> None:
-        self._tracer = provider.get_tracer("nexus_gateway", __version__)
+    def __init__(self, provider: TracerProvider, processor: SpanProcessor) -> None:
+        self._sampler = provider.sampler
+        self._ids = provider.id_generator
+        self._resource = provider.resource
+        self._processor = processor
         self._known: dict[tuple[str, str], Attributes] = {}
 
-    def begin(self, headers: Any, endpoint: str, path: str) -> Trace:
+    def begin(self, headers: CIMultiDictProxy[str], endpoint: str, path: str) -> Trace:
         """Begin the span of a request that has just come.
 
         Args:
-            headers: the caller's, a multidict.
+            headers: the caller's.
             endpoint: by which door it came.
             path: of that door.
         """
@@ -81,154 +81,179 @@ class Tracing:
                 headers.getall(trace_context.TRACESTATE, ()),
             )
         about = {"http.request.method": "POST", "http.route": path, "url.path": path}
+        trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
+        above = None if parent is None else _span_context(*parent, is_remote=True)
         # A context of its own: whatever runs in this process, nobody else's span is its parent.
-        above = Context() if parent is None else _calling(parent)
-        span = self._tracer.start_span(f"POST {path}", above, SpanKind.SERVER, about)
-        return Trace(self, span, _OPERATIONS.get(endpoint, endpoint))
+        context = Context() if above is None else set_span_in_context(NonRecordingSpan(above))
+        name = f"POST {path}"
+        wanted = self._sampler.should_sample(context, trace_id, name, SpanKind.SERVER, about)
+        sampled = wanted.decision is Decision.RECORD_AND_SAMPLE
+        flags = TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT
+        state = tuple((wanted.trace_state or {}).items())
+        if parent is not None:
+            flags |= parent.flags & ~TraceFlags.SAMPLED
+        own = trace_context.Parent(trace_id, self._ids.generate_span_id(), flags, state)
+        about.update(wanted.attributes)
+        return Trace(self, operation_of(endpoint), name, own, above, about)
 
-    def attempt(self, trace: Trace, lease: Lease, stream: bool) -> AttemptSpan:
-        """Begin the span of an attempt."""
-        instance, model = lease.instance, lease.model
-        kind = SpanKind.CLIENT
-        if isinstance(instance.provider, InProcess):
-            kind = SpanKind.INTERNAL
-        name = f"{trace.operation} {model}"
-        about = {**self._of(instance, trace.operation), "gen_ai.request.model": model}
-        if stream:
-            about["gen_ai.request.stream"] = True
-        return AttemptSpan(self._tracer.start_span(name, trace.context, kind, about))
+    def span_id(self) -> int:
+        """Make a span's id."""
+        return self._ids.generate_span_id()
 
-    def _of(self, instance: Instance, operation: str) -> Attributes:
+    def take(self, span: Made) -> None:
+        """Make a span that has ended, and pass it on."""
+        status = Status(StatusCode.UNSET if span.error is None else StatusCode.ERROR, span.error)
+        self._processor.on_end(
+            ReadableSpan(
+                name=span.name,
+                context=_span_context(*span.own),
+                parent=span.above,
+                resource=self._resource,
+                attributes=span.about,
+                kind=span.kind,
+                status=status,
+                start_time=span.began_ns,
+                end_time=time.time_ns(),
+                instrumentation_scope=_SCOPE,
+            )
+        )
+
+    def of(self, instance: Instance, operation: str) -> Attributes:
         """Return what all attempts of an instance have in common."""
         known = self._known.get((instance.name, operation))
         if known is None:
-            known = self._known[(instance.name, operation)] = _about(instance, operation)
+            known = self._known[(instance.name, operation)] = of_instance(instance, operation)
         return known
 
 
-def _calling(parent: trace_context.Parent) -> Context:
-    trace_id, span_id, flags, state = parent
-    named = SpanContext(trace_id, span_id, True, TraceFlags(flags), TraceState(list(state)))
-    return set_span_in_context(NonRecordingSpan(named), Context())
+class Made(NamedTuple):
+    """What a span is made of.
+
+    Args:
+        name: of the span.
+        kind: of the span.
+        own: its ids.
+        above: its parent, None for none.
+        began_ns: in Unix nanoseconds.
+        about: its attributes.
+        error: what went wrong, "" for what the attributes tell already; None for nothing.
+    """
+
+    name: str
+    kind: SpanKind
+    own: trace_context.Parent
+    above: SpanContext | None
+    began_ns: int
+    about: Attributes
+    error: str | None
 
 
-def _about(instance: Instance, operation: str) -> Attributes:
-    own = instance.provider_name
-    found: Attributes = {
-        "gen_ai.operation.name": operation,
-        "gen_ai.provider.name": _PROVIDERS.get(own, own),
-        "nexus.instance": instance.name,
-    }
-    try:
-        address = urlsplit(instance.account.base_url)
-        if address.hostname:
-            found["server.address"] = address.hostname
-            found["server.port"] = address.port or _PORTS.get(address.scheme, 443)
-    except ValueError:
-        pass  # an address that cannot be read fails where it is used, and says so there
-    return found
+def _span_context(
+    trace_id: int,
+    span_id: int,
+    flags: int,
+    state: tuple[tuple[str, str], ...],
+    *,
+    is_remote: bool = False,
+) -> SpanContext:
+    said = TraceState(list(state)) if state else None
+    return SpanContext(trace_id, span_id, is_remote, TraceFlags(flags), said)
 
 
 class Trace:
-    """The span of a request (a `handlers.gateway.Trace`)."""
+    """The span of a request (a `handlers.gateway.Trace`).
 
-    def __init__(self, tracing: Tracing, span: OtelSpan, operation: str) -> None:
+    Args:
+        tracing: takes it.
+        operation: what the request's attempts are called.
+        name: of the span.
+        own: its ids.
+        above: the caller's span, None where none was named.
+        about: what is known of it.
+    """
+
+    def __init__(
+        self,
+        tracing: Tracing,
+        operation: str,
+        name: str,
+        own: trace_context.Parent,
+        above: SpanContext | None,
+        about: Attributes,
+    ) -> None:
+        self.tracing = tracing
         self.operation = operation
-        self.context = set_span_in_context(span, Context())
-        self._tracing = tracing
-        self._span = span
+        self.own = own
+        self.sampled = bool(own.flags & TraceFlags.SAMPLED)
+        self._name = name
+        self._above = above
+        self._about = about
+        self._began_ns = time.time_ns()
 
     def attempt(self, lease: Lease, stream: bool) -> AttemptSpan:
         """Begin the span of an attempt, below this one."""
-        return self._tracing.attempt(self, lease, stream)
+        return AttemptSpan(self, lease.instance, lease.model, stream)
 
     def end(self, record: RequestRecord) -> None:
         """End it with what became of the request (a `record.Observer`)."""
-        span = self._span
-        if not span.is_recording():
+        if not self.sampled:
             return
-        span.set_attributes(_of_record(record))
+        about, error = self._about, None
+        about.update(of_record(record))
         if record.status >= 500 or record.outcome == "failure":
-            span.set_attribute("error.type", record.outcome or str(record.status))
-            span.set_status(Status(StatusCode.ERROR))
-        span.end()
-
-
-def _of_record(record: RequestRecord) -> Attributes:
-    known: Attributes = {
-        "http.response.status_code": record.status,
-        "nexus.request.id": record.id,
-        "nexus.request.model": record.asked_model,
-        "nexus.policy": record.policy,
-        "nexus.caller": record.caller,
-        "nexus.instance": record.instance,
-        "nexus.attempts": len(record.attempts),
-        "nexus.outcome": record.outcome,
-        "nexus.hedged": record.hedged,
-        "nexus.resumed": record.resumed,
-    }
-    return {name: value for name, value in known.items() if value or value == 0}
+            about["error.type"] = record.outcome or str(record.status)
+            error = ""
+        made = (self._name, SpanKind.SERVER, self.own, self._above, self._began_ns, about, error)
+        self.tracing.take(Made(*made))
 
 
 class AttemptSpan:
-    """The span of an attempt (a `span.Span`)."""
+    """The span of an attempt (a `span.Span`).
 
-    def __init__(self, span: OtelSpan) -> None:
-        context = span.get_span_context()
-        state = tuple(context.trace_state.items())
-        own = (context.trace_id, context.span_id, int(context.trace_flags), state)
-        self.headers: Mapping[str, str] = trace_context.write(trace_context.Parent(*own))
-        self._span = span
-        self._more: Attributes = {}
-        self._began_s = time.perf_counter()
+    Args:
+        trace: of its request.
+        instance: who is asked.
+        model: for what.
+        stream: whether for a stream.
+    """
+
+    def __init__(self, trace: Trace, instance: Instance, model: str, stream: bool) -> None:
+        self._own = trace.own._replace(span_id=trace.tracing.span_id())
+        self.headers: Mapping[str, str] = trace_context.write(self._own)
+        self._trace = trace
+        self._instance = instance
+        self._model = model[:LONGEST_MODEL]
+        self._more: Attributes = {"gen_ai.request.stream": True} if stream else {}
+        self._began_ns = time.time_ns()
 
     def first_content(self) -> None:
         """Note that a stream has its first content."""
-        took_s = time.perf_counter() - self._began_s
-        self._more["gen_ai.response.time_to_first_chunk"] = round(took_s, 6)
+        took_s = (time.time_ns() - self._began_ns) / 1e9
+        self._more["gen_ai.response.time_to_first_chunk"] = took_s
 
     def used(self, usage: Mapping[str, Any]) -> None:
         """Note what the answer used, in OpenAI's shape."""
-        for name, value in _tokens(usage):
-            if isinstance(value, int):
-                self._more[name] = value
+        self._more.update(of_usage(usage))
 
     def end(self, verdict: Verdict) -> None:
         """Note how it ended."""
+        if not self._trace.sampled:
+            return
         try:
-            if self._span.is_recording():
-                self._end(verdict)
+            self._end(verdict)
         except Exception:  # the lease that ends with it has more to do
-            logger.exception("a span could not be ended")
+            logger.exception("a span could not be made")
 
     def _end(self, verdict: Verdict) -> None:
-        outcome = verdict.outcome
-        self._more["nexus.outcome"] = outcome.value
-        if verdict.status:
-            self._more["http.response.status_code"] = verdict.status
+        trace, outcome, error = self._trace, verdict.outcome, None
+        common = trace.tracing.of(self._instance, trace.operation)
+        about = {**common, "gen_ai.request.model": self._model, **self._more}
+        about["nexus.outcome"] = outcome.value
         if outcome is not Outcome.SUCCESS and outcome is not Outcome.CANCELLED:
-            self._more["error.type"] = error_type(verdict)
-            self._span.set_status(Status(StatusCode.ERROR, verdict.reason))
-        self._span.set_attributes(self._more)
-        self._span.end()
-
-
-def error_type(verdict: Verdict) -> str:
-    """Name a failure by its status, `timeout`, or its outcome: few words, for grouping."""
-    if verdict.status:
-        return str(verdict.status)
-    late = verdict.reason.startswith(("no first token", "no answer"))
-    return "timeout" if late else verdict.outcome.value
-
-
-def _tokens(usage: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    asked, answered = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    found = [
-        ("gen_ai.usage.input_tokens", usage.get("prompt_tokens")),
-        ("gen_ai.usage.output_tokens", usage.get("completion_tokens")),
-    ]
-    if isinstance(asked, Mapping):
-        found.append(("gen_ai.usage.cache_read.input_tokens", asked.get("cached_tokens")))
-    if isinstance(answered, Mapping):
-        found.append(("gen_ai.usage.reasoning.output_tokens", answered.get("reasoning_tokens")))
-    return found
+            about["error.type"] = error_type(verdict)
+            error = verdict.reason
+        local = isinstance(self._instance.provider, InProcess)
+        kind = SpanKind.INTERNAL if local else SpanKind.CLIENT
+        above = _span_context(*trace.own)
+        name = f"{trace.operation} {self._model}"
+        trace.tracing.take(Made(name, kind, self._own, above, self._began_ns, about, error))

@@ -9,6 +9,7 @@ NOT_NEEDED = {
     "hypothesis",
     "nexus_gateway.testing",
     "openai",
+    "opentelemetry",
     "pydantic",
     "pytest",
     "rich",

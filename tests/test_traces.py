@@ -36,9 +36,7 @@ class Spans:
 
     def __init__(self) -> None:
         self.memory = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self.memory))
-        self.tracing = Tracing(provider)
+        self.tracing = Tracing(TracerProvider(), SimpleSpanProcessor(self.memory))
 
     async def of(self, count: int) -> tuple[ReadableSpan, list[ReadableSpan]]:
         """Wait for so many spans; return the request's and the attempts' in turn."""

@@ -33,20 +33,12 @@ def host_of(url: str) -> str | None:
 
 def detail(instance: Instance) -> dict[str, Any]:
     """Describe an instance with all its parts."""
-    parked_s = instance.parked_for_s()
     provider = instance.provider
-    distribution, _, version = instance.origin.rpartition(" ")
     return {
         **view(instance),
         "number": instance.number,
         "host": host_of(instance.account.base_url),
-        "plugin": {
-            "name": instance.provider_name,
-            "distribution": distribution or None,
-            "version": version or None,
-            "class": f"{type(provider).__module__}.{type(provider).__qualname__}",
-            "apiVersion": provider.api_version,
-        },
+        "plugin": _plugin(instance),
         "models": [
             {"id": m.id, "kind": m.kind, "contextWindow": m.context or None, "images": m.images}
             for m in provider.models
@@ -58,12 +50,7 @@ def detail(instance: Instance) -> dict[str, Any]:
             "nextProbeInMs": _ms(instance.breaker.ready_in_s()),
             "failuresInARow": instance.breaker.failures_in_a_row,
         },
-        "park": {
-            "reason": instance.park_reason(),
-            "forMs": _ms(parked_s),
-            "until": round(time.time() + parked_s, 3) if parked_s else None,
-            "badKeysInARow": instance.bad_keys_in_a_row,
-        },
+        "park": _park(instance),
         "health": _health(instance),
         "quotas": [
             {
@@ -76,6 +63,28 @@ def detail(instance: Instance) -> dict[str, Any]:
         ],
         "inFlightHere": instance.in_flight,
         "inFlightElsewhere": instance.elsewhere.in_flight,
+    }
+
+
+def _plugin(instance: Instance) -> dict[str, Any]:
+    distribution, _, version = instance.origin.rpartition(" ")
+    cls = type(instance.provider)
+    return {
+        "name": instance.provider_name,
+        "distribution": distribution or None,
+        "version": version or None,
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "apiVersion": cls.api_version,
+    }
+
+
+def _park(instance: Instance) -> dict[str, Any]:
+    parked_s = instance.parked_for_s()
+    return {
+        "reason": instance.park_reason(),
+        "forMs": _ms(parked_s),
+        "until": round(time.time() + parked_s, 3) if parked_s else None,
+        "badKeysInARow": instance.bad_keys_in_a_row,
     }
 
 
