@@ -163,7 +163,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
         raise Draining
     request[CALLER] = check(request, access, gateway.settings)
-    if EXPLAIN in request.headers and _wants_explanation(request):
+    if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
         check(request, Access.ADMIN, gateway.settings)
         request[EXPLAINED] = True
     return await handler(request)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ logger = logging.getLogger("nexus_gateway")
 SERVICE = "nexus-gateway"
 FLUSH_S = 2.0
 QUIET_S = 60.0
+_QUERY = re.compile(r"\?[^\s)'\"]+")
 _OFF = "no traces: %s"
 
 
@@ -117,7 +119,9 @@ class _NowAndThen(logging.Handler):
         if now_s - self._said_s < QUIET_S:
             self._left_out += 1
             return
-        fields = {"why": record.getMessage(), "since_then": self._left_out or None}
+        # A collector's address may hold its key.
+        why = _QUERY.sub("?***", record.getMessage())
+        fields = {"why": why, "since_then": self._left_out or None}
         self._said_s, self._left_out = now_s, 0
         logger.warning("traces cannot be sent as they should", extra={"fields": fields})
 

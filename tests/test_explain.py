@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from random import Random
 
 import pytest
@@ -12,6 +14,7 @@ from conftest import KEYS, Other, make_instance, serving
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.instance import Instance
+from nexus_gateway.log import LineFormatter
 from nexus_gateway.routing import Fastest, RoundRobin, Smart
 from nexus_gateway.scheduler import Scheduler, Target
 from nexus_gateway.secret import Secret
@@ -178,3 +181,24 @@ async def test_it_takes_the_right_of_admin_calls(upstream: FakeUpstream) -> None
     async with serving(make_instance(upstream), host="0.0.0.0") as served:
         status, body, _ = await served.chat(headers=EXPLAIN)
         assert (status, "admin_closed" in body) == (403, True)
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+async def test_a_requests_line_tells_who_asked_who_answered_and_how_long_it_took(
+    upstream: FakeUpstream, style: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    keys = (Secret("a-caller"), Secret("another"))
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    caplog.set_level(logging.INFO, "nexus_gateway")
+    async with serving(*instances, gateway_keys=keys) as served:
+        head = {"Authorization": "Bearer another", "X-Request-Id": "mine"}
+        await served.chat(headers={**head, "X-Routing-Mode": "round-robin"})
+    (record,) = [r for r in caplog.records if r.getMessage() == "chat"]
+    line = LineFormatter(style, []).format(record)
+    about = json.loads(line) if style == "json" else dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line))
+    assert (about["id"], about["caller"]) == ("mine", "key-2")
+    assert about["instance"].strip('"') == "Fake (Key #2)"
+    assert int(about["attempts"]) == 2
+    assert 0 <= int(about["first_ms"]) <= int(about["ms"])
+    assert about["outcome"] == "success"

@@ -450,10 +450,10 @@ def test_the_sdk_is_heard_now_and_then(
     monkeypatch.setattr(trace_export.time, "monotonic", lambda: now.s)
     handler = trace_export._NowAndThen()
     for now.s in (0.0, 1.0, 59.0, 61.0):
-        handler.emit(logging.makeLogRecord({"msg": "the collector is away"}))
+        handler.emit(logging.makeLogRecord({"msg": "at url: /v1/traces?key=of-mine (away)"}))
     fields = [r.fields for r in caplog.records]  # type: ignore[attr-defined]
     assert fields == [
-        {"why": "the collector is away", "since_then": None},
-        {"why": "the collector is away", "since_then": 2},
+        {"why": "at url: /v1/traces?*** (away)", "since_then": None},
+        {"why": "at url: /v1/traces?*** (away)", "since_then": 2},
     ]
     assert json.dumps(fields)
