@@ -346,8 +346,9 @@ async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]
 @pytest.fixture(autouse=True)
 def sdk_silent_afterwards() -> Iterator[None]:
     yield
+    theirs = logging.getLogger("opentelemetry")
     # A thread of the SDK's may still have something to say.
-    logging.getLogger("opentelemetry").handlers[:] = [logging.NullHandler()]
+    theirs.handlers[:], theirs.propagate = [logging.NullHandler()], True
 
 
 def at(collector: Collector) -> dict[str, str]:
@@ -427,6 +428,8 @@ async def test_a_collector_in_trouble_costs_no_request_and_no_exit(
 ) -> None:
     monkeypatch.setattr(trace_export, "FLUSH_S", 0.2)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "5")
+    # So that no thread outlives the test by much.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.4")
     if trouble == "away":
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     elif trouble == "silent":
@@ -440,7 +443,8 @@ async def test_a_collector_in_trouble_costs_no_request_and_no_exit(
         began_s = time.monotonic()
     assert time.monotonic() - began_s < 1.5
     said = [r for r in caplog.records if "traces cannot be sent" in r.getMessage()]
-    assert len(said) == (0 if trouble == "silent" else 1)
+    assert len(said) <= 1 if trouble == "silent" else len(said) == 1
+    assert logging.getLogger("opentelemetry").propagate is False
 
 
 def test_the_sdk_is_heard_now_and_then(
