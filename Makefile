@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench format clean
+.PHONY: run test lint bench format pins audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/nexus-gateway serve $(ARGS)
@@ -26,6 +26,17 @@ bench: $(VENV)/test.stamp
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Both need the network: what is newest, and which of it has a known hole.
+pins: | $(BIN)/python
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
+	  --extra fast --custom-compile-command 'make pins' setup.cfg deploy/build.in \
+	  --output-file deploy/requirements.txt
+
+audit: | $(BIN)/python
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r deploy/requirements.txt
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

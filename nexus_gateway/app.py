@@ -18,7 +18,7 @@ from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers import events, health, models, providers
 from nexus_gateway.handlers.door import Door
-from nexus_gateway.handlers.gateway import GATEWAY, Gateway
+from nexus_gateway.handlers.gateway import GATEWAY, Gateway, expect
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.hooks import Hook
 from nexus_gateway.middlewares import ROUTE_OF, Access, Route, answer_errors, dress, guard
@@ -86,7 +86,7 @@ def build_app(
     for route in ROUTES:
         # Load balancers ask by HEAD; a GET route answers both.
         add = app.router.add_get if route.method == "GET" else app.router.add_post
-        add(route.path, route.handler)
+        add(route.path, route.handler, expect_handler=expect)
     app.on_response_prepare.append(dress)
     app.cleanup_ctx.append(_relay)
     if settings.traces:
@@ -98,9 +98,12 @@ async def _relay(app: web.Application) -> AsyncIterator[None]:
     """Open the way to the upstreams, and close it at the end."""
     gateway = app[GATEWAY]
     async with open_client(direct=gateway.settings.direct_path) as client:
-        upstream = Upstream(client, gateway.settings)
-        clock = gateway.scheduler.clock
-        gateway.relay = Relay(gateway.scheduler, upstream, gateway.settings, clock)
+        scheduler = gateway.scheduler
+
+        def make_relay(settings: Settings) -> Relay:
+            return Relay(scheduler, Upstream(client, settings), settings, scheduler.clock)
+
+        gateway.make_relay, gateway.relay = make_relay, make_relay(gateway.settings)
         yield
     if gateway.hooks is not None:
         await gateway.hooks.close()

@@ -2,7 +2,7 @@
 
 | upstream says                         | outcome      | the request                       |
 |---------------------------------------|--------------|-----------------------------------|
-| 400 413 415 422, 403 by moderation    | REFUSED      | passed to the caller, no retry    |
+| 400 413-415 422 431, 403 moderated    | REFUSED      | passed to the caller, no retry    |
 | 404                                   | REFUSED      | passed if the caller named it     |
 | 401 402 403, insufficient_quota       | BAD_KEY      | next candidate                    |
 | 429                                   | RATE_LIMITED | next candidate                    |
@@ -24,7 +24,7 @@ from nexus_gateway.rate_limit import asked_to_wait_s, retry_after_s
 RATE_LIMIT_PARK_S = 10.0
 # Whoever fails is not believed that he will for longer: his circuit finds out.
 LONGEST_REST_S = 60.0
-_CALLERS_FAULT = frozenset({400, 413, 415, 422})
+_CALLERS_FAULT = frozenset({400, 413, 414, 415, 422, 431})
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _LONGEST_MESSAGE = 2000
 _MOST_BRACKETS = 200

@@ -3,6 +3,9 @@
 Two ways lead there. The *direct* one (`exchange`) takes the usual request, a body in one piece
 and headers that need no thought; the *plain* one, aiohttp's session, takes all, and is there for
 whatever the direct one will not touch.
+
+An upstream may close a connection that waits in the very moment in which it is used again. Where
+not a byte of an answer has come on it, the request is sent once more, on another connection.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import io
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 
 import aiohttp
 from yarl import URL
@@ -61,10 +66,25 @@ class Client:
         if self._connections is not None and isinstance(http.body, bytes):
             written = _written(http.url, tuple(http.headers.items()))
             if written is not None and len(http.body) <= LARGE_BODY:
-                borrowed = await self._borrow(self._connections, written[0])
-                if borrowed is not None:
-                    return await _exchange(borrowed, written[1], http.body, more)
+                # Not part of the head, which is written once for all that have the same.
+                last = "".join([f"{name}: {value}\r\n" for name, value in more.items()])
+                parts = (written[1], len(http.body), last.encode("ascii"), http.body)
+                request = b"%b%d\r\n%b\r\n%b" % parts
+                answer = await self._direct(self._connections, written[0], request)
+                if answer is not None:
+                    return answer
         return await self._plain(http, more)
+
+    async def _direct(
+        self, connections: Connections, origin: str, request: bytes
+    ) -> HttpAnswer | None:
+        borrowed = await self._borrow(connections, origin)
+        if borrowed is None:
+            return None
+        try:
+            return await _exchange(borrowed, request)
+        except _Stale:
+            return await _exchange(await connections.borrow(origin, fresh=True), request)
 
     async def _borrow(self, connections: Connections, origin: str) -> Borrowed | None:
         try:
@@ -77,30 +97,60 @@ class Client:
             return None
 
     async def _plain(self, http: HttpRequest, more: Mapping[str, str]) -> PlainAnswer:
-        body = http.body
-        # In one piece a large body would be copied, and block the loop, all at once.
-        data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY else body
-        headers = {**http.headers, **more} if more else http.headers
-        response = await self._session.post(
-            http.url, data=data, headers=headers, allow_redirects=False
-        )
+        if more:
+            http = replace(http, headers={**http.headers, **more})
+        reused = _Reused()
+        try:
+            response = await self._post(http, reused)
+        except aiohttp.ServerDisconnectedError as error:
+            # Its message is the beginning of an answer where there was one.
+            silent = reused.yes and isinstance(error.message, str)
+            if not (silent and isinstance(http.body, bytes)):
+                raise
+            response = await self._post(http, reused)
         return PlainAnswer(
             response.status, response.headers, response.content, response.release, response.close
         )
 
+    async def _post(self, http: HttpRequest, reused: _Reused) -> aiohttp.ClientResponse:
+        body = http.body
+        # In one piece a large body would be copied, and block the loop, all at once.
+        data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY else body
+        return await self._session.post(
+            http.url,
+            data=data,
+            headers=http.headers,
+            allow_redirects=False,
+            trace_request_ctx=reused,
+        )
 
-async def _exchange(
-    borrowed: Borrowed, head: bytes, body: bytes, more: Mapping[str, str]
-) -> HttpAnswer:
+
+class _Stale(Exception):
+    """A connection that had waited was closed before it answered: nobody's fault."""
+
+
+class _Reused:
+    """Notes whether a request went out on a connection that had waited."""
+
+    yes = False
+
+
+async def _note_reuse(_: object, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.yes = True
+
+
+async def _exchange(borrowed: Borrowed, request: bytes) -> HttpAnswer:
     exchange = Exchange(borrowed)
-    # Not part of the head, which is written once for all requests that have the same.
-    last = "".join([f"{name}: {value}\r\n" for name, value in more.items()]).encode("ascii")
     try:
-        await exchange.ask(b"%b%d\r\n%b\r\n%b" % (head, len(body), last, body))
-    except BaseException:
+        await exchange.ask(request)
+    except BaseException as error:
         if exchange.handed_over:
             borrowed.give_back(reusable=False)
+        lost = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+        stale = lost and borrowed.used and exchange.unanswered
         exchange.close()
+        if stale:
+            raise _Stale from error
         raise
     return await borrowed.answer() if exchange.handed_over else exchange
 
@@ -136,6 +186,8 @@ async def open_client(*, direct: bool = True) -> AsyncIterator[Client]:
     connector = aiohttp.TCPConnector(
         limit=0, ttl_dns_cache=300, keepalive_timeout=KEEP_CONNECTION_S
     )
+    traces = aiohttp.TraceConfig()
+    traces.on_connection_reuseconn.append(_note_reuse)
     async with aiohttp.ClientSession(
         connector=connector,
         timeout=_TIMEOUT,
@@ -143,5 +195,6 @@ async def open_client(*, direct: bool = True) -> AsyncIterator[Client]:
         headers=_ALWAYS,
         read_bufsize=READ_BUFFER,
         trust_env=False,
+        trace_configs=[traces],
     ) as session:
         yield Client(session, direct=direct)

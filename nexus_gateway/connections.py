@@ -20,6 +20,7 @@ from nexus_gateway.receiving import PlainAnswer
 # Where a connection cannot be borrowed, one of these is raised before anything was sent.
 MOVED = (AttributeError, TypeError, NotImplementedError)
 READ_BUFFER = 256 * 1024
+_MARK = "nexus_gateway_used"  # on the protocol, which lives as long as its connection
 
 
 class Borrowed:
@@ -27,11 +28,15 @@ class Borrowed:
 
     Args:
         connection: of the client's pool.
+
+    Attributes:
+        used: an earlier request has had it, so its other end may have closed it by now.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._handler = connection.protocol
+        self.used: bool = getattr(self._handler, _MARK, False)
         self.transport: asyncio.Transport = connection.transport
 
     def lend_to(self, protocol: asyncio.Protocol) -> None:
@@ -51,6 +56,7 @@ class Borrowed:
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self._connection.close()
         else:
+            setattr(self._handler, _MARK, True)
             self._connection.release()
 
     def pause_writing(self) -> None:
@@ -105,11 +111,12 @@ class Connections:
         self._timeout = timeout
         self._requests: dict[str, aiohttp.ClientRequest] = {}
 
-    async def borrow(self, origin: str) -> Borrowed:
+    async def borrow(self, origin: str, *, fresh: bool = False) -> Borrowed:
         """Connect, or take a connection that waits.
 
         Args:
             origin: scheme, host and port.
+            fresh: take none that waits; those are as old as one that was found closed, and go.
 
         Raises:
             aiohttp.ClientError: nobody could be reached.
@@ -125,7 +132,8 @@ class Connections:
                 connection = await self._connector.connect(request, [], self._timeout)
             except TimeoutError as error:
                 raise aiohttp.ConnectionTimeoutError("connecting took too long") from error
-            # While it waited, somebody said something that nobody had asked for.
-            if not connection.protocol.should_close:
-                return Borrowed(connection)
+            borrowed = Borrowed(connection)
+            # While it waited, somebody may have said something that nobody had asked for.
+            if not (connection.protocol.should_close or (fresh and borrowed.used)):
+                return borrowed
             connection.close()

@@ -38,6 +38,7 @@ class Place:
         host: as the supervisor was told.
         port: where the sockets listen.
         salt: see `shared_state.Names`, in hex.
+        keyed: whether the gateway has real keys, and so must not begin to serve the demo alone.
     """
 
     slot: int
@@ -46,6 +47,7 @@ class Place:
     host: str
     port: int
     salt: str
+    keyed: bool = False
 
     def as_text(self) -> str:
         """Write it for the environment."""

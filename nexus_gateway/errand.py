@@ -157,13 +157,16 @@ class Errand:
         self.report.instance, self.report.model = lease.instance, lease.model
         self.report.attempts = len(self.trail.attempts) + max(1, len(self.trail.running))
 
-    def request_for(self, lease: Lease) -> Request:
-        """Return what an attempt asks for, with what makes the upstream go on with the trace."""
-        trace = self.report.trace
-        if trace is None:
-            return self.request
-        lease.span = span = trace.attempt(lease, self.request.stream)
-        return replace(self.request, trace=span.headers)
+    def attempt(self, lease: Lease) -> tuple[Instance, str, Request]:
+        """Return whom an attempt asks, for which model, and for what.
+
+        Where the request is traced, with what makes the upstream go on with the trace.
+        """
+        request, trace = self.request, self.report.trace
+        if trace is not None:
+            lease.span = span = trace.attempt(lease, request.stream)
+            request = replace(request, trace=span.headers)
+        return lease.instance, lease.model, request
 
     def others(self) -> int:
         """Return how many more could be tried."""

@@ -11,6 +11,7 @@
     ├── UnsupportedMedia   415
     ├── UpstreamRefused    4xx   an upstream found fault with the request itself
     ├── NoCandidate    429/503   nobody is left to serve the request
+    ├── Overloaded         503   the gateway has more to do than it may
     ├── Draining           503   the gateway is about to exit
     ├── DeadlinePassed     504   the caller's own time limit is over
     ├── HookFailed         500   a hook failed that must not; says nothing of the cause
@@ -205,6 +206,19 @@ class DeadlinePassed(GatewayError):
             "The answer was not there within the X-Request-Timeout-Ms that the request gave; "
             "allow more time, or leave the header out.",
             headers={"x-should-retry": "false"},
+        )
+
+
+class Overloaded(GatewayError):
+    """The gateway serves as many requests as it may, or as it has file descriptors for."""
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway serves as many requests as it can; try again in a moment.",
+            headers={"Retry-After": "1", "x-should-retry": "true"},
         )
 
 

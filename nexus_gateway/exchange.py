@@ -56,6 +56,11 @@ class Exchange(asyncio.Protocol):
         borrowed.lend_to(self)
 
     @property
+    def unanswered(self) -> bool:
+        """Whether not a byte of the answer has come."""
+        return self._head is None and not self._begun and not self.handed_over
+
+    @property
     def headers(self) -> Mapping[str, str]:
         """The answer's headers."""
         assert self._head is not None

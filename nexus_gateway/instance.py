@@ -116,6 +116,11 @@ class Instance:
         if reason != self._reason:
             self._reason, self._reason_s = reason, self._clock()
 
+    def take_settings_of(self, other: Instance) -> None:
+        """Serve from now on as another instance of the same key is set to: its model and such."""
+        self.model, self.account = other.model, other.account
+        self._takes_images = other._takes_images
+
     def _listed(self, kind: str) -> list[str]:
         return [m.id for m in self.provider.models if m.kind == kind]
 
@@ -197,6 +202,10 @@ class Instance:
         """Switch it off: it gets nothing new."""
         self.enabled = False
         self._toggled_s = self._clock()
+
+    def free_key(self) -> None:
+        """Give a parked key another chance; all else stays as it is."""
+        self._free(self._clock())
 
     def _free(self, at_s: float) -> None:
         """Give a key that was refused before a time another chance."""

@@ -19,6 +19,7 @@ from typing import Any
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 
 LONGEST_VALUE = 200
+LONGEST_TRACE_LINE = 300
 HELD_S = 0.1
 MOST_HELD = 200
 _PLAIN = re.compile(r"[\w.,:/#@+-]+")
@@ -34,7 +35,21 @@ def _text(created_s: float, level: str, message: str, fields: Mapping[str, Any])
     """`12:00:00 info    chat  id=req-1 status=200 …`"""
     shown = [f"{name}={_shown(v)}" for name, v in fields.items() if v is not None]
     at = _time("%H:%M:%S", int(created_s))
-    return f"{at} {level:7} {' '.join(message.split())}  {' '.join(shown)}".rstrip()
+    said = _printable(" ".join(message.split()))
+    return f"{at} {level:7} {said}  {' '.join(shown)}".rstrip()
+
+
+def _printable(text: str) -> str:
+    """Escape what is no character to read: it could command a terminal, or forge a line."""
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
+
+
+def _trace(text: str) -> str:
+    """Indent a traceback, so that no line of what an exception says looks like one of the log's."""
+    return "\n".join(f"    {_printable(line)[:LONGEST_TRACE_LINE]}" for line in text.splitlines())
 
 
 def _shown(value: object) -> str:
@@ -71,12 +86,13 @@ class LineFormatter(logging.Formatter):
         self._known = re.compile(pattern) if pattern else None
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record; a traceback follows the text on lines of its own.
+        """Write a record; a traceback follows the text on lines of its own, indented.
 
         Secrets are masked before anything is cut or escaped, and once more after it.
         """
         fields: dict[str, Any] = getattr(record, "fields", {})
-        trace = self._mask(self.formatException(record.exc_info)) if record.exc_info else ""
+        masked = self._mask(self.formatException(record.exc_info)) if record.exc_info else ""
+        trace = _trace(masked)
         if trace and self._is_json:
             fields = {**fields, "exception": _Whole(trace)}
         level = record.levelname.lower()
@@ -185,7 +201,7 @@ def _without_callers_faults(record: logging.LogRecord) -> bool:
 
 
 def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
-    """Set up logging for the process.
+    """Set up logging for the process, or do it anew while it serves.
 
     Args:
         level: debug, info, warning or error.
@@ -199,6 +215,10 @@ def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
     handler = LineHandler()
     handler.setFormatter(LineFormatter(style, secrets))
     root = logging.getLogger()
+    for old in root.handlers:
+        if isinstance(old, LineHandler):
+            old.flush()
+            handler.later = old.later
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("aiohttp.server").filters[:] = [_without_callers_faults]

@@ -45,6 +45,10 @@ from nexus_gateway.settings import Settings, read_flag
 logger = logging.getLogger("nexus_gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFLIGHT_S = "600"
+_BY_PROXIES = (
+    *("Forwarded", "Via", "X-Real-IP"),
+    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
+)
 _MESSAGES = "/v1/messages"
 _BELOW_V1 = (
     "/chat/",
@@ -245,11 +249,13 @@ def is_loopback(host: str) -> bool:
 
 
 def _named_locally(request: web.Request) -> bool:
-    """Tell whether the request was sent to a loopback name.
+    """Tell whether the request was sent to a loopback name, and by nobody's hand in between.
 
-    A page that rebinds its own name to 127.0.0.1, or a proxy that forwards the world to it,
-    says another one.
+    A page that rebinds its own name to 127.0.0.1 says another name; a proxy that forwards the
+    world to it says another one, or for whom it asks.
     """
+    if any(name in request.headers for name in _BY_PROXIES):
+        return False
     host = request.headers.get("Host", "")
     name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host
     return is_loopback(name if name.startswith("[") else name.partition(":")[0])

@@ -156,13 +156,13 @@ class EventPassage(StreamPassage):
         return block
 
     def _pass_one(self, event: bytes) -> bytes:
-        self._examine(event)
+        text = sse.read(event).data.strip()
+        if not text:
+            return self._hold(sse.comments(event))
+        self._examine(text)
         return self._hold(event + b"\n\n")
 
-    def _examine(self, event: bytes) -> None:
-        text = sse.read(event).data
-        if not text:
-            return
+    def _examine(self, text: str) -> None:
         try:
             value = json_codec.loads(text)
         except json_codec.JSONError:

@@ -37,6 +37,68 @@ class Pool:
         """Return the instance of a name."""
         return next((i for i in self.instances if i.name == name), None)
 
+    def succeed(self, new: Pool) -> Succession:
+        """Become a pool that was read anew, in which whoever stays is the same object.
+
+        Who stays has the same key at the same address under the same number: health, circuit,
+        rate limits and what runs are kept, and a refused key gets another chance. Who goes gets
+        nothing new, and ends what runs. Another key under an old name begins anew, but as the
+        operator left that name: switched on or off.
+        """
+        before = {_identity(instance): instance for instance in self.instances}
+        by_name = {instance.name: instance for instance in self.instances}
+        kept: list[str] = []
+        came: list[str] = []
+        instances: list[Instance] = []
+        for found in new.instances:
+            old = before.pop(_identity(found), None)
+            if old is not None:
+                old.take_settings_of(found)
+                old.free_key()
+            elif found.name in by_name:
+                marks = by_name[found.name].marks()
+                found.follow({name: marks[name] for name in ("toggle",) if name in marks})
+            instances.append(old or found)
+            (came if old is None else kept).append(found.name)
+        gone = [instance.name for instance in before.values()]
+        for instance in before.values():
+            instance.disable()
+        self.instances, self.plugins, self.idle = instances, new.plugins, new.idle
+        self.problems, self.warnings = new.problems, new.warnings
+        return Succession(
+            added=[name for name in came if name not in gone],
+            removed=[name for name in gone if name not in came],
+            replaced=[name for name in came if name in gone],
+            kept=kept,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """What became of the instances, by name.
+
+    Args:
+        added: those that are new.
+        removed: those that are gone.
+        replaced: those with another key, or another address, than before.
+        kept: those that stay.
+    """
+
+    added: list[str]
+    removed: list[str]
+    replaced: list[str]
+    kept: list[str]
+
+    def as_fields(self) -> dict[str, str | None]:
+        """Return it as the log shows it: names; None where there are none."""
+        found = {name: getattr(self, name) for name in ("added", "removed", "replaced", "kept")}
+        return {name: ", ".join(names) or None for name, names in found.items()}
+
+
+def _identity(instance: Instance) -> tuple[str, int, str, str]:
+    account = instance.account
+    return (instance.provider_name, instance.number, account.key.reveal(), account.base_url)
+
 
 def build_pool(
     env: Mapping[str, str],

@@ -171,15 +171,16 @@ async def chat_chunks(answer: HttpAnswer, pulse: Pulse) -> AsyncIterator[Chunk]:
     """
     finish_seen = said = False
     async for event in events(answer, pulse):
-        if event.data.strip() == "[DONE]":
+        data = event.data.strip()
+        if data == "[DONE]":
             if said and not finish_seen:
                 # As `[DONE]` says that the answer is whole, a missing finish is only untold.
                 yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
             return
-        if not event.data:
+        if not data:
             continue
         try:
-            chunk = json_codec.loads(event.data)
+            chunk = json_codec.loads(data)
         except json_codec.JSONError:
             raise BrokenStream("The upstream sent something that is not an answer.") from None
         if isinstance(chunk, dict):

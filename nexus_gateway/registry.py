@@ -61,7 +61,17 @@ class Plugin(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PluginProblem:
-    """A plugin that was left out, and why."""
+    """A plugin that was left out, and why.
+
+    Args:
+        kind: what people call its kind.
+        name: of its entry point.
+        distribution: that it came in.
+        version: of that.
+        entry_point: where its class should be.
+        reason: in our words.
+        detail: what a foreign exception said: for the owner's eyes, as it may hold a path.
+    """
 
     kind: str
     name: str
@@ -69,11 +79,13 @@ class PluginProblem:
     version: str
     entry_point: str
     reason: str
+    detail: str = ""
 
     def __str__(self) -> str:
         """Tell all of it in one line."""
         made_by = f"{self.distribution} {self.version}".strip()
-        return f"{self.kind} {self.name} ({made_by}, {self.entry_point}): {self.reason}"
+        why = f"{self.reason}: {self.detail}" if self.detail else self.reason
+        return f"{self.kind} {self.name} ({made_by}, {self.entry_point}): {why}"
 
 
 @dataclass(slots=True)
@@ -110,7 +122,11 @@ def prefix(name: str) -> str:
 
 
 class _Unfit(Exception):
-    """Why a plugin cannot be used."""
+    """Why a plugin cannot be used; `error` is the foreign exception that said so."""
+
+    def __init__(self, reason: str, error: BaseException | None = None) -> None:
+        super().__init__(reason if error is None else f"{reason}: {type(error).__name__}")
+        self.detail = "" if error is None else _first_line(error)
 
 
 def discover(
@@ -131,8 +147,7 @@ def discover(
     """
     found: Found[T] = Found()
     points = metadata.entry_points(group=kind.group) if entry_points is None else entry_points
-    for point in sorted(points, key=_precedence):
-        distribution, version = _origin(point)
+    for (distribution, version), point in _in_order(points):
         if wanted and distribution == OURS and not wanted(point.name):
             found.idle.append(point.name)
             continue
@@ -140,7 +155,7 @@ def discover(
             cls = _load(kind, point, found)
         except _Unfit as error:
             about = (point.name, distribution, version, point.value)
-            found.problems.append(PluginProblem(kind.word, *about, str(error)))
+            found.problems.append(PluginProblem(kind.word, *about, str(error), error.detail))
         else:
             found.plugins.append(Plugin(point.name, cls, distribution, version, point.value))
     return found
@@ -157,14 +172,24 @@ def make(kind: Kind[T], found: Found[T]) -> dict[str, T]:
     return made
 
 
-def _origin(entry_point: metadata.EntryPoint) -> tuple[str, str]:
-    dist = entry_point.dist
-    return (dist.name, dist.version) if dist else ("unknown", "")
+def _in_order(
+    entry_points: Iterable[metadata.EntryPoint],
+) -> list[tuple[tuple[str, str], metadata.EntryPoint]]:
+    """Give entry points in their order of precedence, each with who made it, and which version."""
+    # Each look at a name or a version parses the whole of a distribution's metadata.
+    origins: dict[int, tuple[str, str]] = {}
+    found = []
+    for point in entry_points:
+        if id(point.dist) not in origins:
+            dist = point.dist
+            origins[id(dist)] = (dist.name, dist.version) if dist else ("unknown", "")
+        found.append((origins[id(point.dist)], point))
 
+    def precedence(one: tuple[tuple[str, str], metadata.EntryPoint]) -> tuple[bool, str, str]:
+        (distribution, _), point = one
+        return distribution.lower().replace("_", "-") != OURS, distribution, point.name
 
-def _precedence(entry_point: metadata.EntryPoint) -> tuple[bool, str, str]:
-    distribution = _origin(entry_point)[0]
-    return distribution.lower().replace("_", "-") != OURS, distribution, entry_point.name
+    return sorted(found, key=precedence)
 
 
 def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> type[T]:
@@ -179,11 +204,11 @@ def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> t
     try:
         cls = entry_point.load()
     except (Exception, SystemExit) as error:
-        raise _Unfit(f"it failed to load: {told(error)}") from error
+        raise _Unfit("it failed to load", error) from error
     try:
         reasons = [*kind.faults(cls)]
     except Exception as error:
-        raise _Unfit(f"it does not keep the contract: {told(error)}") from error
+        raise _Unfit("it does not keep the contract", error) from error
     title = getattr(cls, "title", None)
     if not reasons and title and any(getattr(p.cls, "title", "") == title for p in found.plugins):
         reasons = [f"its title {title!r} is taken"]
@@ -193,11 +218,10 @@ def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> t
     return loaded
 
 
-def told(error: BaseException) -> str:
-    """Tell an exception of foreign code in one clean line."""
+def _first_line(error: BaseException) -> str:
+    """Return what an exception of foreign code says, in one clean line."""
     first = next(iter(str(error).splitlines()), "")
-    text = f"{type(error).__name__}: {first}"
-    return "".join(c if c.isprintable() else "?" for c in text)[:_LONGEST_REASON]
+    return "".join(c if c.isprintable() else "?" for c in first)[:_LONGEST_REASON]
 
 
 def version_fault(cls: type) -> Iterator[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,7 @@ _CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
 _SUCCESS = Verdict(Outcome.SUCCESS, "ok")
 _BROKEN = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
 BROKEN_STATUS = 500
+_BEGINNING = 8  # of a key: what others show of it as harmless
 
 
 class Relay:
@@ -161,12 +163,10 @@ class Relay:
         await asyncio.sleep(pause_s)
 
     async def _begin(self, errand: Errand, lease: Lease) -> AnswerStream:
-        return await self._upstream.stream(lease.instance, lease.model, errand.request_for(lease))
+        return await self._upstream.stream(*errand.attempt(lease))
 
     async def _whole(self, errand: Errand, lease: Lease) -> Whole:
-        return await self._upstream.whole(
-            lease.instance, lease.model, errand.request_for(lease), self._share_s(errand)
-        )
+        return await self._upstream.whole(*errand.attempt(lease), self._share_s(errand))
 
     def _share_s(self, errand: Errand) -> float:
         """Return how long one attempt at a whole answer may take.
@@ -288,9 +288,12 @@ class Relay:
 
 
 def _without_key(error: Mapping[str, Any], key: Secret) -> dict[str, Any]:
-    """Return an upstream's error with the key masked: some repeat what they were sent."""
+    """Return an upstream's error with the key masked: some repeat it, or how it begins."""
     if len(key.reveal()) < SHORTEST_SECRET:
         return dict(error)
-    written = json_codec.dumps(key.reveal())[1:-1]
-    masked: dict[str, Any] = json_codec.loads(json_codec.dumps(error).replace(written, b"***"))
+    whole, begun = (json_codec.dumps(k)[1:-1] for k in (key.reveal(), key.reveal()[:_BEGINNING]))
+    said = json_codec.dumps(error).replace(whole, b"***")
+    masked: dict[str, Any] = json_codec.loads(
+        re.sub(re.escape(begun) + rb'[^\s"\\]*', b"***", said)
+    )
     return masked

@@ -14,7 +14,8 @@ import aiohttp
 
 from nexus_gateway.classify import Outcome, Verdict, classify, read_error
 from nexus_gateway.client import NO_MORE, Client
-from nexus_gateway.errors import GatewayError
+from nexus_gateway.descriptors import exhausted
+from nexus_gateway.errors import GatewayError, Overloaded
 from nexus_gateway.instance import Instance
 from nexus_gateway.provider import HttpRequest
 from nexus_gateway.receiving import HttpAnswer, read_up_to
@@ -48,7 +49,8 @@ async def send(
 
     Raises:
         AttemptFailed: anything but a 2xx came, or nothing.
-        GatewayError: the caller's own body could not be read to its end.
+        GatewayError: the caller's own body could not be read to its end, or this process has no
+            file descriptor for it.
     """
     asked = instance.total_requests
     try:
@@ -56,6 +58,8 @@ async def send(
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if isinstance(error.__cause__, GatewayError):
             raise error.__cause__ from error
+        if exhausted(error):
+            raise Overloaded from error
         raise failure(_connection_reason(error)) from error
     except TypeError as error:
         logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)

@@ -13,15 +13,18 @@ from typing import Any
 
 from aiohttp import web
 
-from nexus_gateway import log
+from nexus_gateway import descriptors, log
 from nexus_gateway.app import build_app
+from nexus_gateway.callers import Runner
 from nexus_gateway.drain import Drain
-from nexus_gateway.handlers.gateway import GATEWAY
+from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hooks import Hook
 from nexus_gateway.listening import QUEUE
 from nexus_gateway.pool import Pool
+from nexus_gateway.reload import Fresh, Reload
 from nexus_gateway.routing import Policy
 from nexus_gateway.settings import Settings
+from nexus_gateway.terminal import Terminal, heed_hangups
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -35,9 +38,17 @@ CLOSE_S = 0.5
 GOODBYES_S = 1.5
 
 
-def run(settings: Settings, pool: Pool, announce: Announce, **plugins: Any) -> int:
+def run(
+    settings: Settings,
+    pool: Pool,
+    announce: Announce,
+    read: Callable[[], Fresh] | None = None,
+    **plugins: Any,
+) -> int:
     """Serve until a signal ends it; see `run_application` and `serve`."""
-    return run_application(settings, pool, lambda app: serve(app, settings, announce), **plugins)
+    return run_application(
+        settings, pool, lambda app: serve(app, settings, announce, read), **plugins
+    )
 
 
 def run_application(
@@ -77,15 +88,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 @contextlib.asynccontextmanager
 async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Make the process and the running loop ready to serve an application; it listens nowhere."""
-    # A caller who leaves cancels the handler: without it the upstream would run on.
-    # A compressed body is refused; aiohttp must not try to unpack it before that.
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        auto_decompress=False,
-        access_log=None,
-        shutdown_timeout=CLOSE_S,
-    )
+    descriptors.raise_limit()
+    asyncio.get_running_loop().set_exception_handler(descriptors.Shortage())
+    runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
     log.hold(asyncio.get_running_loop().call_later)
     # What is here now stays: the collector need not walk it for each few hundred requests.
@@ -98,13 +103,19 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
         log.hold(None)
 
 
-async def serve(app: web.Application, settings: Settings, announce: Announce) -> int:
+async def serve(
+    app: web.Application,
+    settings: Settings,
+    announce: Announce,
+    read: Callable[[], Fresh] | None = None,
+) -> int:
     """Serve an application in the running loop until a signal ends it.
 
     Args:
         app: the application.
         settings: what the owner set.
         announce: told the host and the port once it listens.
+        read: reads the settings anew on SIGHUP; None where they stay as they are.
 
     Returns:
         The exit code: 0 after a drain, 1 when the port can't be had.
@@ -117,11 +128,38 @@ async def serve(app: web.Application, settings: Settings, announce: Announce) ->
             where = f"{settings.host}:{settings.port}"
             logger.error("cannot listen on %s: %s", where, error.strerror or "no such address")
             return CANNOT_LISTEN
+        gateway = app[GATEWAY]
         stop = _on_signals()
-        announce(settings.host, runner.addresses[0][1])
-        await stop.wait()
-        await drain(app[GATEWAY].drain, settings.shutdown_timeout_ms / 1000)
+        async with _reloading(gateway, read, stop):
+            announce(settings.host, runner.addresses[0][1])
+            await stop.wait()
+        await drain(gateway.drain, gateway.settings.shutdown_timeout_ms / 1000)
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _reloading(
+    gateway: Gateway, read: Callable[[], Fresh] | None, stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """Reload on SIGHUP; but where the terminal itself hung up, stop. Afterwards it does nothing."""
+    terminal = Terminal()
+    reload = Reload(gateway, read) if read is not None else None
+
+    def on_hangup() -> None:
+        if terminal.is_gone:
+            stop.set()
+        elif reload is not None:
+            reload.ask()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+    heed_hangups()
+    working = asyncio.create_task(reload.work()) if reload is not None else None
+    try:
+        yield
+    finally:
+        if working is not None:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
 
 def _on_signals() -> asyncio.Event:

@@ -116,6 +116,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("CORS_ORIGIN", "*", "Origin whose pages may read answers, or * for all.", _origin),
     Variable("FIRST_TOKEN_TIMEOUT_MS", "8000", "Longest wait for a stream's first content.", _MS),
     Variable("IDLE_TIMEOUT_MS", "30000", "Longest silence in a stream or a caller's body.", _MS),
+    Variable("WRITE_TIMEOUT_MS", "60000", "How long a caller may take nothing of an answer.", _MS),
     Variable(
         "RESPONSE_TIMEOUT_MS",
         "120000",
@@ -148,6 +149,12 @@ VARIABLES: tuple[Variable, ...] = (
         "false",
         "Let another instance go on with a streamed text that breaks in its midst.",
         read_flag,
+    ),
+    Variable(
+        "MAX_CONCURRENT",
+        "5000",
+        "Most requests that one worker serves at once; 0 for no limit.",
+        _number(0, 1_000_000),
     ),
     Variable("MAX_BODY_MB", "20", "Largest body that is taken.", _number(1, 1024)),
     Variable("STRICT_MODELS", "false", "Answer 404 to unknown models.", read_flag),
@@ -190,6 +197,7 @@ class Settings:
     cors_origin: str = "*"
     first_token_timeout_ms: int = 8000
     idle_timeout_ms: int = 30000
+    write_timeout_ms: int = 60000
     response_timeout_ms: int = 120000
     keepalive_ms: int = 0
     shutdown_timeout_ms: int = 10000
@@ -198,6 +206,7 @@ class Settings:
     queue_limit: int = 100
     hedge: bool = False
     resume: bool = False
+    max_concurrent: int = 5000
     max_body_mb: int = 20
     strict_models: bool = False
     response_model: str = "instance"

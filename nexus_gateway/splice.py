@@ -181,12 +181,11 @@ class Splice(StreamPassage):
             return self._examine_data(event[len(_DATA) :])
         fields = [line.partition(b":") for line in event.split(b"\n")]
         data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
-        if not data:
-            comments = [b":" + value for name, _, value in fields if not name and value]
-            return self._hold(b"\n".join(comments) + b"\n\n" if comments else b"")
         # A line end inside JSON is white space between tokens, so a blank may stand for it.
-        text = b" ".join(data)
-        return self._finish() if text.strip() == b"[DONE]" else self._examine_data(text)
+        text = b" ".join(data).strip()
+        if not text:
+            return self._hold(sse.comments(event))
+        return self._finish() if text == b"[DONE]" else self._examine_data(text)
 
     def _examine_data(self, text: bytes) -> bytes:
         chunk = self._parse(text)

@@ -18,6 +18,7 @@ from nexus_gateway.errors import BrokenStream
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 LONGEST_EVENT = 8 * 1024 * 1024
+LONG_EVENT = 64 * 1024  # from where on it is not copied for each piece that comes
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -33,7 +34,7 @@ class Framer:
     """Cut a byte stream into whole events, whatever its line ends and wherever it was split."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: bytes | bytearray = b""
         self._begun = False
         self._after_cr = False
 
@@ -50,7 +51,11 @@ class Framer:
         """
         if b"\r" in data or self._after_cr:
             data = self._unify(data)
-        data = self._rest + data if self._rest else data
+        if self._rest:
+            if len(self._rest) <= LONG_EVENT:
+                data = bytes(self._rest) + data
+            elif not (data := self._go_on(data)):
+                return b""
         if not self._begun:
             if len(data) < len(_BOM) and _BOM.startswith(data):
                 self._rest = data
@@ -61,13 +66,26 @@ class Framer:
         if cut == 1:
             cut = 0
         self._rest = data[cut:]
-        if len(self._rest) > LONGEST_EVENT:
-            raise BrokenStream("The upstream sent an event that is too large.")
+        if len(self._rest) > LONG_EVENT:
+            self._rest = bytearray(self._rest)
+            self._go_on(b"")
         return data[:cut]
+
+    def _go_on(self, data: bytes) -> bytes:
+        """Add to a long event, uncopied while it lasts; return all of it when it has ended."""
+        rest = self._rest
+        assert isinstance(rest, bytearray)
+        ended = b"\n\n" in rest[-1:] + data
+        rest += data
+        if ended:
+            return bytes(rest)
+        if len(rest) > LONGEST_EVENT:
+            raise BrokenStream("The upstream sent an event that is too large.")
+        return b""
 
     def rest(self) -> bytes:
         """Return what stands after the last whole event, and forget it."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = bytes(self._rest), b""
         return rest
 
     def _unify(self, data: bytes) -> bytes:
@@ -98,6 +116,15 @@ def read(event: bytes) -> Event:
         elif field == b"event":
             name = value
     return Event(name.decode("utf-8", "replace"), b"\n".join(data).decode("utf-8", "replace"))
+
+
+def comments(event: bytes) -> bytes:
+    """Return what of an event without data may go out: its comments as an event, or b"".
+
+    The official clients take a lone `retry:`, `id:` or `event:` line for a chunk and fail on it.
+    """
+    found = [line for line in event.split(b"\n") if line.startswith(b":") and line != b":"]
+    return b"\n".join(found) + b"\n\n" if found else b""
 
 
 def frame(data: bytes) -> bytes:

@@ -22,6 +22,7 @@ from typing import Any
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.switchboard import Switchboard
+from nexus_gateway.terminal import Terminal, heed_hangups
 from nexus_gateway.worker_process import Nursery, WorkerProcess
 
 logger = logging.getLogger("nexus_gateway")
@@ -34,7 +35,6 @@ TOGETHER_S = 0.1  # signals to all processes arrive within that time
 # After SHUTDOWN_TIMEOUT_MS a worker says its goodbyes; if it takes longer than this, it hangs.
 GOODBYES_S = 5.0
 LAST_WORDS_S = 1.0
-STDIN = 0
 DIED = 1
 FORCED = 130
 
@@ -66,7 +66,7 @@ class Supervisor:
         self._empty = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._watches: set[asyncio.Task[None]] = set()
-        self._has_terminal = os.isatty(STDIN)
+        self._terminal = Terminal()
 
     async def run(self) -> int:
         """Serve until a signal ends it.
@@ -85,6 +85,7 @@ class Supervisor:
             return await self._no_start(first)
         self._place(first)
         self._first = first.introduction
+        self._nursery.keyed = self._first["keyed"]
         self._announce(self._first)
         jobs = [self._fill(slot) for slot in range(1, len(self._slots))]
         for job in [*jobs, self._reload_when_told()]:
@@ -114,6 +115,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        heed_hangups()
 
     def stop(self) -> None:
         """Drain all workers; the second time, end at once."""
@@ -128,7 +130,7 @@ class Supervisor:
 
     def _on_hangup(self) -> None:
         """Reload; but where the terminal itself hung up, stop."""
-        if self._has_terminal and not os.isatty(STDIN):
+        if self._terminal.is_gone:
             self.stop()
         else:
             self.reload()

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from multidict import CIMultiDictProxy
 from opentelemetry.context import Context
@@ -64,7 +65,7 @@ class Tracing:
         self._ids = provider.id_generator
         self._resource = provider.resource
         self._processor = processor
-        self._known: dict[tuple[str, str], Attributes] = {}
+        self._known: WeakKeyDictionary[Instance, dict[str, Attributes]] = WeakKeyDictionary()
 
     def begin(self, headers: CIMultiDictProxy[str], endpoint: str, path: str) -> Trace:
         """Begin the span of a request that has just come.
@@ -120,10 +121,10 @@ class Tracing:
 
     def of(self, instance: Instance, operation: str) -> Attributes:
         """Return what all attempts of an instance have in common."""
-        known = self._known.get((instance.name, operation))
-        if known is None:
-            known = self._known[(instance.name, operation)] = of_instance(instance, operation)
-        return known
+        known = self._known.setdefault(instance, {})
+        if operation not in known:
+            known[operation] = of_instance(instance, operation)
+        return known[operation]
 
 
 class Made(NamedTuple):

@@ -21,6 +21,7 @@ from nexus_gateway.control import Line, Place
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway, gateway_of
 from nexus_gateway.listening import QUEUE
 from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Names, Shared
+from nexus_gateway.terminal import heed_hangups
 
 TELL_EVERY_S = 0.2
 # A caller who keeps a connection busy comes by within that time and is asked to connect anew.
@@ -106,6 +107,7 @@ class Worker:
         loop.add_signal_handler(signal.SIGTERM, self._line.say, "leave")
         for number in (signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
+        heed_hangups()
 
     async def _obey(self) -> None:
         """Do as the supervisor says; without one, leave, and leave the port to its successor."""

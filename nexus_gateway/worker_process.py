@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nexus_gateway.control import PLACE, Line, Place
@@ -21,6 +22,9 @@ class Nursery:
         env: its environment, but for its place.
         host: the address as the owner wrote it.
         sockets: for each slot those that listen.
+
+    Attributes:
+        keyed: whether the gateway has real keys; known once the first worker is ready.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Nursery:
         self._env = env
         self._listening = [[one.fileno() for one in slot] for slot in sockets]
         self._salt = secrets.token_hex(16)
+        self.keyed = False
 
     async def spawn(self, slot: int) -> WorkerProcess:
         """Start a worker for a slot.
@@ -48,6 +53,7 @@ class Nursery:
         with theirs:
             control = theirs.fileno()
             place = Place(slot, control, self._listening, self.host, self.port, self._salt)
+            place = replace(place, keyed=self.keyed)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,

@@ -1,6 +1,13 @@
 """Gemini: https://ai.google.dev/gemini-api/docs/openai. Embeddings looked up 2026-11-24."""
 
-from nexus_gateway.provider import Model, Provider
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from nexus_gateway.provider import Model, Outcome, Provider, Verdict
+
+_WRONG_KEY = re.compile(rb'"reason"\s*:\s*"API_KEY_INVALID"')
 
 
 class Gemini(Provider):
@@ -19,3 +26,9 @@ class Gemini(Provider):
         "chat": "/chat/completions",
         "embeddings": "/embeddings",
     }
+
+    def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
+        """Know a wrong key by its reason: Gemini says 400 where others say 401."""
+        if status == 400 and _WRONG_KEY.search(body):
+            return Verdict(Outcome.BAD_KEY, "the key was refused (400)", status)
+        return None

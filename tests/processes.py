@@ -26,7 +26,9 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def process(folder: Path, *flags: str, **env: str) -> AsyncIterator[Process]:
+async def process(
+    folder: Path, *flags: str, stdin: int | None = None, **env: str
+) -> AsyncIterator[Process]:
     """Run `serve` on a free port; what it printed is in `log`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("GROQ", "PORT", "HOST"))}
     command = [sys.executable, "-m", "nexus_gateway", "serve", "--port", "0", *flags]
@@ -35,6 +37,7 @@ async def process(folder: Path, *flags: str, **env: str) -> AsyncIterator[Proces
         *command,
         cwd=folder,
         env={**clean, **env},
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

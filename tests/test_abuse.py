@@ -52,6 +52,7 @@ def nested(depth: int) -> Any:
     return value
 
 
+@pytest.mark.proves("F34", "S-14")
 @pytest.mark.parametrize("path", DOORS)
 @pytest.mark.parametrize(
     "value", [nested(DEEPEST + 5), [[]] * (MOST_CONTAINERS + 5)], ids=["deep", "many"]
@@ -118,6 +119,7 @@ HEADS = {
 }
 
 
+@pytest.mark.proves("S-22")
 @pytest.mark.parametrize("name", HEADS)
 async def test_a_part_that_can_be_read_in_two_ways(upstream: FakeUpstream, name: str) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=XbX"}
@@ -156,6 +158,7 @@ async def test_a_form_of_nothing_but_fields(upstream: FakeUpstream) -> None:
     assert upstream.requests[0].raw.count(b'name="f"') == 50
 
 
+@pytest.mark.proves("F33", "S-14")
 @pytest.mark.parametrize("path", [*DOORS, "/v1/audio/transcriptions"])
 async def test_a_body_that_never_ends(upstream: FakeUpstream, path: str) -> None:
     async with serving(make_instance(upstream, provider=Able), idle_timeout_ms=100) as served:
@@ -194,6 +197,7 @@ async def test_a_probe_waits_for_no_slow_caller(upstream: FakeUpstream) -> None:
         assert instance.last_reason is None or "refused" not in instance.last_reason
 
 
+@pytest.mark.proves("S-01")
 @pytest.mark.parametrize("model", [".", ".."])
 async def test_a_deployment_that_is_a_path(upstream: FakeUpstream, model: str) -> None:
     (point,) = metadata.entry_points(group="nexus_gateway.providers", name="azure")
@@ -225,6 +229,7 @@ ODD_CHUNKS: list[Any] = [
 STREAM = {"Content-Type": "text/event-stream"}
 
 
+@pytest.mark.proves("F22")
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize("odd", ODD_CHUNKS, ids=str)
 @pytest.mark.parametrize("late", [False, True], ids=["first", "late"])
@@ -284,6 +289,7 @@ async def test_an_odd_native_event_fails_over_or_breaks(upstream: FakeUpstream, 
     assert "message_stop" in said
 
 
+@pytest.mark.proves("F22")
 async def test_garbage_in_a_native_stream_breaks_it(upstream: FakeUpstream) -> None:
     upstream.default = Reply(garbage_after=3, delay_s=0.01)
     async with serving(anthropic(upstream)) as served:
@@ -309,6 +315,7 @@ async def test_an_odd_native_message(upstream: FakeUpstream, said: Any, told: in
     assert status == told
 
 
+@pytest.mark.proves("S-16")
 @pytest.mark.parametrize(
     ("kind", "status", "shown"),
     [

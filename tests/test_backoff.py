@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from nexus_gateway.backoff import delay_s
 WHOLE_MS = [100, 200, 400, 800, 1600, 2000, 2000, 2000]
 
 
+@pytest.mark.proves("I-23")
 @given(st.integers(0, 7), st.integers())
 def test_a_delay_lies_between_half_and_whole(retry: int, seed: int) -> None:
     whole_s = WHOLE_MS[retry] / 1000

@@ -25,6 +25,7 @@ def fail(breaker: Breaker, times: int = 3) -> None:
         breaker.failure(breaker.acquire())
 
 
+@pytest.mark.proves("I-10")
 def test_three_failures_in_a_row_open(breaker: Breaker) -> None:
     fail(breaker, 2)
     breaker.success(breaker.acquire())
@@ -36,6 +37,7 @@ def test_three_failures_in_a_row_open(breaker: Breaker) -> None:
         breaker.acquire()
 
 
+@pytest.mark.proves("F09", "F10", "F11", "I-11", "I-13")
 def test_after_a_minute_one_probe(breaker: Breaker, clock: FakeClock) -> None:
     fail(breaker)
     clock.advance(59.9)
@@ -55,6 +57,7 @@ def test_after_a_minute_one_probe(breaker: Breaker, clock: FakeClock) -> None:
     assert breaker.state() is State.CLOSED
 
 
+@pytest.mark.proves("I-14")
 def test_late_outcomes_are_dropped(breaker: Breaker, clock: FakeClock) -> None:
     late = [breaker.acquire() for _ in range(10)]
     fail(breaker)

@@ -15,7 +15,7 @@ NOW_S = 1_790_000_000.0
     [
         (400, {}, Outcome.REFUSED),
         (413, {}, Outcome.REFUSED),
-        (415, {}, Outcome.REFUSED),
+        *((status, {}, Outcome.REFUSED) for status in (414, 415, 431)),
         (422, {}, Outcome.REFUSED),
         (404, {}, Outcome.REFUSED),
         (403, {"metadata": {"reasons": ["hate"]}}, Outcome.REFUSED),

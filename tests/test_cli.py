@@ -145,6 +145,7 @@ def test_without_keys_the_screen_tells_which_to_set(served, capsys):
     assert "demo" in screen.lower()
 
 
+@pytest.mark.proves("S-15")
 def test_a_wide_open_gateway_is_warned_of(served, capsys):
     assert main(["serve", "--host", "0.0.0.0"]) == 0
     screen = told(capsys)
@@ -160,6 +161,7 @@ def test_the_command_to_paste_has_the_callers_key_by_name(served, monkeypatch, c
     assert '-H "Authorization: Bearer $GATEWAY_KEY"' in told(capsys)
 
 
+@pytest.mark.proves("I-56")
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_nothing_to_serve_with_is_one_line(command, served, monkeypatch, capsys):
     install(monkeypatch, *POINTS[:1])

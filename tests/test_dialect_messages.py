@@ -266,6 +266,7 @@ def test_thinking_of_ours_does_not_go_to_anthropic() -> None:
     assert json.loads(encoded)["messages"][0]["content"] == [thoughts[1], text("x")]
 
 
+@pytest.mark.proves("S-17")
 def test_headers_that_go_along() -> None:
     headers = {"anthropic-beta": "a,b", "anthropic-version": "2023\n", "x-api-key": "k"}
     body = json.dumps({"messages": HI}).encode()

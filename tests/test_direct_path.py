@@ -13,64 +13,13 @@ import aiohttp
 import pytest
 import trustme
 from conftest import HELLO, Fake, make_instance, serving
+from raw import BODY, EVENT, FINISH, HEAD, Wire, chunked, listening
 
 from nexus_gateway import exchange
 from nexus_gateway.connections import Borrowed, Connections
 from nexus_gateway.testing import Served
 
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
-EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}'
-FINISH = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
-BODY = b"\n\n".join([EVENT % b"one ", EVENT % b"two", FINISH, b"data: [DONE]", b""])
 STREAM = {**HELLO, "stream": True}
-
-
-def chunked(data: bytes, size: int = 50) -> bytes:
-    pieces = [data[i : i + size] for i in range(0, len(data), size)]
-    return b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
-
-
-class Wire:
-    """A server that says exactly the bytes it is told to, request after request."""
-
-    def __init__(self, *answers: bytes | None) -> None:
-        self.answers = list(answers)
-        self.connections = 0
-        self.served = 0
-        self.sent = 0
-        self.writers: list[asyncio.StreamWriter] = []
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self.writers.append(writer)
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-                await reader.readexactly(length)
-                self.served += 1
-                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-                if answer is None:
-                    break
-                writer.write(answer)
-                await writer.drain()
-                if b"Connection: close" in answer or b"HTTP/1.0" in answer:
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def listening(wire: Wire, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    server = await asyncio.start_server(wire, "127.0.0.1", 0, ssl=tls)
-    port = server.sockets[0].getsockname()[1]
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
-    finally:
-        server.close()
-        for writer in wire.writers:
-            writer.close()
 
 
 @asynccontextmanager
@@ -125,6 +74,7 @@ async def test_a_connection_is_not_used_again(answer: bytes) -> None:
     assert wire.connections == 3
 
 
+@pytest.mark.proves("F45")
 @pytest.mark.usefixtures("direct_only")
 @pytest.mark.parametrize("what", ["closed", "a word nobody asked for"])
 async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> None:
@@ -140,6 +90,7 @@ async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> 
     assert wire.connections == 2
 
 
+@pytest.mark.proves("F47")
 @pytest.mark.usefixtures("direct_only")
 @pytest.mark.parametrize(
     "answer",
@@ -188,6 +139,7 @@ async def test_an_error_is_read_by_aiohttp_and_its_connection_used_again() -> No
         assert response.headers["Retry-After"] == "7"
 
 
+@pytest.mark.proves("F18", "I-31")
 @pytest.mark.usefixtures("direct_only")
 @pytest.mark.parametrize(
     "answer",
@@ -241,6 +193,7 @@ class Flood(Wire):
         await writer.drain()
 
 
+@pytest.mark.proves("F25", "F31", "I-38")
 @pytest.mark.usefixtures("each_way")
 async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -> None:
     flood = Flood(b"")
@@ -273,6 +226,7 @@ async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -
 ERROR = b'data: {"error":{"message":"overloaded"}}'
 
 
+@pytest.mark.proves("F16")
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("more", [b"data: [DONE]\n\n", FINISH + b"\n\ndata: [DONE]\n\n", b""])
 async def test_an_error_behind_the_first_words_in_one_read_is_a_free_fail_over(more: bytes) -> None:
@@ -343,6 +297,7 @@ def test_a_connection_with_an_unsent_request_is_not_used_again(unsent: int, done
     assert stub.done == [done]
 
 
+@pytest.mark.proves("F31", "I-38")
 async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
     whole = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 1_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

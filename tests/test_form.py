@@ -90,6 +90,7 @@ async def test_behind_a_long_file_it_stays_what_it_is() -> None:
     assert await sent(form, "whisper") == data
 
 
+@pytest.mark.proves("S-01")
 async def test_what_chose_other_gateways_upstreams_is_left_out() -> None:
     form = await read(field("api_key", "k") + field("model", "m") + file() + END)
     assert b"api_key" not in await sent(form, "m")

@@ -151,6 +151,7 @@ def test_an_unusual_head_is_for_another_parser(head: bytes) -> None:
         read_head(head)
 
 
+@pytest.mark.proves("F35")
 def test_a_request_is_written_only_where_nothing_in_it_can_be_misread() -> None:
     lines = (("Host", "h"), ("Authorization", "Bearer k"))
     assert request_head("/v1?a=b", lines) == (

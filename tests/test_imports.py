@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 NOT_NEEDED = {
     "hypothesis",
     "nexus_gateway.testing",
@@ -24,6 +26,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
+@pytest.mark.proves("S-09")
 def test_serve_loads_nothing_that_it_does_not_need() -> None:
     loaded = loaded_by("import nexus_gateway.cli.serve, nexus_gateway.server")
     assert not NOT_NEEDED & loaded

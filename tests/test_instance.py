@@ -23,6 +23,7 @@ def test_a_name_tells_the_provider_and_the_key() -> None:
     assert make_instance(provider=Keyless).name == "Local"
 
 
+@pytest.mark.proves("S-06")
 def test_the_key_is_never_shown() -> None:
     instance = make_instance()
     for shown in (repr(instance), str(instance), f"{instance}", repr(vars(instance))):
@@ -53,6 +54,7 @@ def test_who_takes_images(about: dict[str, Any], asked: str, takes: bool) -> Non
     assert make_instance(**about).takes_images_with(asked) is takes
 
 
+@pytest.mark.proves("I-06")
 @given(st.lists(st.tuples(st.floats(0, 3600), st.floats(0, 100)), max_size=20))
 def test_a_park_only_gets_longer(parks: list[tuple[float, float]]) -> None:
     clock = FakeClock()
@@ -67,6 +69,7 @@ def test_a_park_only_gets_longer(parks: list[tuple[float, float]]) -> None:
         assert instance.parked_for_s() == pytest.approx(max(0.0, after_s - passed_s), abs=1e-6)
 
 
+@pytest.mark.proves("I-04")
 def test_a_bad_key_is_parked_longer_each_time() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)

@@ -66,6 +66,7 @@ def test_json_is_one_object_a_line(stderr):
     )
 
 
+@pytest.mark.proves("S-18")
 def test_a_value_cannot_forge_a_line_and_is_cut(stderr):
     log.configure("info", "text", [])
     say("chat\n00:00:00 error forged", model="a\n00:00:00 error forged", long="x" * 5000)
@@ -74,6 +75,7 @@ def test_a_value_cannot_forge_a_line_and_is_cut(stderr):
     assert len(stderr.getvalue()) < 400
 
 
+@pytest.mark.proves("S-06")
 def test_a_plain_key_is_hidden_in_text_fields_and_tracebacks(stderr):
     log.configure("info", "text", [Secret("canary-0123456789"), Secret("short"), Secret("")])
     say("key canary-0123456789 in a short text", header="Bearer canary-0123456789")
@@ -98,6 +100,7 @@ def test_the_level_is_ours_and_others_are_heard_from_warning_on(stderr):
     assert "loud" in stderr.getvalue()
 
 
+@pytest.mark.proves("F44")
 def test_a_broken_stderr_is_borne(monkeypatch):
     closed = io.StringIO()
     closed.close()
@@ -106,6 +109,7 @@ def test_a_broken_stderr_is_borne(monkeypatch):
     say("nobody hears this")
 
 
+@pytest.mark.proves("S-06")
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_a_key_is_masked_before_anything_is_cut_or_escaped(stderr, style):
     key = 'canary-"quoted"-0123456789'
@@ -113,3 +117,19 @@ def test_a_key_is_masked_before_anything_is_cut_or_escaped(stderr, style):
     say("it said %s", key, near_the_cut="x" * 190 + key)
 
     assert "canary" not in stderr.getvalue()
+
+
+def test_set_up_anew_it_loses_no_line_and_goes_on_to_wait(stderr):
+    calls = []
+    log.configure("info", "text", [])
+    log.hold(lambda after_s, flush: calls.append(flush))
+    say("before")
+    assert "before" not in stderr.getvalue()
+
+    log.configure("debug", "json", [])
+    assert "before" in stderr.getvalue()
+    say("after")
+    assert "after" not in stderr.getvalue()
+    calls[-1]()
+    log.hold(None)
+    assert json.loads(stderr.getvalue().splitlines()[-1])["message"] == "after"

@@ -113,6 +113,7 @@ async def test_a_wrong_key(served: Served) -> None:
             await client.models.list()
 
 
+@pytest.mark.proves("I-31")
 async def test_a_broken_stream_raises(client: Client, upstream: FakeUpstream) -> None:
     upstream.default = Reply(cut_after=3, delay_s=0.01)
     stream = await client.chat.completions.create(model="auto", messages=HELLO, stream=True)
@@ -121,6 +122,7 @@ async def test_a_broken_stream_raises(client: Client, upstream: FakeUpstream) ->
             pass
 
 
+@pytest.mark.proves("I-22")
 async def test_a_client_that_retries_does_not_multiply(
     served: Served, upstream: FakeUpstream
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -10,7 +11,15 @@ from typing import Any
 import pytest
 
 from nexus_gateway.answer import Answer, fold
-from nexus_gateway.provider import API_VERSION, Account, Call, InProcess, Model, Provider
+from nexus_gateway.provider import (
+    API_VERSION,
+    Account,
+    Call,
+    InProcess,
+    Model,
+    Outcome,
+    Provider,
+)
 from nexus_gateway.secret import Secret
 
 # title, base URL, the models of its first day (the first is the default)
@@ -63,11 +72,26 @@ def test_a_built_in_is_what_the_readme_promises(name: str) -> None:
     assert cls.needs_key is (name != "demo")
 
 
+@pytest.mark.proves("S-05")
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "demo"])
 def test_a_key_travels_in_a_header_only(name: str) -> None:
     provider = load(name)()
     assert provider.authorize(Secret("a-key")) == {"Authorization": "Bearer a-key"}
     assert "a-key" not in provider.base_url
+
+
+def test_gemini_tells_a_wrong_key_by_its_reason() -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+    error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}
+    provider = load("gemini")()
+    wrong = json.dumps([{"error": {**error, "details": details}}]).encode()
+    verdict = provider.read_failure(400, {}, wrong)
+    assert verdict is not None
+    assert (verdict.outcome, verdict.error) == (Outcome.BAD_KEY, None)
+    # What a caller can bring about stays the caller's: a text in an error is escaped.
+    said = json.dumps({"error": {**error, "message": '"reason": "API_KEY_INVALID"'}}).encode()
+    assert provider.read_failure(400, {}, said) is None
+    assert provider.read_failure(500, {}, wrong) is None
 
 
 def test_openrouter_says_who_calls() -> None:

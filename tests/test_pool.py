@@ -49,6 +49,7 @@ def test_where_both_are_set_the_numbered_one_wins_with_a_warning():
     assert "secret" not in found.warnings[0]
 
 
+@pytest.mark.proves("I-57")
 def test_the_same_key_twice_is_used_once():
     found = pool(ACME_X_KEY_1="secret", ACME_X_KEY_2="secret")
 
@@ -82,6 +83,7 @@ def test_defaults_of_a_provider():
     assert instance.takes_images_with("acme-1")
 
 
+@pytest.mark.proves("I-57")
 def test_wrong_values_are_named_all_at_once_and_never_shown():
     wrong = {
         "ACME_X_KEY_1": "secret value",

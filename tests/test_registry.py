@@ -40,10 +40,11 @@ def test_a_plugin_is_found_with_where_it_came_from():
     ],
 )
 def test_one_that_fails_to_load_is_told_in_one_line(error, said):
-    told = reason("acme", error)
+    (problem,) = discover(PROVIDERS, [point("acme", error)]).problems
 
-    assert said in told
-    assert "\n" not in told
+    assert said in str(problem)
+    assert "\n" not in str(problem)
+    assert problem.reason == f"it failed to load: {type(error).__name__}"
 
 
 @pytest.mark.parametrize(
@@ -112,4 +113,5 @@ def test_names_that_would_share_variables_are_told_apart():
     for name in ("auto", "nexus", "response"):
         assert "reserved" in reason(name, Acme)
     assert "models" in reason("acme", fit(models=("acme-1",)))
-    assert "\x1b" not in reason("acme", ImportError("\x1b[31mred"))
+    (problem,) = discover(PROVIDERS, [point("acme", ImportError("\x1b[31mred"))]).problems
+    assert "\x1b" not in str(problem)

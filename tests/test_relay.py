@@ -69,6 +69,7 @@ STREAM_FAILURES = {
 REASONS = {"401": "bad_key", "402": "bad_key", "403": "bad_key", "quota": "bad_key"}
 
 
+@pytest.mark.proves("F01", "F04", "F12", "F14", "F17", "F27", "I-03", "I-34")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_a_failure_before_the_answer_is_nobodys_business(
@@ -90,6 +91,7 @@ async def test_a_failure_before_the_answer_is_nobodys_business(
         assert [i.in_flight for i in served.instances] == [0, 0]
 
 
+@pytest.mark.proves("F14", "F16", "F22", "I-30")
 @pytest.mark.parametrize("failure", STREAM_FAILURES)
 async def test_a_stream_that_fails_before_its_first_content_fails_over(
     upstream: FakeUpstream, failure: str
@@ -103,6 +105,7 @@ async def test_a_stream_that_fails_before_its_first_content_fails_over(
         assert instances[0].health.success_rate() == 0
 
 
+@pytest.mark.proves("F13")
 async def test_a_refused_connection_fails_over(upstream: FakeUpstream) -> None:
     instances = make_instance("http://127.0.0.1:1/v1"), make_instance(upstream, 2)
     async with serving(*instances) as served:
@@ -125,6 +128,7 @@ ODD = {
 }
 
 
+@pytest.mark.proves("F23", "F24", "I-32", "I-36", "I-37")
 @pytest.mark.parametrize("odd", ODD)
 async def test_odd_streams_arrive_whole(upstream: FakeUpstream, odd: str) -> None:
     reply = upstream.default = ODD[odd]
@@ -148,6 +152,7 @@ BREAKS = {
 }
 
 
+@pytest.mark.proves("F18", "F19", "F20", "F21", "F22", "I-15", "I-30", "I-31", "I-34")
 @pytest.mark.parametrize("kind", BREAKS)
 async def test_a_stream_that_breaks_ends_with_an_error_event(
     upstream: FakeUpstream, kind: str
@@ -166,6 +171,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(
     assert upstream.hits() == 1
 
 
+@pytest.mark.proves("F03", "I-02", "S-16")
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_refusal_goes_to_the_caller(
@@ -211,6 +217,7 @@ async def test_404_of_a_named_model_is_passed_and_of_our_own_is_not(
         assert status == 404
 
 
+@pytest.mark.proves("F07", "F08", "F10", "I-01", "I-13")
 async def test_three_failures_open_and_one_probe_goes_out(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     upstream.defaults[KEYS[0]] = Reply(status=500)
@@ -232,6 +239,7 @@ async def test_three_failures_open_and_one_probe_goes_out(upstream: FakeUpstream
         assert pair[0].breaker.state() is State.CLOSED
 
 
+@pytest.mark.proves("F02", "F05", "I-22")
 async def test_nobody_left_is_429_or_503_with_a_true_retry_after(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     upstream.default = Reply(status=429, headers={"Retry-After": "7"})
@@ -247,6 +255,7 @@ async def test_nobody_left_is_429_or_503_with_a_true_retry_after(upstream: FakeU
         clock.advance(5)
         status, text, headers = await served.chat()
         assert (status, headers["Retry-After"], headers["x-should-retry"]) == (503, "600", "false")
+        assert (await served.health())["status"] == "unhealthy"
         assert not any(key in text for key in KEYS)
 
 
@@ -264,6 +273,7 @@ async def test_a_pool_of_one_tries_again_after_a_pause(upstream: FakeUpstream) -
         assert_whole(await served.chat())  # probed early: it is all there is
 
 
+@pytest.mark.proves("I-21")
 async def test_attempts_are_bounded(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=500)
     instances = [make_instance(upstream, n) for n in (1, 2, 3)]
@@ -273,6 +283,7 @@ async def test_attempts_are_bounded(upstream: FakeUpstream) -> None:
     assert text.count("answered 500") == 2
 
 
+@pytest.mark.proves("F29", "I-16", "I-33")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("reply", [Reply(hang=True), Reply(hang_after=2, head_delay_s=0.05)])
 async def test_a_caller_who_leaves_closes_the_upstream(
@@ -325,6 +336,7 @@ async def test_an_image_nobody_takes_is_said_so(upstream: FakeUpstream) -> None:
     assert (status, json.loads(text)["error"]["code"]) == (503, "no_capable_model")
 
 
+@pytest.mark.proves("S-01", "S-17")
 async def test_what_chooses_an_upstream_never_travels(upstream: FakeUpstream) -> None:
     body = {**HELLO, "api_base": "http://evil", "base_url": "http://evil", "api_key": "k"}
     headers = {"Cookie": "a=b", "X-Api-Key": "k", "Authorization": "Bearer mine"}
@@ -375,6 +387,7 @@ async def test_a_limit_of_no_seconds_is_still_a_limit(upstream: FakeUpstream) ->
     assert upstream.hits() == 1
 
 
+@pytest.mark.proves("I-04")
 async def test_a_burst_with_a_bad_key_parks_it_once(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -388,14 +401,15 @@ async def test_a_burst_with_a_bad_key_parks_it_once(
     assert caplog.text.count("is parked") == 1
 
 
+@pytest.mark.proves("S-06")
 async def test_an_upstream_that_repeats_the_key_is_masked(upstream: FakeUpstream) -> None:
-    error = {"message": f"Bad Bearer {KEYS[0]}", "more": [KEYS[0]]}
+    error = {"message": f"Bad Bearer {KEYS[0]} ({KEYS[0][:9]}****ret)", "more": [KEYS[0]]}
     upstream.script(Reply(status=400, error=error))
     event = f'data: {{"error": {{"message": "no {KEYS[0]}"}}}}\n\n'
     async with serving(make_instance(upstream), max_attempts=1) as served:
         status, text, _ = await served.chat()
         assert (status, KEYS[0] in text) == (400, False)
-        assert "Bad Bearer ***" in text
+        assert "Bad Bearer *** (***" in text
         good = 'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
         body = good + ": x\n\n" * 50_000 + event
         upstream.default = Reply(body=body.encode(), content_type="text/event-stream")

@@ -53,6 +53,7 @@ class House:
             instance.breaker.failure(instance.breaker.acquire())
 
 
+@pytest.mark.proves("I-16")
 @given(st.data(), st.sampled_from(["smart", "fastest", "round-robin"]))
 def test_never_a_disabled_open_or_parked_one(data: st.DataObject, policy: str) -> None:
     house = House(4)
@@ -85,6 +86,7 @@ def test_never_a_disabled_open_or_parked_one(data: st.DataObject, policy: str) -
     assert not any(i.in_flight for i in house.instances)
 
 
+@pytest.mark.proves("I-13", "F10")
 def test_one_probe_after_a_minute() -> None:
     house = House(2)
     house.open(house.instances[0])
@@ -135,6 +137,7 @@ def test_fastest_takes_the_best() -> None:
     assert {house.lease("fastest").instance.name for _ in range(9)} == {"Fake (Key #2)"}
 
 
+@pytest.mark.proves("I-23", "I-25")
 def test_the_untried_come_first_and_other_providers_before_them() -> None:
     house = House(3)
     house.instances[2].provider_name = "other"
@@ -158,6 +161,7 @@ def test_a_key_trouble_needs_no_pause() -> None:
     assert house.scheduler.backoff_s(house.lease(trail=trail), trail) == 0
 
 
+@pytest.mark.proves("I-12")
 def test_the_last_resort_is_probed_early_and_seldom() -> None:
     house = House(1)
     house.open(house.instances[0])
@@ -174,6 +178,7 @@ def test_the_last_resort_is_probed_early_and_seldom() -> None:
     assert house.instances[0].breaker.state() is State.CLOSED
 
 
+@pytest.mark.proves("I-12")
 def test_no_early_probe_where_a_park_stands_in_the_way() -> None:
     house = House(1)
     house.open(house.instances[0])
@@ -234,6 +239,7 @@ def test_a_repr_shows_no_key() -> None:
     assert Fake.needs_key
 
 
+@pytest.mark.proves("F11", "I-13")
 @pytest.mark.parametrize("verdict", [LIMITED, REFUSED, BAD_KEY, LEFT])
 def test_what_is_nobodys_failure_frees_the_probes_place(verdict: Verdict) -> None:
     house = House(1)
@@ -269,6 +275,7 @@ def test_only_a_failure_is_tried_again(verdict: Verdict) -> None:
         house.lease(trail=trail)
 
 
+@pytest.mark.proves("I-12")
 def test_the_last_resort_is_the_nearest_and_never_tried_before() -> None:
     house = House(2)
     first, second = house.instances
@@ -284,6 +291,7 @@ def test_the_last_resort_is_the_nearest_and_never_tried_before() -> None:
     assert house.lease().instance is second
 
 
+@pytest.mark.proves("I-24")
 def test_a_wait_too_long_for_the_clients_is_not_advised() -> None:
     house = House(1)
     house.instances[0].park_bad_key()
@@ -294,6 +302,7 @@ def test_a_wait_too_long_for_the_clients_is_not_advised() -> None:
         assert raised.value.headers == {"Retry-After": wait, "x-should-retry": retry}
 
 
+@pytest.mark.proves("I-17")
 def test_nobody_enabled_is_said_so() -> None:
     house = House(1)
     house.instances[0].disable()

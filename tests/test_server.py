@@ -38,6 +38,7 @@ async def begin(
     return tasks
 
 
+@pytest.mark.proves("I-56")
 async def test_the_demo_answers_without_a_key(tmp_path: Path) -> None:
     async with process(tmp_path) as gateway, aiohttp.ClientSession() as session:
         status, text = await stream(session, gateway.url)
@@ -48,6 +49,7 @@ async def test_the_demo_answers_without_a_key(tmp_path: Path) -> None:
         assert "curl -N" in "".join(gateway.log)
 
 
+@pytest.mark.proves("I-50", "F40")
 async def test_sigterm_lets_fifty_streams_end(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(delay_s=0.15)
     async with (
@@ -67,6 +69,7 @@ async def test_sigterm_lets_fifty_streams_end(upstream: FakeUpstream, tmp_path: 
         assert not any(key in "".join(gateway.log) for key in KEYS)
 
 
+@pytest.mark.proves("I-51", "F40")
 async def test_what_is_left_at_the_limit_gets_an_error_event(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
@@ -94,6 +97,7 @@ ODD = [
 ]
 
 
+@pytest.mark.proves("F36")
 async def test_what_is_not_http_makes_no_500_and_no_traceback(tmp_path: Path) -> None:
     async with process(tmp_path) as gateway:
         port = int(gateway.url.rpartition(":")[2])
@@ -110,6 +114,7 @@ async def test_what_is_not_http_makes_no_500_and_no_traceback(tmp_path: Path) ->
     assert "Traceback" not in "".join(gateway.log)
 
 
+@pytest.mark.proves("I-52", "F40")
 async def test_a_second_signal_ends_at_once(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(hang_after=2)
     async with (
@@ -125,6 +130,7 @@ async def test_a_second_signal_ends_at_once(upstream: FakeUpstream, tmp_path: Pa
         assert isinstance(result, aiohttp.ClientError)
 
 
+@pytest.mark.proves("I-57")
 @pytest.mark.parametrize("env", [{"PORT": "abc"}, {"GROQ_KEY_1": "line\nbreak-secret"}])
 async def test_wrong_settings_stop_the_start(tmp_path: Path, env: dict[str, str]) -> None:
     started = await asyncio.create_subprocess_exec(

@@ -55,6 +55,7 @@ def test_values_are_read():
     )
 
 
+@pytest.mark.proves("I-57", "S-06")
 @pytest.mark.parametrize(
     ("name", "value"),
     [

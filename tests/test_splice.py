@@ -60,6 +60,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, str]:
     return bom + data.replace(b"\n", newline), "".join(texts)
 
 
+@pytest.mark.proves("F24", "I-32", "I-36")
 @given(streams(), st.lists(st.integers(0, 5000), max_size=30))
 def test_any_cut_gives_the_same_answer(stream: tuple[bytes, str], places: list[int]) -> None:
     data, text = stream
@@ -93,6 +94,7 @@ def test_a_cut_stream_is_never_whole(
         run(cut(head, places))
 
 
+@pytest.mark.proves("I-30")
 def test_nothing_goes_out_before_content() -> None:
     splice = Splice("Me", False)
     assert splice.feed(framed(ANSWER.text("")) + b": wait\n\n") == b""

@@ -220,7 +220,7 @@ async def test_who_is_not_sampled_leaves_no_span_but_the_trace_goes_on(
     assert CALLER not in sent
 
 
-@pytest.mark.proves("S-17", "S-18")
+@pytest.mark.proves("S-17")
 @both_ways
 @pytest.mark.parametrize(
     "bad",

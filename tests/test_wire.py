@@ -59,6 +59,7 @@ BAD_BODIES: dict[bytes, str | None] = {
 }
 
 
+@pytest.mark.proves("F34", "S-22")
 @pytest.mark.parametrize("number", range(len(BAD_BODIES)))
 async def test_a_bad_body_is_a_400_that_says_where(upstream: FakeUpstream, number: int) -> None:
     body, param = list(BAD_BODIES.items())[number]
@@ -88,6 +89,7 @@ async def test_errors_have_openais_shape_everywhere(upstream: FakeUpstream) -> N
         assert (await ask(served, "GET", "/v1/chat/completions"))[2]["Allow"] == "POST"
 
 
+@pytest.mark.proves("F32", "S-14")
 async def test_too_large_and_compressed_bodies(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.chat(b" " * (21 * 1024 * 1024))
@@ -105,6 +107,7 @@ async def test_too_large_and_compressed_bodies(upstream: FakeUpstream) -> None:
     assert upstream.hits() == 0
 
 
+@pytest.mark.proves("F35", "S-19")
 async def test_request_ids(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         assert (await served.chat(headers={"X-Request-Id": "mine-1"}))[2][
@@ -202,6 +205,7 @@ async def test_health(upstream: FakeUpstream) -> None:
         assert json.loads(text)["error"]["code"] == "shutting_down"
 
 
+@pytest.mark.proves("I-17", "S-12")
 async def test_toggle(upstream: FakeUpstream) -> None:
     path = "/v1/providers/toggle"
     async with serving(*two(upstream)) as served:
@@ -241,6 +245,7 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+@pytest.mark.proves("S-11")
 async def test_gateway_keys_and_admin_token(upstream: FakeUpstream) -> None:
     locks = {"gateway_keys": (Secret("alpha"), Secret("beta")), "admin_token": Secret("root")}
     toggle = {"method": "POST", "path": "/v1/providers/toggle"}
@@ -271,6 +276,7 @@ async def test_every_route_under_v1_is_locked(upstream: FakeUpstream) -> None:
             assert (await ask(served, method, path))[0] == 401, path
 
 
+@pytest.mark.proves("S-12")
 async def test_admin_calls_are_closed_beyond_this_machine(upstream: FakeUpstream) -> None:
     path, body = "/v1/providers/toggle", {"name": NAMES[0], "enabled": True}
     async with serving(make_instance(upstream), host="0.0.0.0") as served:
@@ -284,6 +290,7 @@ async def test_admin_calls_are_closed_beyond_this_machine(upstream: FakeUpstream
             assert got[0] == status, host
 
 
+@pytest.mark.proves("S-13")
 async def test_cors(upstream: FakeUpstream) -> None:
     origin = {"Origin": "https://chat.example"}
     ask_first = {**origin, "Access-Control-Request-Method": "POST"}
@@ -338,6 +345,7 @@ async def test_live_events(upstream: FakeUpstream) -> None:
         assert not any(key in str([first, second, missed]) for key in KEYS)
 
 
+@pytest.mark.proves("I-59", "S-08")
 async def test_a_fault_of_our_own_says_nothing(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,6 +360,7 @@ async def test_a_fault_of_our_own_says_nothing(
         assert "internal detail" not in text
 
 
+@pytest.mark.proves("I-59", "I-31")
 async def test_a_fault_in_the_middle_of_a_stream_breaks_the_connection(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ async def test_a_dead_worker_is_replaced_and_nobody_is_refused(gateway: Supervis
     await gateway.all_see("enabled", False)
 
 
+@pytest.mark.proves("I-54")
 @pytest.mark.parametrize("gateway", [START, ON_ASYNCIO], ids=["uvloop", "asyncio"], indirect=True)
 async def test_a_reload_loses_no_call_and_no_stream(
     gateway: Supervised, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
@@ -211,6 +212,9 @@ async def test_a_reload_loses_no_call_and_no_stream(
     write(gateway.env_file, upstream, FIRST_TOKEN_TIMEOUT_MS="soon")
     gateway.supervisor.reload()
     await until(lambda: _is("FIRST_TOKEN_TIMEOUT_MS must be" in caplog.text))
+    gateway.env_file.write_text("")  # as where it is just being written
+    gateway.supervisor.reload()
+    await until(lambda: _is("no provider has a key any more" in caplog.text))
     assert gateway.pids() == before
     assert (await gateway.chat())[0] == 200
 
@@ -260,6 +264,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
+@pytest.mark.proves("I-50")
 async def test_sigterm_to_everybody_drains_an_open_stream(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
@@ -291,6 +296,7 @@ async def test_without_a_supervisor_workers_leave(tmp_path: Path) -> None:
         await until(lambda: _is(not any(alive(pid) for pid in pids)))
 
 
+@pytest.mark.proves("I-52")
 async def test_a_second_signal_ends_all_at_once(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(hang_after=2)
     write(tmp_path / ".env", upstream)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TypedDict
 from urllib.parse import urlsplit
@@ -16,12 +17,13 @@ from nexus_gateway import __version__, log, server
 from nexus_gateway.cli import WRONG_SETTINGS, main, serve_environment
 from nexus_gateway.cli.table import show, table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.hooks import Hook, hooks, moments
+from nexus_gateway.hooks import HOOKS, Hook, hooks, moments
 from nexus_gateway.instance import Instance
 from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.pool import DEMO, Pool, build_pool
 from nexus_gateway.registry import prefix
-from nexus_gateway.routing import OUR_POLICIES, Policy, policies
+from nexus_gateway.reload import Fresh, as_started, secrets_of
+from nexus_gateway.routing import OUR_POLICIES, POLICIES, Policy, policies
 from nexus_gateway.settings import Settings
 
 
@@ -48,7 +50,10 @@ def serve(arguments: argparse.Namespace) -> int:
     def announce(host: str, port: int) -> None:
         show(screen(ready, host, port))
 
-    return server.run(ready.settings, ready.pool, announce, **ready.plugins)
+    def read() -> Fresh:
+        return reread(arguments, ready)
+
+    return server.run(ready.settings, ready.pool, announce, read=read, **ready.plugins)
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:
@@ -62,11 +67,56 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     plugins = _policies_and_hooks(pool)
     if not pool.instances:
         raise ConfigError(["no provider is usable: set a key such as GROQ_KEY_1, or --demo."])
-    secrets = [*settings.gateway_keys, settings.admin_token, *(i.key for i in pool.instances)]
-    log.configure(settings.log_level, settings.log_format, secrets)
+    log.configure(settings.log_level, settings.log_format, secrets_of(settings, pool))
     # OpenTelemetry's SDK reads the process's environment itself, and knows no .env.
     os.environ.update({k: v for k, v in env.items() if k.startswith("OTEL_") and v})
     return Prepared(settings, pool, plugins)
+
+
+def reread(arguments: argparse.Namespace, running: Prepared) -> Fresh:
+    """Read the settings once more, for a gateway that serves.
+
+    Raises:
+        ConfigError: something of it cannot be used, or nobody could serve.
+    """
+    env = serve_environment(arguments)
+    settings, pool = configure(env, demo=arguments.demo, running=running.settings)
+    if has_keys(running.pool):
+        check_keys(pool)
+    # Policies and hooks are loaded at the start only, and so is what was wrong with them.
+    pool.problems += [p for p in running.pool.problems if p.kind == POLICIES.word]
+    fixed = as_started(Settings.from_env(env), running.settings)[1]
+    return Fresh(settings, pool, (*fixed, *_late_plugins(running, pool)))
+
+
+def has_keys(pool: Pool) -> bool:
+    """Tell whether anybody but the demo is there."""
+    return any(instance.provider_name != DEMO for instance in pool.instances)
+
+
+def check_keys(pool: Pool) -> None:
+    """Check that a gateway which had real keys does not begin to answer with the demo.
+
+    Raises:
+        ConfigError: no key is left; that looks like a file that is just being written.
+    """
+    if not has_keys(pool):
+        raise ConfigError(["no provider has a key any more; to do without, start it again."])
+
+
+def _late_plugins(running: Prepared, pool: Pool) -> Iterator[str]:
+    """Name the plugins that were installed or removed meanwhile, where that takes a start."""
+    loaded = {plugin.name: plugin.origin for plugin in running.pool.plugins}
+    for plugin in pool.plugins:
+        if loaded.get(plugin.name, plugin.origin) != plugin.origin:
+            yield f"the provider {plugin.name} ({plugin.origin})"
+    broken = {p.name for p in pool.problems if p.kind == POLICIES.word}
+    for word, group, known in (
+        (POLICIES.word, POLICIES.group, running.plugins["policy_by_name"].keys() | broken),
+        (HOOKS.word, HOOKS.group, running.plugins["hooks"].keys()),
+    ):
+        installed = {point.name for point in metadata.entry_points(group=group)}
+        yield from (f"the {word} {name}" for name in sorted(installed ^ known))
 
 
 def _policies_and_hooks(pool: Pool) -> Extras:
@@ -83,8 +133,15 @@ def _policies_and_hooks(pool: Pool) -> Extras:
     return {"policy_by_name": made_policies, "hooks": made_hooks}
 
 
-def configure(env: dict[str, str], *, demo: bool) -> tuple[Settings, Pool]:
+def configure(
+    env: dict[str, str], *, demo: bool, running: Settings | None = None
+) -> tuple[Settings, Pool]:
     """Read everything that can be set.
+
+    Args:
+        env: the environment.
+        demo: serve the demo also beside other instances.
+        running: what is set now, where a gateway runs: some of it stays.
 
     Raises:
         ConfigError: with the problems of the settings and of the providers together.
@@ -93,6 +150,7 @@ def configure(env: dict[str, str], *, demo: bool) -> tuple[Settings, Pool]:
     settings, pool = Settings(), Pool()
     try:
         settings = Settings.from_env(env)
+        settings = settings if running is None else as_started(settings, running)[0]
     except ConfigError as error:
         problems += error.problems
     try:

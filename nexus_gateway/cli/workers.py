@@ -92,6 +92,8 @@ def work(arguments: argparse.Namespace, place: Place) -> int:
 
     try:
         ready = serve.prepare(arguments)
+        if place.keyed:
+            serve.check_keys(ready.pool)
     except ConfigError as error:
         place.refuse(error.problems)
         return WRONG_SETTINGS
@@ -100,6 +102,7 @@ def work(arguments: argparse.Namespace, place: Place) -> int:
     settings = replace(written, host=place.host, port=place.port)
     introduction = {
         "screen": [*_screen(serve.screen(ready, place.host, place.port), written.web_concurrency)],
+        "keyed": serve.has_keys(ready.pool),
         "shutdown_timeout_ms": written.shutdown_timeout_ms,
         "HOST": written.host,
         "PORT": written.port,

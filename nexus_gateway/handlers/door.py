@@ -12,13 +12,20 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from nexus_gateway import log
-from nexus_gateway.dialects.dialect import Dialect
+from nexus_gateway.dialects.dialect import Dialect, Request
 from nexus_gateway.errand import CallerGone, Report, Terms
-from nexus_gateway.errors import DeadlinePassed, Draining, GatewayError, InternalError
+from nexus_gateway.errors import (
+    DeadlinePassed,
+    Draining,
+    GatewayError,
+    InternalError,
+    NoCandidate,
+)
 from nexus_gateway.handlers.gateway import (
     EXPLAINED,
     BodyPieces,
     Gateway,
+    admit,
     caller_of,
     gateway_of,
     read_body,
@@ -85,6 +92,7 @@ class Door:
         hooked = None if gateway.hooks is None else Hooked(gateway.hooks)
         status = 200
         try:
+            admit(gateway)
             with gateway.drain:
                 await self._serve(gateway, request, sink, report, hooked)
         except CallerGone:
@@ -138,15 +146,15 @@ class Door:
     ) -> None:
         terms = terms_of(request, gateway)
         if terms.timeout_s is None:
-            await self._relay(gateway, request, sink, report, hooked, terms)
+            await self._read_and_relay(gateway, request, sink, report, hooked, terms)
             return
         try:
             with TimeLimit(terms.timeout_s):
-                await self._relay(gateway, request, sink, report, hooked, terms)
+                await self._read_and_relay(gateway, request, sink, report, hooked, terms)
         except TimeoutError:
             raise DeadlinePassed from None
 
-    async def _relay(
+    async def _read_and_relay(
         self,
         gateway: Gateway,
         request: web.Request,
@@ -155,16 +163,14 @@ class Door:
         hooked: Hooked | None,
         terms: Terms,
     ) -> None:
-        assert gateway.relay is not None
         wanted = await self.dialect.read(_Incoming(request))
         if hooked is not None:
             wanted = await hooked.begin(wanted, request_id(request), caller_of(request))
             sink.look = hooked.look
-        target = gateway.targets.of(wanted)
         if wanted.stream and gateway.settings.keepalive_ms:
             sink.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
-            await gateway.relay.serve(wanted, target, terms, sink, report)
+            await _relay(gateway, wanted, terms, sink, report)
         finally:
             await sink.be_quiet()
 
@@ -219,6 +225,20 @@ class Door:
                 observe(record)
             except Exception:
                 logger.exception("an observer failed")
+
+
+async def _relay(
+    gateway: Gateway, wanted: Request, terms: Terms, sink: CallerSink, report: Report
+) -> None:
+    """Serve a request; once more where nobody was left and others are there since, by a reload."""
+    while True:
+        assert gateway.relay is not None
+        targets = gateway.targets
+        try:
+            return await gateway.relay.serve(wanted, targets.of(wanted), terms, sink, report)
+        except NoCandidate:
+            if targets is gateway.targets or not wanted.replayable:
+                raise
 
 
 async def _fail_late(sink: CallerSink, error: GatewayError) -> None:

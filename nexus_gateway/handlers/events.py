@@ -1,8 +1,8 @@
 """GET /v1/events: a snapshot of all instances, then what changes.
 
-Each event is named `snapshot` (all instances) or `instance` (one that changed). Ids are
-`RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener gets only what it
-missed, with any other a snapshot.
+Each event is named `snapshot` (all instances; sent once more when one is gone) or `instance` (one
+that changed). Ids are `RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener
+gets only what it missed, with any other a snapshot.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -20,10 +21,26 @@ from aiohttp_sse import sse_response
 from nexus_gateway.handlers.gateway import gateway_of
 from nexus_gateway.handlers.view import view
 from nexus_gateway.pool import Pool
+from nexus_gateway.settings import Settings
 
 EVERY_S = 0.25
 REMEMBERED = 1000
 _NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event.
+
+    Args:
+        number: its place among all of this run.
+        kind: snapshot or instance.
+        data: what it tells.
+    """
+
+    number: int
+    kind: str
+    data: dict[str, Any]
 
 
 class Feed:
@@ -37,7 +54,7 @@ class Feed:
         self._run = secrets.token_hex(4)
         self._number = 0
         self._seen: dict[str, dict[str, Any]] = {}
-        self._changes: deque[tuple[int, dict[str, Any]]] = deque(maxlen=REMEMBERED)
+        self._events: deque[Event] = deque(maxlen=REMEMBERED)
 
     def look(self) -> int:
         """Compare the instances with how they were; return the newest change's number."""
@@ -46,17 +63,25 @@ class Feed:
             now.pop("parkedForMs")  # it runs down by itself; `parkReason` tells when it ends
             if self._seen.get(instance.name) != now:
                 self._seen[instance.name] = now
-                self._number += 1
-                self._changes.append((self._number, now))
+                self._note("instance", now)
+        names = {instance.name for instance in self._pool.instances}
+        if gone := self._seen.keys() - names:
+            for name in gone:
+                del self._seen[name]
+            self._note("snapshot", self.snapshot())
         return self._number
 
-    def since(self, number: int) -> list[tuple[int, dict[str, Any]]]:
-        """Return the changes after a number, each with its own."""
-        return [change for change in self._changes if change[0] > number]
+    def _note(self, kind: str, data: dict[str, Any]) -> None:
+        self._number += 1
+        self._events.append(Event(self._number, kind, data))
 
-    def snapshot(self) -> list[dict[str, Any]]:
+    def since(self, number: int) -> list[Event]:
+        """Return the events after a number."""
+        return [event for event in self._events if event.number > number]
+
+    def snapshot(self) -> dict[str, Any]:
         """Return all instances as they were last seen."""
-        return list(self._seen.values())
+        return {"providers": list(self._seen.values())}
 
     def id_of(self, number: int) -> str:
         """Return the event id of a change."""
@@ -67,28 +92,34 @@ class Feed:
         run, _, number = (id or "").partition("-")
         if run != self._run or not _NUMBER.fullmatch(number):
             return None
-        oldest = self._changes[0][0] if self._changes else 1
+        oldest = self._events[0].number if self._events else 1
         return int(number) if oldest - 1 <= int(number) <= self._number else None
 
 
 FEED = web.AppKey("feed", Feed)
 
 
+def _keys(settings: Settings) -> list[str]:
+    """Return what opens this door."""
+    return [secret.reveal() for secret in (settings.admin_token, *settings.gateway_keys)]
+
+
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream the instances' changes until the caller leaves or this process does."""
+    """Stream the instances' changes until the caller leaves, or this process, or a key changes."""
     feed = request.config_dict[FEED]
-    drain = gateway_of(request).drain
+    gateway = gateway_of(request)
+    drain, opened_by = gateway.drain, _keys(gateway.settings)
     async with sse_response(request, sep="\n") as response:
         newest = feed.look()
         sent = feed.number_of(request.headers.get("Last-Event-ID"))
         if sent is None:
             sent = newest
-            data = json.dumps({"providers": feed.snapshot()})
+            data = json.dumps(feed.snapshot())
             await response.send(data, id=feed.id_of(sent), event="snapshot")
-        while not drain.leaving.is_set():
-            for number, change in feed.since(sent):
-                await response.send(json.dumps(change), id=feed.id_of(number), event="instance")
-                sent = number
+        while not drain.leaving.is_set() and _keys(gateway.settings) == opened_by:
+            for event in feed.since(sent):
+                sent = event.number
+                await response.send(json.dumps(event.data), id=feed.id_of(sent), event=event.kind)
             try:
                 async with asyncio.timeout(EVERY_S):
                     await drain.leaving.wait()

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDictProxy
 
 from nexus_gateway import errand, json_codec
 from nexus_gateway.drain import Drain
-from nexus_gateway.errors import InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
+from nexus_gateway.errors import (
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    TooLarge,
+    UnsupportedMedia,
+)
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.pool import Pool
 from nexus_gateway.record import Observer, RequestRecord
@@ -59,6 +65,7 @@ class Gateway:
         targets: who may serve a request.
         hooks: what looks at requests.
         relay: serves them; there once the application runs.
+        make_relay: makes another one for other settings; there as long as `relay` is.
         workers: how many processes serve.
         others: what the others of them counted; a figure of this process is added to it.
         decided: set when something was decided that the others must know at once.
@@ -73,6 +80,7 @@ class Gateway:
     targets: Targets
     hooks: HookChain | None = None
     relay: Relay | None = None
+    make_relay: Callable[[Settings], Relay] | None = None
     workers: int = 1
     others: Shared = field(default_factory=Shared)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
@@ -86,6 +94,17 @@ GATEWAY = web.AppKey("gateway", Gateway)
 def gateway_of(request: web.Request) -> Gateway:
     """Return the gateway that serves a request."""
     return request.app[GATEWAY]
+
+
+def admit(gateway: Gateway) -> None:
+    """Refuse what would be one request too many, before anything of its body is read.
+
+    Raises:
+        Overloaded: MAX_CONCURRENT requests are being served.
+    """
+    most = gateway.settings.max_concurrent
+    if most and gateway.drain.in_flight >= most:
+        raise Overloaded
 
 
 def caller_of(request: web.BaseRequest) -> str:
@@ -102,6 +121,15 @@ def request_id(request: web.BaseRequest) -> str:
         found = offered if _SANE_ID.fullmatch(offered) else f"req-{random.getrandbits(96):024x}"
         request[REQUEST_ID] = found
     return found
+
+
+async def expect(request: web.Request) -> None:
+    """Tell a caller who asks before he sends his body to go on, unless it would be refused."""
+    wants = request.headers.get("Expect", "").lower() == "100-continue"
+    limit = gateway_of(request).settings.max_body_mb * 1024 * 1024
+    if wants and request.version >= HttpVersion11 and (request.content_length or 0) <= limit:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # no head has gone out yet
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -143,6 +171,8 @@ class BodyPieces:
                 piece = await self._content.readany()
         except TimeoutError:
             raise RequestTimeout from None
+        except web.RequestPayloadError:
+            raise _bad_framing("The body breaks HTTP's rules.") from None
         if not piece:
             raise StopAsyncIteration
         self._left -= len(piece)
@@ -155,9 +185,18 @@ def _too_large(limit_mb: int) -> TooLarge:
     return TooLarge(f"The body is larger than {limit_mb} MB (MAX_BODY_MB).")
 
 
+def _bad_framing(message: str) -> InvalidRequest:
+    """Refuse a body of which nobody can tell where it ends; the connection ends with it."""
+    return InvalidRequest(message, code="bad_http", headers={"Connection": "close"})
+
+
 def _check_head(request: web.Request) -> None:
     """Refuse a body by what its head says."""
     limit_mb = gateway_of(request).settings.max_body_mb
+    if "Transfer-Encoding" in request.headers:
+        coding = request.headers["Transfer-Encoding"].strip().lower()
+        if coding != "chunked" or request.version < HttpVersion11:
+            raise _bad_framing("Of all transfer codings only HTTP/1.1's chunks are taken.")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
     if (request.content_length or 0) > limit_mb * 1024 * 1024:

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from nexus_gateway.app import build_app
+from nexus_gateway.callers import Runner
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hooks import Hook
 from nexus_gateway.instance import Instance
@@ -143,13 +144,7 @@ async def serving(
         clock=clock,
         rng=random.Random(7),
     )
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        auto_decompress=False,
-        access_log=None,
-        shutdown_timeout=0.2,
-    )
+    runner = Runner(app, shutdown_timeout=0.2)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

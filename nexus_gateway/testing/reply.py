@@ -8,17 +8,20 @@ from enum import Enum
 from typing import Any
 
 from nexus_gateway.answer import Answer, fold
-from nexus_gateway.testing.wire import Wire
+from nexus_gateway.testing.wire import Wire, sse
 
 CITIES = ("Paris", "Oslo", "Lima")
+COMMENT = b": PROCESSING\n\n"
+COMMENT_EVERY_S = 0.1
 
 
 class Fate(Enum):
-    """What may become of a stream in its midst."""
+    """What may become of an answer in its midst."""
 
     HANG = "hang"
     CUT = "cut"
     END = "end"
+    ERROR = "error"  # of an answer in one piece: an error object instead of it, with status 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,9 @@ class Reply:
         end_after: end the body properly, but early, after so many content events.
         error_after: send an error event after so many content events.
         garbage_after: send an event that is no JSON after so many content events.
+        oversized: send an event of so many bytes, which says nothing, before the first content.
+        comments_only: send comments for ever instead of content.
+        whole_fate: what becomes of an answer in one piece after its half.
     """
 
     status: int = 200
@@ -84,6 +90,9 @@ class Reply:
     end_after: int | None = None
     error_after: int | None = None
     garbage_after: int | None = None
+    oversized: int = 0
+    comments_only: bool = False
+    whole_fate: Fate | None = None
 
     def contents(self) -> list[dict[str, Any]]:
         """Return the chunks that say something."""
@@ -118,6 +127,10 @@ class Reply:
         answer = self._answer()
         if self.role_first:
             yield 0.0, self._dressed(wire.say(answer.text("")))
+        while self.comments_only:
+            yield COMMENT_EVERY_S, COMMENT
+        if self.oversized:
+            yield 0.0, self._dressed(sse({**answer.text(""), "padding": "x" * self.oversized}))
         contents = self.contents()
         for number, chunk in enumerate(contents):
             yield from self._interruption(wire, number)
@@ -144,7 +157,7 @@ class Reply:
 
     def _dressed(self, events: bytes) -> bytes:
         """Return events with the line ends, comments and further lines of the script."""
-        comment = b": PROCESSING\n\n" if self.comments else b""
+        comment = COMMENT if self.comments else b""
         more = b"id: 1\nevent: message\nretry: 10\n" if self.fields else b""
         dressed = b"".join(
             comment + more + event + b"\n\n" for event in events.split(b"\n\n") if event

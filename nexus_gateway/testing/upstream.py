@@ -10,55 +10,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Self
 
 from aiohttp import web
 
-from nexus_gateway import json_codec
-from nexus_gateway.testing.reply import Fate, Reply
+from nexus_gateway.testing.answering import answer, key_of
+from nexus_gateway.testing.received import Received
+from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.wire import Wire, wire_for
+
+__all__ = ["FakeUpstream", "Received"]
 
 LARGEST_BODY = 64 * 1024 * 1024
 CLOSE_S = 0.1
-
-
-@dataclass
-class Received:
-    """A request as it came, and what became of its answer.
-
-    Attributes:
-        key: the key that it carries in a header.
-        headers: all of them.
-        raw: the body.
-        path: without the query.
-        target: as it stood in the request's first line.
-        finished: whether the answer was sent whole.
-        left: set when the client left before that.
-    """
-
-    key: str
-    headers: dict[str, str]
-    raw: bytes
-    path: str
-    target: str = ""
-    finished: bool = False
-    left: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The body, parsed."""
-        parsed: dict[str, Any] = json_codec.loads(self.raw)
-        return parsed
-
-    async def gone(self, within_s: float = 2.0) -> bool:
-        """Wait until the client has gone before its answer was whole; False if it has not."""
-        try:
-            await asyncio.wait_for(self.left.wait(), within_s)
-        except TimeoutError:
-            return False
-        return True
 
 
 class FakeUpstream:
@@ -120,7 +85,7 @@ class FakeUpstream:
         self.open += 1
         try:
             wire = (self._wire or wire_for(request.path))()
-            response = await self._answer(request, self._next(key), received, wire)
+            response = await answer(request, self._next(key), received, wire)
             transport = request.transport
             received.finished = transport is not None and not transport.is_closing()
             return response
@@ -129,64 +94,3 @@ class FakeUpstream:
             raise
         finally:
             self.open -= 1
-
-    async def _answer(
-        self, request: web.Request, reply: Reply, received: Received, wire: Wire
-    ) -> web.StreamResponse:
-        await asyncio.sleep(reply.head_delay_s)
-        if reply.reset:
-            return _break(request)
-        if reply.hang:
-            await asyncio.Event().wait()
-        body, kind = reply.body, reply.content_type or "application/json"
-        if body is None and reply.status != 200:
-            body = json_codec.dumps(wire.failure(reply.failure()))
-        elif body is None and not wire.streams(received):
-            body = json_codec.dumps(wire.whole(reply.whole()))
-        if body is not None:
-            head = {"Content-Type": kind, **reply.headers}
-            return web.Response(status=reply.status, body=body, headers=head)
-        return await self._stream(request, reply, received, wire)
-
-    async def _stream(
-        self, request: web.Request, reply: Reply, received: Received, wire: Wire
-    ) -> web.StreamResponse:
-        kind = reply.content_type or "text/event-stream"
-        response = web.StreamResponse(headers={"Content-Type": kind, **reply.headers})
-        await response.prepare(request)
-        if reply.bom:
-            await response.write(b"\xef\xbb\xbf")
-        for delay_s, event in reply.events(wire, usage_wanted=wire.wants_usage(received)):
-            if delay_s:
-                await asyncio.sleep(delay_s)
-            if event is Fate.HANG:
-                await asyncio.Event().wait()
-            elif event is Fate.CUT:
-                return _break(request)
-            elif event is Fate.END:
-                return response
-            else:
-                await _write(response, event, reply.bytewise)
-        return response
-
-
-def key_of(headers: Mapping[str, str]) -> str:
-    """Return the key that a request carries, in whichever of the usual headers."""
-    bearer = headers.get("Authorization", "").removeprefix("Bearer ")
-    return bearer or headers.get("x-api-key") or headers.get("api-key") or ""
-
-
-async def _write(response: web.StreamResponse, event: bytes, bytewise: bool) -> None:
-    if not bytewise and event:
-        await response.write(event)
-        return
-    for byte in event:
-        await response.write(bytes([byte]))
-        await asyncio.sleep(0)
-
-
-def _break(request: web.Request) -> web.StreamResponse:
-    """Break the connection without a goodbye."""
-    if request.transport is not None:
-        request.transport.abort()
-    return web.Response()

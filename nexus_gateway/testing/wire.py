@@ -14,7 +14,7 @@ from nexus_gateway.answer import Chunk, choices, has_content
 from nexus_gateway.dialects.messages.answer import MessageSpeaker, event, message
 
 if TYPE_CHECKING:
-    from nexus_gateway.testing.upstream import Received
+    from nexus_gateway.testing.received import Received
 
 
 def sse(value: object, name: str = "") -> bytes:

@@ -1,0 +1,113 @@
+"""The gateway, with somebody inside who looks at memory, files, tasks and the loop.
+
+    python bench/soaked.py SAMPLES
+
+Reads its settings from the environment as `serve` does, and writes a line of JSON each second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+from aiohttp import web
+
+from nexus_gateway import log, server
+from nexus_gateway.cli.serve import configure
+from nexus_gateway.handlers.gateway import GATEWAY
+from nexus_gateway.pool import Pool
+from nexus_gateway.settings import Settings
+
+TICK_S = 0.01
+SAMPLE_S = 1.0
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def waited_s() -> float:
+    """Return how long this thread has waited for a core so far; 0 where nobody tells."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text("ascii").split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+class Watch:
+    """Looks at the process from inside its loop.
+
+    Args:
+        app: the gateway.
+        out: where samples go.
+    """
+
+    def __init__(self, app: web.Application, out: TextIO) -> None:
+        self._app = app
+        self._out = out
+        self._begun_s = time.monotonic()
+        self._worst_s = 0.0  # since the last sample: the loop's own, and what the machine took
+        self._worst_taken_s = 0.0
+
+    async def look(self) -> None:
+        """Tick, and write a sample each second."""
+        next_s = time.monotonic()
+        while True:
+            before_s, waited = time.monotonic(), waited_s()
+            await asyncio.sleep(TICK_S)
+            late_s = time.monotonic() - before_s - TICK_S
+            taken_s = min(max(waited_s() - waited, 0.0), max(late_s, 0.0))
+            self._worst_s = max(self._worst_s, late_s - taken_s)
+            self._worst_taken_s = max(self._worst_taken_s, taken_s)
+            if before_s >= next_s:
+                next_s = before_s + SAMPLE_S
+                self._write()
+
+    def _write(self) -> None:
+        links = [_link(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+        sample = {
+            "at_s": time.monotonic() - self._begun_s,
+            "rss_kib": pages * PAGE_KIB,
+            "files": len(links),
+            "sockets": sum(link.startswith("socket:") for link in links),
+            "tasks": len(asyncio.all_tasks()),
+            "in_flight": self._app[GATEWAY].drain.in_flight,
+            "stall_ms": self._worst_s * 1000,
+            "taken_ms": self._worst_taken_s * 1000,
+        }
+        self._worst_s = self._worst_taken_s = 0.0
+        self._out.write(json.dumps(sample) + "\n")
+        self._out.flush()
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+async def serve(app: web.Application, settings: Settings, out: TextIO) -> int:
+    """Serve, and look on."""
+    looking = asyncio.create_task(Watch(app, out).look())
+    try:
+        return await server.serve(app, settings, lambda host, port: None)
+    finally:
+        looking.cancel()
+
+
+def main() -> int:
+    """Run until a signal ends it."""
+    settings: Settings
+    pool: Pool
+    settings, pool = configure(dict(os.environ), demo=False)
+    log.configure(settings.log_level, settings.log_format, [i.key for i in pool.instances])
+    with Path(sys.argv[1]).open("w", encoding="ascii") as out:
+        return server.run_application(settings, pool, lambda app: serve(app, settings, out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""`nexus-gateway chaos`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from nexus_gateway.cli.table import table
+from nexus_gateway.errors import ConfigError
+from nexus_gateway.middlewares import is_loopback
+from nexus_gateway.testing.chaos import campaign
+from nexus_gateway.testing.chaos.campaign import Campaign
+from nexus_gateway.testing.chaos.judge import Ending
+from nexus_gateway.testing.chaos.tally import Tally, percentile
+
+FAILED = 1
+INTERRUPTED = 130
+# So late, a good instance may look like a bad one.
+TOO_LATE_S = 0.5
+
+
+def chaos(arguments: argparse.Namespace) -> int:
+    """Run a campaign and tell what came of it; 1 where a promise was broken.
+
+    Raises:
+        ConfigError: the arguments do not fit together.
+    """
+    if arguments.bad >= arguments.instances:
+        raise ConfigError(["--bad must be less than --instances: somebody has to be good."])
+    if arguments.mock and not arguments.url:
+        raise ConfigError(["--mock goes with --url; without it there is a mock of our own."])
+    url, mock = (_local(text, flag) for flag, text in _addresses(arguments))
+    wanted = Campaign(
+        requests=arguments.requests,
+        instances=arguments.instances,
+        bad=arguments.bad,
+        concurrency=arguments.concurrency,
+        rounds=arguments.rounds,
+        seed=arguments.seed,
+        time_limit_s=arguments.time_limit,
+    )
+    running = (
+        campaign.run(wanted, _say) if url is None else campaign.run_against(wanted, url, mock, _say)
+    )
+    try:
+        tally = asyncio.run(_until_told(running))
+    except asyncio.CancelledError:
+        return INTERRUPTED
+    except RuntimeError as error:
+        print(f"nexus-gateway: {error}", file=sys.stderr)
+        return FAILED
+    except (aiohttp.ClientError, OSError) as error:
+        print(f"nexus-gateway: --mock does not answer: {error}", file=sys.stderr)
+        return FAILED
+    print("\n".join(report(wanted, tally)))
+    return 0 if tally.kept else FAILED
+
+
+def _addresses(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None]]:
+    yield "--url", arguments.url
+    yield "--mock", arguments.mock
+
+
+def _local(text: str | None, flag: str) -> str | None:
+    """Return an address without what follows the port; None for none.
+
+    Raises:
+        ConfigError: it is no http address on loopback.
+    """
+    if text is None:
+        return None
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port or 80
+    except ValueError:
+        host, port, parts = "", 0, urlsplit("")
+    if parts.scheme != "http" or not is_loopback(host):
+        raise ConfigError([f"{flag} must be http on loopback, such as http://127.0.0.1:3000."])
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _until_told(running: Coroutine[None, None, Tally]) -> Tally:
+    """Run a campaign; whatever signal ends us, it ends what it has started."""
+    task = asyncio.ensure_future(running)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if number := getattr(signal, name, None):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
+    """Tell what was survived and what was not."""
+    yield f"chaos: seed {wanted.seed}, {tally.requests} requests in {tally.took_s:.1f} s"
+    yield ""
+    rows = [(tally.endings[ending], str(ending)) for ending in Ending]
+    rows += [(tally.endings[promise], f"BROKEN: {promise}") for promise in tally.broken()]
+    yield table(("requests", "ended"), rows)
+    yield ""
+    yield from _fail_overs(tally)
+    if tally.befallen:
+        by_count = sorted(tally.befallen.items(), key=lambda pair: (-pair[1], pair[0]))
+        yield ""
+        yield "faults met: " + ", ".join(f"{name} {count}" for name, count in by_count)
+    yield from _health(tally)
+    yield ""
+    for promise in tally.broken():
+        yield f"BROKEN: {promise} ({tally.endings[promise]} times), for one:"
+        yield f"  {tally.examples[promise]}"
+    if tally.late_s > TOO_LATE_S:
+        yield f"note: this machine is so busy that the mock was late by up to {tally.late_s:.1f} s"
+    yield "every promise was kept" if tally.kept else "promises were broken"
+
+
+def _fail_overs(tally: Tally) -> Iterator[str]:
+    yield f"fail-overs: {tally.failed_over}"
+    if hits := sum(tally.hits.values()):
+        each = ", ".join(f"{number}: {count}" for number, count in sorted(tally.hits.items()))
+        share = hits / max(tally.requests, 1)
+        yield f"upstream requests: {hits}, {share:.3f} for each request ({each})"
+    yield "time to the first content or the whole answer, ms:"
+    head = ("  answered", "requests", "p50", "p99")
+    rows = [
+        (f"  {name}", len(values), _ms(percentile(values, 0.5)), _ms(percentile(values, 0.99)))
+        for name, values in (("by the first attempt", tally.at_once_s), ("later", tally.later_s))
+    ]
+    yield table(head, rows)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.0f}"
+
+
+def _health(tally: Tally) -> Iterator[str]:
+    if not tally.health:
+        return
+    yield ""
+    yield f"/health at the end of the last round: {tally.health.get('status')}"
+    head = ("  instance", "circuit", "parked", "score", "last reason")
+    rows = [
+        (
+            f"  {one['name']}",
+            one["circuitState"],
+            one["parkReason"] or "no",
+            one["metrics"]["healthScore"],
+            one["lastReason"] or "",
+        )
+        for one in tally.health.get("providers", [])
+    ]
+    yield table(head, rows)

@@ -1,0 +1,99 @@
+"""`nexus-gateway mock`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from nexus_gateway import __version__
+from nexus_gateway.cli.table import show, table
+from nexus_gateway.errors import ConfigError
+from nexus_gateway.testing.faults import WrongFault, assign
+from nexus_gateway.testing.mock import Mock
+from nexus_gateway.testing.script import Step, read_script
+
+MOST_INSTANCES = 1000
+
+
+def mock(arguments: argparse.Namespace) -> int:
+    """Be a provider until a signal ends it.
+
+    Raises:
+        ConfigError: a fault, the script or the address cannot be used.
+    """
+    count = arguments.instances
+    if count > MOST_INSTANCES or (arguments.port and arguments.port + count - 1 > 65535):
+        raise ConfigError(["--instances: so many do not fit behind that port."])
+    server = Mock(count, host=arguments.host, port=arguments.port, seed=arguments.seed)
+    try:
+        for number, faults in assign(arguments.fault, count).items():
+            server.set(number, faults)
+    except WrongFault as error:
+        raise ConfigError([f"--fault: {error}"]) from None
+    steps = [] if arguments.script is None else _script(arguments.script, count)
+    return asyncio.run(_run(server, steps))
+
+
+def _script(file: str, instances: int) -> list[Step]:
+    try:
+        return read_script(Path(file).read_text(encoding="utf-8"), instances)
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError([f"--script: {file!r} cannot be read as text."]) from None
+    except WrongFault as error:
+        raise ConfigError([f"--script: {file}: {error}"]) from None
+
+
+async def _run(server: Mock, steps: list[Step]) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await server.__aenter__()
+    except OSError as error:
+        raise ConfigError([f"cannot listen: {error.strerror or 'no such address'}."]) from None
+    try:
+        show(_screen(server))
+        script = asyncio.create_task(server.play(steps))
+        await stop.wait()
+        script.cancel()
+    finally:
+        await server.__aexit__()
+    show(_summary(server))
+    return 0
+
+
+def _screen(server: Mock) -> Iterator[str]:
+    yield f"Nexus Gateway {__version__}: a mock of {len(server.instances)} instances"
+    yield ""
+    rows = [(i.number, server.url(i.number), _written(i.faults)) for i in server.instances]
+    yield from ("  " + line for line in table(("", "base URL", "faults"), rows).splitlines())
+    yield ""
+    yield "Put a gateway before it:"
+    words = [f"{name}={value}" for name, value in server.environment().items()]
+    yield from (f"  {' '.join(words[at : at + 3])} \\" for at in range(0, len(words), 3))
+    yield "  nexus-gateway serve"
+    yield ""
+    control = server.url(1).replace("https:", "http:").removesuffix("/v1")
+    last = len(server.instances)
+    yield "Switch faults while it runs (nexus-gateway mock --help lists them):"
+    yield f'  curl -X PUT {control}/faults/{last} -d \'{{"status": 500, "chance": 0.3}}\''
+    yield f"  curl -X DELETE {control}/faults"
+    yield f"  curl {control}/stats"
+    yield ""
+
+
+def _written(faults: object) -> str:
+    """Write a set of faults as it is said on the command line."""
+    assert isinstance(faults, dict)
+    return " ".join(name if v is None else f"{name}={v}" for name, v in faults.items()) or "none"
+
+
+def _summary(server: Mock) -> Iterator[str]:
+    rows = [
+        (i.number, i.requests, i.connections, " ".join(f"{n}: {c}" for n, c in i.hit.items()))
+        for i in server.instances
+    ]
+    yield table(("", "requests", "connections", "befallen by"), rows)
