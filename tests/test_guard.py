@@ -46,7 +46,7 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
     assert len(app.router.resources()) == len({route.path for route in ROUTES})
     assert {at for at, route in known.items() if route.access is Access.PUBLIC} == PUBLIC
     admin = {at for at, route in known.items() if route.access is Access.ADMIN}
-    assert admin == {("POST", TOGGLE), ("GET", "/v1/events")}
+    assert admin == {("POST", TOGGLE), ("GET", "/v1/events"), ("GET", "/v1/providers")}
     assert app.middlewares[1] is guard
     assert not app._subapps  # type: ignore[attr-defined]
 
