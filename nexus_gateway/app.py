@@ -44,6 +44,7 @@ ROUTES: tuple[Route, ...] = (
     *(Route("POST", path, Door(d).answer, Access.CALLER, d) for path, d in DOORS.items()),
     Route("GET", "/v1/models", models.list_models, Access.CALLER),
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
+    Route("GET", "/v1/providers", providers.list_providers, Access.ADMIN),
     Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
     Route("GET", "/v1/events", events.events, Access.ADMIN),
     Route("GET", "/metrics", metrics.metrics, Access.ADMIN),
@@ -92,6 +93,8 @@ def build_app(
         add(route.path, route.handler, expect_handler=expect)
     app.on_response_prepare.append(dress)
     app.cleanup_ctx.append(_relay)
+    if settings.traces:
+        app.cleanup_ctx.append(_traces)
     return app
 
 
@@ -108,3 +111,13 @@ async def _relay(app: web.Application) -> AsyncIterator[None]:
         yield
     if gateway.hooks is not None:
         await gateway.hooks.close()
+
+
+async def _traces(app: web.Application) -> AsyncIterator[None]:
+    """Open the way to the collector, and close it at the end."""
+    from nexus_gateway.trace_export import open_tracing
+
+    async with open_tracing() as tracing:
+        app[GATEWAY].tracing = tracing
+        yield
+        app[GATEWAY].tracing = None

@@ -104,6 +104,11 @@ class Breaker:
         """Whether it is closed, and the last that was heard was good."""
         return self.state() is State.CLOSED and self._failures == 0
 
+    @property
+    def failures_in_a_row(self) -> int:
+        """How many requests have failed since the last good one, or since it last opened."""
+        return self._failures
+
     def ready_in_s(self) -> float:
         """Return how long until it admits: 0 now; a guess while a probe is out."""
         if self.admits():

@@ -13,6 +13,7 @@ A 5xx that says when to come back is left alone for so long, beside what its cir
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,7 @@ from typing import Any
 
 from nexus_gateway import json_codec
 from nexus_gateway.rate_limit import asked_to_wait_s, retry_after_s
+from nexus_gateway.secret import SHORTEST_SECRET, Secret
 
 RATE_LIMIT_PARK_S = 10.0
 # Whoever fails is not believed that he will for longer: his circuit finds out.
@@ -28,6 +30,7 @@ _CALLERS_FAULT = frozenset({400, 413, 414, 415, 422, 431})
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _LONGEST_MESSAGE = 2000
 _MOST_BRACKETS = 200
+_BEGINNING = 8  # of a key: what others show of it as harmless
 _NO_REASON = "The upstream gave no reason."
 
 
@@ -142,3 +145,13 @@ def _moderated(error: Mapping[str, Any], body: bytes) -> bool:
     if isinstance(metadata, dict) and ("reasons" in metadata or "flagged_input" in metadata):
         return True
     return error.get("code") in ("content_policy_violation", "content_filter", "moderation")
+
+
+def masked(error: Mapping[str, Any], key: Secret) -> dict[str, Any]:
+    """Return an upstream's error without its key: some repeat it, or how it begins."""
+    if len(key.reveal()) < SHORTEST_SECRET:
+        return dict(error)
+    whole, begun = (json_codec.dumps(k)[1:-1] for k in (key.reveal(), key.reveal()[:_BEGINNING]))
+    said = json_codec.dumps(error).replace(whole, b"***")
+    found: dict[str, Any] = json_codec.loads(re.sub(re.escape(begun) + rb'[^\s"\\]*', b"***", said))
+    return found

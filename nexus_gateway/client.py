@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ logger = logging.getLogger("nexus_gateway")
 CONNECT_TIMEOUT_S = 3.0
 KEEP_CONNECTION_S = 30.0
 LARGE_BODY = 512 * 1024
+NO_MORE: Mapping[str, str] = {}
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
 _ALWAYS = {"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"}
 # Who sets one of these has something unusual in mind.
@@ -50,8 +52,13 @@ class Client:
         self._session = session
         self._connections = Connections(session, _TIMEOUT) if direct else None
 
-    async def post(self, http: HttpRequest) -> HttpAnswer:
+    async def post(self, http: HttpRequest, more: Mapping[str, str] = NO_MORE) -> HttpAnswer:
         """Send a request; returns when the head of its answer is there.
+
+        Args:
+            http: the request.
+            more: headers beside its own, which are new with each attempt: names and values that
+                can be sent as they are.
 
         Raises:
             aiohttp.ClientError, OSError, ValueError, TypeError: there is none.
@@ -59,11 +66,14 @@ class Client:
         if self._connections is not None and isinstance(http.body, bytes):
             written = _written(http.url, tuple(http.headers.items()))
             if written is not None and len(http.body) <= LARGE_BODY:
-                request = b"%b%d\r\n\r\n%b" % (written[1], len(http.body), http.body)
+                # Not part of the head, which is written once for all that have the same.
+                last = "".join([f"{name}: {value}\r\n" for name, value in more.items()])
+                parts = (written[1], len(http.body), last.encode("ascii"), http.body)
+                request = b"%b%d\r\n%b\r\n%b" % parts
                 answer = await self._direct(self._connections, written[0], request)
                 if answer is not None:
                     return answer
-        return await self._plain(http)
+        return await self._plain(http, more)
 
     async def _direct(
         self, connections: Connections, origin: str, request: bytes
@@ -86,7 +96,9 @@ class Client:
             self._connections = None
             return None
 
-    async def _plain(self, http: HttpRequest) -> PlainAnswer:
+    async def _plain(self, http: HttpRequest, more: Mapping[str, str]) -> PlainAnswer:
+        if more:
+            http = replace(http, headers={**http.headers, **more})
         reused = _Reused()
         try:
             response = await self._post(http, reused)

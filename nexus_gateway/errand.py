@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from nexus_gateway.answer import completion_tokens
@@ -13,6 +13,7 @@ from nexus_gateway.errors import UpstreamRefused
 from nexus_gateway.instance import Instance
 from nexus_gateway.lease import Lease
 from nexus_gateway.scheduler import Target
+from nexus_gateway.span import Span
 from nexus_gateway.streams import Outlet
 from nexus_gateway.trail import Trail
 
@@ -36,6 +37,13 @@ class Terms:
     timeout_s: float | None = None
 
 
+class Trace(Protocol):
+    """Follows one request."""
+
+    def attempt(self, lease: Lease, stream: bool) -> Span:
+        """Begin to follow one of its attempts."""
+
+
 @dataclass(slots=True)
 class Report:
     """What became of one request, for the answer's headers and for the log.
@@ -46,6 +54,7 @@ class Report:
         stream: whether the answer is streamed.
         policy: the way to route.
         trail: what was tried.
+        trace: follows it, where it is traced.
         answering: an attempt has begun to answer, and its failure would end the request.
         hedged: two were asked at a time.
         instance: who answers, None as long as nobody does.
@@ -63,6 +72,7 @@ class Report:
     stream: bool = False
     policy: str = ""
     trail: Trail = field(default_factory=Trail)
+    trace: Trace | None = None
     answering: bool = False
     hedged: bool = False
     instance: Instance | None = None
@@ -78,6 +88,11 @@ class Report:
     def tokens(self) -> int:
         """How many tokens the answer had, 0 when unknown."""
         return completion_tokens(self.usage) or 0
+
+    def explanation(self) -> str:
+        """Tell why the last one was chosen, and who beside him where two were asked at a time."""
+        told = self.trail.explanations or []
+        return " | ".join(told[-2:] if self.hedged else told[-1:])
 
     def add_usage(self, used: Mapping[str, Any]) -> None:
         """Note what an answer used, beside that of the parts before it."""
@@ -143,6 +158,17 @@ class Errand:
         """Put into the report whom an attempt is made at."""
         self.report.instance, self.report.model = lease.instance, lease.model
         self.report.attempts = len(self.trail.attempts) + max(1, len(self.trail.running))
+
+    def attempt(self, lease: Lease) -> tuple[Instance, str, Request]:
+        """Return whom an attempt asks, for which model, and for what.
+
+        Where the request is traced, with what makes the upstream go on with the trace.
+        """
+        request, trace = self.request, self.report.trace
+        if trace is not None:
+            lease.span = span = trace.attempt(lease, request.stream)
+            request = replace(request, trace=span.headers)
+        return lease.instance, lease.model, request
 
     def others(self) -> int:
         """Return how many more could be tried."""

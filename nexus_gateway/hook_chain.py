@@ -26,12 +26,16 @@ class HookChain:
 
     Args:
         hooks: by name.
+
+    Attributes:
+        moments: the names of the methods that each overrides.
     """
 
     def __init__(self, hooks: Mapping[str, Hook]) -> None:
         def called_at(moment: str) -> list[tuple[str, Hook]]:
             return [(name, hook) for name, hook in hooks.items() if moment in moments(hook)]
 
+        self.moments = {name: moments(hook) for name, hook in hooks.items()}
         self._at_request = called_at("before_routing")
         self._at_answer = called_at("before_answer")
         self._at_end = called_at("at_end")

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nexus_gateway.breaker import Permit
 from nexus_gateway.classify import RATE_LIMIT_PARK_S, Outcome, Verdict
 from nexus_gateway.instance import Instance
+from nexus_gateway.span import Span
 
 _TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
 
 
 class Lease:
-    """The promise of one instance for one attempt. Made by the scheduler."""
+    """The promise of one instance for one attempt. Made by the scheduler.
+
+    Attributes:
+        span: follows the attempt, where the request is traced.
+    """
 
     def __init__(self, instance: Instance, model: str, permit: Permit) -> None:
         self.instance = instance
         self.model = model
         self._permit = permit
         self._ended = False
+        self.span: Span | None = None
         instance.in_flight += 1
         instance.total_requests += 1
 
@@ -25,6 +34,8 @@ class Lease:
         self.instance.health.observe_latency(latency_ms, limit_ms)
         self.instance.health.observe_first_token(latency_ms)
         self._permit = self.instance.breaker.proved(self._permit)
+        if self.span is not None:
+            self.span.first_content()
 
     def answered(self, latency_ms: float, limit_ms: float) -> None:
         """Note that a whole answer has come, after how long, and what would have been too long."""
@@ -33,6 +44,11 @@ class Lease:
     def overtaken(self, waited_ms: float, limit_ms: float) -> None:
         """Note that somebody else was quicker, after how long a wait: it would have been longer."""
         self.instance.health.observe_latency(waited_ms, limit_ms)
+
+    def used(self, usage: Mapping[str, Any]) -> None:
+        """Note what the answer used, in OpenAI's shape."""
+        if self.span is not None:
+            self.span.used(usage)
 
     def end(self, verdict: Verdict, tokens_per_s: float | None = None) -> None:
         """End with an outcome; a second one is ignored."""
@@ -57,6 +73,8 @@ class Lease:
             instance.park_bad_key()
         if verdict.outcome in _TROUBLES:
             instance.last_reason = verdict.reason
+        if self.span is not None:
+            self.span.end(verdict)
 
     def _succeed(self, tokens_per_s: float | None) -> None:
         self.instance.health.success()

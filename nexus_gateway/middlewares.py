@@ -24,15 +24,23 @@ from nexus_gateway.errors import (
     Forbidden,
     GatewayError,
     InternalError,
+    InvalidRequest,
     MethodNotAllowed,
     NotFound,
     TooLarge,
     Unauthorized,
 )
 from nexus_gateway.handlers.dressing import allowed_origin, identity, readable
-from nexus_gateway.handlers.gateway import CALLER, gateway_of, json_response, request_id
+from nexus_gateway.handlers.gateway import (
+    CALLER,
+    EXPLAIN,
+    EXPLAINED,
+    gateway_of,
+    json_response,
+    request_id,
+)
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import Settings
+from nexus_gateway.settings import Settings, read_flag
 
 logger = logging.getLogger("nexus_gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -159,7 +167,19 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
         raise Draining
     request[CALLER] = check(request, access, gateway.settings)
+    if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
+        check(request, Access.ADMIN, gateway.settings)
+        request[EXPLAINED] = True
     return await handler(request)
+
+
+def _wants_explanation(request: web.Request) -> bool:
+    try:
+        return read_flag(request.headers[EXPLAIN])
+    except ValueError:
+        raise InvalidRequest(
+            f"{EXPLAIN} must be true or false.", param=EXPLAIN, code="invalid_explain"
+        ) from None
 
 
 def check(request: web.Request, access: Access, settings: Settings) -> str:

@@ -52,6 +52,21 @@ class Quotas:
                     )
                     self._said[quota.what] = _Said(quota, until_s, asked)
 
+    def known(self, asked: int) -> list[Quota]:
+        """Return what is left of each limit now, with the time until it is whole again.
+
+        Args:
+            asked: how many requests the instance has had by now.
+        """
+        now_s = self._clock()
+        return [
+            said.quota._replace(
+                remaining=max(0.0, _remaining(said, asked)), reset_in_s=said.until_s - now_s
+            )
+            for said in self._said.values()
+            if said.until_s > now_s
+        ]
+
     def left(self, asked: int) -> float | None:
         """Return the share that is left of the limit that is nearest, None when none is known.
 
@@ -67,14 +82,16 @@ class Quotas:
         return min((_share(said, asked) for said in self._said.values()), default=None)
 
 
+def _remaining(said: _Said, asked: int) -> float:
+    left = said.quota.remaining or 0.0
+    return left - (asked - said.asked) if said.quota.counts_requests else left
+
+
 def _share(said: _Said, asked: int) -> float:
-    quota = said.quota
-    left = quota.remaining or 0.0
-    if quota.counts_requests:
-        left -= asked - said.asked
+    left = _remaining(said, asked)
     if left < 1:
         return 0.0
-    return min(1.0, left / (quota.limit or PLENTY))
+    return min(1.0, left / (said.quota.limit or PLENTY))
 
 
 def discount(left: float | None) -> float:

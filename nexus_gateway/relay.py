@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
-from nexus_gateway import continuation, json_codec
-from nexus_gateway.classify import Outcome, Verdict
+from nexus_gateway import continuation
+from nexus_gateway.classify import Outcome, Verdict, masked
 from nexus_gateway.dialects.dialect import Request, Whole
 from nexus_gateway.errand import Errand, Report, Sink, Terms
 from nexus_gateway.errors import GatewayError, NoCandidate, UpstreamRefused
@@ -29,7 +27,6 @@ from nexus_gateway.registry import prefix
 from nexus_gateway.request_queue import RequestQueue
 from nexus_gateway.resumption import Joining, Remembering
 from nexus_gateway.scheduler import Scheduler, Target
-from nexus_gateway.secret import SHORTEST_SECRET, Secret
 from nexus_gateway.sending import AttemptFailed
 from nexus_gateway.settings import Settings
 from nexus_gateway.stream_errors import BrokenStream
@@ -42,7 +39,6 @@ _CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
 _SUCCESS = Verdict(Outcome.SUCCESS, "ok")
 _BROKEN = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
 BROKEN_STATUS = 500
-_BEGINNING = 8  # of a key: what others show of it as harmless
 
 
 class Relay:
@@ -166,12 +162,10 @@ class Relay:
         await asyncio.sleep(pause_s)
 
     async def _begin(self, errand: Errand, lease: Lease) -> AnswerStream:
-        return await self._upstream.stream(lease.instance, lease.model, errand.request)
+        return await self._upstream.stream(*errand.attempt(lease))
 
     async def _whole(self, errand: Errand, lease: Lease) -> Whole:
-        return await self._upstream.whole(
-            lease.instance, lease.model, errand.request, self._share_s(errand)
-        )
+        return await self._upstream.whole(*errand.attempt(lease), self._share_s(errand))
 
     def _share_s(self, errand: Errand) -> float:
         """Return how long one attempt at a whole answer may take.
@@ -192,12 +186,13 @@ class Relay:
     def _judge(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
         """Pass a refusal on to the caller; let any other failure go to the next candidate."""
         name = lease.instance.name
-        logger.debug("attempt failed", extra={"fields": {"on": name, "why": verdict.reason}})
+        fields = {"id": errand.trail.id or None, "on": name, "why": verdict.reason}
+        logger.debug("attempt failed", extra={"fields": fields})
         if verdict.outcome is Outcome.BAD_KEY:
             self._say_once(f"{name} is parked: {verdict.reason}")
         if verdict.outcome is not Outcome.REFUSED:
             return
-        error = _without_key(verdict.error or {}, lease.instance.key)
+        error = masked(verdict.error or {}, lease.instance.key)
         refusal = UpstreamRefused(verdict.status, error)
         if verdict.status != 404 or not errand.target.chosen_by_us:
             raise refusal
@@ -225,6 +220,7 @@ class Relay:
         now_s = self._time(report, begun_s)
         if isinstance(answer, Whole):
             lease.answered(report.upstream_ms, self._settings.response_timeout_ms)
+            lease.used(answer.usage)
             lease.end(_SUCCESS)
             report.usage, report.outcome = answer.usage, "success"
             await errand.sink.whole(report, answer)
@@ -251,7 +247,9 @@ class Relay:
             verdict, broken = _BROKEN, error
         finally:
             try:
-                errand.report.add_usage(answer.used())
+                used = answer.used()
+                errand.report.add_usage(used)
+                lease.used(used)
                 errand.report.outcome = verdict.outcome.value
                 tokens, spent_s = errand.report.tokens, self._clock() - first_s
                 fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
@@ -260,7 +258,7 @@ class Relay:
                 lease.end(verdict)
                 await answer.close()
         if broken is not None and not await self._resume(errand, lease):
-            told = _without_key(broken.body(), lease.instance.key)
+            told = masked(broken.body(), lease.instance.key)
             await errand.sink.fail(BROKEN_STATUS, told)
 
     async def _resume(self, errand: Errand, lease: Lease) -> bool:
@@ -286,15 +284,3 @@ class Relay:
         except GatewayError:
             return False
         return True
-
-
-def _without_key(error: Mapping[str, Any], key: Secret) -> dict[str, Any]:
-    """Return an upstream's error with the key masked: some repeat it, or how it begins."""
-    if len(key.reveal()) < SHORTEST_SECRET:
-        return dict(error)
-    whole, begun = (json_codec.dumps(k)[1:-1] for k in (key.reveal(), key.reveal()[:_BEGINNING]))
-    said = json_codec.dumps(error).replace(whole, b"***")
-    masked: dict[str, Any] = json_codec.loads(
-        re.sub(re.escape(begun) + rb'[^\s"\\]*', b"***", said)
-    )
-    return masked

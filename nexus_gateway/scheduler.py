@@ -6,11 +6,12 @@ Pure policy: it knows no socket and no task, and takes its clock and its chance 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from nexus_gateway import backoff
+from nexus_gateway import backoff, explanation
 from nexus_gateway.breaker import State
 from nexus_gateway.budgets import HedgeBudget, RetryBudget
 from nexus_gateway.classify import Outcome
@@ -21,6 +22,7 @@ from nexus_gateway.provider import CHAT
 from nexus_gateway.routing import Policy, choose, draw
 from nexus_gateway.trail import Trail
 
+logger = logging.getLogger("nexus_gateway")
 EARLY_PROBE_EVERY_S = 2.0
 # Among so many it is as quick to look at everybody.
 FEW = 8
@@ -105,6 +107,26 @@ class Scheduler:
         Raises:
             NoCandidate: nobody is left.
         """
+        if trail.explanations is None and not logger.isEnabledFor(logging.DEBUG):
+            return self._lease(target, policy, trail)
+        scene = self._scene(target, policy, trail)
+        try:
+            lease = self._lease(target, policy, trail)
+        except NoCandidate:
+            _explain(trail, "no lease", scene.nobody())
+            raise
+        _explain(trail, "lease", scene.chosen(lease.instance.name))
+        return lease
+
+    def _scene(self, target: Target, policy: str, trail: Trail) -> explanation.Scene:
+        """Look at what `_lease` chooses from, changing nothing."""
+        able = target.able()
+        best = _untried_first([i for i in able if target.admits(i)], trail)
+        if trail.attempts and not self.retries.allows():
+            best = [i for i in best if i.breaker.untroubled]
+        return explanation.look(policy, target.instances, able, best, trail)
+
+    def _lease(self, target: Target, policy: str, trail: Trail) -> Lease:
         again = bool(trail.attempts)
         if len(target.instances) > FEW and not again:
             drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
@@ -158,7 +180,13 @@ class Scheduler:
         ]
         if not others or not self.hedges.take():
             return None
+        if trail.explanations is not None or logger.isEnabledFor(logging.DEBUG):
+            scene = explanation.look(policy, target.instances, target.able(), others, trail)
+        else:
+            scene = None
         chosen = choose(self.policies[policy], others, self._rng)
+        if scene is not None:
+            _explain(trail, "hedge", scene.chosen(chosen.name))
         return Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
 
     def _nearest_to_its_probe(self, able: list[Instance], trail: Trail) -> Instance | None:
@@ -202,6 +230,14 @@ class Scheduler:
             retry_after_s=soonest_s,
             should_retry=not trail.attempts and soonest_s <= LONGEST_WAIT_S,
         )
+
+
+def _explain(trail: Trail, what: str, told: str) -> None:
+    """Tell of a decision whoever wants to know it."""
+    if trail.explanations is not None:
+        trail.explanations.append(told)
+    fields = {"id": trail.id or None, "attempt": trail.made + 1}
+    logger.debug("%s: %s", what, told, extra={"fields": fields})
 
 
 def _nobody_able(target: Target) -> NoCandidate:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import aiohttp
 
 from nexus_gateway.classify import Outcome, Verdict, classify, read_error
-from nexus_gateway.client import Client
+from nexus_gateway.client import NO_MORE, Client
 from nexus_gateway.descriptors import exhausted
 from nexus_gateway.errors import GatewayError, Overloaded
 from nexus_gateway.instance import Instance
@@ -42,8 +42,10 @@ def failure(reason: str) -> AttemptFailed:
     return AttemptFailed(Verdict(Outcome.FAILURE, reason))
 
 
-async def send(client: Client, instance: Instance, http: HttpRequest) -> HttpAnswer:
-    """Send a request and wait for the answer's head.
+async def send(
+    client: Client, instance: Instance, http: HttpRequest, more: Mapping[str, str] = NO_MORE
+) -> HttpAnswer:
+    """Send a request, with more headers of this attempt's, and wait for the answer's head.
 
     Raises:
         AttemptFailed: anything but a 2xx came, or nothing.
@@ -52,7 +54,7 @@ async def send(client: Client, instance: Instance, http: HttpRequest) -> HttpAns
     """
     asked = instance.total_requests
     try:
-        response = await client.post(http)
+        response = await client.post(http, more)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if isinstance(error.__cause__, GatewayError):
             raise error.__cause__ from error

@@ -11,6 +11,7 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.secret import Secret
 
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_URL = re.compile(r"https?://[^\s/?#]+\S*")
 _YES = frozenset({"true", "1", "yes", "on"})
 _NO = frozenset({"false", "0", "no", "off"})
 LONGEST_MS = 86_400_000
@@ -61,6 +62,12 @@ def _origin(text: str) -> str:
 def _host(text: str) -> str:
     if not text.strip() or any(c.isspace() for c in text.strip()):
         raise _Wrong("must be an address or a host name")
+    return text.strip()
+
+
+def _url(text: str) -> str:
+    if not _URL.fullmatch(text.strip()):
+        raise _Wrong("must be a URL such as http://127.0.0.1:4318")
     return text.strip()
 
 
@@ -168,6 +175,13 @@ VARIABLES: tuple[Variable, ...] = (
         _one_of("debug", "info", "warning", "error"),
     ),
     Variable("LOG_FORMAT", "text", "text or json.", _one_of("text", "json")),
+    Variable(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        "Collector that traces go to, as OTLP over HTTP; further OTEL_ variables hold as usual.",
+        _url,
+    ),
+    Variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", "The same with its whole path.", _url),
 )
 
 
@@ -203,6 +217,13 @@ class Settings:
     admin_token: Secret = _NO_TOKEN
     log_level: str = "info"
     log_format: str = "text"
+    otel_exporter_otlp_endpoint: str = ""
+    otel_exporter_otlp_traces_endpoint: str = ""
+
+    @property
+    def traces(self) -> bool:
+        """Whether there is a collector for traces."""
+        return bool(self.otel_exporter_otlp_endpoint or self.otel_exporter_otlp_traces_endpoint)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:

@@ -24,10 +24,14 @@ class Trail:
     Attributes:
         attempts: those that failed.
         running: who is being asked now, where that is more than one.
+        id: the request's, for the log.
+        explanations: why each choice was made, where somebody wants to know it; else None.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     running: list[Instance] = field(default_factory=list)
+    id: str = ""
+    explanations: list[str] | None = None
     _past: int = 0
 
     @property

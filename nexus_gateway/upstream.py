@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -123,13 +123,13 @@ class Upstream:
         dialect = request.dialect
         label = self._label(instance)
         if request.goes_as_it_is(instance.provider.endpoints):
-            response = await send(self._client, instance, as_it_is(instance, model, request))
+            response = await self._send(instance, as_it_is(instance, model, request), request)
             body = await read_whole(response, dialect.longest_answer)
             with _odd_shapes_failing():
                 return dialect.own_whole(request, body, response.content_type, label)
         if isinstance(instance.provider, (Translator, InProcess)):
             return await self._folded(instance, model, request)
-        response = await send(self._client, instance, as_chat(instance, model, request))
+        response = await self._send(instance, as_chat(instance, model, request), request)
         body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
         with _odd_shapes_failing():
             completion = completed(body)
@@ -169,7 +169,7 @@ class Upstream:
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
             http = replace(http, headers={**provider.headers, **http.headers})
-        response = await send(self._client, instance, http)
+        response = await self._send(instance, http, request)
         try:
             with plugin_at_work(instance):
                 return response, provider.stream(events(response, pulse), answer)
@@ -177,10 +177,15 @@ class Upstream:
             response.close()
             raise
 
+    def _send(
+        self, instance: Instance, http: HttpRequest, request: Request
+    ) -> Awaitable[HttpAnswer]:
+        return send(self._client, instance, http, request.trace)
+
     async def _expect_stream(
         self, instance: Instance, http: HttpRequest, request: Request
     ) -> HttpAnswer:
-        response = await send(self._client, instance, http)
+        response = await self._send(instance, http, request)
         if response.content_type in _STREAM_TYPES:
             return response
         response.close()

@@ -47,7 +47,8 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
     assert len(app.router.resources()) == len({route.path for route in ROUTES})
     assert {at for at, route in known.items() if route.access is Access.PUBLIC} == PUBLIC
     admin = {at for at, route in known.items() if route.access is Access.ADMIN}
-    assert admin == {("POST", TOGGLE), ("GET", "/v1/events"), ("GET", "/metrics")}
+    admins = {("GET", "/v1/events"), ("GET", "/v1/providers"), ("GET", "/metrics")}
+    assert admin == {("POST", TOGGLE), *admins}
     assert app.middlewares[1] is guard
     assert not app._subapps  # type: ignore[attr-defined]
 

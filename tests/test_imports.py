@@ -11,6 +11,7 @@ NOT_NEEDED = {
     "hypothesis",
     "nexus_gateway.testing",
     "openai",
+    "opentelemetry",
     "prometheus_client",
     "pydantic",
     "pytest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -61,11 +62,14 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     Raises:
         ConfigError: something of it cannot be used, or nobody could serve.
     """
-    settings, pool = configure(serve_environment(arguments), demo=arguments.demo)
+    env = serve_environment(arguments)
+    settings, pool = configure(env, demo=arguments.demo)
     plugins = _policies_and_hooks(pool)
     if not pool.instances:
         raise ConfigError(["no provider is usable: set a key such as GROQ_KEY_1, or --demo."])
     log.configure(settings.log_level, settings.log_format, secrets_of(settings, pool))
+    # OpenTelemetry's SDK reads the process's environment itself, and knows no .env.
+    os.environ.update({k: v for k, v in env.items() if k.startswith("OTEL_") and v})
     return Prepared(settings, pool, plugins)
 
 

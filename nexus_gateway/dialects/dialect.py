@@ -120,6 +120,7 @@ class Request:
         obstacle: why it has no form as a chat, for the caller.
         headers: the caller's headers that go along with `own`.
         altered: whether `chat` says something else than `own`, which then may not go.
+        trace: our headers with which an upstream can go on with a trace.
     """
 
     dialect: Dialect
@@ -131,6 +132,7 @@ class Request:
     obstacle: InvalidRequest | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     altered: bool = False
+    trace: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def goes_as_it_is(self, endpoints: Container[str]) -> bool:
         """Tell whether a backend takes it in its own form."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 from aiohttp import web
 from multidict import CIMultiDictProxy
@@ -22,6 +22,7 @@ from nexus_gateway.errors import (
     NoCandidate,
 )
 from nexus_gateway.handlers.gateway import (
+    EXPLAINED,
     BodyPieces,
     Gateway,
     admit,
@@ -33,7 +34,7 @@ from nexus_gateway.handlers.gateway import (
 from nexus_gateway.handlers.hooked import Hooked
 from nexus_gateway.handlers.sink import CallerSink, served_by
 from nexus_gateway.handlers.terms import terms_of
-from nexus_gateway.record import record_of
+from nexus_gateway.record import Observer, record_of
 from nexus_gateway.time_limit import TimeLimit
 
 logger = logging.getLogger("nexus_gateway")
@@ -86,8 +87,7 @@ class Door:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Serve a request, streamed or in one piece."""
         gateway = gateway_of(request)
-        assert gateway.relay is not None
-        report = gateway.relay.report()
+        report, observers = self._begin(request, gateway)
         sink = CallerSink(request, self.dialect)
         hooked = None if gateway.hooks is None else Hooked(gateway.hooks)
         status = 200
@@ -118,10 +118,23 @@ class Door:
             logger.exception("a stream failed", extra={"fields": {"id": request_id(request)}})
             sink.abort()
         finally:
-            self._end(request, report, status, gateway, hooked)
+            self._end(request, report, status, hooked, observers)
         if sink.response is None:
             raise CallerGone
         return sink.response
+
+    def _begin(self, request: web.Request, gateway: Gateway) -> tuple[Report, Sequence[Observer]]:
+        """Begin the report of a request; return it, and who is to know of the end."""
+        assert gateway.relay is not None
+        report = gateway.relay.report()
+        report.trail.id = request_id(request)
+        if EXPLAINED in request:
+            report.trail.explanations = []
+        if gateway.tracing is None:
+            return report, gateway.observers
+        about = (request.headers, self.dialect.endpoint, request.path)
+        report.trace = trace = gateway.tracing.begin(*about)
+        return report, [*gateway.observers, trace.end]
 
     async def _serve(
         self,
@@ -166,13 +179,14 @@ class Door:
         request: web.Request,
         report: Report,
         status: int,
-        gateway: Gateway,
         hooked: Hooked | None,
+        observers: Sequence[Observer],
     ) -> None:
-        """Write the request's one line, and tell the hooks."""
-        took_ms = gateway.scheduler.clock() * 1000 - report.started_s * 1000
+        """Write the request's one line, and tell the hooks and the observers."""
+        took_ms = gateway_of(request).scheduler.clock() * 1000 - report.started_s * 1000
         fields = {
             "id": request_id(request),
+            "caller": caller_of(request) or None,
             "status": status,
             "instance": report.instance.name if report.instance else None,
             "model": report.model or None,
@@ -186,11 +200,16 @@ class Door:
         log.say(logger, self.dialect.endpoint, fields)
         if hooked is not None:
             hooked.end(report, status, took_ms)
-        if gateway.observers:
-            self._observed(request, report, status, gateway, took_ms)
+        if observers:
+            self._observed(request, report, status, took_ms, observers)
 
     def _observed(
-        self, request: web.Request, report: Report, status: int, gateway: Gateway, took_ms: float
+        self,
+        request: web.Request,
+        report: Report,
+        status: int,
+        took_ms: float,
+        observers: Sequence[Observer],
     ) -> None:
         record = record_of(
             report,
@@ -201,7 +220,7 @@ class Door:
             ended_s=time.time(),
             total_ms=took_ms,
         )
-        for observe in gateway.observers:
+        for observe in observers:
             try:
                 observe(record)
             except Exception:

@@ -7,11 +7,12 @@ import random
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import HttpVersion11, web
+from multidict import CIMultiDictProxy
 
-from nexus_gateway import json_codec
+from nexus_gateway import errand, json_codec
 from nexus_gateway.drain import Drain
 from nexus_gateway.errors import (
     InvalidRequest,
@@ -22,7 +23,7 @@ from nexus_gateway.errors import (
 )
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.pool import Pool
-from nexus_gateway.record import Observer
+from nexus_gateway.record import Observer, RequestRecord
 from nexus_gateway.relay import Relay
 from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.settings import Settings
@@ -34,6 +35,22 @@ LONGEST_BODY_S = 600.0
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER = web.RequestKey("caller", str)
+EXPLAIN = "X-Nexus-Explain"
+EXPLAINED = web.RequestKey("explained", bool)
+
+
+class Trace(errand.Trace, Protocol):
+    """Follows one request to its end."""
+
+    def end(self, record: RequestRecord) -> None:
+        """Take what became of it (a `record.Observer`)."""
+
+
+class Tracing(Protocol):
+    """Follows requests."""
+
+    def begin(self, headers: CIMultiDictProxy[str], endpoint: str, path: str) -> Trace:
+        """Begin to follow one that has just come, by a door and its path."""
 
 
 @dataclass(slots=True)
@@ -54,6 +71,7 @@ class Gateway:
         decided: set when something was decided that the others must know at once.
         observers: told of every request that has ended.
         shares: each adds its figures to what this process tells the others.
+        tracing: follows every request, where there is a collector.
     """
 
     settings: Settings
@@ -69,6 +87,7 @@ class Gateway:
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     observers: list[Observer] = field(default_factory=list)
     shares: list[Callable[[Shared], None]] = field(default_factory=list)
+    tracing: Tracing | None = None
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

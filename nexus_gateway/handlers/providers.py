@@ -1,4 +1,4 @@
-"""POST /v1/providers/toggle."""
+"""GET /v1/providers and POST /v1/providers/toggle."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import logging
 from aiohttp import web
 
 from nexus_gateway.errors import InvalidRequest, NotFound
+from nexus_gateway.handlers.detail import overview
 from nexus_gateway.handlers.gateway import gateway_of, json_response, read_object
 from nexus_gateway.handlers.view import view
 
 logger = logging.getLogger("nexus_gateway")
+
+
+async def list_providers(request: web.Request) -> web.Response:
+    """Tell all there is to know of the instances, and how the gateway is set."""
+    return json_response(overview(gateway_of(request)))
 
 
 async def toggle(request: web.Request) -> web.Response:

@@ -14,7 +14,7 @@ from nexus_gateway import sse
 from nexus_gateway.dialects.dialect import Dialect, Whole
 from nexus_gateway.errand import CallerGone, Report
 from nexus_gateway.handlers.dressing import identity, readable
-from nexus_gateway.handlers.gateway import gateway_of
+from nexus_gateway.handlers.gateway import EXPLAIN, gateway_of
 from nexus_gateway.handlers.raw_response import RawResponse
 from nexus_gateway.streams import Pipe
 
@@ -24,6 +24,7 @@ _STREAM_HEAD = {
     "X-Accel-Buffering": "no",
 }
 _NOT_PRINTABLE = re.compile("[^ -~]")
+LONGEST_EXPLANATION = 1000
 Look = Callable[[Report, Whole | None], Awaitable[Whole | None]]
 
 
@@ -167,9 +168,11 @@ def served_by(report: Report) -> dict[str, str]:
     if report.instance is not None:
         head["X-Nexus-Provider"] = _header_text(report.instance.name)
         head["X-Nexus-Model"] = _header_text(report.model)
+    if report.trail.explanations:
+        head[EXPLAIN] = _header_text(report.explanation(), LONGEST_EXPLANATION)
     return head
 
 
-def _header_text(text: str) -> str:
+def _header_text(text: str, longest: int = 200) -> str:
     """Make a text fit for a header: a model's name may come from the caller."""
-    return _NOT_PRINTABLE.sub("?", text[:200])
+    return _NOT_PRINTABLE.sub("?", text[:longest])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
+from nexus_gateway.conventions import operation_of, provider_of
 from nexus_gateway.instance import Instance
 from nexus_gateway.metrics import families as f
 from nexus_gateway.metrics.counts import Counts, observe
@@ -29,6 +30,7 @@ OUTCOMES = frozenset(
         "endpoint_not_offered",
         "hook_failed",
         "internal_error",
+        "invalid_explain",
         "invalid_api_key",
         "invalid_hedge",
         "invalid_request_error",
@@ -50,19 +52,6 @@ OUTCOMES = frozenset(
         "upstream_refused",
     }
 )
-# By OpenTelemetry's names, where they differ from ours.
-OPERATIONS = {
-    "completions": "text_completion",
-    "messages": "chat",
-    "responses": "chat",
-    "transcriptions": "transcription",
-}
-PROVIDERS = {
-    "azure": "azure.ai.openai",
-    "gemini": "gcp.gemini",
-    "mistral": "mistral_ai",
-    "xai": "x_ai",
-}
 
 
 class Counting:
@@ -116,8 +105,8 @@ class Counting:
         self._count_tokens(record, served)
 
     def _served(self, record: RequestRecord, model: str) -> tuple[str, str, str]:
-        operation = OPERATIONS.get(record.endpoint, record.endpoint)
-        return (operation, PROVIDERS.get(record.provider, record.provider), model)
+        operation = operation_of(record.endpoint)
+        return (operation, provider_of(record.provider), model)
 
     def _time(self, family: f.Family, labels: tuple[str, ...], took_ms: float) -> None:
         numbers = self.counts.of((family.name, *labels))
@@ -202,7 +191,7 @@ def has_answered(record: RequestRecord) -> bool:
 
 
 def _asked(attempt: AttemptRecord, operation: str) -> tuple[str, str, str]:
-    provider = PROVIDERS.get(attempt.provider, attempt.provider)
+    provider = provider_of(attempt.provider)
     return (operation, provider, attempt.instance)
 
 
