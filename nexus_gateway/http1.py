@@ -15,7 +15,7 @@ from typing import Protocol
 
 from multidict import CIMultiDict
 
-LONGEST_HEAD = 64 * 1024
+LONGEST_HEAD = 16 * 1024
 LONGEST_LINE = 4096
 LONGEST_TRAILERS = 8 * 1024  # read anew with each piece that comes
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 200(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
