@@ -15,8 +15,9 @@ from typing import Protocol
 
 from multidict import CIMultiDict
 
-LONGEST_HEAD = 64 * 1024
+LONGEST_HEAD = 16 * 1024
 LONGEST_LINE = 4096
+LONGEST_TRAILERS = 8 * 1024  # read anew with each piece that comes
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 200(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 _FIELD_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
@@ -156,7 +157,7 @@ class ChunkedBody:
             end = start + 2
         elif (found := rest.find(b"\r\n\r\n", start)) >= 0:
             end = found + 4
-        elif len(rest) > LONGEST_HEAD:
+        elif len(rest) > LONGEST_TRAILERS:
             raise BadFraming("the trailers are too long")
         else:
             self._rest = rest
