@@ -16,11 +16,12 @@ from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.drain import Drain
-from nexus_gateway.handlers import events, health, models, providers
+from nexus_gateway.handlers import events, health, models, providers, usage
 from nexus_gateway.handlers.door import Door
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.hooks import Hook
+from nexus_gateway.ledger_writer import keep_ledger
 from nexus_gateway.middlewares import ROUTE_OF, Access, Route, answer_errors, dress, guard
 from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
@@ -45,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models", models.list_models, Access.CALLER),
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
     Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
+    Route("GET", "/v1/usage", usage.usage, Access.ADMIN),
     Route("GET", "/v1/events", events.events, Access.ADMIN),
     Route("GET", "/health", health.health, Access.PUBLIC),
     Route("GET", "/health/live", health.live, Access.PUBLIC),
@@ -87,7 +89,7 @@ def build_app(
         add = app.router.add_get if route.method == "GET" else app.router.add_post
         add(route.path, route.handler)
     app.on_response_prepare.append(dress)
-    app.cleanup_ctx.append(_relay)
+    app.cleanup_ctx.extend([_relay, keep_ledger])
     return app
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from nexus_gateway import __version__
 from nexus_gateway.errors import ConfigError
+from nexus_gateway.ledger_place import default_place
 
 WRONG_SETTINGS = 2
 DEFAULT_ENV_FILE = ".env"
@@ -83,7 +84,25 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="send one tiny request to every instance",
         description="Send one tiny real request to every instance; exit 1 if one fails.",
     )
+    _add_usage(commands, shared)
     _add_new_provider(commands)
+
+
+def _add_usage(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], shared: argparse.ArgumentParser
+) -> None:
+    from nexus_gateway.cli import usage_arguments
+
+    usage_arguments.add(
+        commands.add_parser(
+            "usage",
+            parents=[shared],
+            help="tell what was used: requests, tokens, costs",
+            description=usage_arguments.DESCRIPTION,
+            epilog=usage_arguments.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
 
 
 def _add_serve(
@@ -161,7 +180,12 @@ def serve_environment(arguments: argparse.Namespace) -> dict[str, str]:
         "LOG_LEVEL": arguments.log_level,
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    return {**environment(arguments.env_file), **given}
+    return {**with_ledger(environment(arguments.env_file)), **given}
+
+
+def with_ledger(env: dict[str, str]) -> dict[str, str]:
+    """Return the settings, and where the ledger is kept if they do not say."""
+    return {**env, "LEDGER": env.get("LEDGER") or default_place(env, sys.platform)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,6 +220,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from nexus_gateway.cli import new_provider
 
         return new_provider.new_provider(arguments)
+    if arguments.command == "usage":
+        from nexus_gateway.cli import usage
+
+        return usage.usage(arguments)
     from nexus_gateway.cli import check
 
     return check.check(arguments)
