@@ -35,6 +35,12 @@ def may_pass(error: Exception) -> bool:
     return False
 
 
+def is_about_the_file(error: Exception) -> bool:
+    """Tell whether a failure is the file's or the disk's, and not that of what was written."""
+    kinds = (sqlite3.OperationalError, OSError, LedgerRefused)
+    return isinstance(error, kinds) or type(error) is sqlite3.DatabaseError
+
+
 class LedgerFile:
     """A ledger that is open for writing, for one thread.
 
@@ -57,6 +63,7 @@ class LedgerFile:
         self._identity = _identity(path)
         self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         try:
+            self._is_ready()  # a file that is not ours stays as it is
             for statement in SETUP:
                 self._connection.execute(statement)
             self._prepare()
@@ -64,15 +71,25 @@ class LedgerFile:
             self._connection.close()
             raise
 
+    def _is_ready(self) -> bool:
+        """Tell whether the table is there.
+
+        Raises:
+            LedgerRefused: something else is.
+        """
+        if _version(self._connection) == VERSION:
+            return True
+        if self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            raise LedgerRefused("it is a database, but no ledger")
+        return False
+
     def _prepare(self) -> None:
         """Make the table where there is none."""
-        if _version(self._connection) == VERSION:
+        if self._is_ready():
             return
-        with self._transaction():  # another process may have been quicker
-            if _version(self._connection) == VERSION:
+        with self._transaction():
+            if self._is_ready():  # another process was quicker
                 return
-            if self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-                raise LedgerRefused("it is a database, but no ledger")
             for statement in SCHEMA:
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -52,8 +52,9 @@ class LedgerWriter:
         self._prices = Prices()
         self._came = threading.Event()
         self._closing = threading.Event()
-        self._said_s: float | None = None
-        self._is_refused = False
+        self._told = 0  # of those dropped
+        self._quiet_until_s = 0.0
+        self._is_refused = self._has_begun = self._is_failing = False
         # A daemon: a file that hangs must not keep the process.
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -85,6 +86,11 @@ class LedgerWriter:
             logger.warning("the ledger lacks %d requests: they could not be written", lost)
 
     def _run(self) -> None:
+        try:
+            from nexus_gateway import ledger_file  # noqa: F401 - SQLite is loaded in this thread
+        except ImportError as error:
+            self._refuse(error)
+            return
         self._write()  # opens the file, so that what is wrong with it is said at once
         while not self._is_refused:
             self._came.wait()
@@ -102,6 +108,8 @@ class LedgerWriter:
 
     def _write(self) -> bool:
         """Write all that waits; say what is wrong where that is not possible."""
+        from nexus_gateway.ledger_file import is_about_the_file
+
         try:
             self._open()
             while self._rows or self._queue:
@@ -110,56 +118,72 @@ class LedgerWriter:
                 self._file.write(self._rows)
                 self._rows = []
         except Exception as error:  # whatever it is, requests go on
+            if not is_about_the_file(error):
+                self._dropped += len(self._rows)
+                self._rows = []
             self._say(error)
             return False
-        if self._said_s is not None:
-            self._said_s = None
-            logger.info("the ledger is written again; %d requests are missing", self._dropped)
-            self._dropped = 0
+        if self._is_failing:
+            self._is_failing = False
+            logger.info("the ledger is written again")
+        elif self._dropped > self._told:
+            self._warn("requests end faster than they can be noted")
         return True
 
     def _open(self) -> None:
-        from nexus_gateway import ledger_file  # SQLite is loaded where it is used
+        from nexus_gateway import ledger_file
 
-        if self._file is not None and not self._file.is_gone:
-            return
-        if self._file is not None:
+        if self._file is not None and self._file.is_gone:
             self._file.close()
             self._file = None
-            self._file = ledger_file.LedgerFile(self._path)
-            return
-        try:
-            self._file = ledger_file.LedgerFile(self._path)
-        except Exception as error:
-            self._is_refused = self._said_s is None and not ledger_file.may_pass(error)
-            raise
+        if self._file is None:
+            try:
+                self._file = ledger_file.LedgerFile(self._path)
+            except Exception as error:
+                self._is_refused = not (self._has_begun or ledger_file.may_pass(error))
+                raise
+            self._has_begun = True
 
     def _gather(self) -> None:
         """Make rows of what waits, as many as are written at a time."""
         while self._queue and len(self._rows) < BATCH:
             record = self._queue.popleft()
             tokens = tokens_of(record.usage)
-            self._rows.append(row_of(record, tokens, self._prices.cost_usd(record, tokens)))
+            # Who is about to go has no time to read a price list.
+            may_ask = self._prices.is_loaded or not self._closing.is_set()
+            cost_usd = self._prices.cost_usd(record, tokens) if may_ask else None
+            self._rows.append(row_of(record, tokens, cost_usd))
+
+    def _refuse(self, error: Exception) -> None:
+        """Keep no ledger, and say so."""
+        self._is_refused = True
+        self._limit = 0
+        self._queue.clear()
+        logger.warning(
+            "no ledger is kept: %s (%s); set LEDGER to another file, or to off",
+            self._path,
+            _reason(error),
+        )
 
     def _say(self, error: Exception) -> None:
         if self._is_refused:
-            self._limit = 0
-            self._queue.clear()
-            logger.warning(
-                "no ledger is kept: %s (%s); set LEDGER to another file, or to off",
-                self._path,
-                _reason(error),
-            )
+            self._refuse(error)
             return
+        self._is_failing = True
+        self._warn(f"it cannot be written just now ({_reason(error)})")
+
+    def _warn(self, fault: str) -> None:
+        """Say what is wrong with the ledger, now and then."""
         now_s = time.monotonic()
-        if self._said_s is not None and now_s - self._said_s < SAY_EVERY_S:
+        if now_s < self._quiet_until_s:
             return
-        self._said_s = now_s
+        self._quiet_until_s = now_s + SAY_EVERY_S
+        self._told = self._dropped
         logger.warning(
-            "the ledger cannot be written just now (%s): %d requests wait, %d are lost",
-            _reason(error),
+            "the ledger is behind: %s; %d requests wait, %d are lost",
+            fault,
             self.waiting,
-            self._dropped,
+            self._told,
         )
 
 

@@ -7,7 +7,7 @@ its time. Nothing is ever fetched: the list is the one that was installed with t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,6 +34,11 @@ class Prices:
         self._known: dict[tuple[str, str, int], _Cost | None] = {}
         self._snapshot: Any = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the list is there, so that costs are told without delay."""
+        return self._snapshot is not None
+
     def cost_usd(self, record: RequestRecord, tokens: Tokens) -> float | None:
         """Return what a request cost, in US dollars; None when that is not known.
 
@@ -41,14 +46,9 @@ class Prices:
             record: the request.
             tokens: what it used.
         """
-        said = record.usage.get("cost")
-        if (
-            type(said) in (int, float)
-            and 0 <= said < HIGHEST_USD
-            and record.provider == "openrouter"
-        ):
-            return float(said)  # the bill itself
-        prompt, completion = tokens.prompt, tokens.completion
+        if record.provider == "openrouter" and (bill := _bill(record.usage)) is not None:
+            return bill
+        prompt = tokens.prompt
         if prompt is None or not tokens.is_text or not record.model:
             return None
         if record.endpoint == "transcriptions":  # not priced by text
@@ -59,9 +59,9 @@ class Prices:
                 self._known.clear()
             self._known[key] = self._find(record)
         cost = self._known[key]
-        return (
-            None if cost is None else cost(prompt, min(tokens.cached or 0, prompt), completion or 0)
-        )
+        if cost is None:
+            return None
+        return cost(prompt, min(tokens.cached or 0, prompt), tokens.completion or 0)
 
     def _find(self, record: RequestRecord) -> _Cost | None:
         """Return what tells the costs of a model; None when nobody knows its price."""
@@ -75,6 +75,14 @@ class Prices:
         except Exception:  # somebody else's list must not cost a row
             logger.exception("no price for %s", record.model)
             return None
+
+
+def _bill(usage: Mapping[str, Any]) -> float | None:
+    """Return what an upstream itself says that it asks for."""
+    cost = usage.get("cost")
+    if isinstance(cost, int | float) and 0 <= cost < HIGHEST_USD:
+        return float(cost)
+    return None
 
 
 def _price_list() -> Any:

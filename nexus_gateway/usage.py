@@ -15,6 +15,7 @@ from typing import Any
 _SPAN = re.compile(r"(\d{1,6})\s*([smhdw])")
 _SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _TIME_FORMS = {"day": "%Y-%m-%d", "hour": "%Y-%m-%d %H:00"}
+LATEST_S = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 # What can be asked for one by one; all but times are columns.
 BY = ("instance", "model", "provider", "key", "day", "hour", "endpoint", "outcome")
 # Each figure by its name, and how it comes from the rows.
@@ -28,7 +29,7 @@ FIGURES = {
     "reasoning_tokens": "COALESCE(SUM(reasoning_tokens), 0)",
     "cost_usd": "ROUND(SUM(cost_usd), 9)",
     "unpriced": "COALESCE(SUM(cost_usd IS NULL AND completion_tokens > 0), 0)",
-    "first_ms": "ROUND(AVG(CASE WHEN outcome = 'success' THEN first_ms END), 1)",
+    "first_ms": "ROUND(AVG(CASE WHEN outcome = 'success' AND stream THEN first_ms END), 1)",
     "total_ms": "ROUND(AVG(CASE WHEN outcome = 'success' THEN total_ms END), 1)",
 }
 
@@ -85,7 +86,7 @@ def moment_s(text: str, now_s: float, *, is_local: bool) -> float:
     """
     word = text.strip().lower()
     if span := _SPAN.fullmatch(word):
-        return now_s - int(span[1]) * _SPAN_S[span[2]]
+        return max(0.0, now_s - int(span[1]) * _SPAN_S[span[2]])
     zone = None if is_local else UTC
     try:
         if word in ("today", "yesterday"):
@@ -93,7 +94,8 @@ def moment_s(text: str, now_s: float, *, is_local: bool) -> float:
             found = day.replace(microsecond=0) - timedelta(days=word == "yesterday")
         else:
             found = datetime.fromisoformat(text.strip())
-        return (found if found.tzinfo else found.replace(tzinfo=zone)).timestamp()
+        at_s = (found if found.tzinfo else found.replace(tzinfo=zone)).timestamp()
+        return min(max(0.0, at_s), LATEST_S)
     except (ValueError, OverflowError, OSError):
         raise ValueError(
             "must be a span such as 24h or 7d, today, yesterday, or a date such as 2026-01-31"

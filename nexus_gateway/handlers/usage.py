@@ -34,17 +34,18 @@ def _question(request: web.Request) -> Question:
             param=unknown[0],
         )
     now_s = time.time()
-    at: dict[str, float] = {}
-    for name in ("since", "until"):
-        if text := query.get(name):
-            try:
-                at[f"{name}_s"] = moment_s(text, now_s, is_local=False)
-            except ValueError as error:
-                raise InvalidRequest(f"`{name}` {error}.", param=name) from None
+    since_s, until_s = (_moment_s(query.get(name), name, now_s) for name in ("since", "until"))
     try:
-        return Question(check_by(query.get("by") or "instance"), **at)
+        return Question(check_by(query.get("by") or "instance"), since_s, until_s)
     except ValueError as error:
         raise InvalidRequest(f"`by` {error}.", param="by") from None
+
+
+def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
+    try:
+        return moment_s(text, now_s, is_local=False) if text else None
+    except ValueError as error:
+        raise InvalidRequest(f"`{name}` {error}.", param=name) from None
 
 
 def _ask(path: str, question: Question) -> Answer:
