@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 NOT_NEEDED = {
+    "genai_prices",
     "hypothesis",
     "nexus_gateway.testing",
     "openai",
@@ -13,6 +14,7 @@ NOT_NEEDED = {
     "pytest",
     "rich",
     "setuptools",
+    "sqlite3",
     "watchfiles",
 }
 
