@@ -6,6 +6,7 @@ No word of a conversation and no key is ever in a row, as none is in the record 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nexus_gateway.record import RequestRecord
@@ -40,10 +41,16 @@ SCHEMA = (
     "CREATE INDEX requests_by_time ON requests (ended_s)",
 )
 COLUMNS = 19
-INSERT = f"INSERT INTO requests VALUES ({', '.join('?' * COLUMNS)})"  # noqa: S608 - no input
 MOST_TOKENS = 2**53
 
 Row = tuple[object, ...]
+
+
+@lru_cache
+def insert(count: int) -> str:
+    """Return the SQL that writes so many rows, their values one after the other."""
+    row = f"({', '.join('?' * COLUMNS)})"
+    return f"INSERT INTO requests VALUES {', '.join([row] * count)}"  # noqa: S608 - no input
 
 
 class Tokens(NamedTuple):
@@ -70,18 +77,16 @@ def tokens_of(usage: Mapping[str, Any]) -> Tokens:
     completion = _count(usage.get("completion_tokens"))
     total = _count(usage.get("total_tokens"))
     read, written = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    read = read if isinstance(read, dict) else {}
-    written = written if isinstance(written, dict) else {}
     # Some leave reasoning out of what was written, and have it in the total alone.
     if prompt is not None and completion is not None and total is not None:
         completion = max(completion, total - prompt)
-    return Tokens(
-        prompt,
-        _count(read.get("cached_tokens")),
-        completion,
-        _count(written.get("reasoning_tokens")),
-        not (_count(read.get("audio_tokens")) or _count(written.get("audio_tokens"))),
-    )
+    cached = reasoning = audio = None
+    if isinstance(read, dict):
+        cached, audio = _count(read.get("cached_tokens")), _count(read.get("audio_tokens"))
+    if isinstance(written, dict):
+        reasoning = _count(written.get("reasoning_tokens"))
+        audio = audio or _count(written.get("audio_tokens"))
+    return Tokens(prompt, cached, completion, reasoning, not audio)
 
 
 def _count(value: object) -> int | None:

@@ -6,6 +6,7 @@ its time. Nothing is ever fetched: the list is the one that was installed with t
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -91,7 +92,10 @@ def _price_list() -> Any:
         from genai_prices.data_snapshot import get_snapshot
     except ImportError:
         return False
-    return get_snapshot()
+    found = get_snapshot()
+    # It is large and stays: the collector need not walk it for each few hundred requests.
+    gc.freeze()
+    return found
 
 
 def _model(snapshot: Any, provider: str, model: str) -> tuple[Any, Any] | None:
