@@ -81,9 +81,11 @@ class LedgerFile:
         Raises:
             LedgerRefused: something else is.
         """
+        # In this order: another process may make the table in between, and its version with it.
+        tables = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
         if _version(self._connection) == VERSION:
             return True
-        if self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+        if tables:
             raise LedgerRefused("it is a database, but no ledger")
         return False
 

@@ -9,7 +9,6 @@ import os
 import signal
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -333,23 +332,18 @@ def test_a_folder_that_cannot_be_made(
     assert len(caplog.messages) == 1
 
 
-def test_several_write_the_same_file(path: Path) -> None:
+def test_several_write_the_same_file(path: Path, quick: None) -> None:
     """What is made at the same time, and written at the same time, is all there."""
-    ready = threading.Barrier(4)
-
-    def work(number: int) -> None:
-        ready.wait()
-        file = LedgerFile(str(path))
-        for _ in range(20):
-            file.write([row_of(record(id=str(number)), tokens_of(USED), None)])
-        file.close()
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert count(path) == 80
+    writers = [LedgerWriter(str(path)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for number in range(80):
+        writers[number % 4].observe(record(id=str(number)))
+        time.sleep(0.001)
+    until(lambda: not any(writer.waiting for writer in writers) and count(path) == 80)
+    for writer in writers:
+        writer.close()
+    assert {id for (id,) in rows(path)} == {str(number) for number in range(80)}
 
 
 def test_what_may_pass() -> None:
