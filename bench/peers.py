@@ -54,7 +54,7 @@ BARE = Peer("bare", (sys.executable, str(HERE / "bare.py"), "{port}", "{upstream
 NEXUS = Peer(
     "nexus",
     (sys.executable, "-m", "nexus_gateway", "serve", "--port", "{port}"),
-    {"LOCAL_BASE_URL_1": "{upstream}/v1", "LOCAL_MODEL_1": "any"},
+    {"LOCAL_BASE_URL_1": "{upstream}/v1", "LOCAL_MODEL_1": "any", "LEDGER": "off"},
     "local/any",
 )
 OURS = (DIRECT, BARE, NEXUS)

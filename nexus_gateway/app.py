@@ -16,11 +16,12 @@ from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.drain import Drain
-from nexus_gateway.handlers import events, health, metrics, models, page, providers
+from nexus_gateway.handlers import events, health, metrics, models, page, providers, usage
 from nexus_gateway.handlers.door import Door
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway, expect
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.hooks import Hook
+from nexus_gateway.ledger_writer import keep_ledger
 from nexus_gateway.middlewares import ROUTE_OF, Access, Route, answer_errors, dress, guard
 from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
@@ -46,6 +47,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
     Route("GET", "/v1/providers", providers.list_providers, Access.ADMIN),
     Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
+    Route("GET", "/v1/usage", usage.usage, Access.ADMIN),
     Route("GET", "/v1/events", events.events, Access.ADMIN),
     Route("GET", "/metrics", metrics.metrics, Access.ADMIN),
     Route("GET", "/", page.page, Access.PUBLIC),
@@ -92,7 +94,7 @@ def build_app(
         add = app.router.add_get if route.method == "GET" else app.router.add_post
         add(route.path, route.handler, expect_handler=expect)
     app.on_response_prepare.append(dress)
-    app.cleanup_ctx.append(_relay)
+    app.cleanup_ctx.extend([_relay, keep_ledger])
     if settings.traces:
         app.cleanup_ctx.append(_traces)
     return app

@@ -25,7 +25,7 @@ from nexus_gateway.targets import Targets
 logger = logging.getLogger("nexus_gateway")
 
 # What the sockets that are open were made with, and what counts since the start.
-FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS")
+FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER")
 
 
 @dataclass(frozen=True, slots=True)

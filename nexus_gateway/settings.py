@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexus_gateway.errors import ConfigError
+from nexus_gateway.ledger_place import read_place
 from nexus_gateway.secret import Secret
 
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -169,6 +170,12 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("GATEWAY_KEYS", "", "Keys that callers need, separated by commas.", _secrets),
     Variable("ADMIN_TOKEN", "", "Token that admin calls need.", read_secret),
     Variable(
+        "LEDGER",
+        "",
+        "Where what was used is noted: sqlite:///path or off; a file of the user's where unset.",
+        read_place,
+    ),
+    Variable(
         "LOG_LEVEL",
         "info",
         "debug, info, warning or error.",
@@ -215,6 +222,7 @@ class Settings:
     metrics: bool = True
     gateway_keys: tuple[Secret, ...] = ()
     admin_token: Secret = _NO_TOKEN
+    ledger: str = ""
     log_level: str = "info"
     log_format: str = "text"
     otel_exporter_otlp_endpoint: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -20,6 +21,8 @@ from nexus_gateway.testing.gateway import HELLO, instance_of
 
 __all__ = ["HELLO", "Served", "make_instance", "serving"]
 
+# What a test starts writes nothing into the ledger of whoever runs it.
+os.environ["LEDGER"] = "off"
 # The same examples each time, however slow the machine is today.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")

@@ -61,7 +61,7 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
 
 def bare(**variables: str) -> dict[str, str]:
     """Return an environment that has no Python path, no key and no coverage of this run."""
-    return {"PATH": os.environ.get("PATH", ""), **variables}
+    return {"PATH": os.environ.get("PATH", ""), "LEDGER": "off", **variables}
 
 
 @dataclass(frozen=True)

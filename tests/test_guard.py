@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import hmac
 import json
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,8 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
     assert len(app.router.resources()) == len({route.path for route in ROUTES})
     assert {at for at, route in known.items() if route.access is Access.PUBLIC} == PUBLIC
     admin = {at for at, route in known.items() if route.access is Access.ADMIN}
-    admins = {("GET", "/v1/events"), ("GET", "/v1/providers"), ("GET", "/metrics")}
+    admins = {("GET", f"/v1/{name}") for name in ("events", "providers", "usage")}
+    admins |= {("GET", "/metrics")}
     assert admin == {("POST", TOGGLE), *admins}
     assert app.middlewares[1] is guard
     assert not app._subapps  # type: ignore[attr-defined]
@@ -201,9 +204,29 @@ async def test_every_key_is_compared_whole(
 
 
 @pytest.mark.proves("S-04")
-def test_there_is_no_database() -> None:
+async def test_nothing_that_is_said_is_part_of_a_statement(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    evil = "x'); DROP TABLE requests; --"
+    path = str(tmp_path / "ledger.sqlite3")
+    async with serving(make_instance(upstream), ledger=path) as served:
+        head = {"Authorization": f"Bearer {evil}", "X-Nexus-Hedge": "true"}
+        for model in (evil, '"; DELETE FROM requests; --'):
+            await served.chat({**HELLO, "model": model, "stream": False}, headers=head)
+        for by, status in ((evil, 400), ("model; DROP TABLE requests", 400), ("model", 200)):
+            async with served.session.get(served.url + "/v1/usage", params={"by": by}) as answer:
+                assert answer.status == status
+    with contextlib.closing(sqlite3.connect(path)) as ledger:
+        asked = {row[0] for row in ledger.execute("SELECT asked_model FROM requests")}
+    assert asked == {evil, '"; DELETE FROM requests; --'}
+
+
+@pytest.mark.proves("S-04")
+def test_there_is_no_database_but_the_ledger() -> None:
     known = {"sqlite3", "sqlalchemy", "psycopg", "psycopg2", "asyncpg", "aiosqlite", "pymongo"}
-    for path in [*ROOT.glob("nexus_gateway/**/*.py"), *ROOT.glob("plugins/*.py")]:
+    paths = [*ROOT.glob("nexus_gateway/**/*.py"), *ROOT.glob("plugins/*.py")]
+    ledgers = ("ledger_file.py", "ledger_writer.py", "usage.py")
+    for path in [path for path in paths if path.name not in ledgers]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 NOT_NEEDED = {
+    "genai_prices",
     "hypothesis",
     "nexus_gateway.testing",
     "openai",
@@ -17,6 +18,7 @@ NOT_NEEDED = {
     "pytest",
     "rich",
     "setuptools",
+    "sqlite3",
     "watchfiles",
 }
 

@@ -263,6 +263,7 @@ def test_every_error_is_a_known_outcome() -> None:
     )
     # Admin calls and paths that are none pass no door; streams that break are failures.
     elsewhere = {"admin_closed", "instance_not_found", "unknown_path", "metrics_off"}
+    elsewhere |= {"ledger_off", "ledger_unreadable"}
     elsewhere |= {"not_installed", "method_not_allowed", "authentication_error", "permission_error"}
     elsewhere |= {"upstream_stream_error", "upstream_idle_timeout"}
     assert codes - elsewhere - OUTCOMES == set()

@@ -78,6 +78,7 @@ def test_values_are_read():
         ("CORS_ORIGIN", "https://a.example, https://b.example"),
         ("CORS_ORIGIN", "https://a.example/path"),
         ("CORS_ORIGIN", "a.example"),
+        ("LEDGER", "ledger-file.db"),
         ("ADMIN_TOKEN", "   "),
         ("ADMIN_TOKEN", "secret-value\r\n"),
         ("ADMIN_TOKEN", "secret-välue"),

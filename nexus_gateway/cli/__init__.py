@@ -6,9 +6,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from nexus_gateway.cli.parser import DEFAULT_ENV_FILE, parser
 from nexus_gateway.errors import ConfigError
+from nexus_gateway.ledger_place import default_place
 
 WRONG_SETTINGS = 2
 
@@ -45,7 +47,12 @@ def serve_environment(arguments: argparse.Namespace) -> dict[str, str]:
         "LOG_LEVEL": arguments.log_level,
     }
     given = {name: value for name, value in flags.items() if value is not None}
-    return {**environment(arguments.env_file), **given}
+    return {**with_ledger(environment(arguments.env_file)), **given}
+
+
+def with_ledger(env: dict[str, str]) -> dict[str, str]:
+    """Return the settings, and where the ledger is kept if they do not say."""
+    return {**env, "LEDGER": env.get("LEDGER") or default_place(env, sys.platform)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,27 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    """Run a command: the function of its name in the module of its name."""
     if arguments.command == "serve":
         return _serve(arguments)
-    if arguments.command == "providers":
-        from nexus_gateway.cli import providers
-
-        return providers.providers(arguments)
-    if arguments.command == "new-provider":
-        from nexus_gateway.cli import new_provider
-
-        return new_provider.new_provider(arguments)
-    if arguments.command == "mock":
-        from nexus_gateway.cli import mock
-
-        return mock.mock(arguments)
-    if arguments.command == "chaos":
-        from nexus_gateway.cli import chaos
-
-        return chaos.chaos(arguments)
-    from nexus_gateway.cli import check
-
-    return check.check(arguments)
+    name = arguments.command.replace("-", "_")
+    code: int = getattr(import_module(f"nexus_gateway.cli.{name}"), name)(arguments)
+    return code
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from nexus_gateway import __version__
+from nexus_gateway.cli import usage_arguments
 
 DEFAULT_ENV_FILE = ".env"
 
@@ -149,9 +150,23 @@ def _add_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="send one tiny request to every instance",
         description="Send one tiny real request to every instance; exit 1 if one fails.",
     )
+    _add_usage(commands, shared)
     _add_new_provider(commands)
     _add_mock(commands)
     _add_chaos(commands)
+
+
+def _add_usage(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+    usage_arguments.add(
+        commands.add_parser(
+            "usage",
+            parents=[shared],
+            help="tell what was used: requests, tokens, costs",
+            description=usage_arguments.DESCRIPTION,
+            epilog=usage_arguments.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
 
 
 def _add_serve(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:

@@ -1,0 +1,65 @@
+"""GET /v1/usage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from aiohttp import web
+
+from nexus_gateway.errors import GatewayError, InvalidRequest, NotFound
+from nexus_gateway.handlers.gateway import gateway_of, json_response
+from nexus_gateway.usage import NOTHING, Answer, Question, as_json, check_by, moment_s
+
+logger = logging.getLogger("nexus_gateway")
+_NAMES = ("by", "since", "until")
+
+
+async def usage(request: web.Request) -> web.Response:
+    """Tell what was used, of all workers and earlier runs; days and hours begin by UTC."""
+    path = gateway_of(request).settings.ledger
+    if not path:
+        raise NotFound("No ledger is kept: LEDGER is off.", code="ledger_off")
+    question = _question(request)
+    answer = await asyncio.to_thread(_ask, path, question)
+    return json_response(as_json(question, answer))
+
+
+def _question(request: web.Request) -> Question:
+    query = request.query
+    if unknown := [name for name in query if name not in _NAMES]:
+        raise InvalidRequest(
+            f"There is no parameter {unknown[0]!r}; there are: {', '.join(_NAMES)}.",
+            param=unknown[0],
+        )
+    now_s = time.time()
+    since_s, until_s = (_moment_s(query.get(name), name, now_s) for name in ("since", "until"))
+    try:
+        return Question(check_by(query.get("by") or "instance"), since_s, until_s)
+    except ValueError as error:
+        raise InvalidRequest(f"`by` {error}.", param="by") from None
+
+
+def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
+    try:
+        return moment_s(text, now_s, is_local=False) if text else None
+    except ValueError as error:
+        raise InvalidRequest(f"`{name}` {error}.", param=name) from None
+
+
+def _ask(path: str, question: Question) -> Answer:
+    """Ask the ledger, in a thread: it may be large."""
+    import sqlite3
+
+    from nexus_gateway import ledger_file
+
+    try:
+        return ledger_file.ask(path, question) or NOTHING
+    except (OSError, sqlite3.Error, ledger_file.LedgerRefused) as error:
+        logger.warning("the ledger cannot be read: %s", error)
+        failed = GatewayError(
+            f"The ledger cannot be read just now: {error}.", code="ledger_unreadable"
+        )
+        failed.status = 503
+        raise failed from None

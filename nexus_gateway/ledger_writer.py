@@ -1,0 +1,204 @@
+"""Writes the ledger: requests that have ended wait in a queue, and a thread of its own writes them.
+
+Nothing that is wrong with the file ever reaches a request. What can't be written waits, up to a
+number; what comes beyond that is dropped, counted, and said on the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from nexus_gateway.handlers.gateway import GATEWAY
+from nexus_gateway.ledger import Row, row_of, tokens_of
+from nexus_gateway.prices import Prices
+from nexus_gateway.record import RequestRecord
+
+if TYPE_CHECKING:
+    from nexus_gateway.ledger_file import LedgerFile
+
+logger = logging.getLogger("nexus_gateway")
+# How long what has ended waits for more of its kind.
+GATHER_S = 0.5
+RETRY_S = 1.0
+MOST_WAITING = 10_000
+BATCH = 500
+SAY_EVERY_S = 60.0
+# A shutdown waits no longer for the last rows.
+CLOSE_S = 1.0
+
+
+class LedgerWriter:
+    """Writes a ledger until it is closed.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._limit = MOST_WAITING
+        self._queue: deque[RequestRecord] = deque()
+        self._rows: list[Row] = []
+        self._dropped = 0
+        self._file: LedgerFile | None = None
+        self._prices = Prices()
+        self._came = threading.Event()
+        self._closing = threading.Event()
+        self._told = 0  # of those dropped
+        self._quiet_until_s = 0.0
+        self._is_refused = self._has_begun = self._is_failing = False
+        # A daemon: a file that hangs must not keep the process.
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def observe(self, record: RequestRecord) -> None:
+        """Take note of a request that has ended (a `record.Observer`)."""
+        if len(self._queue) >= self._limit:
+            self._dropped += 1
+            return
+        self._queue.append(record)
+        if not self._came.is_set():
+            self._came.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many are not written yet."""
+        return len(self._rows) + len(self._queue)
+
+    def close(self) -> None:
+        """Write what is left, if that is a matter of a moment; blocks for at most CLOSE_S."""
+        self._closing.set()
+        self._came.set()
+        self._thread.join(CLOSE_S)
+        lost = self.waiting + self._dropped
+        if lost and not self._is_refused:
+            logger.warning("the ledger lacks %d requests: they could not be written", lost)
+
+    def _run(self) -> None:
+        try:
+            from nexus_gateway import ledger_file  # noqa: F401 - SQLite is loaded in this thread
+        except ImportError as error:
+            self._refuse(error)
+            return
+        self._write()  # opens the file, so that what is wrong with it is said at once
+        while not self._is_refused:
+            self._came.wait()
+            self._closing.wait(GATHER_S)
+            self._came.clear()
+            is_last = self._closing.is_set()
+            is_written = self._write()
+            if is_last:
+                break
+            if not is_written:
+                self._closing.wait(RETRY_S)
+                self._came.set()
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self) -> bool:
+        """Write all that waits; say what is wrong where that is not possible."""
+        from nexus_gateway.ledger_file import is_about_the_file
+
+        try:
+            self._open()
+            while self._rows or self._queue:
+                self._gather()
+                assert self._file is not None
+                self._file.write(self._rows)
+                self._rows = []
+        except Exception as error:  # whatever it is, requests go on
+            if not is_about_the_file(error):
+                self._dropped += len(self._rows)
+                self._rows = []
+            self._say(error)
+            return False
+        if self._is_failing:
+            self._is_failing = False
+            logger.info("the ledger is written again")
+        elif self._dropped > self._told:
+            self._warn("requests end faster than they can be noted")
+        return True
+
+    def _open(self) -> None:
+        from nexus_gateway import ledger_file
+
+        if self._file is not None and self._file.is_gone:
+            self._file.close()
+            self._file = None
+        if self._file is None:
+            try:
+                self._file = ledger_file.LedgerFile(self._path)
+            except Exception as error:
+                self._is_refused = not (self._has_begun or ledger_file.may_pass(error))
+                raise
+            self._has_begun = True
+
+    def _gather(self) -> None:
+        """Make rows of what waits, as many as are written at a time."""
+        while self._queue and len(self._rows) < BATCH:
+            record = self._queue.popleft()
+            tokens = tokens_of(record.usage)
+            # Who is about to go has no time to read a price list.
+            may_ask = self._prices.is_loaded or not self._closing.is_set()
+            cost_usd = self._prices.cost_usd(record, tokens) if may_ask else None
+            self._rows.append(row_of(record, tokens, cost_usd))
+
+    def _refuse(self, error: Exception) -> None:
+        """Keep no ledger, and say so."""
+        self._is_refused = True
+        self._limit = 0
+        self._queue.clear()
+        logger.warning(
+            "no ledger is kept: %s (%s); set LEDGER to another file, or to off",
+            self._path,
+            _reason(error),
+        )
+
+    def _say(self, error: Exception) -> None:
+        if self._is_refused:
+            self._refuse(error)
+            return
+        self._is_failing = True
+        self._warn(f"it cannot be written just now ({_reason(error)})")
+
+    def _warn(self, fault: str) -> None:
+        """Say what is wrong with the ledger, now and then."""
+        now_s = time.monotonic()
+        if now_s < self._quiet_until_s:
+            return
+        self._quiet_until_s = now_s + SAY_EVERY_S
+        self._told = self._dropped
+        logger.warning(
+            "the ledger is behind: %s; %d requests wait, %d are lost",
+            fault,
+            self.waiting,
+            self._told,
+        )
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+async def keep_ledger(app: web.Application) -> AsyncIterator[None]:
+    """Keep the ledger as long as an application runs (for `cleanup_ctx`)."""
+    gateway = app[GATEWAY]
+    if not gateway.settings.ledger:
+        yield
+        return
+    writer = LedgerWriter(gateway.settings.ledger)
+    writer.start()
+    gateway.observers.append(writer.observe)
+    yield
+    await asyncio.to_thread(writer.close)

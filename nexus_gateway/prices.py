@@ -1,0 +1,144 @@
+"""What a request cost, by the price list of the package genai-prices (the extra `prices`).
+
+The package knows the prices; here is only how to ask it once, not for every request, as it takes
+its time. Nothing is ever fetched: the list is the one that was installed with the package.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from nexus_gateway.ledger import Tokens
+from nexus_gateway.record import RequestRecord
+
+logger = logging.getLogger("nexus_gateway")
+# Some prices depend on the time of day.
+PERIOD_S = 900
+MOST_KNOWN = 1000
+HIGHEST_USD = 1_000_000
+# Long prompts may have a price of their own; most are short.
+SHORT = 100_000
+_SAMPLES = ((SHORT, 0, 0), (SHORT, SHORT, 0), (0, 0, SHORT))
+_CHECKS = ((300, 100, 20), (SHORT, SHORT // 3, SHORT // 2))
+
+_Cost = Callable[[int, int, int], float | None]
+
+
+class Prices:
+    """Tells costs. Asked for the first time it loads the price list: half a second, 30 MB."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int], _Cost | None] = {}
+        self._snapshot: Any = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the list is there, so that costs are told without delay."""
+        return self._snapshot is not None
+
+    def cost_usd(self, record: RequestRecord, tokens: Tokens) -> float | None:
+        """Return what a request cost, in US dollars; None when that is not known.
+
+        Args:
+            record: the request.
+            tokens: what it used.
+        """
+        if record.provider == "openrouter" and (bill := _bill(record.usage)) is not None:
+            return bill
+        prompt = tokens.prompt
+        if prompt is None or not tokens.is_text or not record.model:
+            return None
+        if record.endpoint == "transcriptions":  # not priced by text
+            return None
+        key = (record.provider, record.model, int(record.ended_s // PERIOD_S))
+        if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = self._find(record)
+        cost = self._known[key]
+        if cost is None:
+            return None
+        return cost(prompt, min(tokens.cached or 0, prompt), tokens.completion or 0)
+
+    def _find(self, record: RequestRecord) -> _Cost | None:
+        """Return what tells the costs of a model; None when nobody knows its price."""
+        if self._snapshot is None:
+            self._snapshot = _price_list()
+        if not self._snapshot:
+            return None
+        try:
+            found = _model(self._snapshot, record.provider, record.model)
+            return found and _quick(_asking(*found, datetime.fromtimestamp(record.ended_s, UTC)))
+        except Exception:  # somebody else's list must not cost a row
+            logger.exception("no price for %s", record.model)
+            return None
+
+
+def _bill(usage: Mapping[str, Any]) -> float | None:
+    """Return what an upstream itself says that it asks for."""
+    cost = usage.get("cost")
+    if isinstance(cost, int | float) and 0 <= cost < HIGHEST_USD:
+        return float(cost)
+    return None
+
+
+def _price_list() -> Any:
+    """Return the installed price list; False where there is none."""
+    try:
+        from genai_prices.data_snapshot import get_snapshot
+    except ImportError:
+        return False
+    found = get_snapshot()
+    # It is large and stays: the collector need not walk it for each few hundred requests.
+    gc.freeze()
+    return found
+
+
+def _model(snapshot: Any, provider: str, model: str) -> tuple[Any, Any] | None:
+    """Find a model of a provider, by its name or by the part of it that follows the maker's."""
+    try:
+        owner = snapshot.find_provider(None, provider, None)
+    except LookupError:
+        return None
+    found = owner.find_model(model.lower(), all_providers=snapshot.providers)
+    if found is None:
+        found = next((m for m in owner.models if m.id.endswith("/" + model.lower())), None)
+    return None if found is None else (owner, found)
+
+
+def _asking(owner: Any, model: Any, at: datetime) -> _Cost:
+    """Return what asks the package every time."""
+    from genai_prices import Usage
+
+    def cost(prompt: int, cached: int, completion: int) -> float | None:
+        used = Usage(input_tokens=prompt, cache_read_tokens=cached, output_tokens=completion)
+        try:
+            priced = model.calc_price(used, owner, genai_request_timestamp=at)
+        except ValueError:  # not priced by such tokens
+            return None
+        return float(priced.total_price)
+
+    return cost
+
+
+def _quick(ask: _Cost) -> _Cost:
+    """Return what multiplies, as far as the price is in proportion, and asks beyond that."""
+    told = [ask(*sample) for sample in _SAMPLES]
+    if None in told:
+        return ask
+    fresh, kept, written = (each / SHORT for each in told if each is not None)
+
+    def multiply(prompt: int, cached: int, completion: int) -> float | None:
+        if prompt > SHORT:
+            return ask(prompt, cached, completion)
+        return (prompt - cached) * fresh + cached * kept + completion * written
+
+    for check in _CHECKS:
+        asked, made = ask(*check), multiply(*check)
+        if asked is None or made is None or abs(made - asked) > 1e-9:
+            return ask
+    return multiply

@@ -1,0 +1,144 @@
+"""Costs, as the installed price list has them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import genai_prices
+import pytest
+from test_ledger import record
+
+from nexus_gateway import prices
+from nexus_gateway.ledger import tokens_of
+from nexus_gateway.prices import Prices
+
+NOW_S = datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp()
+
+
+def used(prompt: int, completion: int = 0, cached: int = 0) -> dict[str, Any]:
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return {**usage, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def cost(known: Prices, provider: str, model: str, usage: Any, **more: Any) -> float | None:
+    one = record(provider=provider, model=model, usage=usage, **{"ended_s": NOW_S, **more})
+    return known.cost_usd(one, tokens_of(usage))
+
+
+def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
+    tokens = tokens_of(usage)
+    asked = genai_prices.Usage(
+        input_tokens=tokens.prompt,
+        cache_read_tokens=tokens.cached,
+        output_tokens=tokens.completion,
+    )
+    at = datetime.fromtimestamp(NOW_S, UTC)
+    return genai_prices.calc_price(
+        asked, model, provider_id=provider, genai_request_timestamp=at
+    ).total_price
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "theirs"),
+    [
+        ("openai", "gpt-4o-mini", None),
+        ("anthropic", "claude-sonnet-4-5", None),
+        ("gemini", "gemini-2.5-pro", ("google", "gemini-2.5-pro")),
+        ("xai", "grok-4.3", ("x-ai", "grok-4.3")),
+        ("deepseek", "deepseek-v4-pro", None),
+        ("fireworks", "accounts/fireworks/models/gpt-oss-120b", None),
+        (
+            *("groq", "llama-4-scout-17b-16e-instruct"),
+            ("groq", "meta-llama/llama-4-scout-17b-16e-instruct"),
+        ),
+    ],
+)
+def test_a_cost_is_what_the_package_says(
+    provider: str, model: str, theirs: tuple[str, str] | None
+) -> None:
+    known = Prices()
+    for usage in (used(1000), used(1000, 200, 300), used(99_999, 1), used(900_000, 5000, 250_000)):
+        told = cost(known, provider, model, usage)
+        expected = float(by_the_package(*(theirs or (provider, model)), usage))
+        assert told == pytest.approx(expected, abs=1e-12)
+        assert told
+
+
+def test_some_are_asked_for_each_time() -> None:
+    about = ("openrouter", "qwen/qwen3-coder-flash", used(50_000, 10))
+    assert cost(Prices(), *about) == pytest.approx(float(by_the_package(*about)))
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "usage", "more"),
+    [
+        ("demo", "demo-1", used(10, 10), {}),
+        ("local", "gpt-4o-mini", used(10, 10), {}),
+        ("openai", "a-model-of-mine", used(10, 10), {}),
+        ("openai", "", used(10, 10), {}),
+        ("openai", "gpt-4o-mini", {}, {}),
+        ("openai", "gpt-4o-mini", {"completion_tokens": 10}, {}),
+        ("openai", "whisper-1", used(10, 10), {"endpoint": "transcriptions"}),
+        (
+            *("openai", "gpt-4o-mini"),
+            {**used(10, 10), "prompt_tokens_details": {"audio_tokens": 5}},
+            {},
+        ),
+    ],
+)
+def test_what_nobody_can_tell_is_not_guessed(
+    provider: str, model: str, usage: Any, more: dict[str, Any]
+) -> None:
+    assert cost(Prices(), provider, model, usage, **more) is None
+
+
+def test_embeddings_write_nothing() -> None:
+    usage = {"prompt_tokens": 1_000, "total_tokens": 1_000}
+    assert cost(Prices(), "openai", "text-embedding-3-small", usage) == pytest.approx(2e-5)
+
+
+def test_the_bill_goes_before_the_list() -> None:
+    usage = {**used(10, 10), "cost": 0.125}
+    assert cost(Prices(), "openrouter", "a/model:free", usage) == 0.125
+    assert cost(Prices(), "openai", "a-model-of-mine", usage) is None
+    assert cost(Prices(), "openrouter", "nobody/knows", {**usage, "cost": "much"}) is None
+
+
+def test_a_list_is_looked_into_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Prices()
+    assert not known.is_loaded
+    cost(known, "openai", "gpt-4o-mini", used(10, 10))
+    assert known.is_loaded
+    monkeypatch.setattr(prices, "_model", None)
+    monkeypatch.setattr(prices, "_asking", None)
+    assert cost(known, "openai", "gpt-4o-mini", used(20, 10))
+    # A quarter of an hour later the price may be another.
+    assert cost(known, "openai", "gpt-4o-mini", used(20, 10), ended_s=NOW_S + 900) is None
+
+
+def test_without_the_package_nothing_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "genai_prices.data_snapshot", None)
+    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10)) is None
+
+
+def test_nothing_is_fetched() -> None:
+    code = """
+import sys
+from types import SimpleNamespace
+from nexus_gateway.ledger import tokens_of
+from nexus_gateway.prices import Prices
+
+def refuse(event, about):
+    assert not event.startswith("socket."), event
+
+sys.addaudithook(refuse)
+usage = {"prompt_tokens": 10, "completion_tokens": 10}
+about = {"provider": "openai", "model": "gpt-4o-mini", "endpoint": "chat", "ended_s": 1e9}
+print(Prices().cost_usd(SimpleNamespace(usage=usage, **about), tokens_of(usage)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert float(done.stdout or 0), done.stderr
