@@ -228,7 +228,7 @@ class NotInstalled(GatewayError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(
             f"{what} need an extra that is not installed here: "
-            f"pip install 'nexus-gateway[{extra}]' and start the gateway again."
+            f"in its clone, pip install '.[{extra}]', and start it again."
         )
 
 

@@ -67,7 +67,7 @@ def _sdk() -> tuple[TracerProvider, SpanProcessor] | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        logger.warning(_OFF, "they need the extra otel: pip install 'nexus-gateway[otel]'")
+        logger.warning(_OFF, "they need the extra otel: in the clone, pip install '.[otel]'")
         return None
     _listen_to_the_sdk()
     try:

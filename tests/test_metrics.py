@@ -349,7 +349,7 @@ async def test_it_is_an_admin_call() -> None:
 @pytest.mark.parametrize(
     ("installed", "wanted", "status", "told"),
     [
-        (False, True, 501, "pip install 'nexus-gateway[metrics]'"),
+        (False, True, 501, "pip install '.[metrics]'"),
         (False, False, 404, "METRICS=true"),
         (True, False, 404, "METRICS=true"),
     ],

@@ -415,7 +415,7 @@ async def test_without_the_extra_it_serves_and_says_so(
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
     async with serving(make_instance(upstream), **at(collector)) as served:
         assert (await served.chat())[0] == 200
-    assert "pip install 'nexus-gateway[otel]'" in caplog.text
+    assert "pip install '.[otel]'" in caplog.text
 
 
 @pytest.mark.parametrize("trouble", ["away", "silent", "refusing"])

@@ -136,7 +136,7 @@ def test_costs_need_the_extra(
     filled: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "find_spec", lambda name: None)
-    assert "pip install 'nexus-gateway[prices]'" in told(capsys)
+    assert "pip install '.[prices]'" in told(capsys)
 
 
 def test_only_what_is_served_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def _cell(name: str, value: float | None) -> str:
 def _notes(total: Figures) -> Iterator[str]:
     unpriced = dict(zip(FIGURES, total, strict=True))["unpriced"]
     if unpriced and find_spec("genai_prices") is None:
-        yield "Costs are told where prices are installed: pip install 'nexus-gateway[prices]'."
+        yield "Costs need the extra prices: in the clone, pip install '.[prices]'."
     elif unpriced:
         yield f"The price of {unpriced:,} of these requests is not known."
 
