@@ -9,16 +9,14 @@ the request has ended, and must neither wait nor fail.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nexus_gateway.errand import Report
 
 LONGEST_MODEL = 200
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
+class AttemptRecord(NamedTuple):
     """One attempt.
 
     Args:
@@ -38,8 +36,7 @@ class AttemptRecord:
     duration_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
+class RequestRecord(NamedTuple):
     """One request.
 
     Args:

@@ -211,7 +211,7 @@ def test_the_usual_request_counts_like_any_other(one: RequestRecord) -> None:
     ],
 )
 def test_what_is_not_usual(changes: dict[str, object]) -> None:
-    assert not is_usual(replace(record(attempts=record().attempts), **changes))
+    assert not is_usual(record(attempts=record().attempts)._replace(**changes))
 
 
 def test_what_fail_over_costs_is_not_the_gateways_overhead() -> None:
