@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ def record(**more: object) -> RequestRecord:
         total_ms=400.0,
         usage={"prompt_tokens": 7, "completion_tokens": 30},
     )
-    return replace(made, **more)
+    return made._replace(**more)
 
 
 def test_a_request_is_counted_for_all_and_for_whom_it_was_tried_with() -> None:

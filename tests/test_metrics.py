@@ -6,7 +6,6 @@ import asyncio
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +80,7 @@ def record(**changes: object) -> RequestRecord:
         total_ms=1304.0,
         usage={"prompt_tokens": 9, "completion_tokens": 101},
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def counted(*records: RequestRecord) -> Samples:
