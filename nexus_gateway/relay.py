@@ -145,8 +145,9 @@ class Relay:
         """Give a lease; who waits for the next one may come back to whom he has tried."""
         try:
             return self.scheduler.lease(errand.target, errand.terms.policy, errand.trail)
-        except NoCandidate:
-            errand.trail.turn_the_page()
+        except NoCandidate as nobody:
+            if nobody.retry_after_s:
+                errand.trail.turn_the_page()
             raise
 
     async def _pause(self, errand: Errand, lease: Lease) -> None:
