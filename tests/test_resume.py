@@ -9,6 +9,7 @@ import openai
 import pytest
 from conftest import HELLO, KEYS, Other, make_instance, serving
 
+from nexus_gateway import json_codec
 from nexus_gateway.breaker import State
 from nexus_gateway.continuation import GO_ON, read_said
 from nexus_gateway.testing import FakeUpstream, Reply
@@ -143,6 +144,28 @@ async def test_thinking_alone_is_begun_anew(upstream: FakeUpstream) -> None:
         _, text, _ = await served.chat(headers=ROUND)
         assert read_stream(text).text == "One two"
     assert upstream.requests[1].body["messages"] == HELLO["messages"]
+
+
+HALVES = "One \ud83d \ude00 two"
+
+
+@pytest.mark.parametrize("codec", ["orjson", "json"])
+@pytest.mark.parametrize("replies", [(HALVES, "x"), ("One two three four", HALVES)])
+async def test_half_a_character_ends_it_with_a_word(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, replies: tuple[str, str], codec: str
+) -> None:
+    """What one codec takes it may be unable to write; the caller hears of it as of any break."""
+    if codec == "json":
+        monkeypatch.setattr(json_codec, "orjson", None)
+    upstream.defaults = {
+        KEYS[0]: Reply(text=replies[0], delay_s=0.02, cut_after=3),
+        KEYS[1]: Reply(text=replies[1], delay_s=0.02),
+    }
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, resume=True, max_attempts=2) as served:
+        status, text, _ = await served.chat(headers=ROUND)
+        assert (status, chunks(text)[-1]["error"]["code"]) == (200, "upstream_stream_error")
+        assert [i.in_flight for i in instances] == [0, 0]
 
 
 def test_what_had_its_end_is_not_gone_on_with() -> None:
