@@ -278,6 +278,7 @@ class Relay:
                 )
             )
         except GatewayError:
+            errand.report.resumed -= 1
             errand.report.outcome = _BROKEN.outcome.value
             return False
         return True

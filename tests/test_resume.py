@@ -178,8 +178,8 @@ async def test_the_log_tells_a_caller_who_left_from_a_break(
             await asyncio.sleep(0.01)
         assert [i.in_flight for i in instances] == [0, 0]
     lines = [vars(record).get("fields", {}) for record in caplog.records]
-    outcomes = [line["outcome"] for line in lines if "outcome" in line]
-    assert outcomes == ["cancelled" if rest.hang else "failure"]
+    told = [(line["outcome"], line["resumed"]) for line in lines if "outcome" in line]
+    assert told == [("cancelled", 1) if rest.hang else ("failure", None)]
 
 
 HALVES = "One \ud83d \ude00 two"
