@@ -11,6 +11,8 @@ from nexus_gateway.cli.parser import DEFAULT_ENV_FILE, parser
 from nexus_gateway.errors import ConfigError
 
 WRONG_SETTINGS = 2
+# What a shell says of a program that SIGPIPE ended.
+NOBODY_READS = 141
 
 
 def environment(file: str) -> dict[str, str]:
@@ -55,18 +57,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None for the process's own.
 
     Returns:
-        The exit code: 2 for wrong settings, 1 for what failed, else 0.
+        The exit code: 2 for wrong settings, 1 for what failed, 130 after Ctrl-C, 141 where
+        whoever read what is printed has gone (as `head` does), else 0.
     """
     arguments = parser().parse_args(argv)
     arguments.words = None if argv is None else list(argv)
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _nobody_reads()
     except ConfigError as error:
         for problem in error.problems:
             print(f"nexus-gateway: {problem}", file=sys.stderr)
         return WRONG_SETTINGS
     except KeyboardInterrupt:
         return 130
+
+
+def _nobody_reads() -> int:
+    """End quietly: what is not written yet would fail once more when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NOBODY_READS
 
 
 def _run(arguments: argparse.Namespace) -> int:
