@@ -39,11 +39,12 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     install(monkeypatch, *POINTS)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, ours = logging.getLogger(), logging.getLogger("nexus_gateway")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture
