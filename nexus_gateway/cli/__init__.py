@@ -63,11 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     arguments.words = None if argv is None else list(argv)
     try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        return _nobody_reads()
+        return _serve(arguments) if arguments.command == "serve" else _print(arguments)
     except ConfigError as error:
         for problem in error.problems:
             print(f"nexus-gateway: {problem}", file=sys.stderr)
@@ -76,15 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _nobody_reads() -> int:
-    """End quietly: what is not written yet would fail once more when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return NOBODY_READS
+def _print(arguments: argparse.Namespace) -> int:
+    """Run a command that prints, as long as somebody reads it."""
+    try:
+        code = _run(arguments)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        # What is not written yet would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+    return code
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "serve":
-        return _serve(arguments)
     if arguments.command == "providers":
         from nexus_gateway.cli import providers
 
