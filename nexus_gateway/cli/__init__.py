@@ -13,6 +13,7 @@ from nexus_gateway.errors import ConfigError
 WRONG_SETTINGS = 2
 # What a shell says of a program that SIGPIPE ended.
 NOBODY_READS = 141
+STDOUT, STDERR = 1, 2
 
 
 def environment(file: str) -> dict[str, str]:
@@ -106,10 +107,24 @@ def _run(arguments: argparse.Namespace) -> int:
     return check.check(arguments)
 
 
+def _fill_standard_places() -> None:
+    """Put nothing where stdin, stdout or stderr was closed, or a socket would take its place.
+
+    uvloop ends the process when such a socket is closed, and what is printed would go to a caller.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(number)
+    # Python has no such stream where it found none.
+    sys.stdout = sys.stdout or os.fdopen(STDOUT, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(STDERR, "w", encoding="utf-8")
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from nexus_gateway.cli import workers
     from nexus_gateway.terminal import hold_hangups
 
+    _fill_standard_places()
     if not arguments.reload:
         hold_hangups()
     if place := workers.place(os.environ):
