@@ -49,7 +49,6 @@ async def test_the_demo_answers_without_a_key(tmp_path: Path) -> None:
         assert "curl -N" in "".join(gateway.log)
 
 
-@pytest.mark.proves("I-50", "F40")
 @pytest.mark.proves("F44")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 async def test_it_serves_without_the_streams_that_every_process_has(
@@ -78,6 +77,7 @@ async def test_it_serves_without_the_streams_that_every_process_has(
             await gateway.wait()
 
 
+@pytest.mark.proves("I-50", "F40")
 async def test_sigterm_lets_fifty_streams_end(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(delay_s=0.15)
     async with (
