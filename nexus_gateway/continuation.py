@@ -14,7 +14,7 @@ from typing import Any
 
 from nexus_gateway import json_codec, sse
 from nexus_gateway.answer import Chunk, choices, finished, has_content
-from nexus_gateway.dialects.body import Body
+from nexus_gateway.dialects.body import Body, sendable
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import Request
 from nexus_gateway.stream_errors import BrokenStream
@@ -95,7 +95,11 @@ def _chunks(block: bytes) -> list[Chunk]:
 
 
 def continued(request: Request, said: Said) -> Request:
-    """Return the request by which somebody goes on with what was said."""
+    """Return the request by which somebody goes on with what was said.
+
+    Raises:
+        InvalidRequest: what was said has no JSON form: half of a character.
+    """
     assert request.chat is not None
     fields = dict(request.chat.fields)
     if said.text:
@@ -104,7 +108,7 @@ def continued(request: Request, said: Said) -> Request:
     for name in _LIMITS:
         if isinstance(fields.get(name), int):
             fields[name] = max(1, fields[name] - said.pieces)
-    body = Body(fields, True)
+    body = sendable(Body(fields, True), request.model)
     return replace(request, own=body, chat=body)
 
 
@@ -121,11 +125,20 @@ def under_one_head(block: bytes, said: Said) -> bytes:
             out.append(event + b"\n\n")
             continue
         try:
-            chunk = json_codec.loads(data)
-        except json_codec.JSONError:
-            chunk = None
-        if not isinstance(chunk, dict):
-            raise BrokenStream("The upstream sent something that is not an answer.")
-        if has_content(chunk) or not choices(chunk):
-            out.append(sse.json_event({**chunk, **said.head}))
+            out.append(_headed(json_codec.loads(data), said))
+        except json_codec.JSONError as error:
+            raise BrokenStream("The upstream sent something that is not an answer.") from error
     return b"".join(out)
+
+
+def _headed(chunk: object, said: Said) -> bytes:
+    """Return a chunk's event under the first one's head; nothing for one that says nothing.
+
+    Raises:
+        JSONError: it is no chunk, or cannot be written.
+    """
+    if not isinstance(chunk, dict):
+        raise json_codec.JSONError("no chunk")
+    if has_content(chunk) or not choices(chunk):
+        return sse.json_event({**chunk, **said.head})
+    return b""

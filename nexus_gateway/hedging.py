@@ -15,6 +15,7 @@ from typing import Any
 
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.errand import Errand
+from nexus_gateway.errors import GatewayError
 from nexus_gateway.lease import Lease
 from nexus_gateway.scheduler import Scheduler
 from nexus_gateway.sending import AttemptFailed
@@ -22,6 +23,7 @@ from nexus_gateway.streams import AnswerStream
 
 UNUSUAL = 0.95
 _NOBODYS = Verdict(Outcome.CANCELLED, "somebody else was quicker")
+_LACKING = Verdict(Outcome.CANCELLED, "not for two at a time")
 Ask = Callable[[Errand, Lease], Coroutine[Any, Any, AnswerStream]]
 Failed = Callable[[Errand, Lease, Verdict, float], None]
 
@@ -119,14 +121,18 @@ class Race:
         """Take what became of an attempt; None where it failed."""
         lease, begun_s = self._runners[task]
         error = task.exception()
-        if not isinstance(error, AttemptFailed):
+        spared = isinstance(error, GatewayError) and len(self._runners) > 1
+        if not (spared or isinstance(error, AttemptFailed)):
             answer = task.result()
             del self._runners[task]
             self._errand.note_lease(lease)
             return Spoken(lease, answer, begun_s)
         del self._runners[task]
         self._errand.trail.running.remove(lease.instance)
-        self._failed(self._errand, lease, error.verdict, begun_s)
+        if isinstance(error, AttemptFailed):
+            self._failed(self._errand, lease, error.verdict, begun_s)
+        else:  # what this process lacks for two it may have for one
+            lease.end(_LACKING)
         return None
 
     async def _cut_off(self, *, beaten: bool) -> None:
@@ -138,6 +144,9 @@ class Race:
             if beaten:
                 lease.overtaken((self._scheduler.clock() - begun_s) * 1000, self._limit_ms)
             lease.end(_NOBODYS)
-        for answer in await asyncio.gather(*runners, return_exceptions=True):
-            if not isinstance(answer, BaseException):
-                await answer.close()
+        try:
+            await asyncio.gather(*runners, return_exceptions=True)
+        finally:  # also where the caller leaves in this moment
+            for task in runners:
+                if task.done() and not task.cancelled() and task.exception() is None:
+                    await task.result().close()

@@ -7,6 +7,7 @@ a socket's queue when a worker dies is taken by the next one, so nothing is refu
 
 from __future__ import annotations
 
+import os
 import socket
 
 QUEUE = 1024  # connections that may wait, also while a worker is being replaced
@@ -15,6 +16,12 @@ QUEUE = 1024  # connections that may wait, also while a worker is being replaced
 def can_share_a_port() -> bool:
     """Tell whether the platform has what several workers need."""
     return all(hasattr(socket, name) for name in ("SO_REUSEPORT", "AF_UNIX"))
+
+
+def why_not(error: OSError) -> str:
+    """Say why a port can't be had; what a loop makes of it repeats the address."""
+    number = error.errno or 0  # negative where a name is not found
+    return os.strerror(number).lower() if number > 0 else "no such address"
 
 
 def listen(host: str, port: int, slots: int) -> list[list[socket.socket]]:

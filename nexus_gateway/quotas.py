@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from nexus_gateway.rate_limit import Quota
+from nexus_gateway.rate_limit import LONGEST_PARK_S, Quota
 
 LOW = 0.1  # below this share of a limit an instance is spared
 PLENTY = 10.0  # where no limit is told, so much left is enough
 FLOOR = 0.01  # nobody is spared so much that he could never be chosen
+MOST = 32  # limits; nobody has so many
 UNTIL_S = 60.0  # how long a quota holds that does not say when it is whole again
 
 
@@ -46,10 +47,12 @@ class Quotas:
         for quota in quotas:
             if quota.remaining is not None:
                 known = self._said.get(quota.what)
+                if known is None and len(self._said) >= MOST:
+                    continue
                 if known is None or known.asked <= asked:  # answers may overtake each other
-                    until_s = self._clock() + (
-                        UNTIL_S if quota.reset_in_s is None else quota.reset_in_s
-                    )
+                    whole_in_s = UNTIL_S if quota.reset_in_s is None else quota.reset_in_s
+                    # Whoever is not asked has no answer that could set it right.
+                    until_s = self._clock() + min(whole_in_s, LONGEST_PARK_S)
                     self._said[quota.what] = _Said(quota, until_s, asked)
 
     def known(self, asked: int) -> list[Quota]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from nexus_gateway import continuation
+from nexus_gateway.answer import completion_tokens
 from nexus_gateway.classify import Outcome, Verdict, masked
 from nexus_gateway.dialects.dialect import Request, Whole
 from nexus_gateway.errand import Errand, Report, Sink, Terms
@@ -149,8 +150,9 @@ class Relay:
         """Give a lease; who waits for the next one may come back to whom he has tried."""
         try:
             return self.scheduler.lease(errand.target, errand.terms.policy, errand.trail)
-        except NoCandidate:
-            errand.trail.turn_the_page()
+        except NoCandidate as nobody:
+            if nobody.retry_after_s:
+                errand.trail.turn_the_page()
             raise
 
     async def _pause(self, errand: Errand, lease: Lease) -> None:
@@ -251,7 +253,7 @@ class Relay:
                 errand.report.add_usage(used)
                 lease.used(used)
                 errand.report.outcome = verdict.outcome.value
-                tokens, spent_s = errand.report.tokens, self._clock() - first_s
+                tokens, spent_s = completion_tokens(used) or 0, self._clock() - first_s
                 fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
                 lease.end(verdict, tokens / spent_s if fit else None)
             finally:
@@ -270,6 +272,7 @@ class Relay:
         errand.trail.add(lease.instance, _BROKEN, errand.report.upstream_ms)
         errand.report.answering = False
         errand.report.resumed += 1
+        errand.report.outcome = _CANCELLED.outcome.value  # unless somebody goes on to an end
         patience_s = self._clock() + self._settings.response_timeout_ms / 1000
         try:
             await self._run(
@@ -282,5 +285,7 @@ class Relay:
                 )
             )
         except GatewayError:
+            errand.report.resumed -= 1
+            errand.report.outcome = _BROKEN.outcome.value
             return False
         return True

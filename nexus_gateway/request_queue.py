@@ -93,9 +93,13 @@ class RequestQueue:
 
 
 def _returns_by(until_s: float, nobody: NoCandidate) -> bool:
-    """Tell whether somebody returns before a time of the loop's clock."""
-    soonest_s = nobody.retry_after_s
-    return soonest_s is not None and asyncio.get_running_loop().time() + soonest_s <= until_s
+    """Tell whether somebody returns before a time of the loop's clock.
+
+    Where somebody is there, and not for this request, to wait would change nothing, and keep the
+    others of the line from him.
+    """
+    soonest_s = nobody.retry_after_s or 0.0
+    return soonest_s > 0 and asyncio.get_running_loop().time() + soonest_s <= until_s
 
 
 async def _first_in_line(give: Callable[[], Lease], until_s: float) -> Lease:
@@ -103,6 +107,8 @@ async def _first_in_line(give: Callable[[], Lease], until_s: float) -> Lease:
         try:
             return give()
         except NoCandidate as nobody:
+            if nobody.retry_after_s == 0:
+                return give()  # unless he has come in this very moment, it says the same again
             if not _returns_by(until_s, nobody):
                 raise
             await asyncio.sleep(min((nobody.retry_after_s or 0.0) + 0.001, LOOK_EVERY_S))

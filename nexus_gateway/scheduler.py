@@ -214,7 +214,10 @@ class Scheduler:
         story = f" Tried: {trail.story()}." if trail.attempts else ""
         if not able:
             return _nobody_able(target)
-        waits = [wait for i in able if (wait := i.available_in_s()) is not None]
+        refused = [i for i in able if trail.last(i) is Outcome.REFUSED]
+        waits = [i.available_in_s() or 0.0 for i in able if i not in refused]
+        if not waits:  # nor will anybody be, for this request
+            return NoCandidate(f"No instance could serve this; GET /health tells why.{story}")
         soonest_s = min(waits)
         if all(
             i.park_reason() == "rate_limited" or trail.last(i) is Outcome.RATE_LIMITED for i in able

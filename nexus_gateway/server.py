@@ -19,7 +19,7 @@ from nexus_gateway.callers import Runner
 from nexus_gateway.drain import Drain
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hooks import Hook
-from nexus_gateway.listening import QUEUE
+from nexus_gateway.listening import QUEUE, why_not
 from nexus_gateway.pool import Pool
 from nexus_gateway.reload import Fresh, Reload
 from nexus_gateway.routing import Policy
@@ -126,7 +126,7 @@ async def serve(
             await site.start()
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
-            logger.error("cannot listen on %s: %s", where, error.strerror or "no such address")
+            logger.error("cannot listen on %s: %s", where, why_not(error))
             return CANNOT_LISTEN
         gateway = app[GATEWAY]
         stop = _on_signals()

@@ -41,10 +41,14 @@ class Trail:
 
     @property
     def _present(self) -> list[Attempt]:
-        return self.attempts[self._past :]
+        past, present = self.attempts[: self._past], self.attempts[self._past :]
+        return [a for a in past if a.verdict.outcome is Outcome.REFUSED] + present
 
     def turn_the_page(self) -> None:
-        """Let by-gones be by-gones: after a long wait whoever failed may do well."""
+        """Let by-gones be by-gones: after a wait whoever failed may do well.
+
+        Whoever has refused will say the same.
+        """
         self._past = len(self.attempts)
 
     def add(self, instance: Instance, verdict: Verdict, duration_ms: float) -> None:

@@ -70,6 +70,10 @@ _UNKNOWN = ("cost_usd", "first_ms", "total_ms")
 NOTHING = Answer([], [None if name in _UNKNOWN else 0 for name in FIGURES])
 
 
+class WrongQuestion(ValueError):
+    """What cannot be asked; the text, in our words, says what is expected."""
+
+
 def moment_s(text: str, now_s: float, *, is_local: bool) -> float:
     """Read a moment: `24h`, `7d` (so long ago), `today`, `yesterday`, or an ISO date or time.
 
@@ -82,7 +86,7 @@ def moment_s(text: str, now_s: float, *, is_local: bool) -> float:
         Unix seconds.
 
     Raises:
-        ValueError: it is none of these; the text says what is expected.
+        WrongQuestion: it is none of these; the text says what is expected.
     """
     word = text.strip().lower()
     if span := _SPAN.fullmatch(word):
@@ -97,7 +101,7 @@ def moment_s(text: str, now_s: float, *, is_local: bool) -> float:
         at_s = (found if found.tzinfo else found.replace(tzinfo=zone)).timestamp()
         return min(max(0.0, at_s), LATEST_S)
     except (ValueError, OverflowError, OSError):
-        raise ValueError(
+        raise WrongQuestion(
             "must be a span such as 24h or 7d, today, yesterday, or a date such as 2026-01-31"
         ) from None
 
@@ -106,10 +110,10 @@ def check_by(text: str) -> str:
     """Check what is to be told apart.
 
     Raises:
-        ValueError: it is none of BY; the text lists them.
+        WrongQuestion: it is none of BY; the text lists them.
     """
     if text not in BY:
-        raise ValueError(f"must be one of: {', '.join(BY)}")
+        raise WrongQuestion(f"must be one of: {', '.join(BY)}")
     return text
 
 

@@ -39,11 +39,12 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     install(monkeypatch, *POINTS)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, ours = logging.getLogger(), logging.getLogger("nexus_gateway")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture
@@ -178,6 +179,34 @@ def test_providers_are_listed(monkeypatch, capsys):
     listed = told(capsys)
     for text in ("nexus-acme 0.1", "nexus_acme:Cls", "acme-1, acme-2", "bad", "gone"):
         assert text in listed
+
+
+@pytest.mark.parametrize("command", ["providers", "serve"])
+def test_what_is_listed_fits_a_terminal(command, served, monkeypatch, capsys):
+    names = [f"acme{n}" for n in range(30)]
+    classes = [(n, type("Cls", (Acme,), {"name": n, "title": n.title()})) for n in names]
+    install(monkeypatch, *(point(name, cls) for name, cls in classes))
+    monkeypatch.setenv("ACME0_KEY_1", KEY)
+
+    assert main([command]) == 0
+    lines = told(capsys).splitlines()
+    assert any("acme29" in line for line in lines)
+    assert [line for line in lines if len(line) > 80 and "curl" not in line] == []
+
+
+def test_nobody_needs_to_read_it_to_the_end(tmp_path):
+    # Its reader has gone before it has begun, so that the first line meets nobody.
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "nexus_gateway", "providers"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        check=False,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize(("reason", "code"), [("ok", 0), ("key refused", 1)])

@@ -63,7 +63,9 @@ async def test_a_whole_answer_has_all_of_the_callers_time(upstream: FakeUpstream
         assert (status, headers["X-Nexus-Attempts"]) == (200, "1")
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "", "9" * 30])
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "1.5", "soon", "", "9" * 30, "0" * 17 + "1" + "9" * 400]
+)
 async def test_a_limit_must_be_a_number(upstream: FakeUpstream, value: str) -> None:
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.chat(headers=within(value))

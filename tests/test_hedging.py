@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from conftest import KEYS, Served, make_instance, serving
 
+from nexus_gateway.errand import Errand, Report, Terms
+from nexus_gateway.errors import Overloaded
+from nexus_gateway.hedging import Race
+from nexus_gateway.instance import Instance
+from nexus_gateway.scheduler import Lease, Target
+from nexus_gateway.streams import AnswerStream
 from nexus_gateway.testing import FakeUpstream, Reply
 from nexus_gateway.testing.answers import read_stream
+from nexus_gateway.upstream import Upstream
 
 HEDGED = {"X-Nexus-Hedge": "true", "X-Routing-Mode": "round-robin"}
 SLOW = Reply(head_delay_s=5)
@@ -71,6 +79,63 @@ async def test_a_hedge_that_fails_leaves_the_first_alone(
     assert read_stream(text).text == Reply().text
     assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
     assert served.instances[1].health.success_rate() == 0
+
+
+async def test_what_this_process_lacks_for_a_hedge_leaves_the_first_alone(
+    upstream: FakeUpstream, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a file descriptor: without the hedge nobody would have noticed."""
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
+    plain = Upstream.stream
+
+    async def stream(self: Upstream, instance: Instance, *more: Any) -> AnswerStream:
+        if instance is served.instances[1]:
+            raise Overloaded
+        return await plain(self, instance, *more)
+
+    monkeypatch.setattr(Upstream, "stream", stream)
+    status, text, headers = await served.chat(headers=HEDGED)
+    assert (status, read_stream(text).text) == (200, Reply().text)
+    assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
+    assert [i.in_flight for i in served.instances] == [0, 0]
+    assert served.instances[1].health.success_rate() != 0
+
+
+class Words:
+    """An answer that notes whether it was closed."""
+
+    closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_caller_who_leaves_as_both_speak_leaves_no_answer_open(served: Served) -> None:
+    gateway, answers = served.gateway, [Words(), Words()]
+    target, scheduler = Target(tuple(served.instances)), gateway.scheduler
+    both, asked = asyncio.Event(), iter(answers)
+
+    async def ask(errand: Errand, lease: Lease) -> Any:
+        words = next(asked)
+        await both.wait()
+        return words
+
+    errand: Any = Errand(
+        *(None, target, Terms("smart"), None, Report(0.0), 0.0, 0.0, None)  # type: ignore[arg-type]
+    )
+    lease = scheduler.lease(target, "smart", errand.trail)
+    race = Race(errand, scheduler, ask, lambda *_: None, (1000, 6))
+    running = asyncio.create_task(race.run(lease))
+    while len(race._runners) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    both.set()
+    while race._runners:  # noqa: ASYNC110 - until the loser is being cut off
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [words.closed for words in answers] == [True, True]
+    assert [i.in_flight for i in served.instances] == [0, 0]
 
 
 async def test_where_both_fail_the_next_attempt_follows(

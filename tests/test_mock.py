@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from random import Random
@@ -13,8 +14,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from conftest import serving
 
 from nexus_gateway.cli import main
+from nexus_gateway.pool import build_pool
 from nexus_gateway.testing import Reply
 from nexus_gateway.testing.faults import (
     FAULTS,
@@ -77,6 +80,17 @@ async def test_it_says_back_what_it_is_asked(mock: Mock, text: str) -> None:
 async def test_an_odd_request_does_not_break_it(mock: Mock, body: Any) -> None:
     status, *_ = await call(mock, "/v1/chat/completions", body, method="POST")
     assert status == (200 if isinstance(body, dict) else 400)
+
+
+@pytest.mark.parametrize("words", [1, 3, 5])
+async def test_it_goes_on_where_another_one_broke(mock: Mock, words: int) -> None:
+    mock.set(1, {"cut": words})
+    pool = build_pool(mock.environment(), time.monotonic)
+    async with serving(*pool.instances[:2], resume=True) as served:
+        body = {"stream": True, "messages": [{"role": "user", "content": TEXT}]}
+        _, answer, _ = await served.chat(body, headers={"X-Routing-Mode": "round-robin"})
+    assert (": resumed by" in answer, said(answer)) == (True, TEXT)
+    assert answer.endswith("data: [DONE]\n\n")
 
 
 async def test_a_request_belongs_to_its_key_and_else_to_its_port(mock: Mock) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from nexus_gateway.classify import classify
-from nexus_gateway.quotas import FLOOR, Quotas, discount
+from nexus_gateway.quotas import FLOOR, MOST, Quotas, discount
 from nexus_gateway.rate_limit import LONGEST_PARK_S, Quota, read_quotas, retry_after_s
 
 NOW_S = 1_790_000_000.0
@@ -126,6 +126,23 @@ def test_the_nearest_limit_counts() -> None:
     quotas.note([Quota("requests", 30, 60, 60), Quota("tokens", 500, 10_000, 60)], 1)
     assert quotas.left(1) == pytest.approx(0.05)
     assert discount(quotas.left(1)) == pytest.approx(0.5)
+
+
+def test_nobody_is_spared_for_ever_by_what_he_said() -> None:
+    clock = FakeClock()
+    quotas = Quotas(clock)
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 400 + "d"}
+    quotas.note(read_quotas(headers, 0), 1)
+    assert quotas.left(1) == 0
+    clock.advance(LONGEST_PARK_S)
+    assert quotas.left(1) is None
+
+
+def test_limits_that_are_called_anew_each_time_are_not_kept() -> None:
+    quotas = Quotas(FakeClock())
+    for number in range(1000):
+        quotas.note([Quota(f"x{number}", 5.0, 10.0, 3600.0)], number)
+    assert len(quotas._said) == MOST
 
 
 def test_requests_sent_since_are_taken_off() -> None:

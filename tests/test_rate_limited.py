@@ -149,3 +149,42 @@ async def test_an_instance_that_is_switched_on_is_noticed(upstream: FakeUpstream
         began_s = time.monotonic()
         assert (await asking)[2]["X-Nexus-Provider"] == "Fake (Key #2)"
         assert time.monotonic() - began_s < 1
+
+
+@pytest.mark.parametrize(
+    "trouble", [Reply(status=404), limited(0)], ids=["does not know its model", "wait 0 s"]
+)
+async def test_who_is_there_and_says_no_is_not_waited_for(
+    upstream: FakeUpstream, trouble: Reply
+) -> None:
+    upstream.default = trouble
+    async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
+        began_s = time.monotonic()
+        assert (await served.chat())[0] in (429, 503)
+        assert time.monotonic() - began_s < 2
+        assert upstream.hits() == 1
+
+
+async def test_somebody_else_is_waited_for_beside_who_refused(upstream: FakeUpstream) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=404)
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, queue_timeout_ms=5000) as served:
+        instances[1].park(0.25)
+        assert (await served.chat())[2]["X-Nexus-Provider"] == "Fake (Key #2)"
+        assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, 1)
+
+
+async def test_a_retry_that_is_not_granted_does_not_hold_up_the_line(
+    upstream: FakeUpstream,
+) -> None:
+    """It would look for its chance a thousand times a second, and nobody else could pass."""
+    upstream.script(Reply(status=500))
+    async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
+        retries = served.gateway.scheduler.retries
+        for _ in range(12):
+            retries.retry()
+        began_s = time.monotonic()
+        assert (await served.chat())[0] == 503
+        assert time.monotonic() - began_s < 2
+        assert retries.denied <= 2
+        assert (await served.chat())[0] == 200

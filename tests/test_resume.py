@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import openai
 import pytest
 from conftest import HELLO, KEYS, Other, make_instance, serving
 
+from nexus_gateway import json_codec
 from nexus_gateway.breaker import State
 from nexus_gateway.continuation import GO_ON, read_said
 from nexus_gateway.testing import FakeUpstream, Reply
@@ -143,6 +145,63 @@ async def test_thinking_alone_is_begun_anew(upstream: FakeUpstream) -> None:
         _, text, _ = await served.chat(headers=ROUND)
         assert read_stream(text).text == "One two"
     assert upstream.requests[1].body["messages"] == HELLO["messages"]
+
+
+async def test_who_goes_on_is_not_taken_for_quicker_than_he_is(upstream: FakeUpstream) -> None:
+    upstream.defaults = {
+        KEYS[0]: Reply(text="word " * 300, delay_s=0.0001, cut_after=250),
+        KEYS[1]: Reply(text="a b c d", delay_s=0.05),
+    }
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, resume=True) as served:
+        await served.chat(headers=ROUND)
+        speed = instances[1].health.tokens_per_s()
+        assert speed is not None
+        assert speed < 100  # four or five words in 0.15 s; not 250 more
+
+
+@pytest.mark.parametrize("rest", [Reply(hang=True), Reply(status=500)], ids=["left", "failed"])
+async def test_the_log_tells_a_caller_who_left_from_a_break(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, rest: Reply
+) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: rest}
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    caplog.set_level("INFO", "nexus_gateway")
+    async with serving(*instances, resume=True, max_attempts=2) as served:
+        asking = asyncio.create_task(served.chat(headers=ROUND))
+        while upstream.hits() < 2:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        if rest.hang:
+            asking.cancel()
+        await asyncio.wait([asking])
+        while served.gateway.drain.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert [i.in_flight for i in instances] == [0, 0]
+    lines = [vars(record).get("fields", {}) for record in caplog.records]
+    told = [(line["outcome"], line["resumed"]) for line in lines if "outcome" in line]
+    assert told == [("cancelled", 1) if rest.hang else ("failure", None)]
+
+
+HALVES = "One \ud83d \ude00 two"
+
+
+@pytest.mark.parametrize("codec", ["orjson", "json"])
+@pytest.mark.parametrize("replies", [(HALVES, "x"), ("One two three four", HALVES)])
+async def test_half_a_character_ends_it_with_a_word(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, replies: tuple[str, str], codec: str
+) -> None:
+    """What one codec takes it may be unable to write; the caller hears of it as of any break."""
+    if codec == "json":
+        monkeypatch.setattr(json_codec, "orjson", None)
+    upstream.defaults = {
+        KEYS[0]: Reply(text=replies[0], delay_s=0.02, cut_after=3),
+        KEYS[1]: Reply(text=replies[1], delay_s=0.02),
+    }
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, resume=True, max_attempts=2) as served:
+        status, text, _ = await served.chat(headers=ROUND)
+        assert (status, chunks(text)[-1]["error"]["code"]) == (200, "upstream_stream_error")
+        assert [i.in_flight for i in instances] == [0, 0]
 
 
 def test_what_had_its_end_is_not_gone_on_with() -> None:

@@ -49,6 +49,34 @@ async def test_the_demo_answers_without_a_key(tmp_path: Path) -> None:
         assert "curl -N" in "".join(gateway.log)
 
 
+@pytest.mark.proves("F44")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+async def test_it_serves_without_the_streams_that_every_process_has(
+    unused_tcp_port: int, closed: str, tmp_path: Path
+) -> None:
+    command = f'exec "{sys.executable}" -m nexus_gateway serve --port {unused_tcp_port} {closed}'
+    gateway = await asyncio.create_subprocess_exec(
+        *("sh", "-c", command), cwd=tmp_path, stderr=asyncio.subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{unused_tcp_port}/health/live"
+    try:
+        async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+            status = 0
+            while not status and gateway.returncode is None:
+                try:
+                    async with session.get(url) as response:
+                        status = response.status
+                except aiohttp.ClientError:
+                    await asyncio.sleep(0.05)
+        assert status == 200
+        gateway.terminate()
+        assert await asyncio.wait_for(gateway.wait(), 10) == 0
+    finally:
+        if gateway.returncode is None:
+            gateway.kill()
+            await gateway.wait()
+
+
 @pytest.mark.proves("I-50", "F40")
 async def test_sigterm_lets_fifty_streams_end(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(delay_s=0.15)

@@ -354,12 +354,17 @@ def test_what_cannot_be_is_told_in_one_line(
 
 
 def test_a_taken_port_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(log, "configure", lambda *_: None)
     ((taken,),) = listen("127.0.0.1", 0, 1)
     port = str(taken.getsockname()[1])
     assert main(["serve", "--port", port, "--workers", "2"]) == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in caplog.text
+    assert f"cannot listen on 127.0.0.1:{port}: address already in use\n" in caplog.text
+    assert main(["mock", "--port", port]) == 2
+    assert capsys.readouterr().err == "nexus-gateway: cannot listen: address already in use.\n"
     taken.close()

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from nexus_gateway.cli.table import table
+from nexus_gateway.cli.table import TIE, paragraph, table
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.testing.chaos import campaign
@@ -95,7 +95,7 @@ async def _until_told(running: Coroutine[None, None, Tally]) -> Tally:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print("\n".join(paragraph(line)), file=sys.stderr, flush=True)
 
 
 def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
@@ -110,11 +110,12 @@ def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
     if tally.befallen:
         by_count = sorted(tally.befallen.items(), key=lambda pair: (-pair[1], pair[0]))
         yield ""
-        yield "faults met: " + ", ".join(f"{name} {count}" for name, count in by_count)
+        met = ", ".join(f"{name}{TIE}{count}" for name, count in by_count)
+        yield from paragraph(f"faults met: {met}")
     yield from _health(tally)
     yield ""
     for promise in tally.broken():
-        yield f"BROKEN: {promise} ({tally.endings[promise]} times), for one:"
+        yield f"BROKEN: {promise} ({tally.endings[promise]}), for one:"
         yield f"  {tally.examples[promise]}"
     if tally.late_s > TOO_LATE_S:
         yield f"note: this machine is so busy that the mock was late by up to {tally.late_s:.1f} s"
@@ -126,7 +127,8 @@ def _fail_overs(tally: Tally) -> Iterator[str]:
     if hits := sum(tally.hits.values()):
         each = ", ".join(f"{number}: {count}" for number, count in sorted(tally.hits.items()))
         share = hits / max(tally.requests, 1)
-        yield f"upstream requests: {hits}, {share:.3f} for each request ({each})"
+        yield f"upstream requests: {hits}, {share:.3f} for each request; by instance:"
+        yield f"  {each}"
     yield "time to the first content or the whole answer, ms:"
     head = ("  answered", "requests", "p50", "p99")
     rows = [

@@ -11,6 +11,7 @@ from pathlib import Path
 from nexus_gateway import __version__
 from nexus_gateway.cli.table import show, table
 from nexus_gateway.errors import ConfigError
+from nexus_gateway.listening import why_not
 from nexus_gateway.testing.faults import WrongFault, assign
 from nexus_gateway.testing.mock import Mock
 from nexus_gateway.testing.script import Step, read_script
@@ -53,7 +54,7 @@ async def _run(server: Mock, steps: list[Step]) -> int:
     try:
         await server.__aenter__()
     except OSError as error:
-        raise ConfigError([f"cannot listen: {error.strerror or 'no such address'}."]) from None
+        raise ConfigError([f"cannot listen: {why_not(error)}."]) from None
     try:
         show(_screen(server))
         script = asyncio.create_task(server.play(steps))
@@ -66,20 +67,22 @@ async def _run(server: Mock, steps: list[Step]) -> int:
 
 
 def _screen(server: Mock) -> Iterator[str]:
-    yield f"Nexus Gateway {__version__}: a mock of {len(server.instances)} instances"
+    count = len(server.instances)
+    yield f"Nexus Gateway {__version__}: a mock of {count} instance{'s' if count > 1 else ''}"
     yield ""
     rows = [(i.number, server.url(i.number), _written(i.faults)) for i in server.instances]
     yield from ("  " + line for line in table(("", "base URL", "faults"), rows).splitlines())
     yield ""
     yield "Put a gateway before it:"
     words = [f"{name}={value}" for name, value in server.environment().items()]
-    yield from (f"  {' '.join(words[at : at + 3])} \\" for at in range(0, len(words), 3))
+    for at in range(0, len(words), 3):
+        yield f"  {words[at]} \\"
+        yield f"    {words[at + 1]} {words[at + 2]} \\"
     yield "  nexus-gateway serve"
     yield ""
     control = server.url(1).replace("https:", "http:").removesuffix("/v1")
-    last = len(server.instances)
     yield "Switch faults while it runs (nexus-gateway mock --help lists them):"
-    yield f'  curl -X PUT {control}/faults/{last} -d \'{{"status": 500, "chance": 0.3}}\''
+    yield f'  curl -X PUT {control}/faults/{count} -d \'{{"status": 500, "chance": 0.3}}\''
     yield f"  curl -X DELETE {control}/faults"
     yield f"  curl {control}/stats"
     yield ""

@@ -125,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--version", action="version", version=f"nexus-gateway {__version__}")
-    _add_commands(made.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    _add_commands(
+        made.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    )
     return made
 
 
@@ -173,7 +175,7 @@ def _add_serve(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -
     serve = commands.add_parser(
         "serve",
         parents=[shared],
-        help="serve",
+        help="run the gateway",
         description=_SERVE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from nexus_gateway.cli import environment
-from nexus_gateway.cli.table import table
+from nexus_gateway.cli.table import TIE, folded, table
 from nexus_gateway.hooks import hooks
 from nexus_gateway.pool import Pool, build_pool
 from nexus_gateway.provider import InProcess, Provider
-from nexus_gateway.registry import Found, Plugin, prefix
+from nexus_gateway.registry import Plugin, prefix
 from nexus_gateway.routing import policies
 
 SHOWN = 3
+# Of provider, keys and models: together they fit a terminal.
+WIDTHS = (20, 26, 40)
 T = TypeVar("T")
 
 
 def providers(arguments: argparse.Namespace) -> int:
     """List the plugins, their models and keys, and what failed to load."""
     pool = build_pool(environment(arguments.env_file), time.monotonic, load_all=True)
-    head = ("provider", "distribution", "entry point", "models (default first)", "keys")
-    print(table(head, (_row(plugin, pool) for plugin in pool.plugins)))
+    rows = [line for plugin in pool.plugins for line in folded(_row(plugin, pool), WIDTHS)]
+    print(table(("provider", "keys", "models (default first)"), rows))
+    print()
+    print(table(("provider", "distribution", "entry point"), _others(pool.plugins)))
     _, found_policies = policies()
     _, found_hooks = hooks()
     print()
-    print(table(("policy", "distribution", "entry point"), _others(found_policies)))
+    print(table(("policy", "distribution", "entry point"), _others(found_policies.plugins)))
     if found_hooks.plugins:
         print()
-        print(table(("hook", "distribution", "entry point"), _others(found_hooks)))
+        print(table(("hook", "distribution", "entry point"), _others(found_hooks.plugins)))
     problems = [*pool.problems, *found_policies.problems, *found_hooks.problems]
     if problems:
         print("\nleft out:")
@@ -41,12 +45,12 @@ def providers(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(plugin: Plugin[Provider], pool: Pool) -> tuple[str, str, str, str, str]:
+def _row(plugin: Plugin[Provider], pool: Pool) -> tuple[str, str, str]:
     own = [i.model for i in pool.instances if i.provider_name == plugin.name]
     models = dict.fromkeys([*own, plugin.cls.default_model, *(m.id for m in plugin.cls.models)])
     first, more = [m for m in models if m][:SHOWN], len(models) - SHOWN
-    shown = ", ".join([*first, *([f"+{more} more"] if more > 0 else [])])
-    return plugin.name, plugin.origin, plugin.entry_point, shown, _keys(plugin, len(own))
+    shown = ", ".join([*first, *([f"+{more}{TIE}more"] if more > 0 else [])])
+    return plugin.name, _keys(plugin, len(own)), shown
 
 
 def _keys(plugin: Plugin[Provider], count: int) -> str:
@@ -61,6 +65,6 @@ def _keys(plugin: Plugin[Provider], count: int) -> str:
     return str(count) if count else f"0 (set {', '.join(wanted)})"
 
 
-def _others(found: Found[T]) -> Iterator[tuple[str, str, str]]:
-    for plugin in found.plugins:
+def _others(plugins: Iterable[Plugin[T]]) -> Iterator[tuple[str, str, str]]:
+    for plugin in plugins:
         yield plugin.name, plugin.origin, plugin.entry_point

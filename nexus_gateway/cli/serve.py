@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from nexus_gateway import __version__, log, server
 from nexus_gateway.cli import WRONG_SETTINGS, main, serve_environment
-from nexus_gateway.cli.table import show, table
+from nexus_gateway.cli.table import paragraph, show, table
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.hooks import HOOKS, Hook, hooks, moments
 from nexus_gateway.instance import Instance
@@ -216,7 +216,8 @@ def _missing(pool: Pool) -> Iterator[str]:
     present = {i.provider_name for i in pool.instances}
     loaded = [p.name for p in pool.plugins if p.name not in present and p.name != DEMO]
     if absent := [*pool.idle, *loaded]:
-        yield f"  without a key: {', '.join(absent)} (set {prefix(absent[0])}_KEY_1 or its like)"
+        hint = f"(set {prefix(absent[0])}_KEY_1 or its like)"
+        yield from paragraph(f"without a key: {', '.join(absent)} {hint}", indent="  ", hang="    ")
     if present == {DEMO} and not pool.problems:
         yield "  no key is set: the demo answers, and no model is asked"
     for problem in pool.problems:

@@ -16,7 +16,16 @@ from nexus_gateway.cli import environment, with_ledger
 from nexus_gateway.cli.table import table
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.ledger_place import URL, read_place
-from nexus_gateway.usage import FIGURES, NOTHING, Answer, Figures, Question, as_json, moment_s
+from nexus_gateway.usage import (
+    FIGURES,
+    NOTHING,
+    Answer,
+    Figures,
+    Question,
+    WrongQuestion,
+    as_json,
+    moment_s,
+)
 
 FAILED = 1
 HEADS = {
@@ -66,7 +75,7 @@ def _path(arguments: argparse.Namespace) -> str:
     text = given or with_ledger(environment(arguments.env_file))["LEDGER"]
     try:
         path = read_place(text)
-    except ValueError as error:
+    except WrongQuestion as error:
         raise ConfigError([f"{source} {error}."]) from None
     if not path:
         raise ConfigError(["LEDGER is off, so nothing was noted; --ledger FILE reads another."])
@@ -76,7 +85,7 @@ def _path(arguments: argparse.Namespace) -> str:
 def _moment_s(text: str, flag: str, now_s: float) -> float:
     try:
         return moment_s(text, now_s, is_local=True)
-    except ValueError as error:
+    except WrongQuestion as error:
         raise ConfigError([f"{flag} {error}."]) from None
 
 

@@ -15,7 +15,7 @@ from nexus_gateway.cli import WRONG_SETTINGS, serve_environment
 from nexus_gateway.cli.table import show
 from nexus_gateway.control import PLACE, Place
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.listening import can_share_a_port, listen
+from nexus_gateway.listening import can_share_a_port, listen, why_not
 from nexus_gateway.settings import Settings
 
 logger = logging.getLogger("nexus_gateway")
@@ -65,7 +65,7 @@ def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
         sockets = listen(settings.host, settings.port, settings.web_concurrency)
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
-        logger.error("cannot listen on %s: %s", where, error.strerror or "no such address")
+        logger.error("cannot listen on %s: %s", where, why_not(error))
         return CANNOT_LISTEN
 
     def announce(introduction: dict[str, Any]) -> None:

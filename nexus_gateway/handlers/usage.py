@@ -10,7 +10,15 @@ from aiohttp import web
 
 from nexus_gateway.errors import GatewayError, InvalidRequest, NotFound
 from nexus_gateway.handlers.gateway import gateway_of, json_response
-from nexus_gateway.usage import NOTHING, Answer, Question, as_json, check_by, moment_s
+from nexus_gateway.usage import (
+    NOTHING,
+    Answer,
+    Question,
+    WrongQuestion,
+    as_json,
+    check_by,
+    moment_s,
+)
 
 logger = logging.getLogger("nexus_gateway")
 _NAMES = ("by", "since", "until")
@@ -37,14 +45,14 @@ def _question(request: web.Request) -> Question:
     since_s, until_s = (_moment_s(query.get(name), name, now_s) for name in ("since", "until"))
     try:
         return Question(check_by(query.get("by") or "instance"), since_s, until_s)
-    except ValueError as error:
+    except WrongQuestion as error:
         raise InvalidRequest(f"`by` {error}.", param="by") from None
 
 
 def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
     try:
         return moment_s(text, now_s, is_local=False) if text else None
-    except ValueError as error:
+    except WrongQuestion as error:
         raise InvalidRequest(f"`{name}` {error}.", param=name) from None
 
 

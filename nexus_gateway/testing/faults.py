@@ -145,7 +145,7 @@ FAULTS: tuple[Fault, ...] = (
         "jitter",
         "MS",
         500,
-        "answer later by up to so much, drawn for each request",
+        "answer later by up to so much, drawn each time",
         lambda ms, rng: _late(rng.uniform(0, ms)),
         LONGEST_MS,
     ),

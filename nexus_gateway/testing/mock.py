@@ -24,6 +24,7 @@ from aiohttp import web
 
 from nexus_gateway import json_codec
 from nexus_gateway.testing.answering import answer, key_of
+from nexus_gateway.testing.echo import said_back
 from nexus_gateway.testing.faults import (
     AT_THE_DOOR,
     Faults,
@@ -274,20 +275,10 @@ def _is_object(received: Received) -> bool:
 
 
 def _reply_to(received: Received) -> Reply:
-    """Return a good answer: the last thing that the user said, or what the fake upstream says."""
+    """Return a good answer: what was asked for, or what the fake upstream says."""
     asked = received.body if _is_object(received) else {}
-    text = _last_said(asked.get("messages")) or asked.get("prompt")
-    model = asked.get("model")
+    text, model = said_back(asked), asked.get("model")
     return Reply(
-        text=text if isinstance(text, str) and text else Reply().text,
+        text=Reply().text if text is None else text,
         model=model if isinstance(model, str) else MODEL,
     )
-
-
-def _last_said(messages: object) -> str:
-    """Return the text of the last message, "" where there is none."""
-    last = messages[-1] if isinstance(messages, list) and messages else {}
-    content = last.get("content") if isinstance(last, dict) else None
-    parts = content if isinstance(content, list) else [{"text": content}]
-    texts = [part.get("text") for part in parts if isinstance(part, dict)]
-    return "".join(text for text in texts if isinstance(text, str))

@@ -78,8 +78,8 @@ async def run(campaign: Campaign, say: Say) -> Tally:
     for number, part in enumerate(plan, 1):
         if time.monotonic() - begun_s > campaign.time_limit_s:
             break
-        faults = ", ".join(_described(part))
-        say(f"round {number} of {len(plan)}: {part.end - part.first} requests, {faults}")
+        faults = ", then ".join(_described(part))
+        say(f"round {number} of {len(plan)}, {part.end - part.first} requests: {faults}")
         async with Mock(one.instances, seed=one.seed * 1_000_003 + number) as mock:
             watching = asyncio.create_task(_watch(tally))
             try:
@@ -98,10 +98,13 @@ async def _watch(tally: Tally) -> None:
 
 
 def _described(part: Round) -> Iterator[str]:
+    """Name the faults of each phase as they are written after `mock --fault`."""
     for phase in part.phases:
-        for number, faults in phase.faults.items():
-            written = (n if v is None else f"{n}={v}" for n, v in faults.items())
-            yield f"{number}: {' '.join(written)}"
+        yield " ".join(
+            f"{number}:{name}" if value is None else f"{number}:{name}={value}"
+            for number, faults in phase.faults.items()
+            for name, value in faults.items()
+        )
 
 
 async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally, begun_s: float) -> None:
