@@ -22,7 +22,6 @@ from nexus_gateway.usage import (
     Answer,
     Figures,
     Question,
-    WrongQuestion,
     as_json,
     moment_s,
 )
@@ -75,7 +74,7 @@ def _path(arguments: argparse.Namespace) -> str:
     text = given or with_ledger(environment(arguments.env_file))["LEDGER"]
     try:
         path = read_place(text)
-    except WrongQuestion as error:
+    except ValueError as error:
         raise ConfigError([f"{source} {error}."]) from None
     if not path:
         raise ConfigError(["LEDGER is off, so nothing was noted; --ledger FILE reads another."])
@@ -85,7 +84,7 @@ def _path(arguments: argparse.Namespace) -> str:
 def _moment_s(text: str, flag: str, now_s: float) -> float:
     try:
         return moment_s(text, now_s, is_local=True)
-    except WrongQuestion as error:
+    except ValueError as error:
         raise ConfigError([f"{flag} {error}."]) from None
 
 
