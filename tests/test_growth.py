@@ -33,7 +33,10 @@ def held() -> dict[str, int]:
 
 @pytest.mark.proves("F42")
 @pytest.mark.usefixtures("each_way")
-async def test_streams_leave_nothing_behind(upstream: FakeUpstream) -> None:
+async def test_streams_leave_nothing_behind(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "nexus_gateway")  # pytest keeps each line that is written
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         await many(served, upstream)  # pools and caches fill
         before = held()
