@@ -9,7 +9,7 @@ from report import Findings, added_ms, cpu
 from rounds import Result
 from scenarios import TARGETS, Target, chunks
 
-NEXUS = "nexus"
+NEXUS, WATCHED = "nexus", "watched"
 
 
 def values(findings: Findings) -> dict[Target, float]:
@@ -37,8 +37,10 @@ def _of_load(results: Mapping[str, Result]) -> Iterator[tuple[tuple[str, str], f
         return
     ours = cpu(results, NEXUS)
     for peer in results:
-        if peer not in (NEXUS, "direct"):
+        if peer not in (NEXUS, WATCHED, "direct"):
             yield ("CPU", f"× {peer}"), ours / cpu(results, peer)
+    if WATCHED in results:
+        yield ("CPU watched", f"× {NEXUS}"), cpu(results, WATCHED) / ours
     yield ("errors", ""), results[NEXUS].errors
     for percentile in ("p50", "p99"):
         added = added_ms(results, NEXUS, percentile)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from processes import GATEWAY_CORE, HERE, LOAD_CORE, START_S, Running, free_port, running
 
@@ -51,13 +54,25 @@ class Started:
 # The load goes straight to the upstream; its cost is then the upstream's.
 DIRECT = Peer("direct")
 BARE = Peer("bare", (sys.executable, str(HERE / "bare.py"), "{port}", "{upstream}"))
-NEXUS = Peer(
-    "nexus",
-    (sys.executable, "-m", "nexus_gateway", "serve", "--port", "{port}"),
-    {"LOCAL_BASE_URL_1": "{upstream}/v1", "LOCAL_MODEL_1": "any", "LEDGER": "off"},
-    "local/any",
+SERVE = (sys.executable, "-m", "nexus_gateway", "serve", "--port", "{port}")
+LOCAL = {"LOCAL_BASE_URL_1": "{upstream}/v1", "LOCAL_MODEL_1": "any"}
+NEXUS = Peer("nexus", SERVE, {**LOCAL, "LEDGER": "off", "METRICS": "false"}, "local/any")
+# The same with all that watches it and is on by default where its extra is installed.
+LEDGER = Path(tempfile.gettempdir()) / f"nexus-bench-{os.getpid()}.sqlite3"
+WATCHED = Peer(
+    "watched", SERVE, {**LOCAL, "LEDGER": f"sqlite:///{LEDGER}", "METRICS": "true"}, "local/any"
 )
-OURS = (DIRECT, BARE, NEXUS)
+OURS = (DIRECT, BARE, NEXUS, WATCHED)
+
+
+@contextlib.contextmanager
+def ledger() -> Iterator[None]:
+    """Remove the ledger when the block ends."""
+    try:
+        yield
+    finally:
+        for left in LEDGER.parent.glob(LEDGER.name + "*"):
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

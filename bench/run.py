@@ -19,7 +19,7 @@ import machine
 import others
 from figures import values
 from memory import WAYS, allow_files, measure_memory
-from peers import BARE, DIRECT, NEXUS, Peer, started, upstream
+from peers import BARE, DIRECT, NEXUS, WATCHED, Peer, ledger, started, upstream
 from processes import GATEWAY_CORE, HERE, Running, pinned
 from report import Findings, judged, noise, tables, target_table
 from rounds import answers, measure_all
@@ -89,7 +89,8 @@ def run(rows: Sequence[str], rounds: int, more: Sequence[Peer]) -> Findings:
     with upstream() as behind:
         peers = [BARE, NEXUS, *proven(more, behind)]
         if chosen := [scenario for scenario in LOADS if scenario.name in rows]:
-            findings = measure_loads([DIRECT, *peers], behind, chosen, rounds)
+            with ledger():
+                findings = measure_loads([DIRECT, *peers, WATCHED], behind, chosen, rounds)
         for name in WAYS:
             if name in rows:
                 findings.memory[name] = measure_memory(name, peers, behind, rounds)

@@ -84,6 +84,8 @@ TARGETS = (
     Target("burst-4000", "a later chunk's CPU", 1.20, "× an earlier one's"),
     Target("whole", "CPU", 1.20, "× bare"),
     Target("whole", "CPU", 1.00, "× bare", stretch=True),
+    Target("burst-32", "CPU watched", 1.05, "× nexus"),
+    Target("whole", "CPU watched", 1.05, "× nexus"),
     Target("paced-500", "CPU", 0.70, "× bare"),
     Target("paced-500", "CPU", 1.00, "× smg", below=True),
     Target("paced-500", "errors", 0),
