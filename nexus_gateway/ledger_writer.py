@@ -20,6 +20,7 @@ from nexus_gateway.handlers.gateway import GATEWAY
 from nexus_gateway.ledger import Row, row_of, tokens_of
 from nexus_gateway.prices import Prices
 from nexus_gateway.record import RequestRecord
+from nexus_gateway.shared_state import Shared
 
 if TYPE_CHECKING:
     from nexus_gateway.ledger_file import LedgerFile
@@ -31,6 +32,7 @@ RETRY_S = 1.0
 MOST_WAITING = 10_000
 BATCH = 500
 SAY_EVERY_S = 60.0
+SPENT_USD = "spent_usd"
 # A shutdown waits no longer for the last rows.
 CLOSE_S = 1.0
 
@@ -40,9 +42,13 @@ class LedgerWriter:
 
     Args:
         path: the file.
+
+    Attributes:
+        spent_usd: what all requests have cost since it began, as far as prices are known.
     """
 
     def __init__(self, path: str) -> None:
+        self.spent_usd = 0.0
         self._path = path
         self._limit = MOST_WAITING
         self._queue: deque[RequestRecord] = deque()
@@ -152,6 +158,7 @@ class LedgerWriter:
             # Who is about to go has no time to read a price list.
             may_ask = self._prices.is_loaded or not self._closing.is_set()
             cost_usd = self._prices.cost_usd(record, tokens) if may_ask else None
+            self.spent_usd += cost_usd or 0.0
             self._rows.append(row_of(record, tokens, cost_usd))
 
     def _refuse(self, error: Exception) -> None:
@@ -200,5 +207,14 @@ async def keep_ledger(app: web.Application) -> AsyncIterator[None]:
     writer = LedgerWriter(gateway.settings.ledger)
     writer.start()
     gateway.observers.append(writer.observe)
+
+    def spent_usd() -> float:
+        return writer.spent_usd + gateway.others.counts.get(SPENT_USD, 0.0)
+
+    def share(said: Shared) -> None:
+        said.counts[SPENT_USD] = writer.spent_usd
+
+    gateway.spent_usd = spent_usd
+    gateway.shares.append(share)
     yield
     await asyncio.to_thread(writer.close)

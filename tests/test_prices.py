@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import genai_prices
 import pytest
+from conftest import HELLO, Fake, make_instance, serving
 from test_ledger import record
 
 from nexus_gateway import prices
+from nexus_gateway.handlers.events import figures
 from nexus_gateway.ledger import tokens_of
 from nexus_gateway.prices import Prices
+from nexus_gateway.testing import FakeUpstream
 
 NOW_S = datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp()
 
@@ -131,6 +136,7 @@ import sys
 from types import SimpleNamespace
 from nexus_gateway.ledger import tokens_of
 from nexus_gateway.prices import Prices
+from nexus_gateway.testing import FakeUpstream
 
 def refuse(event, about):
     assert not event.startswith("socket."), event
@@ -142,3 +148,19 @@ print(Prices().cost_usd(SimpleNamespace(usage=usage, **about), tokens_of(usage))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert float(done.stdout or 0), done.stderr
+
+
+async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_path: Path) -> None:
+    usage = {"include_usage": True}
+    gpt = make_instance(upstream, provider=Fake, name="openai", model="gpt-4o-mini")
+    path = str(tmp_path / "ledger.sqlite3")
+    async with serving(gpt, ledger=path) as served:
+        body = {**HELLO, "stream": True, "stream_options": usage}
+        await served.chat(body)
+        spent = served.gateway.spent_usd
+        assert spent is not None
+        async with asyncio.timeout(20):
+            while not spent():  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.05)
+        feed = served.gateway.observers[0].__self__
+        assert figures(served.gateway, feed)["spentUsd"] == pytest.approx(spent(), abs=1e-6)

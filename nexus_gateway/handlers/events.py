@@ -65,6 +65,7 @@ def figures(gateway: Gateway, feed: Feed) -> dict[str, Any]:
         "workers": gateway.workers,
         "inFlight": gateway.drain.in_flight + elsewhere,
         "requestsPerSecond": round(feed.rate(), 1),
+        "spentUsd": None if gateway.spent_usd is None else round(gateway.spent_usd(), 6),
         "policies": list(gateway.scheduler.policies),
     }
 

@@ -71,6 +71,7 @@ class Gateway:
         decided: set when something was decided that the others must know at once.
         observers: told of every request that has ended.
         shares: each adds its figures to what this process tells the others.
+        spent_usd: tells what all processes have spent since they began; None without a ledger.
         tracing: follows every request, where there is a collector.
     """
 
@@ -87,6 +88,7 @@ class Gateway:
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     observers: list[Observer] = field(default_factory=list)
     shares: list[Callable[[Shared], None]] = field(default_factory=list)
+    spent_usd: Callable[[], float] | None = None
     tracing: Tracing | None = None
 
 

@@ -7,6 +7,7 @@ const clock = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
 
 export const count = (n) => (n < 100000 ? grouped.format(n) : compact.format(n));
 export const time = (ms) => clock.format(new Date(ms));
+export const usd = (n) => (n === null || n === undefined ? NONE : `$${n.toFixed(n && n < 10 ? 4 : 2)}`);
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
 export function duration(ms) {

@@ -3,7 +3,7 @@
 import { ask, post, problemOf } from "./access.js";
 import { element, setData, setIcon, setText } from "./elements.js";
 import { Feed } from "./feed.js";
-import { NONE, count, plural, time } from "./format.js";
+import { NONE, count, plural, time, usd } from "./format.js";
 import { Instances, reasonOf, serves, stateOf } from "./instances.js";
 import { Requests } from "./requests.js";
 import { Sparkline, Timelines } from "./timeline.js";
@@ -118,6 +118,7 @@ function makeTiles() {
     ["failovers", "Fail-overs"],
     ["errors", "Errors"],
     ["tokens", "Tokens out"],
+    ["cost", "Cost"],
   ];
   for (const [name, label] of names) {
     const value = element("span", { class: "value" }, NONE);
@@ -141,6 +142,7 @@ function showTiles() {
     failovers: [count(failovers), "in 15 minutes"],
     errors: [count(failures), share(failures)],
     tokens: [count(tokens), "in 15 minutes"],
+    cost: [usd(gateway.spentUsd), gateway.spentUsd === null ? "no ledger" : "known, since the start"],
   };
   for (const [name, [value, more]] of Object.entries(texts)) {
     setText(tiles[name].value, value);
