@@ -162,9 +162,11 @@ def test_percentiles() -> None:
 
 def test_no_key_of_ours_reaches_the_gateway_under_test() -> None:
     env = {"GROQ_KEY_1": "k", "GATEWAY_KEYS": "k", "ADMIN_TOKEN": "t", "HOST": "::", "PATH": "p"}
-    assert isolated({**env, "HEDGE_OR_NOT": "x", "DIRECT_PATH": "false"}) == {
+    seen = {"LEDGER": "sqlite:///mine", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    assert isolated({**env, **seen, "HEDGE_OR_NOT": "x", "DIRECT_PATH": "false"}) == {
         "PATH": "p",
         "DIRECT_PATH": "false",
+        "LEDGER": "off",
     }
 
 

@@ -22,13 +22,16 @@ LINES = 2000
 # What a process needs to run at all; nothing by which it could find a key.
 _KEPT = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
 _OURS = frozenset({"HOST", "PORT", "GATEWAY_KEYS", "ADMIN_TOKEN"})
+# What is tried is no use of the owner's: his ledger and his collector hear nothing of it.
+_UNSEEN = {"LEDGER": "off"}
 _URL = re.compile(r"listens on (http://[\w.:\[\]]+)")
 
 
 def isolated(environ: Mapping[str, str]) -> dict[str, str]:
     """Return of an environment what a process needs, and the settings that are no secret."""
-    settings = {variable.name for variable in VARIABLES} - _OURS
-    return {k: v for k, v in environ.items() if k in _KEPT or k in settings}
+    names = {variable.name for variable in VARIABLES} - _OURS
+    settings = {name for name in names if not name.startswith("OTEL_")}
+    return {k: v for k, v in environ.items() if k in _KEPT or k in settings} | _UNSEEN
 
 
 class GatewayProcess:
