@@ -272,7 +272,7 @@ class Life(RuleBasedStateMachine):
             assert instance.available_in_s() == 0
 
 
-Life.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
+Life.TestCase.settings = settings(max_examples=80, stateful_step_count=50)
 TestLife = pytest.mark.proves("I-10", "I-12", "I-13", "I-14", "I-16", "I-17", "I-06")(Life.TestCase)
 
 
