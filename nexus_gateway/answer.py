@@ -170,8 +170,13 @@ def is_usage_only(chunk: Mapping[str, Any]) -> bool:
 
 def completion_tokens(usage: Mapping[str, Any] | None) -> int | None:
     """Return how many tokens an answer had, by its usage; None where it does not say."""
-    counted = (usage or {}).get("completion_tokens")
-    return counted if isinstance(counted, int) else None
+    return tokens_told(usage or {}, "completion_tokens")
+
+
+def tokens_told(usage: Mapping[str, Any], field: str) -> int | None:
+    """Return a number of tokens that a usage tells; None where it does not."""
+    told = usage.get(field)
+    return told if isinstance(told, int) else None
 
 
 def counted(usage: Mapping[str, Any] | None, events: int) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from nexus_gateway.answer import completion_tokens, tokens_told
 from nexus_gateway.record import AttemptRecord, RequestRecord
 
 BUCKET_S = 10
@@ -28,8 +29,8 @@ def failed(record: RequestRecord) -> bool:
 
 def tokens_of(record: RequestRecord) -> tuple[int, int]:
     """Return the tokens that went in and came out, 0 where unknown."""
-    went, came = record.usage.get("prompt_tokens"), record.usage.get("completion_tokens")
-    return went if isinstance(went, int) else 0, came if isinstance(came, int) else 0
+    usage = record.usage
+    return tokens_told(usage, "prompt_tokens") or 0, completion_tokens(usage) or 0
 
 
 @dataclass(slots=True)
