@@ -11,6 +11,7 @@ from clock import FakeClock
 from conftest import KEYS, make_instance, serving
 from hypothesis import given
 from hypothesis import strategies as st
+from records import ended
 
 from nexus_gateway.handlers.feed import AT_ONCE, EVERY_S, REQUESTS, Feed
 from nexus_gateway.handlers.page import files
@@ -26,28 +27,10 @@ NOON = 1_800_000_000.0
 
 
 def record(**more: object) -> RequestRecord:
-    made = RequestRecord(
-        id="req-1",
-        ended_s=NOON,
-        endpoint="chat",
-        asked_model="auto",
-        stream=True,
-        policy="smart",
-        caller="",
-        instance=GOOD.instance,
-        provider="fake",
-        model="fake-large",
-        attempts=(GOOD,),
-        hedged=False,
-        resumed=0,
-        status=200,
-        outcome="success",
-        first_ms=130.0,
-        upstream_ms=120.0,
-        total_ms=400.0,
-        usage={"prompt_tokens": 7, "completion_tokens": 30},
-    )
-    return made._replace(**more)
+    own = {"ended_s": NOON, "asked_model": "auto", "caller": "", "attempts": (GOOD,)}
+    times = {"first_ms": 130.0, "upstream_ms": 120.0, "total_ms": 400.0}
+    usage = {"prompt_tokens": 7, "completion_tokens": 30}
+    return ended(**{**own, **times, "usage": usage, **more})
 
 
 def test_a_request_is_counted_for_all_and_for_whom_it_was_tried_with() -> None:

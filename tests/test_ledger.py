@@ -17,12 +17,13 @@ import aiohttp
 import pytest
 from conftest import HELLO, KEYS, make_instance, serving
 from processes import process
+from records import ended
 
 from nexus_gateway import ledger_file, ledger_writer
 from nexus_gateway.ledger import VERSION, row_of, tokens_of
 from nexus_gateway.ledger_file import LedgerFile, LedgerRefused, ask, may_pass, prune
 from nexus_gateway.ledger_writer import LedgerWriter
-from nexus_gateway.record import AttemptRecord, RequestRecord
+from nexus_gateway.record import RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
 from nexus_gateway.usage import FIGURES, Question
@@ -32,28 +33,7 @@ ADMIN = {"Authorization": "Bearer an-admin"}
 
 
 def record(**more: object) -> RequestRecord:
-    about: dict[str, object] = {
-        "id": "req-1",
-        "ended_s": 1000.0,
-        "endpoint": "chat",
-        "asked_model": "fake",
-        "stream": True,
-        "policy": "smart",
-        "caller": "key-2",
-        "instance": "Fake (Key #1)",
-        "provider": "fake",
-        "model": "fake-large",
-        "attempts": (AttemptRecord("Fake (Key #1)", "fake", "success", "", 200, 5.0),),
-        "hedged": False,
-        "resumed": 0,
-        "status": 200,
-        "outcome": "success",
-        "first_ms": 5.0,
-        "upstream_ms": 5.0,
-        "total_ms": 9.0,
-        "usage": USED,
-    }
-    return RequestRecord(**{**about, **more})  # type: ignore[arg-type]
+    return ended(**{"usage": USED, **more})
 
 
 def rows(path: Path, columns: str = "id") -> list[tuple[object, ...]]:

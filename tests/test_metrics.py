@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
+from records import ended
 
 from nexus_gateway import errors
 from nexus_gateway.handlers import metrics
@@ -59,28 +60,10 @@ async def scrape(served: Served, **headers: str) -> Samples:
 def record(**changes: object) -> RequestRecord:
     """Return a stream that the first instance answered well."""
     attempt = AttemptRecord(ONE, "fake", "success", "", 200, 300.0)
-    made = RequestRecord(
-        id="an-id",
-        ended_s=0.0,
-        endpoint="chat",
-        asked_model="fake",
-        stream=True,
-        policy="smart",
-        caller="key-2",
-        instance=ONE,
-        provider="fake",
-        model="fake-large",
-        attempts=(attempt,),
-        hedged=False,
-        resumed=0,
-        status=200,
-        outcome="success",
-        first_ms=304.0,
-        upstream_ms=300.0,
-        total_ms=1304.0,
-        usage={"prompt_tokens": 9, "completion_tokens": 101},
-    )
-    return made._replace(**changes)
+    own = {"id": "an-id", "ended_s": 0.0, "attempts": (attempt,)}
+    times = {"first_ms": 304.0, "upstream_ms": 300.0, "total_ms": 1304.0}
+    usage = {"prompt_tokens": 9, "completion_tokens": 101}
+    return ended(**{**own, **times, "usage": usage, **changes})
 
 
 def counted(*records: RequestRecord) -> Samples:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from collector import collecting
 from conftest import HELLO, KEYS, Other, Served, make_instance, serving
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -332,15 +333,9 @@ class Collector:
 @pytest.fixture
 async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
     found = Collector()
-    app = web.Application()
-    app.router.add_post("/v1/traces", found.take)
-    runner = web.AppRunner(app, shutdown_timeout=0.05, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
-    yield found
-    await runner.cleanup()
+    async with collecting(found.take) as found.url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+        yield found
 
 
 @pytest.fixture(autouse=True)
