@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nexus_gateway.tokens import count
+
 Chunk = dict[str, Any]
 
 # What foreign chunks and events raise when they are walked and have a shape that nobody expected.
@@ -61,7 +63,13 @@ class Answer:
         return self._chunk({}, reason)
 
     def usage(
-        self, prompt_tokens: int, completion_tokens: int, *, cached: int = 0, reasoning: int = 0
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached: int = 0,
+        cache_written: int = 0,
+        reasoning: int = 0,
     ) -> Chunk:
         """What was used, in tokens; sent on only to callers who asked for it.
 
@@ -69,6 +77,7 @@ class Answer:
             prompt_tokens: all of the prompt, what came from a cache included.
             completion_tokens: all of the answer, reasoning included.
             cached: how many of the prompt's came from a cache.
+            cache_written: how many of the prompt's were put into a cache.
             reasoning: how many of the completion's were reasoning.
         """
         usage: Chunk = {
@@ -76,8 +85,9 @@ class Answer:
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         }
-        if cached:
-            usage["prompt_tokens_details"] = {"cached_tokens": cached}
+        read = {"cached_tokens": cached, "cache_write_tokens": cache_written}
+        if details := {name: tokens for name, tokens in read.items() if tokens}:
+            usage["prompt_tokens_details"] = details
         if reasoning:
             usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
         return {**self._head, "choices": [], "usage": usage}
@@ -170,13 +180,7 @@ def is_usage_only(chunk: Mapping[str, Any]) -> bool:
 
 def completion_tokens(usage: Mapping[str, Any] | None) -> int | None:
     """Return how many tokens an answer had, by its usage; None where it does not say."""
-    return tokens_told(usage or {}, "completion_tokens")
-
-
-def tokens_told(usage: Mapping[str, Any], field: str) -> int | None:
-    """Return a number of tokens that a usage tells; None where it does not."""
-    told = usage.get(field)
-    return told if isinstance(told, int) else None
+    return count((usage or {}).get("completion_tokens"))
 
 
 def counted(usage: Mapping[str, Any] | None, events: int) -> Mapping[str, Any]:

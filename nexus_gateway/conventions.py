@@ -6,13 +6,13 @@ have no name for is called `nexus.…`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from nexus_gateway.classify import Verdict
 from nexus_gateway.instance import Instance
 from nexus_gateway.record import RequestRecord
+from nexus_gateway.tokens import Tokens
 
 Attributes = dict[str, Any]
 
@@ -86,15 +86,13 @@ def error_type(verdict: Verdict) -> str:
     return "timeout" if late else verdict.outcome.value
 
 
-def of_usage(usage: Mapping[str, Any]) -> Attributes:
-    """Return what an answer used; what is no count is left out."""
-    asked, answered = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    found = [
-        ("gen_ai.usage.input_tokens", usage.get("prompt_tokens")),
-        ("gen_ai.usage.output_tokens", usage.get("completion_tokens")),
-    ]
-    if isinstance(asked, Mapping):
-        found.append(("gen_ai.usage.cache_read.input_tokens", asked.get("cached_tokens")))
-    if isinstance(answered, Mapping):
-        found.append(("gen_ai.usage.reasoning.output_tokens", answered.get("reasoning_tokens")))
-    return {name: value for name, value in found if isinstance(value, int)}
+def of_tokens(tokens: Tokens) -> Attributes:
+    """Return what an answer used, as far as it is known."""
+    found = {
+        "gen_ai.usage.input_tokens": tokens.prompt,
+        "gen_ai.usage.output_tokens": tokens.completion,
+        "gen_ai.usage.cache_read.input_tokens": tokens.cached,
+        "gen_ai.usage.cache_creation.input_tokens": tokens.cache_written,
+        "gen_ai.usage.reasoning.output_tokens": tokens.reasoning,
+    }
+    return {name: value for name, value in found.items() if value is not None}

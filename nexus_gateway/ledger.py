@@ -5,9 +5,7 @@ No word of a conversation and no key is ever in a row, as none is in the record 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 from nexus_gateway.record import RequestRecord
 
@@ -41,7 +39,6 @@ SCHEMA = (
     "CREATE INDEX requests_by_time ON requests (ended_s)",
 )
 COLUMNS = 19
-MOST_TOKENS = 2**53
 
 Row = tuple[object, ...]
 
@@ -53,55 +50,14 @@ def insert(count: int) -> str:
     return f"INSERT INTO requests VALUES {', '.join([row] * count)}"  # noqa: S608 - no input
 
 
-class Tokens(NamedTuple):
-    """What a request used; None where nobody said.
-
-    Args:
-        prompt: what was read, the cached part included.
-        cached: how much of that an upstream's cache had.
-        completion: what was written, the reasoning included.
-        reasoning: how much of that was thought only.
-        is_text: whether all of it was text, as far as is known.
-    """
-
-    prompt: int | None
-    cached: int | None
-    completion: int | None
-    reasoning: int | None
-    is_text: bool
-
-
-def tokens_of(usage: Mapping[str, Any]) -> Tokens:
-    """Read a usage in OpenAI's shape, whatever an upstream put into it."""
-    prompt = _count(usage.get("prompt_tokens"))
-    completion = _count(usage.get("completion_tokens"))
-    total = _count(usage.get("total_tokens"))
-    read, written = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    # Some leave reasoning out of what was written, and have it in the total alone.
-    if prompt is not None and completion is not None and total is not None:
-        completion = max(completion, total - prompt)
-    cached = reasoning = audio = None
-    if isinstance(read, dict):
-        cached, audio = _count(read.get("cached_tokens")), _count(read.get("audio_tokens"))
-    if isinstance(written, dict):
-        reasoning = _count(written.get("reasoning_tokens"))
-        audio = audio or _count(written.get("audio_tokens"))
-    return Tokens(prompt, cached, completion, reasoning, not audio)
-
-
-def _count(value: object) -> int | None:
-    """Return a count of tokens; None for anything else."""
-    return value if type(value) is int and 0 <= value < MOST_TOKENS else None
-
-
-def row_of(record: RequestRecord, tokens: Tokens, cost_usd: float | None) -> Row:
+def row_of(record: RequestRecord, cost_usd: float | None) -> Row:
     """Make a row.
 
     Args:
         record: what became of a request.
-        tokens: what it used.
-        cost_usd: what that cost, None when unknown.
+        cost_usd: what it cost, None when unknown.
     """
+    tokens = record.tokens
     return (
         record.ended_s,
         record.id,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from nexus_gateway.handlers.gateway import GATEWAY
-from nexus_gateway.ledger import Row, row_of, tokens_of
+from nexus_gateway.ledger import Row, row_of
 from nexus_gateway.prices import Prices
 from nexus_gateway.record import RequestRecord
 from nexus_gateway.shared_state import Shared
@@ -154,12 +154,11 @@ class LedgerWriter:
         """Make rows of what waits, as many as are written at a time."""
         while self._queue and len(self._rows) < BATCH:
             record = self._queue.popleft()
-            tokens = tokens_of(record.usage)
             # Who is about to go has no time to read a price list.
             may_ask = self._prices.is_loaded or not self._closing.is_set()
-            cost_usd = self._prices.cost_usd(record, tokens) if may_ask else None
+            cost_usd = self._prices.cost_usd(record) if may_ask else None
             self.spent_usd += cost_usd or 0.0
-            self._rows.append(row_of(record, tokens, cost_usd))
+            self._rows.append(row_of(record, cost_usd))
 
     def _refuse(self, error: Exception) -> None:
         """Keep no ledger, and say so."""

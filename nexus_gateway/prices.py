@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from nexus_gateway.ledger import Tokens
 from nexus_gateway.record import RequestRecord
 
 logger = logging.getLogger("nexus_gateway")
 # Some prices depend on the time of day.
 PERIOD_S = 900
 MOST_KNOWN = 1000
-HIGHEST_USD = 1_000_000
 # Long prompts may have a price of their own; most are short.
 SHORT = 100_000
-_SAMPLES = ((SHORT, 0, 0), (SHORT, SHORT, 0), (0, 0, SHORT))
-_CHECKS = ((300, 100, 20), (SHORT, SHORT // 3, SHORT // 2))
+# What was read, how much of it from a cache, how much of it into one, and what was written.
+_SAMPLES = ((SHORT, 0, 0, 0), (SHORT, SHORT, 0, 0), (SHORT, 0, SHORT, 0), (0, 0, 0, SHORT))
+_CHECKS = ((300, 100, 50, 20), (SHORT, SHORT // 3, SHORT // 4, SHORT // 2))
 
-_Cost = Callable[[int, int, int], float | None]
+_Cost = Callable[[int, int, int, int], float | None]
 
 
 class Prices:
@@ -40,16 +39,11 @@ class Prices:
         """Whether the list is there, so that costs are told without delay."""
         return self._snapshot is not None
 
-    def cost_usd(self, record: RequestRecord, tokens: Tokens) -> float | None:
-        """Return what a request cost, in US dollars; None when that is not known.
-
-        Args:
-            record: the request.
-            tokens: what it used.
-        """
-        if record.provider == "openrouter" and (bill := _bill(record.usage)) is not None:
-            return bill
-        prompt = tokens.prompt
+    def cost_usd(self, record: RequestRecord) -> float | None:
+        """Return what a request cost, in US dollars; None when that is not known."""
+        if record.provider == "openrouter" and record.billed_usd is not None:
+            return record.billed_usd
+        tokens, prompt = record.tokens, record.tokens.prompt
         if prompt is None or not tokens.is_text or not record.model:
             return None
         if record.endpoint == "transcriptions":  # not priced by text
@@ -62,7 +56,9 @@ class Prices:
         cost = self._known[key]
         if cost is None:
             return None
-        return cost(prompt, min(tokens.cached or 0, prompt), tokens.completion or 0)
+        cached = min(tokens.cached or 0, prompt)
+        written = min(tokens.cache_written or 0, prompt - cached)
+        return cost(prompt, cached, written, tokens.completion or 0)
 
     def _find(self, record: RequestRecord) -> _Cost | None:
         """Return what tells the costs of a model; None when nobody knows its price."""
@@ -76,14 +72,6 @@ class Prices:
         except Exception:  # somebody else's list must not cost a row
             logger.exception("no price for %s", record.model)
             return None
-
-
-def _bill(usage: Mapping[str, Any]) -> float | None:
-    """Return what an upstream itself says that it asks for."""
-    cost = usage.get("cost")
-    if isinstance(cost, int | float) and 0 <= cost < HIGHEST_USD:
-        return float(cost)
-    return None
 
 
 def _price_list() -> Any:
@@ -114,8 +102,13 @@ def _asking(owner: Any, model: Any, at: datetime) -> _Cost:
     """Return what asks the package every time."""
     from genai_prices import Usage
 
-    def cost(prompt: int, cached: int, completion: int) -> float | None:
-        used = Usage(input_tokens=prompt, cache_read_tokens=cached, output_tokens=completion)
+    def cost(prompt: int, cached: int, written: int, completion: int) -> float | None:
+        used = Usage(
+            input_tokens=prompt,
+            cache_read_tokens=cached,
+            cache_write_tokens=written,
+            output_tokens=completion,
+        )
         try:
             priced = model.calc_price(used, owner, genai_request_timestamp=at)
         except ValueError:  # not priced by such tokens
@@ -130,12 +123,13 @@ def _quick(ask: _Cost) -> _Cost:
     told = [ask(*sample) for sample in _SAMPLES]
     if None in told:
         return ask
-    fresh, kept, written = (each / SHORT for each in told if each is not None)
+    fresh, kept, keeping, answered = (each / SHORT for each in told if each is not None)
 
-    def multiply(prompt: int, cached: int, completion: int) -> float | None:
+    def multiply(prompt: int, cached: int, written: int, completion: int) -> float | None:
         if prompt > SHORT:
-            return ask(prompt, cached, completion)
-        return (prompt - cached) * fresh + cached * kept + completion * written
+            return ask(prompt, cached, written, completion)
+        plain = prompt - cached - written
+        return plain * fresh + cached * kept + written * keeping + completion * answered
 
     for check in _CHECKS:
         asked, made = ask(*check), multiply(*check)

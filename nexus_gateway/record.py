@@ -8,12 +8,14 @@ the request has ended, and must neither wait nor fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from nexus_gateway.errand import Report
+from nexus_gateway.tokens import Tokens, tokens_of
 
 LONGEST_MODEL = 200
+HIGHEST_USD = 1_000_000
 
 
 class AttemptRecord(NamedTuple):
@@ -58,7 +60,8 @@ class RequestRecord(NamedTuple):
         first_ms: from its coming to the first content or the whole answer.
         upstream_ms: how much of that the last attempt took.
         total_ms: from its coming to its end.
-        usage: what was used, in OpenAI's shape; empty when unknown.
+        tokens: what was used.
+        billed_usd: what the upstream itself says that it asks for; None where it does not.
     """
 
     id: str
@@ -79,7 +82,8 @@ class RequestRecord(NamedTuple):
     first_ms: float
     upstream_ms: float
     total_ms: float
-    usage: Mapping[str, Any]
+    tokens: Tokens
+    billed_usd: float | None
 
 
 Observer = Callable[[RequestRecord], None]
@@ -127,8 +131,15 @@ def record_of(
         first_ms=report.total_ms,
         upstream_ms=report.upstream_ms,
         total_ms=total_ms,
-        usage=report.usage,
+        tokens=tokens_of(report.usage),
+        billed_usd=_bill(report.usage.get("cost")),
     )
+
+
+def _bill(cost: object) -> float | None:
+    if isinstance(cost, int | float) and 0 <= cost < HIGHEST_USD:
+        return float(cost)
+    return None
 
 
 def _attempts(report: Report) -> list[AttemptRecord]:

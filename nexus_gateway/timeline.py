@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nexus_gateway.answer import completion_tokens, tokens_told
 from nexus_gateway.record import AttemptRecord, RequestRecord
 
 BUCKET_S = 10
@@ -25,12 +24,6 @@ HURTING = frozenset({"failure", "rate_limited", "bad_key"})
 def failed(record: RequestRecord) -> bool:
     """Tell whether a request went badly for its caller, by no fault of his own."""
     return record.status >= 500 or record.status == 429 or record.outcome == "failure"
-
-
-def tokens_of(record: RequestRecord) -> tuple[int, int]:
-    """Return the tokens that went in and came out, 0 where unknown."""
-    usage = record.usage
-    return tokens_told(usage, "prompt_tokens") or 0, completion_tokens(usage) or 0
 
 
 @dataclass(slots=True)
@@ -144,7 +137,7 @@ class Timelines:
     def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
         self.rate.add(record.ended_s)
-        tokens = tokens_of(record)[1]
+        tokens = record.tokens.completion or 0
         again = max(0, len(record.attempts) - 1)
         bucket = self.of[ALL].add(record.ended_s, 1, failed(record), again, tokens)
         if record.stream and record.first_ms:

@@ -37,13 +37,14 @@ from nexus_gateway.conventions import (
     error_type,
     of_instance,
     of_record,
-    of_usage,
+    of_tokens,
     operation_of,
 )
 from nexus_gateway.instance import Instance
 from nexus_gateway.lease import Lease
 from nexus_gateway.provider import InProcess
 from nexus_gateway.record import LONGEST_MODEL, RequestRecord
+from nexus_gateway.tokens import tokens_of
 
 logger = logging.getLogger("nexus_gateway")
 _SCOPE = InstrumentationScope("nexus_gateway", __version__)
@@ -234,7 +235,8 @@ class AttemptSpan:
 
     def used(self, usage: Mapping[str, Any]) -> None:
         """Note what the answer used, in OpenAI's shape."""
-        self._more.update(of_usage(usage))
+        if self._trace.sampled:
+            self._more.update(of_tokens(tokens_of(usage)))
 
     def end(self, verdict: Verdict) -> None:
         """Note how it ended."""

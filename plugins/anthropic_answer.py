@@ -131,6 +131,7 @@ class _Message:
                 fresh + cached + written,
                 _number(self._usage, "output_tokens"),
                 cached=cached,
+                cache_written=written,
                 reasoning=_number(_object(self._usage, "output_tokens_details"), "thinking_tokens"),
             )
 

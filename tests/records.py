@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nexus_gateway.record import AttemptRecord, RequestRecord
+from nexus_gateway.tokens import tokens_of
 
 
-def ended(**more: object) -> RequestRecord:
-    """Return a stream that the first instance answered at once, but for what is given."""
+def ended(usage: Mapping[str, Any] | None = None, **more: object) -> RequestRecord:
+    """Return a stream that the first instance answered at once, but for what is given.
+
+    Args:
+        usage: what it used, as an upstream tells it.
+        more: fields that differ.
+    """
     attempt = AttemptRecord("Fake (Key #1)", "fake", "success", "", 200, 5.0)
     made = RequestRecord(
         id="req-1",
@@ -27,6 +36,7 @@ def ended(**more: object) -> RequestRecord:
         first_ms=5.0,
         upstream_ms=5.0,
         total_ms=9.0,
-        usage={},
+        tokens=tokens_of(usage or {}),
+        billed_usd=None,
     )
     return made._replace(**more)

@@ -585,7 +585,7 @@ async def test_usage_with_a_cache() -> None:
         "prompt_tokens": 140,
         "completion_tokens": 7,
         "total_tokens": 147,
-        "prompt_tokens_details": {"cached_tokens": 100},
+        "prompt_tokens_details": {"cached_tokens": 100, "cache_write_tokens": 10},
     }
 
 

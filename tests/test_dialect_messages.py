@@ -17,7 +17,7 @@ from nexus_gateway.answer import Answer, Chunk, fold
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import NotAnAnswer, Request
 from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES, usage_as_chat
-from nexus_gateway.dialects.messages.answer import UNSEALED, MessageSpeaker, message
+from nexus_gateway.dialects.messages.answer import UNSEALED, MessageSpeaker, message, usage
 from nexus_gateway.dialects.messages.request import IMAGE_FOLLOWS
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import Account, Call, Translator
@@ -529,11 +529,22 @@ def test_a_count() -> None:
         COUNT_TOKENS.own_whole(request, b"{}", "", None)
 
 
+def test_usage_that_leaves_out_what_a_cache_had_or_got() -> None:
+    details = {"cached_tokens": 2, "cache_write_tokens": 4}
+    used = {"prompt_tokens": 7, "completion_tokens": 8, "prompt_tokens_details": details}
+    assert usage(used) == {
+        "input_tokens": 1,
+        "output_tokens": 8,
+        "cache_creation_input_tokens": 4,
+        "cache_read_input_tokens": 2,
+    }
+
+
 def test_usage_counts_the_cache() -> None:
     used = {"input_tokens": 1, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 4}
     assert usage_as_chat({**used, "output_tokens": 8}) == {
         "prompt_tokens": 7,
         "completion_tokens": 8,
         "total_tokens": 15,
-        "prompt_tokens_details": {"cached_tokens": 2},
+        "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 4},
     }

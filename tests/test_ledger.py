@@ -20,7 +20,7 @@ from processes import process
 from records import ended
 
 from nexus_gateway import ledger_file, ledger_writer
-from nexus_gateway.ledger import VERSION, row_of, tokens_of
+from nexus_gateway.ledger import VERSION, row_of
 from nexus_gateway.ledger_file import LedgerFile, LedgerRefused, ask, may_pass, prune
 from nexus_gateway.ledger_writer import LedgerWriter
 from nexus_gateway.record import RequestRecord
@@ -130,31 +130,6 @@ async def test_without_a_ledger_nothing_is_kept(upstream: FakeUpstream) -> None:
         async with served.session.get(served.url + "/v1/usage") as response:
             assert response.status == 404
             assert (await response.json())["error"]["code"] == "ledger_off"
-
-
-@pytest.mark.parametrize(
-    ("usage", "counts"),
-    [
-        ({}, (None, None, None, None)),
-        ({"completion_tokens": 3}, (None, None, 3, None)),
-        (
-            {
-                **USED,
-                "prompt_tokens_details": {"cached_tokens": 8},
-                "completion_tokens_details": {"reasoning_tokens": 2},
-            },
-            (12, 8, 3, 2),
-        ),
-        # Reasoning that is in the total alone.
-        ({**USED, "total_tokens": 40}, (12, None, 28, None)),
-        ({"prompt_tokens": 7, "total_tokens": 7}, (7, None, None, None)),
-        ({"prompt_tokens": "7", "completion_tokens": -1}, (None, None, None, None)),
-        ({"prompt_tokens": 1.5, "completion_tokens": True}, (None, None, None, None)),
-        ({"prompt_tokens": 2**70, "prompt_tokens_details": [1]}, (None, None, None, None)),
-    ],
-)
-def test_tokens(usage: dict[str, object], counts: tuple[int | None, ...]) -> None:
-    assert tokens_of(usage)[:4] == counts
 
 
 def test_what_a_caller_wrote_can_be_stored(writer: LedgerWriter, path: Path) -> None:
@@ -335,7 +310,7 @@ def test_what_may_pass() -> None:
 def test_pruning(path: Path) -> None:
     assert prune(str(path), 100.0) == 0
     file = LedgerFile(str(path))
-    row_at = (row_of(record(ended_s=at), tokens_of({}), None) for at in (1.0, 2.0, 3.0))
+    row_at = (row_of(record(ended_s=at), None) for at in (1.0, 2.0, 3.0))
     file.write(list(row_at))
     file.close()
     assert prune(str(path), 3.0) == 2

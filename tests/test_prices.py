@@ -17,21 +17,22 @@ from test_ledger import record
 
 from nexus_gateway import prices
 from nexus_gateway.handlers.events import figures
-from nexus_gateway.ledger import tokens_of
 from nexus_gateway.prices import Prices
 from nexus_gateway.testing import FakeUpstream
+from nexus_gateway.tokens import tokens_of
 
 NOW_S = datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp()
 
 
-def used(prompt: int, completion: int = 0, cached: int = 0) -> dict[str, Any]:
+def used(prompt: int, completion: int = 0, cached: int = 0, written: int = 0) -> dict[str, Any]:
     usage = {"prompt_tokens": prompt, "completion_tokens": completion}
-    return {**usage, "prompt_tokens_details": {"cached_tokens": cached}}
+    details = {"cached_tokens": cached, "cache_write_tokens": written}
+    return {**usage, "prompt_tokens_details": details}
 
 
 def cost(known: Prices, provider: str, model: str, usage: Any, **more: Any) -> float | None:
     one = record(provider=provider, model=model, usage=usage, **{"ended_s": NOW_S, **more})
-    return known.cost_usd(one, tokens_of(usage))
+    return known.cost_usd(one)
 
 
 def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
@@ -39,6 +40,7 @@ def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
     asked = genai_prices.Usage(
         input_tokens=tokens.prompt,
         cache_read_tokens=tokens.cached,
+        cache_write_tokens=tokens.cache_written,
         output_tokens=tokens.completion,
     )
     at = datetime.fromtimestamp(NOW_S, UTC)
@@ -66,7 +68,8 @@ def test_a_cost_is_what_the_package_says(
     provider: str, model: str, theirs: tuple[str, str] | None
 ) -> None:
     known = Prices()
-    for usage in (used(1000), used(1000, 200, 300), used(99_999, 1), used(900_000, 5000, 250_000)):
+    large = used(900_000, 5000, 250_000, 9000)
+    for usage in (used(1000), used(1000, 200, 300, 400), used(99_999, 1), large):
         told = cost(known, provider, model, usage)
         expected = float(by_the_package(*(theirs or (provider, model)), usage))
         assert told == pytest.approx(expected, abs=1e-12)
@@ -107,10 +110,10 @@ def test_embeddings_write_nothing() -> None:
 
 
 def test_the_bill_goes_before_the_list() -> None:
-    usage = {**used(10, 10), "cost": 0.125}
-    assert cost(Prices(), "openrouter", "a/model:free", usage) == 0.125
-    assert cost(Prices(), "openai", "a-model-of-mine", usage) is None
-    assert cost(Prices(), "openrouter", "nobody/knows", {**usage, "cost": "much"}) is None
+    about, bill = used(10, 10), {"billed_usd": 0.125}
+    assert cost(Prices(), "openrouter", "a/model:free", about, **bill) == 0.125
+    assert cost(Prices(), "openai", "a-model-of-mine", about, **bill) is None
+    assert cost(Prices(), "openrouter", "nobody/knows", about) is None
 
 
 def test_a_list_is_looked_into_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +137,7 @@ def test_nothing_is_fetched() -> None:
     code = """
 import sys
 from types import SimpleNamespace
-from nexus_gateway.ledger import tokens_of
+from nexus_gateway.tokens import Tokens
 from nexus_gateway.prices import Prices
 from nexus_gateway.testing import FakeUpstream
 
@@ -142,9 +145,8 @@ def refuse(event, about):
     assert not event.startswith("socket."), event
 
 sys.addaudithook(refuse)
-usage = {"prompt_tokens": 10, "completion_tokens": 10}
 about = {"provider": "openai", "model": "gpt-4o-mini", "endpoint": "chat", "ended_s": 1e9}
-print(Prices().cost_usd(SimpleNamespace(usage=usage, **about), tokens_of(usage)))
+print(Prices().cost_usd(SimpleNamespace(tokens=Tokens(10, completion=10), **about)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert float(done.stdout or 0), done.stderr

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 from conftest import HELLO, KEYS, make_instance, serving
 
-from nexus_gateway.record import RequestRecord
+from nexus_gateway.errand import Report
+from nexus_gateway.record import RequestRecord, record_of
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
 
@@ -35,7 +36,7 @@ async def test_the_whole_story(upstream: FakeUpstream) -> None:
     assert record.attempts[0].reason == "answered 500"
     assert (record.status, record.outcome, record.policy) == (200, "success", "round-robin")
     assert 0 < record.upstream_ms <= record.first_ms <= record.total_ms
-    assert record.usage["completion_tokens"]
+    assert record.tokens.completion
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,14 @@ async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstrea
         served.gateway.observers.append(told.append)
         assert (await served.chat({"messages": 1}))[0] == 400
     assert (told[0].status, told[0].instance, told[0].attempts) == (400, "", ())
+
+
+@pytest.mark.parametrize(
+    ("told", "bill"),
+    [(0.125, 0.125), (0, 0.0), (-1, None), ("much", None), (1e9, None), (None, None)],
+)
+def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
+    report = Report(0.0, usage={"cost": told})
+    times = {"ended_s": 0.0, "total_ms": 1.0}
+    made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
+    assert made.billed_usd == bill

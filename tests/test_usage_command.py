@@ -10,10 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_ledger import USED, record
+from test_ledger import record
 
 from nexus_gateway.cli import main, serve_environment, usage
-from nexus_gateway.ledger import row_of, tokens_of
+from nexus_gateway.ledger import row_of
 from nexus_gateway.ledger_file import LedgerFile
 from nexus_gateway.settings import Settings
 
@@ -31,13 +31,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def filled(folder: Path) -> None:
     now_s = time.time()
     file = LedgerFile("ledger.db")
-    used = tokens_of(USED)
     file.write(
         [
-            row_of(record(ended_s=now_s - 3 * DAY_S), used, 1234.5),
-            row_of(record(ended_s=now_s - 60), used, 0.00025),
-            row_of(record(ended_s=now_s - 60, caller="", model="other"), used, None),
-            row_of(record(ended_s=now_s - 60, outcome="failure"), tokens_of({}), None),
+            row_of(record(ended_s=now_s - 3 * DAY_S), 1234.5),
+            row_of(record(ended_s=now_s - 60), 0.00025),
+            row_of(record(ended_s=now_s - 60, caller="", model="other"), None),
+            row_of(record(usage={}, ended_s=now_s - 60, outcome="failure"), None),
         ]
     )
     file.close()

@@ -11,7 +11,7 @@ from typing import Any
 from nexus_gateway.breaker import State
 from nexus_gateway.instance import Instance
 from nexus_gateway.record import RequestRecord
-from nexus_gateway.timeline import failed, tokens_of
+from nexus_gateway.timeline import failed
 
 
 def percent(share: float) -> str:
@@ -61,7 +61,6 @@ def _rounded(number: float | None) -> int | None:
 
 def view_of_request(record: RequestRecord) -> dict[str, Any]:
     """Describe a request that has ended: who was asked, and why they failed; no word of it."""
-    prompt_tokens, completion_tokens = tokens_of(record)
     return {
         "id": record.id,
         "endedAt": round(record.ended_s * 1000),
@@ -80,8 +79,8 @@ def view_of_request(record: RequestRecord) -> dict[str, Any]:
         "firstMs": round(record.first_ms, 1),
         "upstreamMs": round(record.upstream_ms, 1),
         "totalMs": round(record.total_ms, 1),
-        "promptTokens": prompt_tokens,
-        "completionTokens": completion_tokens,
+        "promptTokens": record.tokens.prompt or 0,
+        "completionTokens": record.tokens.completion or 0,
         "attempts": [
             {
                 "instance": attempt.instance,

@@ -14,7 +14,6 @@ from nexus_gateway.instance import Instance
 from nexus_gateway.metrics import families as f
 from nexus_gateway.metrics.counts import Counts, observe
 from nexus_gateway.metrics.state import models_of
-from nexus_gateway.metrics.tokens import KINDS, tokens_in
 from nexus_gateway.metrics.usual import Usual
 from nexus_gateway.record import AttemptRecord, RequestRecord
 
@@ -155,13 +154,13 @@ class Counting:
             self._time(family, (record.endpoint,), lost_ms)
 
         whole = record.stream and record.outcome == "success"
-        if whole and (tokens := tokens_in(record.usage, "completion_tokens")) > 1:
+        if whole and (tokens := record.tokens.completion or 0) > 1:
             spent_ms = max(0.0, record.total_ms - record.first_ms)
             self._time(f.OUTPUT_TOKEN, served, spent_ms / (tokens - 1))
 
     def _count_tokens(self, record: RequestRecord, served: tuple[str, ...]) -> None:
-        for field, kind in KINDS:
-            tokens = tokens_in(record.usage, field)
+        used = record.tokens
+        for kind, tokens in ((f.INPUT, used.prompt), (f.OUTPUT, used.completion)):
             if not tokens:
                 continue
             numbers = self.counts.of((f.TOKEN_USAGE.name, *served, kind))

@@ -28,6 +28,8 @@ OVERHEAD_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1
 DELAY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 
 INSTANCE = ("provider", "provider_instance")
+# Kinds of tokens, by OpenTelemetry's names.
+INPUT, OUTPUT = "input", "output"
 SERVED = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 ASKED = ("gen_ai_operation_name", "gen_ai_provider_name", "provider_instance")
 

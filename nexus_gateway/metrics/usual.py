@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from nexus_gateway.metrics import families as f
 from nexus_gateway.metrics.counts import Counts, observe
-from nexus_gateway.metrics.tokens import KINDS, tokens_in
 from nexus_gateway.record import RequestRecord
 
 
@@ -39,12 +38,11 @@ class Usual:
             self._output_token = of((f.OUTPUT_TOKEN.name, *served))
         self._tokens = [
             (
-                field,
                 of((f.TOKEN_USAGE.name, *served, kind)),
                 of((f.INSTANCE_TOKENS.name, *who, kind)),
                 of((f.CALLER_TOKENS.name, record.caller, kind)) if record.caller else None,
             )
-            for field, kind in KINDS
+            for kind in (f.INPUT, f.OUTPUT)
         ]
 
     def count(self, record: RequestRecord) -> None:
@@ -56,9 +54,10 @@ class Usual:
         observe(self._duration, f.DURATION_S, total_ms / 1000)
         observe(self._attempt_duration, f.DURATION_S, attempt_ms / 1000)
         observe(self._overhead, f.OVERHEAD_S, max(0.0, first_ms - upstream_ms) / 1000)
-        tokens = 0
-        for field, usage, of_instance, of_caller in self._tokens:
-            tokens = tokens_in(record.usage, field)
+        used = record.tokens
+        for tokens, (usage, of_instance, of_caller) in zip(
+            (used.prompt, used.completion), self._tokens, strict=True
+        ):
             if tokens:
                 observe(usage, f.TOKENS, tokens)
                 of_instance[0] += tokens
@@ -67,6 +66,7 @@ class Usual:
         if self._stream:
             observe(self._first_token, f.FIRST_TOKEN_S, first_ms / 1000)
             observe(self._first_chunk, f.FIRST_TOKEN_S, upstream_ms / 1000)
-            if tokens > 1:  # the last that were counted are those of the answer
+            answered = used.completion or 0
+            if answered > 1:
                 spent_s = max(0.0, total_ms - first_ms) / 1000
-                observe(self._output_token, f.OUTPUT_TOKEN_S, spent_s / (tokens - 1))
+                observe(self._output_token, f.OUTPUT_TOKEN_S, spent_s / (answered - 1))

@@ -46,7 +46,10 @@ def usage_as_chat(used: Mapping[str, Any]) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-    return {**whole, "prompt_tokens_details": {"cached_tokens": cached}} if cached else whole
+    if not (cached or written):
+        return whole
+    details = {"cached_tokens": cached, "cache_write_tokens": written}
+    return {**whole, "prompt_tokens_details": details}
 
 
 class MessagesPassage(EventPassage):

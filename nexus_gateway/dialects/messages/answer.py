@@ -88,13 +88,15 @@ def _input(arguments: str) -> Chunk:
 
 
 def usage(used: Mapping[str, Any] | None) -> Chunk:
-    """Put a chat's usage into Anthropic's: there the input leaves out what came from a cache."""
+    """Put a chat's usage into Anthropic's: there the input leaves out what a cache had or got."""
     used = used or {}
-    cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    details = used.get("prompt_tokens_details") or {}
+    cached = details.get("cached_tokens") or 0
+    written = details.get("cache_write_tokens") or 0
     return {
-        "input_tokens": max((used.get("prompt_tokens") or 0) - cached, 0),
+        "input_tokens": max((used.get("prompt_tokens") or 0) - cached - written, 0),
         "output_tokens": used.get("completion_tokens") or 0,
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": written,
         "cache_read_input_tokens": cached,
     }
 

@@ -1,0 +1,60 @@
+"""How many tokens a request used, read from what its upstream told: once, for all who count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# What is said to be more is nonsense, and would spoil every sum.
+MOST = 10**9
+
+
+class Tokens(NamedTuple):
+    """What a request used; None where nobody said.
+
+    Args:
+        prompt: what was read, all of `cached` and `cache_written` included.
+        cached: how much of that an upstream's cache had.
+        cache_written: how much of that an upstream put into its cache, which some charge for.
+        completion: what was written, the reasoning included.
+        reasoning: how much of that was thought only.
+        is_text: whether all of it was text, as far as is known.
+    """
+
+    prompt: int | None = None
+    cached: int | None = None
+    cache_written: int | None = None
+    completion: int | None = None
+    reasoning: int | None = None
+    is_text: bool = True
+
+
+UNKNOWN = Tokens()
+
+
+def tokens_of(usage: Mapping[str, Any]) -> Tokens:
+    """Read a usage in OpenAI's shape, whatever an upstream put into it."""
+    if not usage:
+        return UNKNOWN
+    told = usage.get
+    prompt, completion = count(told("prompt_tokens")), count(told("completion_tokens"))
+    if prompt is not None and completion is not None:
+        # Some leave reasoning out of what was written, and have it in the total alone.
+        total = count(told("total_tokens"))
+        if total is not None and total - prompt > completion:
+            completion = total - prompt
+    cached = written = reasoning = audio = None
+    details = told("prompt_tokens_details")
+    if isinstance(details, dict):
+        cached, audio = count(details.get("cached_tokens")), count(details.get("audio_tokens"))
+        written = count(details.get("cache_write_tokens"))
+    details = told("completion_tokens_details")
+    if isinstance(details, dict):
+        reasoning = count(details.get("reasoning_tokens"))
+        audio = audio or count(details.get("audio_tokens"))
+    return Tokens(prompt, cached, written, completion, reasoning, not audio)
+
+
+def count(told: object) -> int | None:
+    """Return a number of tokens; None for anything else."""
+    return told if type(told) is int and 0 <= told <= MOST else None
