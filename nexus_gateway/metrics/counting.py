@@ -61,9 +61,16 @@ class Counting:
     """
 
     def __init__(self, instances: Iterable[Instance]) -> None:
-        self.counts = Counts()
+        self._counts = Counts()
         self._models = {instance.name: models_of(instance) for instance in instances}
         self._usual: dict[tuple[str, bool, str, str, str], Usual] = {}
+
+    @property
+    def counts(self) -> Counts:
+        """All that was counted so far."""
+        for usual in self._usual.values():
+            usual.fold()
+        return self._counts
 
     def __call__(self, record: RequestRecord) -> None:
         """Count a request (a `record.Observer`)."""
@@ -75,7 +82,7 @@ class Counting:
         usual = self._usual.get(shape)
         if usual is None:
             served = self._served(record, model)
-            usual = self._usual[shape] = Usual(self.counts, record, served)
+            usual = self._usual[shape] = Usual(self._counts, record, served)
         usual.count(record)
 
     def count(self, record: RequestRecord, served: tuple[str, str, str]) -> None:
@@ -85,7 +92,7 @@ class Counting:
             record: it.
             served: the labels of whom it was served by, see `families.SERVED`.
         """
-        counts = self.counts
+        counts = self._counts
         outcome = record.outcome if record.outcome in OUTCOMES else OTHER
         status = f"{record.status // 100}xx"
         counts.add((f.REQUESTS.name, record.endpoint, status, outcome))
@@ -108,7 +115,7 @@ class Counting:
         return (operation, provider_of(record.provider), model)
 
     def _time(self, family: f.Family, labels: tuple[str, ...], took_ms: float) -> None:
-        numbers = self.counts.of((family.name, *labels))
+        numbers = self._counts.of((family.name, *labels))
         observe(numbers, family.buckets, took_ms / 1000)
 
     def _model(self, record: RequestRecord) -> str:
@@ -119,7 +126,7 @@ class Counting:
     def _count_attempts(self, record: RequestRecord, operation: str) -> None:
         for attempt in record.attempts:
             labels = (attempt.provider, attempt.instance, attempt.outcome)
-            self.counts.add((f.ATTEMPTS.name, *labels))
+            self._counts.add((f.ATTEMPTS.name, *labels))
             took_ms = attempt.duration_ms
             if attempt is record.attempts[-1] and has_answered(record):
                 took_ms += record.total_ms - record.first_ms
@@ -130,7 +137,7 @@ class Counting:
             for attempt, following in pairwise(record.attempts):
                 if attempt.instance != following.instance:
                     labels = (attempt.provider, attempt.instance, attempt.outcome)
-                    self.counts.add((f.FAILOVERS.name, *labels))
+                    self._counts.add((f.FAILOVERS.name, *labels))
 
     def _time_first_content(self, record: RequestRecord, served: tuple[str, ...]) -> None:
         """Time the way to the first content.
@@ -163,12 +170,12 @@ class Counting:
         for kind, tokens in ((f.INPUT, used.prompt), (f.OUTPUT, used.completion)):
             if not tokens:
                 continue
-            numbers = self.counts.of((f.TOKEN_USAGE.name, *served, kind))
+            numbers = self._counts.of((f.TOKEN_USAGE.name, *served, kind))
             observe(numbers, f.TOKENS, tokens)
             labels = (record.provider, record.instance, kind)
-            self.counts.add((f.INSTANCE_TOKENS.name, *labels), tokens)
+            self._counts.add((f.INSTANCE_TOKENS.name, *labels), tokens)
             if record.caller:
-                self.counts.add((f.CALLER_TOKENS.name, record.caller, kind), tokens)
+                self._counts.add((f.CALLER_TOKENS.name, record.caller, kind), tokens)
 
 
 def is_usual(record: RequestRecord) -> bool:

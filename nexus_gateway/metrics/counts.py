@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nexus_gateway.metrics.families import BY_NAME, HISTOGRAM
 
@@ -88,5 +88,11 @@ def observe(numbers: list[float], buckets: tuple[float, ...], value: float) -> N
         buckets: its family's; a bound belongs to the bucket below it.
         value: what was measured.
     """
-    numbers[bisect_left(buckets, value)] += 1
-    numbers[-1] += value
+    observe_all(numbers, buckets, (value,))
+
+
+def observe_all(numbers: list[float], buckets: tuple[float, ...], values: Sequence[float]) -> None:
+    """Put values into a histogram; see `observe`."""
+    for value in values:
+        numbers[bisect_left(buckets, value)] += 1
+    numbers[-1] += sum(values)
