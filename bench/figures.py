@@ -9,7 +9,7 @@ from report import Findings, added_ms, cpu
 from rounds import Result
 from scenarios import TARGETS, Target, chunks
 
-NEXUS, WATCHED = "nexus", "watched"
+NEXUS = "nexus"
 
 
 def values(findings: Findings) -> dict[Target, float]:
@@ -25,6 +25,8 @@ def values(findings: Findings) -> dict[Target, float]:
         found["pick", f"{policy}, 1000 instances", "× 10 instances"] = costs[-1] / costs[0]
     for way, seconds in findings.start.items():
         found["start", way, "s"] = statistics.median(seconds)
+    for name, by_peer in findings.watched.items():
+        found["watched", f"CPU, {name}", f"× {NEXUS}"] = by_peer["watched"].ratio()
     if findings.workers:
         one, two = (statistics.median(w.capacity_per_s) for w in findings.workers.values())
         found["workers", "capacity of two", "× one"] = two / one
@@ -37,10 +39,8 @@ def _of_load(results: Mapping[str, Result]) -> Iterator[tuple[tuple[str, str], f
         return
     ours = cpu(results, NEXUS)
     for peer in results:
-        if peer not in (NEXUS, WATCHED, "direct"):
+        if peer not in (NEXUS, "direct"):
             yield ("CPU", f"× {peer}"), ours / cpu(results, peer)
-    if WATCHED in results:
-        yield ("CPU watched", f"× {NEXUS}"), cpu(results, WATCHED) / ours
     yield ("errors", ""), results[NEXUS].errors
     for percentile in ("p50", "p99"):
         added = added_ms(results, NEXUS, percentile)

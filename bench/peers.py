@@ -57,12 +57,25 @@ BARE = Peer("bare", (sys.executable, str(HERE / "bare.py"), "{port}", "{upstream
 SERVE = (sys.executable, "-m", "nexus_gateway", "serve", "--port", "{port}")
 LOCAL = {"LOCAL_BASE_URL_1": "{upstream}/v1", "LOCAL_MODEL_1": "any"}
 NEXUS = Peer("nexus", SERVE, {**LOCAL, "LEDGER": "off", "METRICS": "false"}, "local/any")
-# The same with all that watches it and is on by default where its extra is installed.
+OURS = (DIRECT, BARE, NEXUS)
 LEDGER = Path(tempfile.gettempdir()) / f"nexus-bench-{os.getpid()}.sqlite3"
-WATCHED = Peer(
-    "watched", SERVE, {**LOCAL, "LEDGER": f"sqlite:///{LEDGER}", "METRICS": "true"}, "local/any"
-)
-OURS = (DIRECT, BARE, NEXUS, WATCHED)
+
+
+def watched_by(collector: Running) -> Iterator[Peer]:
+    """Give our gateway as it is looked at more and more.
+
+    First by the ledger and metrics, which are on where their extras are there; then by traces of
+    one request in twenty as well, then by traces of all.
+
+    Args:
+        collector: of the traces.
+    """
+    on = {**LOCAL, "LEDGER": f"sqlite:///{LEDGER}", "METRICS": "true"}
+    yield Peer("watched", SERVE, on, "local/any")
+    traced = {**on, "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}"}
+    some = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.05"}
+    yield Peer("watched, 1 in 20 traced", SERVE, {**traced, **some}, "local/any")
+    yield Peer("watched, all traced", SERVE, traced, "local/any")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import others
 from memory import Memory
 from rounds import Result
 from scenarios import FLOOD_MIB, LOADS, TARGETS, Scenario, Target
+from watched import Costs
 from workers import Workers
 
 NOISY = 1.5
@@ -25,6 +26,7 @@ class Findings:
     pick: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     start: dict[str, list[float]] = field(default_factory=dict)
     workers: dict[int, Workers] = field(default_factory=dict)
+    watched: Costs = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
 
@@ -122,9 +124,21 @@ def _others(findings: Findings) -> Iterator[str]:
         yield "\nworkers\n" + _grid(rows)
 
 
+def _watched(findings: Findings) -> Iterator[str]:
+    for name, by_peer in findings.watched.items():
+        rows = [["peer", "CPU µs/req", "× nexus", "95 of 100"]]
+        for peer, told in by_peer.items():
+            low, high = told.range()
+            cpu_us = f"{statistics.median(told.cpu_us):.0f}"
+            rows.append([peer, cpu_us, f"{told.ratio():.3f}", f"{low:.3f}-{high:.3f}"])
+        yield f"\nwatched, {name}\n" + _grid(rows)
+
+
 def tables(findings: Findings) -> str:
     """Lay out what was measured, medians with their spreads."""
-    return "\n".join([*_loads(findings), *_memory(findings), *_others(findings)])
+    return "\n".join(
+        [*_loads(findings), *_memory(findings), *_others(findings), *_watched(findings)]
+    )
 
 
 def _why(findings: Findings, target: Target) -> str:

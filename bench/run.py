@@ -19,12 +19,13 @@ import machine
 import others
 from figures import values
 from memory import WAYS, allow_files, measure_memory
-from peers import BARE, DIRECT, NEXUS, WATCHED, Peer, ledger, started, upstream
+from peers import BARE, DIRECT, NEXUS, Peer, started, upstream
 from processes import GATEWAY_CORE, HERE, Running, pinned
 from report import Findings, judged, noise, tables, target_table
 from rounds import answers, measure_all
 from scenarios import LOADS, NAMES, Scenario
 from start import measure_start
+from watched import measure_watched
 from workers import has_option, measure_workers
 
 STARTS = 5
@@ -89,8 +90,7 @@ def run(rows: Sequence[str], rounds: int, more: Sequence[Peer]) -> Findings:
     with upstream() as behind:
         peers = [BARE, NEXUS, *proven(more, behind)]
         if chosen := [scenario for scenario in LOADS if scenario.name in rows]:
-            with ledger():
-                findings = measure_loads([DIRECT, *peers, WATCHED], behind, chosen, rounds)
+            findings = measure_loads([DIRECT, *peers], behind, chosen, rounds)
         for name in WAYS:
             if name in rows:
                 findings.memory[name] = measure_memory(name, peers, behind, rounds)
@@ -98,6 +98,8 @@ def run(rows: Sequence[str], rounds: int, more: Sequence[Peer]) -> Findings:
             findings.start = measure_start(behind, STARTS)
             if "fast" not in findings.start:
                 findings.missing["start"] = "the extra `fast` is not installed"
+        if "watched" in rows:
+            findings.watched = measure_watched(behind, rounds)
     if "pick" in rows:
         findings.pick = pick(rounds)
     if "workers" in rows and not has_option():

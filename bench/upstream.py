@@ -5,7 +5,8 @@
 `stream-32-0` streams 32 chunks at once, `stream-32-20` one every 20 ms, `whole` answers in one
 piece, `flood-100` streams 100 MiB as fast as the other side takes them. The script's name may stand
 anywhere in the request, so that gateways may rewrite the rest of it. Routers that ask how the
-engine behind them is, and for its models, are told of one model, `any`.
+engine behind them is, and for its models, are told of one model, `any`. It takes spans, as a
+collector of traces does, and forgets them.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ def _told(status: bytes, body: bytes) -> bytes:
 WHOLE = _whole()
 MODELS = _told(b"200 OK", b'{"object":"list","data":[{"id":"any","object":"model"}]}')
 HEALTHY = _told(b"200 OK", b"{}")
+# A collector of traces is content with anything.
+ASIDE = {
+    b"GET /v1/models": MODELS,
+    b"GET /health": HEALTHY,
+    b"POST /v1/traces": HEALTHY,
+}
 # What routers try beside, such as a /metrics or a prompt rendered by the engine.
 UNKNOWN = _told(b"404 Not Found", b"{}")
 BURSTS = cache(lambda count: HEAD + b"".join(events(count)))
@@ -117,8 +124,7 @@ class Answerer(asyncio.Protocol):
 
     def _answer(self, request: bytes) -> None:
         if not request.startswith(b"POST /v1/chat/completions "):
-            about = {b"GET /v1/models": MODELS, b"GET /health": HEALTHY}
-            self._transport.write(about.get(request.split(b" HTTP/", 1)[0], UNKNOWN))
+            self._transport.write(ASIDE.get(request.split(b" HTTP/", 1)[0], UNKNOWN))
             return
         script = SCRIPT.search(request)
         if script is None or b'"stream":true' not in request.replace(b": ", b":"):

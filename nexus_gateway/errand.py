@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nexus_gateway.answer import completion_tokens
@@ -167,7 +167,7 @@ class Errand:
         request, trace = self.request, self.report.trace
         if trace is not None:
             lease.span = span = trace.attempt(lease, request.stream)
-            request = replace(request, trace=span.headers)
+            request = request.traced(span.headers)
         return lease.instance, lease.model, request
 
     def others(self) -> int:

@@ -44,10 +44,13 @@ from nexus_gateway.instance import Instance
 from nexus_gateway.lease import Lease
 from nexus_gateway.provider import InProcess
 from nexus_gateway.record import LONGEST_MODEL, RequestRecord
+from nexus_gateway.span import Span
 from nexus_gateway.tokens import tokens_of
 
 logger = logging.getLogger("nexus_gateway")
 _SCOPE = InstrumentationScope("nexus_gateway", __version__)
+# Whatever runs in this process, nobody else's span is the parent of one of ours.
+_NOBODY = Context()
 
 
 class Tracing:
@@ -85,8 +88,9 @@ class Tracing:
         about = {"http.request.method": "POST", "http.route": path, "url.path": path}
         trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
         above = None if parent is None else _span_context(*parent, is_remote=True)
-        # A context of its own: whatever runs in this process, nobody else's span is its parent.
-        context = Context() if above is None else set_span_in_context(NonRecordingSpan(above))
+        context = _NOBODY
+        if above is not None:
+            context = set_span_in_context(NonRecordingSpan(above), _NOBODY)
         name = f"POST {path}"
         wanted = self._sampler.should_sample(context, trace_id, name, SpanKind.SERVER, about)
         sampled = wanted.decision is Decision.RECORD_AND_SAMPLE
@@ -192,8 +196,10 @@ class Trace:
         self._about = about
         self._began_ns = time.time_ns()
 
-    def attempt(self, lease: Lease, stream: bool) -> AttemptSpan:
+    def attempt(self, lease: Lease, stream: bool) -> Span:
         """Begin the span of an attempt, below this one."""
+        if not self.sampled:
+            return Unsampled(trace_context.write(self.own))
         return AttemptSpan(self, lease.instance, lease.model, stream)
 
     def end(self, record: RequestRecord) -> None:
@@ -207,6 +213,22 @@ class Trace:
             error = ""
         made = (self._name, SpanKind.SERVER, self.own, self._above, self._began_ns, about, error)
         self.tracing.take(Made(*made))
+
+
+class Unsampled:
+    """An attempt that nobody wants to see (a `span.Span`); the upstream is told of the trace."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self.headers = headers
+
+    def first_content(self) -> None:
+        """Do nothing."""
+
+    def used(self, usage: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def end(self, verdict: Verdict) -> None:
+        """Do nothing."""
 
 
 class AttemptSpan:
@@ -235,13 +257,10 @@ class AttemptSpan:
 
     def used(self, usage: Mapping[str, Any]) -> None:
         """Note what the answer used, in OpenAI's shape."""
-        if self._trace.sampled:
-            self._more.update(of_tokens(tokens_of(usage)))
+        self._more.update(of_tokens(tokens_of(usage)))
 
     def end(self, verdict: Verdict) -> None:
         """Note how it ended."""
-        if not self._trace.sampled:
-            return
         try:
             self._end(verdict)
         except Exception:  # the lease that ends with it has more to do
