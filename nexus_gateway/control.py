@@ -1,12 +1,15 @@
 """The line between the supervisor and one worker: JSON, a message a line, over a socket pair.
 
-    supervisor says   share   what all others know (`shared_state`)
+    supervisor says   share   what all others know (`shared_state`); how many workers serve, and
+                              whether all there was to show was told as news
+                      news    what is new with the others (`news`)
                       listen  on whose sockets to accept: its own, and those of absent workers
                       retire  somebody takes your place: accept no more, end what you have
                       drain   the gateway ends
     worker says       ready   it accepts
                       refused its settings are wrong
                       share   what it knows
+                      news    what is new with it
                       leave   it was asked by a signal to go
 
 When the other end is gone the line ends; a worker then leaves as well.

@@ -7,14 +7,14 @@ For a stream the latency is its time to the first token and the limit FIRST_TOKE
 so that both kinds compare. Everything decays exponentially in time, so the past fades; an
 instance without a past is an optimist's: 100 %.
 
-What other processes have seen of the same instance is heard as well and weighs the same; it is
-kept apart from what was seen here, so that nothing is ever told back and counted twice.
+What other processes have seen of the same instance is heard as well and weighs the same. Only what
+was seen here is told, so that nothing is ever told back and counted twice.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -105,6 +105,7 @@ class Health:
         self._latencies = Decayed(clock, half_life_s)
         self._speeds = Decayed(clock, half_life_s)
         self._first_tokens_ms: deque[float] = deque(maxlen=RECENT)
+        self._untold_ms: deque[float] = deque(maxlen=RECENT)
 
     @property
     def _means(self) -> dict[str, Decayed]:
@@ -140,9 +141,22 @@ class Health:
     def observe_first_token(self, ttft_ms: float) -> None:
         """Note a stream's time to its first token, beside its latency."""
         self._first_tokens_ms.append(ttft_ms)
+        self._untold_ms.append(ttft_ms)
+
+    def new_first_tokens_ms(self) -> list[float]:
+        """Return those that were seen here since this was last asked, the newest of them."""
+        if not self._untold_ms:
+            return []
+        found = [round(ttft_ms, 2) for ttft_ms in self._untold_ms]
+        self._untold_ms.clear()
+        return found
+
+    def hear_first_tokens(self, ttfts_ms: Iterable[float]) -> None:
+        """Note those that others have seen, as if they had just been seen here."""
+        self._first_tokens_ms.extend(ttfts_ms)
 
     def first_token_ms(self, share: float, *, of_at_least: int = ENOUGH) -> float | None:
-        """Return the time in which a share of the recent streams had their first token.
+        """Return the time in which a share of the recent streams, of all processes, had theirs.
 
         Args:
             share: of 1: 0.95 for the 95th percentile (by nearest rank).

@@ -9,6 +9,8 @@ is lost or late is healed by the next one. Four sorts of things are shared, and 
     gauges   what goes up and down                                  added; those of the gone go
     means    decayed means (`health.Sample`)                        added, each as old as it is
 
+What happens to each request is told once only, see `news`.
+
 Whoever has more to count, such as metrics, adds it under names of its own to the counts and the
 gauges; nothing between the workers needs to know them.
 
@@ -19,7 +21,7 @@ and by a keyed digest of its key and address, so that another key under the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Self
@@ -28,6 +30,8 @@ from nexus_gateway.health import Sample
 from nexus_gateway.instance import MARKS, Elsewhere, Instance
 
 REQUESTS_IN_FLIGHT = "requests_in_flight"
+LISTENERS = "listeners"  # to the live events
+HANDING_OVER = "handing_over"  # 1 where a worker tells its requests as `news`
 # Known by an instance's name alone, as it was in the operator's words.
 _BY_NAME = frozenset({"toggle"})
 
@@ -95,6 +99,16 @@ class Hub:
                 found.add(said, living=True)
         return found
 
+    def listens(self, worker: int) -> bool:
+        """Tell whether somebody listens at a worker."""
+        said = self._said.get(worker)
+        return said is not None and said.gauges.get(LISTENERS, 0) > 0
+
+    def others_hand_over(self, worker: int) -> bool:
+        """Tell whether all others hand over their requests."""
+        others = [said for other, said in self._said.items() if other != worker]
+        return all(said.gauges.get(HANDING_OVER) for said in others)
+
     def free_bad_keys(self, now_s: float) -> None:
         """Give every key that was refused another chance, as enabling its instance does."""
         for name in [n for n in self._all.marks if n.endswith(" bad_key")]:
@@ -126,6 +140,16 @@ class Names:
                 if sample.weight:
                     said.means[f"{identity} {name}"] = sample
         return said
+
+    def first_tokens_ms(self) -> dict[str, list[float]]:
+        """Return the times to the first token that were seen here since this was last asked."""
+        seen = {identity: instance.health.new_first_tokens_ms() for instance, identity in self.of}
+        return {identity: times_ms for identity, times_ms in seen.items() if times_ms}
+
+    def hear_first_tokens(self, heard_ms: Mapping[str, list[float]]) -> None:
+        """Note the times to the first token that the others have seen."""
+        for instance, identity in self.of if heard_ms else ():
+            instance.health.hear_first_tokens(heard_ms.get(identity, ()))
 
     def heed(self, heard: Shared) -> None:
         """Take over what the others know of the instances."""

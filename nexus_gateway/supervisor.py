@@ -256,6 +256,8 @@ class Supervisor:
         async for kind, message in worker.line.messages():
             if kind == "share":
                 self._switchboard.hear(worker, message)
+            elif kind == "news":
+                self._switchboard.hear_news(worker, message)
             elif kind == "ready":
                 worker.introduce(message)
             elif kind == "refused":

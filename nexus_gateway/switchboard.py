@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from nexus_gateway.news import Board, News
 from nexus_gateway.shared_state import Hub, Shared
 from nexus_gateway.worker_process import WorkerProcess
 
@@ -16,7 +17,7 @@ REST_AFTER_TELLING = 10
 
 
 class Switchboard:
-    """The hub, with the lines to the workers.
+    """The hub and the board, with the lines to the workers.
 
     Args:
         workers: those that live.
@@ -27,6 +28,7 @@ class Switchboard:
         self._workers = workers
         self._present = present
         self._hub = Hub()
+        self._board = Board()
         self._telling: asyncio.TimerHandle | None = None
         self._pause_s = TELL_AFTER_S
 
@@ -35,9 +37,15 @@ class Switchboard:
         self._hub.hear(worker.number, Shared.from_json(message))
         self.tell_soon()
 
+    def hear_news(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
+        """Note what is new with a worker."""
+        self._board.hear(worker.number, News.from_json(message))
+        self.tell_soon()
+
     def forget(self, worker: WorkerProcess) -> None:
         """Note that a worker is gone."""
         self._hub.forget(worker.number)
+        self._board.forget(worker.number)
         self.tell_soon()
 
     def free_bad_keys(self) -> None:
@@ -47,7 +55,12 @@ class Switchboard:
 
     def tell(self, worker: WorkerProcess) -> None:
         """Tell a worker what all others know, if there is anything new."""
-        told = {**self._hub.tell(worker.number).as_json(), "workers": self._present()}
+        listens = self._hub.listens(worker.number)
+        if news := self._board.tell(worker.number, listens=listens):
+            worker.line.say("news", **news.as_json())
+        shown = listens and self._hub.others_hand_over(worker.number)
+        more = {"workers": self._present(), "shown": shown}
+        told = {**self._hub.tell(worker.number).as_json(), **more}
         if told != worker.told:
             worker.told = told
             worker.line.say("share", **told)

@@ -17,7 +17,7 @@ BUCKET_S = 10
 BUCKETS = 90
 RATE_OVER_S = 5
 ALL = ""
-COUNTED = ("requests", "failures", "failovers", "tokens")
+COUNTED = ("requests", "failures", "failovers", "tokens", "first_ms", "firsts")
 HURTING = frozenset({"failure", "rate_limited", "bad_key"})
 
 
@@ -54,6 +54,11 @@ class Bucket:
         self.failures += failures
         self.failovers += failovers
         self.tokens += tokens
+
+    def add_firsts(self, first_ms: float, firsts: int = 1) -> None:
+        """Count times to the first token."""
+        self.first_ms += first_ms
+        self.firsts += firsts
 
     def as_json(self) -> list[float | None]:
         """Return number, requests, failures, fail-overs, tokens and the mean TTFT in ms."""
@@ -120,7 +125,7 @@ class Timelines:
     """The timelines of all requests and of each instance; `observe` is an Observer.
 
     Other processes tell what they have counted so far (`tell`), and what that has become more since
-    the last time is counted as of now (`hear`). Times to the first token are told by nobody.
+    the last time is counted as of now (`hear`).
     """
 
     def __init__(self) -> None:
@@ -139,10 +144,11 @@ class Timelines:
         self.rate.add(record.ended_s)
         tokens = record.tokens.completion or 0
         again = max(0, len(record.attempts) - 1)
-        bucket = self.of[ALL].add(record.ended_s, 1, failed(record), again, tokens)
+        line = self.of[ALL]
+        bucket = line.add(record.ended_s, 1, failed(record), again, tokens)
         if record.stream and record.first_ms:
-            bucket.first_ms += record.first_ms
-            bucket.firsts += 1
+            bucket.add_firsts(record.first_ms)
+            line.counted.add_firsts(record.first_ms)
         for attempt in record.attempts:
             self._observe_attempt(attempt, record, tokens)
 
@@ -154,14 +160,14 @@ class Timelines:
             return
         bucket = line.add(record.ended_s, 1, hurt, len(record.attempts) > 1, tokens)
         if record.stream and attempt.outcome == "success":
-            bucket.first_ms += attempt.duration_ms
-            bucket.firsts += 1
+            bucket.add_firsts(attempt.duration_ms)
+            line.counted.add_firsts(attempt.duration_ms)
 
     def tell(self, counts: dict[str, float]) -> None:
         """Add to what the others hear what this process has counted."""
         for name, line in self.of.items():
             for what in COUNTED:
-                if count := getattr(line.counted, what):
+                if count := round(getattr(line.counted, what)):
                     counts[_told_as(what, name)] = count
 
     def hear(self, counts: Mapping[str, float], names: Iterable[str], now_s: float) -> None:
@@ -182,7 +188,9 @@ class Timelines:
         for name, now in self._heard.items():
             more = [max(0, n - b) for n, b in zip(now, before.get(name, now), strict=True)]
             if any(more):
-                self._line(name).at(now_s).add(*more)
+                bucket = self._line(name).at(now_s)
+                bucket.add(*more[:-2])
+                bucket.add_firsts(*more[-2:])
                 if name == ALL:
                     self.rate.add(now_s, more[0])
 

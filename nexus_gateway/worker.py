@@ -19,9 +19,12 @@ from aiohttp import web
 
 from nexus_gateway import server
 from nexus_gateway.control import Line, Place
+from nexus_gateway.handlers.events import FEED
+from nexus_gateway.handlers.feed import Feed
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway, gateway_of
 from nexus_gateway.listening import QUEUE
-from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Names, Shared
+from nexus_gateway.news import News
+from nexus_gateway.shared_state import HANDING_OVER, LISTENERS, REQUESTS_IN_FLIGHT, Names, Shared
 from nexus_gateway.terminal import heed_hangups
 
 TELL_EVERY_S = 0.2
@@ -50,7 +53,7 @@ async def work(app: web.Application, place: Place, introduction: Mapping[str, An
     async with contextlib.AsyncExitStack() as end:
         end.push_async_callback(line.close)
         runner = await end.enter_async_context(server.application_runner(app))
-        await Worker(app[GATEWAY], runner, place, line).work(introduction)
+        await Worker(app[GATEWAY], app[FEED], runner, place, line).work(introduction)
     return 0
 
 
@@ -66,13 +69,17 @@ class Worker:
 
     Args:
         gateway: what it serves.
+        feed: what its listeners hear.
         runner: serves it; set up, and listening nowhere yet.
         place: what the supervisor gave it.
         line: to the supervisor.
     """
 
-    def __init__(self, gateway: Gateway, runner: web.AppRunner, place: Place, line: Line) -> None:
+    def __init__(
+        self, gateway: Gateway, feed: Feed, runner: web.AppRunner, place: Place, line: Line
+    ) -> None:
         self._gateway = gateway
+        self._feed = feed
         self._drain = gateway.drain
         self._runner = runner
         self._place = place
@@ -103,6 +110,7 @@ class Worker:
             for task in (orders, telling):
                 task.cancel()
             await asyncio.gather(orders, telling, return_exceptions=True)
+            self._tell_news(whoever_listens=True)
             self.tell()
 
     def _on_signals(self) -> None:
@@ -117,6 +125,8 @@ class Worker:
         async for kind, message in self._line.messages():
             if kind == "share":
                 self._heed(message)
+            elif kind == "news":
+                self._hear_news(News.from_json(message))
             elif kind == "listen":
                 await self._listen(message["slots"])
             elif kind == "retire":
@@ -129,10 +139,25 @@ class Worker:
 
     def _heed(self, message: dict[str, Any]) -> None:
         self._gateway.workers = message.pop("workers")
+        shown = message.pop("shown")
         others = Shared.from_json(message)
+        handed_over = self._hands_over
         self._gateway.others = others
         self._names.heed(others)
+        (self._feed.whole.set if shown else self._feed.whole.clear)()
+        if self._hands_over and not handed_over:
+            self._gateway.decided.set()  # somebody waits for it
         self._informed.set()
+
+    def _hear_news(self, news: News) -> None:
+        self._feed.hear(news.requests)
+        self._names.hear_first_tokens(news.first_tokens_ms)
+
+    @property
+    def _hands_over(self) -> bool:
+        """Whether somebody listens to the live events, at whichever worker."""
+        elsewhere = self._gateway.others.gauges.get(LISTENERS, 0)
+        return self._feed.listeners + elsewhere > 0
 
     async def _tell(self) -> None:
         decided = self._gateway.decided
@@ -149,10 +174,19 @@ class Worker:
                 spent_s = time.thread_time() - begun_s
                 pause_s = max(TELL_EVERY_S, spent_s * REST_AFTER_TELLING)
 
+    def _tell_news(self, *, whoever_listens: bool = False) -> None:
+        wanted = self._hands_over or whoever_listens
+        requests = self._feed.hand_over() if wanted else []
+        if news := News(requests, self._names.first_tokens_ms()):
+            self._line.say("news", **news.as_json())
+
     def tell(self) -> None:
         """Tell the supervisor what this worker knows, if there is anything new."""
+        self._tell_news()
         said = self._names.said_of()
         said.gauges[REQUESTS_IN_FLIGHT] = self._drain.in_flight
+        if self._hands_over:
+            said.gauges[HANDING_OVER] = 1
         for share in self._gateway.shares:
             share(said)
         told = said.as_json()

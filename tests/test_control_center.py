@@ -20,7 +20,9 @@ import pytest
 import pytest_asyncio
 from conftest import HELLO, KEYS, Fake, make_instance, serving
 from processes import process
+from records import ended
 
+from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply, Served
 
@@ -180,6 +182,21 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
         await tab.page.get_by_role("button", name="Errors").click()
         await expect(tab.page.locator("details")).to_have_count(3)
         await expect(tab.page.locator("#no-requests")).to_be_visible()
+
+
+async def test_what_another_worker_tells_late_stands_where_it_ended(browser: Any) -> None:
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.is_live()
+        feed = served.gateway.observers[0].__self__
+        for at_s, model in ((20, "third"), (10, "first")):
+            feed.observe(ended(ended_s=float(at_s), asked_model=model))
+            await expect(tab.requests.filter(has_text=model)).to_have_count(1)
+        late = ((15, "second"), (30, "fourth"))
+        feed.hear([view_of_request(ended(ended_s=float(s), asked_model=m)) for s, m in late])
+        models = tab.requests.locator(".model")
+        await expect(models).to_have_text(["fourth", "third", "second", "first"])
+        await tab.page.reload()
+        await expect(models).to_have_text(["fourth", "third", "second", "first"])
 
 
 async def test_the_switch_stops_traffic(browser: Any) -> None:

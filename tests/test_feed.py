@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import ended
 
-from nexus_gateway.handlers.feed import AT_ONCE, EVERY_S, REQUESTS, Feed
+from nexus_gateway.handlers.feed import AT_ONCE, EVERY_S, Feed
 from nexus_gateway.handlers.page import files
+from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.health import Health
+from nexus_gateway.news import MOST_REQUESTS as REQUESTS
 from nexus_gateway.pool import Pool
 from nexus_gateway.record import AttemptRecord, RequestRecord
 from nexus_gateway.testing import FakeUpstream, Reply
@@ -103,6 +105,35 @@ def test_the_feed_remembers_a_page_of_requests_and_tells_no_more_at_once() -> No
     assert feed.since(told[-1][0]) == []
 
 
+def view_at(ended_s: float, id: str) -> dict[str, Any]:
+    return view_of_request(record(id=id, ended_s=ended_s))
+
+
+def test_what_ended_in_other_workers_is_told_once_and_shown_in_order() -> None:
+    feed = Feed(Pool(instances=[]), FakeClock())
+    feed.observe(record(id="second", ended_s=NOON + 2))
+    before = feed.look()
+    feed.hear([view_at(NOON + 1, "first"), view_at(NOON + 3, "third")])
+    assert [data["id"] for _, _, data in feed.since(before)] == ["first", "third"]
+    assert feed.since(feed.look()) == []
+    ids = [request["id"] for request in feed.snapshot()["requests"]]
+    assert ids == ["first", "second", "third"]
+    assert [request["id"] for request in feed.hand_over()] == ["second"]
+    assert feed.hand_over() == [], "neither twice, nor what was heard"
+
+
+def test_who_missed_more_than_is_told_at_once_gets_a_snapshot() -> None:
+    feed = Feed(Pool(instances=[]), FakeClock())
+    feed.observe(record())
+    id = feed.id_of(feed.look())
+    for number in range(AT_ONCE - 1):
+        feed.observe(record(id=f"req-{number}"))
+    feed.hear([view_at(NOON, "elsewhere")])
+    assert feed.number_of(id) == 1
+    feed.observe(record())
+    assert feed.number_of(id) is None
+
+
 def test_the_feed_tells_a_change_once_and_what_runs_down_as_none() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
@@ -130,13 +161,14 @@ def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
     its.tell(told)
     mine.hear(told, names, NOON)
     assert mine.as_json(0) == {}, "what was before is not of now"
-    its.observe(record(ended_s=NOON, attempts=(BAD, GOOD)))
+    its.observe(record(ended_s=NOON, attempts=(BAD, GOOD), first_ms=330.0))
     for _ in range(2):
         its.tell(told)
         mine.hear(told, names, NOON)
     mine.observe(record())
     number = NOON // BUCKET_S
-    assert mine.as_json(NOON)[""] == [[number, 2, 0, 1, 60, 130]]
+    assert mine.as_json(NOON)[""] == [[number, 2, 0, 1, 60, 230]]
+    assert mine.as_json(NOON)[GOOD.instance] == [[number, 2, 0, 1, 60, 120]]
     assert mine.as_json(NOON)[BAD.instance] == [[number, 1, 1, 0, 0, None]]
     assert mine.rate.at(NOON + 1) == pytest.approx(2 / 5)
     back: dict[str, float] = {}
@@ -144,8 +176,12 @@ def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
     assert back == {
         "page requests ": 1,
         "page tokens ": 30,
+        "page first_ms ": 130,
+        "page firsts ": 1,
         f"page requests {GOOD.instance}": 1,
         f"page tokens {GOOD.instance}": 30,
+        f"page first_ms {GOOD.instance}": 120,
+        f"page firsts {GOOD.instance}": 1,
     }, "what was heard is not told back"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -12,19 +13,24 @@ from typing import Any
 import aiohttp
 import pytest
 from conftest import HELLO, make_instance
+from records import ended
 
 from nexus_gateway import worker
 from nexus_gateway.app import build_app
 from nexus_gateway.cli import workers
 from nexus_gateway.control import PLACE, Line, Place
+from nexus_gateway.handlers import events
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
+from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.listening import listen
+from nexus_gateway.news import News
 from nexus_gateway.pool import Pool
 from nexus_gateway.settings import Settings
-from nexus_gateway.shared_state import Shared
+from nexus_gateway.shared_state import HANDING_OVER, LISTENERS, Shared
 from nexus_gateway.testing import FakeUpstream, Reply
 
-NOTHING_NEW = {**Shared().as_json(), "workers": 2}
+EVENTS = "/v1/events"
+NOTHING_NEW = {**Shared().as_json(), "workers": 2, "shown": False}
 
 
 class Hired:
@@ -103,13 +109,69 @@ async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) ->
     others = Shared(
         {f"{instance.name} toggle": [instance._clock(), False]}, gauges={"requests_in_flight": 3}
     )
-    hired.line.say("share", **others.as_json(), workers=5)
+    hired.line.say("share", **others.as_json(), workers=5, shown=False)
     async with asyncio.timeout(10):
         while instance.enabled:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     async with hired.session.get(hired.url + "/health") as answer:
         health = await answer.json()
     assert (health["workers"], health["inFlightRequests"]) == (5, 3)
+
+
+async def test_it_hands_over_its_requests_only_while_somebody_listens(hired: Hired) -> None:
+    await hired.chat()
+    first = News.from_json(await hired.hears("news"))
+    assert (len(first.requests), [len(ms) for ms in first.first_tokens_ms.values()]) == (0, [1])
+    hired.line.say("share", **Shared(gauges={LISTENERS: 1}).as_json(), workers=2, shown=False)
+    then = News.from_json(await hired.hears("news"))
+    assert ([r["status"] for r in then.requests], then.first_tokens_ms) == ([200], {})
+    assert Shared.from_json(await hired.hears("share")).gauges[HANDING_OVER] == 1
+    hired.line.say("share", **NOTHING_NEW)
+    await hired.chat()
+    assert News.from_json(await hired.hears("news")).requests == []
+    hired.line.say("drain")
+    last_words = News.from_json(await hired.hears("news"))
+    assert [request["status"] for request in last_words.requests] == [200]
+
+
+async def test_who_listens_waits_for_what_the_others_hand_over(
+    hired: Hired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LONGEST_WAIT_S", 60)
+    await hired.chat()
+    (_, opened) = await asyncio.gather(listening(hired), hired.session.get(hired.url + EVENTS))
+    theirs = {**view_of_request(ended(id="theirs")), "endedAt": 1}
+    hired.line.say("news", requests=[theirs], first_tokens_ms={})
+    hired.line.say("share", **Shared().as_json(), workers=2, shown=True)
+    async with opened:
+        first, second = (await snapshot(opened))["requests"]
+    assert (first, second["status"]) == (theirs, 200)
+
+
+async def test_who_listens_waits_for_nobody_who_hangs(
+    hired: Hired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "LONGEST_WAIT_S", 0.05)
+    async with hired.session.get(hired.url + EVENTS) as opened:
+        assert (await snapshot(opened))["requests"] == []
+        await listening(hired)
+    async with asyncio.timeout(10):
+        while LISTENERS in Shared.from_json(await hired.hears("share")).gauges:
+            pass
+
+
+async def listening(hired: Hired) -> None:
+    async with asyncio.timeout(10):
+        while Shared.from_json(await hired.hears("share")).gauges.get(LISTENERS) != 1:
+            pass
+
+
+async def snapshot(opened: aiohttp.ClientResponse) -> dict[str, Any]:
+    async with asyncio.timeout(10):
+        while not (line := await opened.content.readline()).startswith(b"data: "):
+            pass
+    found: dict[str, Any] = json.loads(line[6:])
+    return found
 
 
 async def test_a_toggle_is_told_at_once(hired: Hired, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -188,6 +189,95 @@ async def test_a_dead_worker_is_replaced_and_nobody_is_refused(gateway: Supervis
     await until(replaced)
     assert other in gateway.pids()
     await gateway.all_see("enabled", False)
+
+
+class Page:
+    """The live page as far as it lists requests; it comes again when its worker is gone."""
+
+    def __init__(self, gateway: Supervised) -> None:
+        self.gateway = gateway
+        self.snapshots = 0
+        self.listed: list[str] = []
+        self._last_id = ""
+
+    async def look(self) -> None:
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                await self._listen()
+            await asyncio.sleep(0.02)
+
+    async def _listen(self) -> None:
+        head = {"Last-Event-ID": self._last_id}
+        name = ""
+        async with self.gateway.session.get(
+            self.gateway.url + "/v1/events", headers=head
+        ) as opened:
+            async for line in opened.content:
+                field, _, value = line.decode().rstrip().partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "id":
+                    self._last_id = value
+                elif field == "data":
+                    self._hear(name, json.loads(value))
+
+    def _hear(self, name: str, data: dict[str, Any]) -> None:
+        if name == "snapshot":
+            self.snapshots += 1
+            self.listed = [request["id"] for request in data["requests"]]
+        elif name == "request":
+            self.listed.append(data["id"])
+
+    async def lists(self, ids: list[str]) -> None:
+        await until(lambda: _is(sorted(self.listed) == ids))
+
+
+async def ask_anew(gateway: Supervised, ids: list[str]) -> None:
+    """Ask on a new connection each time: any worker may have it."""
+
+    async def ask(id: str) -> None:
+        head = {"Connection": "close", "X-Request-Id": id}
+        url = gateway.url + "/v1/chat/completions"
+        async with gateway.session.post(url, json=HELLO, headers=head) as answer:
+            assert (await answer.text()).endswith("[DONE]\n\n")
+
+    await asyncio.gather(*(ask(id) for id in ids))
+
+
+async def test_the_page_shows_what_all_workers_serve_and_outlives_each(
+    gateway: Supervised, upstream: FakeUpstream
+) -> None:
+    ids = [f"call-{number:02}" for number in range(48)]
+    switchboard = gateway.supervisor._switchboard
+    known = switchboard._board._requests._kept
+    upstream.script(Reply(first_delay_s=0.5))
+    await ask_anew(gateway, ids[:16])
+
+    async def all_tell_the_slow_one() -> bool:
+        found = [(await gateway.instance())["metrics"]["ttftP95Ms"] or 0 for _ in range(8)]
+        return min(found) >= 500
+
+    await until(all_tell_the_slow_one)
+    assert known == [], "nobody listens"
+    page = Page(gateway)
+    looking = asyncio.create_task(page.look())
+    try:
+        await page.lists(ids[:16])
+        await ask_anew(gateway, ids[16:32])
+        await page.lists(ids[:32])
+        assert page.snapshots == 1, "it held all that had been served before"
+        await until(lambda: _is(len(known) == 32))
+        assert len({worker for _, worker, _ in known}) == 2, "both served"
+        (listened_at,) = (
+            w for w in gateway.supervisor._workers if switchboard._hub.listens(w.number)
+        )
+        listened_at.kill()
+        await until(lambda: _is(page.snapshots == 2))
+        assert sorted(page.listed) == ids[:32]
+        await ask_anew(gateway, ids[32:])
+        await page.lists(ids)
+    finally:
+        looking.cancel()
 
 
 @pytest.mark.proves("I-54")

@@ -7,13 +7,17 @@
     gateway    once a second: its own figures, and the timelines' newest buckets
 
 Ids are `RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener gets only what
-it missed, with any other a snapshot. `gateway` events have none. All figures are of all worker
-processes; the requests, and the times to the first token, are of the one that answers.
+it missed, with any other, or where that is much, a snapshot. `gateway` events have none.
+
+All of it is of all worker processes, whichever answers. The others hand over their requests only
+while somebody listens: the snapshot waits for that, and a request of theirs is told a moment later
+than one that ended here. Who wants them in order has `endedAt`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -25,9 +29,11 @@ from nexus_gateway.handlers.feed import EVERY_S, Feed
 from nexus_gateway.handlers.gateway import Gateway, gateway_of
 from nexus_gateway.handlers.health import status_of
 from nexus_gateway.settings import Settings
-from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Shared
+from nexus_gateway.shared_state import LISTENERS, REQUESTS_IN_FLIGHT, Shared
 
 TICK_S = 1.0
+# The other workers take a quarter of a second to hand over their requests; one may hang.
+LONGEST_WAIT_S = 1.0
 FEED = web.AppKey("feed", Feed)
 
 
@@ -37,6 +43,8 @@ def feed_of(gateway: Gateway) -> Feed:
     alone = gateway.others
 
     def share(said: Shared) -> None:
+        if feed.listeners:
+            said.gauges[LISTENERS] = feed.listeners
         feed.timelines.tell(said.counts)
         if gateway.others is not alone:
             names = [instance.name for instance in gateway.pool.instances]
@@ -93,6 +101,14 @@ class _Listener:
 
     async def listen(self) -> None:
         """Tell it what happens, as long as this process stays, and what opened the door."""
+        self._feed.listeners += 1
+        self._gateway.decided.set()
+        try:
+            await self._tell_all()
+        finally:
+            self._feed.listeners -= 1
+
+    async def _tell_all(self) -> None:
         leaving = self._gateway.drain.leaving
         opened_by = _keys(self._gateway.settings)
         await self._begin()
@@ -110,6 +126,9 @@ class _Listener:
                 self._feed.look()
 
     async def _begin(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                await self._feed.whole.wait()
         newest = self._feed.look()
         number = self._feed.number_of(self._last_id)
         if number is not None:

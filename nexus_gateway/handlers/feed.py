@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import asyncio
 import re
 import secrets
 import time
@@ -10,14 +10,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from nexus_gateway.handlers.view import view, view_of_request
+from nexus_gateway.handlers.last_requests import LastRequests
+from nexus_gateway.handlers.view import view
+from nexus_gateway.news import Ended
 from nexus_gateway.pool import Pool
 from nexus_gateway.record import RequestRecord
 from nexus_gateway.timeline import BUCKET_S, BUCKETS, Timelines
 
 EVERY_S = 0.25
 REMEMBERED = 1000
-REQUESTS = 200
 # Nobody reads more in one go; who wants every request has the log.
 AT_ONCE = 50
 # These run down by themselves and are no change.
@@ -36,24 +37,39 @@ class Feed:
     Args:
         pool: the instances.
         wall: Unix seconds.
+
+    Attributes:
+        listeners: how many there are.
+        whole: set while it knows of the requests of all workers.
     """
 
     def __init__(self, pool: Pool, wall: Callable[[], float] = time.time) -> None:
         self.wall = wall
         self.timelines = Timelines()
+        self.listeners = 0
+        self.whole = asyncio.Event()
+        self.whole.set()  # there may be no other worker
         self._pool = pool
         self._run = secrets.token_hex(4)
         self._number = 0
         self._looked_s = 0.0
         self._seen: dict[str, dict[str, Any]] = {}
         self._changes: deque[tuple[int, str]] = deque(maxlen=REMEMBERED)
-        self._requests: deque[tuple[int, RequestRecord]] = deque(maxlen=REQUESTS)
+        self._requests = LastRequests()
 
     def observe(self, record: RequestRecord) -> None:
         """Note a request that has ended."""
         self._number += 1
-        self._requests.append((self._number, record))
+        self._requests.observe(self._number, record)
         self.timelines.observe(record)
+
+    def hear(self, requests: list[Ended]) -> None:
+        """Note requests that have ended in other workers, none of which was told before."""
+        self._number = self._requests.hear(self._number, requests)
+
+    def hand_over(self) -> list[Ended]:
+        """Return the requests that have ended here since this was last asked."""
+        return self._requests.hand_over()
 
     def look(self) -> int:
         """Compare the instances with how they were; return the newest change's number.
@@ -91,17 +107,12 @@ class Feed:
         changes: list[Change] = [] if gone is None else [(gone, "snapshot", self.snapshot())]
         known = {name: n for name, n in latest.items() if name in self._seen}
         changes += [(n, "instance", self._seen[name]) for name, n in known.items()]
-        newest = itertools.islice(reversed(self._requests), AT_ONCE)
-        ended = itertools.takewhile(lambda entry: entry[0] > number, newest)
-        changes += [(n, "request", view_of_request(record)) for n, record in ended]
+        changes += [(n, "request", it) for n, it in self._requests.since(number, AT_ONCE)]
         return sorted(changes, key=lambda change: change[0])
 
     def snapshot(self) -> dict[str, Any]:
         """Return all instances as they were last seen, and the requests, the oldest first."""
-        return {
-            "providers": list(self._seen.values()),
-            "requests": [view_of_request(record) for _, record in self._requests],
-        }
+        return {"providers": list(self._seen.values()), "requests": self._requests.all()}
 
     def buckets(self, *, whole: bool) -> dict[str, Any]:
         """Return the timelines: all that is known, or what may have changed a moment ago."""
@@ -117,12 +128,15 @@ class Feed:
         return f"{self._run}-{number}"
 
     def number_of(self, id: str | None) -> int | None:
-        """Return the number behind an event id, or None where it can't be continued from."""
+        """Return the number behind an event id; None where too much was missed to go on from it."""
         run, _, number = (id or "").partition("-")
         if run != self._run or not _NUMBER.fullmatch(number):
             return None
         oldest = self._changes[0][0] if self._changes else 1
-        return int(number) if oldest - 1 <= int(number) <= self._number else None
+        if not oldest - 1 <= int(number) <= self._number:
+            return None
+        missed = self._requests.count_since(int(number))
+        return int(number) if missed <= AT_ONCE else None
 
 
 def _lasting(found: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How instances and requests look from outside: for /health, the toggle and the live events.
 
-An instance's figures speak for all workers, where there are several; only its times to the first
-token are those of this one.
+An instance's figures speak for all workers, where there are several; only what is left of its quota
+is what the answers to this one told.
 """
 
 from __future__ import annotations

@@ -52,10 +52,6 @@ function show() {
   tryIt.offer(gateway.policies, [...instances.known.values()]);
   const workers = gateway.workers > 1 ? ` · ${plural(gateway.workers, "worker")}` : "";
   setText(byId("about"), `${gateway.version}${workers}`);
-  if (gateway.workers > 1) {
-    const hint = `The last that one of the ${gateway.workers} workers served; all figures above, but TTFT, are of all of them`;
-    setText(byId("requests-hint"), hint);
-  }
 }
 
 function showVerdict() {

@@ -87,11 +87,17 @@ export class Requests {
     this.drawing = false;
     if (this.held) return;
     this.showPause();
-    const rows = this.waiting.map((request) => this.row(request)).reverse();
+    for (const request of this.waiting) this.place(this.row(request));
     this.waiting = [];
-    this.list.prepend(...rows);
     while (this.list.childElementCount > KEPT) this.list.lastElementChild.remove();
     this.showEmpty();
+  }
+
+  // Nearly always at the top; other workers tell theirs a moment later.
+  place(row) {
+    let below = this.list.firstElementChild;
+    while (below && below.endedAt > row.endedAt) below = below.nextElementSibling;
+    this.list.insertBefore(row, below);
   }
 
   showEmpty() {
@@ -109,6 +115,7 @@ export class Requests {
   row(request) {
     const moved = request.attempts.length > 1 || request.resumed > 0;
     const row = element("details", { "data-id": request.id });
+    row.endedAt = request.endedAt;
     row.classList.toggle("moved", moved);
     row.classList.toggle("failed", request.failed);
     row.append(summary(request, moved));
