@@ -20,6 +20,9 @@ from nexus_gateway.secret import Secret
 
 BAD_KEY_PARK_S = 600.0
 LONGEST_BAD_KEY_PARK_S = 3600.0
+# So long a backend that refused it is not asked for usage: one request in ten minutes pays for
+# knowing better, be it that only that one was refused, or that the backend has learnt it.
+USAGE_LEFT_S = 600.0
 MOST_DOUBLINGS = 3  # three reach the longest park; a large burst would overflow
 MARKS = ("toggle", "freed", "rate_limited", "resting", "bad_key", "circuit", "reason")
 Marks = Mapping[str, Sequence[Any]]
@@ -85,7 +88,7 @@ class Instance:
         self.bad_keys_in_a_row = 0
         self._clock = clock
         self._takes_images = takes_images
-        self._rate_limited_until_s = self._resting_until_s = 0.0
+        self._rate_limited_until_s = self._resting_until_s = self._usage_left_until_s = 0.0
         self._bad_key_until_s = 0.0
         self._bad_key_s = 0.0
         self._freed_s = 0.0
@@ -120,6 +123,7 @@ class Instance:
         """Serve from now on as another instance of the same key is set to: its model and such."""
         self.model, self.account = other.model, other.account
         self._takes_images = other._takes_images
+        self._usage_left_until_s = 0.0
 
     def _listed(self, kind: str) -> list[str]:
         return [m.id for m in self.provider.models if m.kind == kind]
@@ -148,6 +152,17 @@ class Instance:
             if known.id == model:
                 return known.images
         return model != self.model
+
+    @property
+    def asks_usage(self) -> bool:
+        """Whether a stream may be asked for its usage by `stream_options`."""
+        return self.provider.stream_usage and self._clock() >= self._usage_left_until_s
+
+    def leave_usage(self) -> bool:
+        """Note that it refused to be asked so; tell whether that is news."""
+        news = not self._usage_left_until_s
+        self._usage_left_until_s = self._clock() + USAGE_LEFT_S
+        return news
 
     def quota_left(self) -> float | None:
         """Return the share left of the rate limit that is nearest, None when none is known."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from nexus_gateway import json_codec
 from nexus_gateway.classify import Outcome, Verdict, normalise_error
+from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.dialect import CHAT, Pieces, Request
 from nexus_gateway.errors import error_object
 from nexus_gateway.instance import Instance
@@ -54,31 +55,51 @@ def refusal(error: CannotServe) -> Verdict:
     return Verdict(Outcome.REFUSED, "cannot serve this", 400, error=normalise_error(body["error"]))
 
 
-def chat_of(request: Request, model: str, *, stream: bool) -> dict[str, Any]:
+def blames_usage(verdict: Verdict) -> bool:
+    """Tell whether a refusal may be for having asked for a stream's usage: it names the field."""
+    said = str(verdict.error)
+    return verdict.outcome is Outcome.REFUSED and (
+        "stream_options" in said or "include_usage" in said
+    )
+
+
+def chat_of(request: Request, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
     """Return a request as a chat, with the upstream's name of the model."""
     assert request.chat is not None
-    return request.chat.with_model(model, stream=stream)
+    return request.chat.with_model(model, stream=stream, usage=usage)
 
 
-def as_it_is(instance: Instance, model: str, request: Request) -> HttpRequest:
-    """Make the request for a backend that takes the caller's own dialect."""
+def as_it_is(
+    instance: Instance, model: str, request: Request, *, usage: bool = False
+) -> HttpRequest:
+    """Make the request for a backend that takes the caller's own dialect.
+
+    Args:
+        instance: who is asked.
+        model: the upstream's name of it.
+        request: what the caller asked.
+        usage: ask for a stream's usage as well.
+    """
     if request.dialect.endpoint == CHAT:
-        return as_chat(instance, model, request)
-    body = request.own.encode(model)
+        return as_chat(instance, model, request, usage=usage)
+    own = request.own
+    body = own.encode(model, usage=True) if usage and isinstance(own, Body) else own.encode(model)
     more = {"Content-Type": request.own.content_type, **request.headers}
     if isinstance(body, Pieces) and body.length is not None:
         more["Content-Length"] = str(body.length)
     return _http(instance, model, request.dialect.endpoint, request.stream, body, more)
 
 
-def as_chat(instance: Instance, model: str, request: Request) -> HttpRequest:
-    """Make the request for a backend that speaks OpenAI: the caller's bytes, or mended ones."""
+def as_chat(
+    instance: Instance, model: str, request: Request, *, usage: bool = False
+) -> HttpRequest:
+    """Make the request for a backend that speaks OpenAI, as `as_it_is`; mended where it must be."""
     assert request.chat is not None
     provider = instance.provider
-    body = request.chat.encode(model)
+    body = request.chat.encode(model, usage=usage)
     if type(provider).prepare is not Provider.prepare:
         with plugin_at_work(instance):
-            chat = chat_of(request, model, stream=request.stream)
+            chat = chat_of(request, model, stream=request.stream, usage=usage)
             mended = provider.prepare(chat)
             if mended is not None and mended is not chat:
                 body = json_codec.dumps(mended)

@@ -170,8 +170,9 @@ class Provider:
         needs_key: False for a backend that needs no key: it then has one instance, or one for
             each NAME_BASE_URL_n.
         headers: more headers for each request.
-        options: more variables, NAME_… by what stands here, with their defaults; their values
-            come in `Account.options`.
+        options: more variables, NAME_…, with their defaults; their values: `Account.options`.
+        stream_usage: whether it takes `stream_options: {"include_usage": true}`. The gateway then
+            asks so for callers who do not, and keeps from them what they did not ask for.
     """
 
     api_version: ClassVar[int] = API_VERSION
@@ -183,6 +184,7 @@ class Provider:
     needs_key: ClassVar[bool] = True
     headers: ClassVar[Mapping[str, str]] = {}
     options: ClassVar[Mapping[str, str]] = {}
+    stream_usage: ClassVar[bool] = False
 
     def authorize(self, key: Secret) -> dict[str, str]:
         """Return the headers that carry the key."""
@@ -253,8 +255,7 @@ class Translator(Provider, ABC):
     def encode(self, call: Call) -> HttpRequest:
         """Make the HTTP request for a call; `call.chat["stream"]` is always true.
 
-        CannotServe goes to the caller; any other exception counts as a failure of this
-        provider.
+        CannotServe goes to the caller; any other exception is a failure of this provider.
         """
 
     @abstractmethod

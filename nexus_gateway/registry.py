@@ -242,6 +242,8 @@ def _provider_faults(cls: object) -> Iterator[str]:
     for attribute in ("base_url", "default_model"):
         if not isinstance(getattr(cls, attribute), str):
             yield f"its `{attribute}` is not a string"
+    if not isinstance(cls.stream_usage, bool):
+        yield "its `stream_usage` is neither True nor False"
     yield from _model_faults(cls)
     yield from _endpoint_faults(cls)
     for name in cls.options:

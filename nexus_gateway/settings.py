@@ -165,6 +165,12 @@ VARIABLES: tuple[Variable, ...] = (
         "What `model` says in an answer: instance or upstream.",
         _one_of("instance", "upstream"),
     ),
+    Variable(
+        "STREAM_USAGE",
+        "true",
+        "Ask upstreams for a stream's usage also where the caller does not.",
+        read_flag,
+    ),
     Variable("DIRECT_PATH", "true", "Carry bytes past aiohttp's own streams.", read_flag),
     Variable("METRICS", "true", "Count for GET /metrics (extra `metrics`).", read_flag),
     Variable("GATEWAY_KEYS", "", "Keys that callers need, separated by commas.", _secrets),
@@ -218,6 +224,7 @@ class Settings:
     max_body_mb: int = 20
     strict_models: bool = False
     response_model: str = "instance"
+    stream_usage: bool = True
     direct_path: bool = True
     metrics: bool = True
     gateway_keys: tuple[Secret, ...] = ()

@@ -112,7 +112,7 @@ class Splice(StreamPassage):
 
     def used(self) -> Mapping[str, Any]:
         """Return the usage: as the upstream counts, else the events with content as tokens."""
-        if self.usage is None and self._usage_block:
+        if self._usage_block:
             # These events have passed unparsed: what is wrong with them can hurt nobody any more.
             with contextlib.suppress(BrokenStream):
                 for event in sse.split(self._usage_block):
@@ -166,7 +166,8 @@ class Splice(StreamPassage):
         self.events += block.count(_GLUE) + 1
         if not self._finished and (_FINISHED[0] in block or _FINISHED[1] in block):
             self._finished = True
-        if b'"usage":' in block:
+        # Where usage is asked for, most upstreams write `"usage":null` into all the other events.
+        if b'"usage":' in block and (b'"usage":{' in block or b'"usage": {' in block):
             self._usage_block = block
         return block if self._model is None else block.replace(self._needle, self._exchange)
 
@@ -198,10 +199,11 @@ class Splice(StreamPassage):
         if has_content(chunk):
             self.events += 1
             self._begin(text, span)
-            if self._lessons and not ends and not isinstance(chunk.get("usage"), dict):
+            if self._lessons and not ends:
                 self._lessons -= 1
                 self._knowledge += 1
-                self._template = learn(text, span, self._model)
+                if not isinstance(chunk.get("usage"), dict):
+                    self._template = learn(text, span, self._model)
         return self._hold(sse.frame(set_model(text, self._model, span)))
 
     def _finish(self) -> bytes:
@@ -223,7 +225,7 @@ class Splice(StreamPassage):
 
     def _note_usage(self, chunk: dict[str, Any]) -> None:
         if isinstance(chunk.get("usage"), dict):
-            self.usage = chunk["usage"]
+            self.usage, self._usage_block = chunk["usage"], b""
 
     def _begin(self, text: bytes, span: tuple[int, int] | None) -> None:
         """Learn from the first content how this upstream writes `model`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,15 @@ from nexus_gateway.dialects.dialect import NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.form import Form
 from nexus_gateway.errors import RequestTimeout
 from nexus_gateway.instance import Instance
-from nexus_gateway.outgoing import JSON, as_chat, as_it_is, chat_of, plugin_at_work, refusal
+from nexus_gateway.outgoing import (
+    JSON,
+    as_chat,
+    as_it_is,
+    blames_usage,
+    chat_of,
+    plugin_at_work,
+    refusal,
+)
 from nexus_gateway.pass_through import PassThrough
 from nexus_gateway.provider import (
     Call,
@@ -60,6 +68,7 @@ class Upstream:
         self._first_token_s = settings.first_token_timeout_ms / 1000
         self._idle_s = settings.idle_timeout_ms / 1000
         self._names_instance = settings.response_model == "instance"
+        self._asks_usage = settings.stream_usage
 
     async def stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
         """Attempt a streamed answer; returns when its first content is in hand.
@@ -100,8 +109,7 @@ class Upstream:
     async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
         stream: PassThrough | Chunked
         if request.goes_as_it_is(instance.provider.endpoints):
-            http = as_it_is(instance, model, request)
-            response = await self._expect_stream(instance, http, request)
+            response = await self._expect_stream(instance, model, request, as_it_is)
             passage = request.dialect.passage(request, self._label(instance))
             stream = PassThrough(response, passage, self._idle_s)
         else:
@@ -159,8 +167,7 @@ class Upstream:
         """Ask for a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
         if not isinstance(provider, (Translator, InProcess)):
-            http = as_chat(instance, model, request)
-            response = await self._expect_stream(instance, http, request)
+            response = await self._expect_stream(instance, model, request, as_chat)
             return response, chat_chunks(response, pulse)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
         call = Call(chat_of(request, model, stream=True), instance.account)
@@ -183,6 +190,29 @@ class Upstream:
         return send(self._client, instance, http, request.trace)
 
     async def _expect_stream(
+        self, instance: Instance, model: str, request: Request, make: Callable[..., HttpRequest]
+    ) -> HttpAnswer:
+        """Ask for a stream, and for its usage where only the caller does not ask for that.
+
+        A backend that finds fault with what the caller has not said is asked once more without.
+        """
+        usage = self._asks_usage and instance.asks_usage and request.lacks_usage
+        http = make(instance, model, request, usage=usage)
+        try:
+            return await self._open_stream(instance, http, request)
+        except AttemptFailed as failed:
+            if not (usage and blames_usage(failed.verdict)):
+                raise
+        http = make(instance, model, request)
+        response = await self._open_stream(instance, http, request)
+        if instance.leave_usage():
+            logger.warning(
+                "%s refuses `stream_options`: its streams are not asked for their usage",
+                instance.name,
+            )
+        return response
+
+    async def _open_stream(
         self, instance: Instance, http: HttpRequest, request: Request
     ) -> HttpAnswer:
         response = await self._send(instance, http, request)

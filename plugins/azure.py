@@ -21,6 +21,7 @@ class Azure(Provider):
 
     title = "Azure"
     options = {"API_VERSION": ""}  # noqa: RUF012 - typed ClassVar in the contract
+    stream_usage = True  # refused before 2024-09, and beside `data_sources`
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
         "chat": "/chat/completions",
         "completions": "/completions",

@@ -15,6 +15,7 @@ class DeepSeek(Provider):
     title = "DeepSeek"
     base_url = "https://api.deepseek.com"
     default_model = "deepseek-flash"
+    stream_usage = True  # told with the finish
     models = (
         Model("deepseek-flash", context=1_000_000, images=True),
         Model("deepseek-v4-pro", context=1_000_000),

@@ -15,6 +15,7 @@ class Fireworks(Provider):
     title = "Fireworks"
     base_url = "https://api.fireworks.ai/inference/v1"
     default_model = _OURS + "deepseek-v4p1-flash"
+    stream_usage = True
     models = (
         Model(_OURS + "deepseek-v4p1-flash", context=1_048_576, images=True),
         Model(_OURS + "glm-5p3-flash", context=1_048_576, images=True),

@@ -16,6 +16,7 @@ class Gemini(Provider):
     title = "Gemini"
     base_url = "https://generativelanguage.googleapis.com/v1beta/openai"
     default_model = "gemini-2.5-flash"
+    stream_usage = True  # it then stands in every event, as counted so far
     models = (
         Model("gemini-2.5-flash", context=1_000_000, images=True),
         Model("gemini-3-flash-preview", context=1_000_000, images=True),

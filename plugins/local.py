@@ -8,6 +8,7 @@ class Local(Provider):
 
     title = "Local"
     needs_key = False
+    stream_usage = True
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
         "chat": "/chat/completions",
         "completions": "/completions",

@@ -18,6 +18,7 @@ class OpenAI(Provider):
     title = "OpenAI"
     base_url = "https://api.openai.com/v1"
     default_model = "gpt-6.1-terra"
+    stream_usage = True
     models = (
         Model("gpt-6.1-terra", context=1_050_000, images=True),
         Model("gpt-6-luna", context=1_050_000, images=True),

@@ -15,6 +15,7 @@ class Together(Provider):
     title = "Together"
     base_url = "https://api.together.xyz/v1"
     default_model = "deepseek-ai/DeepSeek-V4.1-Flash"
+    stream_usage = True
     models = (
         Model("deepseek-ai/DeepSeek-V4.1-Flash", context=1_048_576),
         Model("openai/gpt-oss-120b", context=131_072),

@@ -17,6 +17,7 @@ class XAI(Provider):
     title = "xAI"
     base_url = "https://api.x.ai/v1"
     default_model = "grok-4.3"
+    stream_usage = True
     models = (
         Model("grok-4.3", context=1_000_000, images=True),
         Model("grok-4.7", context=500_000, images=True),

@@ -1,7 +1,7 @@
 """A caller's JSON body: parsed once, checked field by field, encoded once for all attempts.
 
-The parts that change from attempt to attempt (`model`, `stream`) are written in front of the
-rest.
+The parts that change from attempt to attempt (`model`, `stream`, `stream_options`) are written in
+front of the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ MOST_BRACKETS = 500_000
 _CONTAINERS = (dict, list)
 # Fields by which a body has chosen other gateways' upstream or key; they never travel on.
 UNTRUSTED = frozenset({"api_base", "base_url", "api_key"})
-_NOT_IN_REST = UNTRUSTED | {"model", "stream"}
+_OPTIONS = "stream_options"
+_NOT_IN_REST = UNTRUSTED | {"model", "stream", _OPTIONS}
+_USAGE = b',"stream_options":{"include_usage":true}'
 
 
 class Body:
@@ -46,12 +48,29 @@ class Body:
     def _encoded_rest(self) -> bytes:
         return json_codec.dumps(self._rest)
 
-    def with_model(self, model: str, *, stream: bool) -> dict[str, Any]:
-        """Return the fields as a provider shall see them."""
-        return {"model": model, "stream": stream, **self._rest}
+    @property
+    def asks_usage(self) -> bool:
+        """Whether it asks a stream for its usage."""
+        options = self.fields.get(_OPTIONS)
+        return isinstance(options, dict) and options.get("include_usage") is True
 
-    def encode(self, model: str) -> bytes:
+    def _options(self, *, usage: bool) -> dict[str, Any]:
+        """Return `stream_options` alone, with the wish for usage where it is to be added."""
+        given = self.fields.get(_OPTIONS)
+        if usage:
+            return {_OPTIONS: {**(given if isinstance(given, dict) else {}), "include_usage": True}}
+        return {_OPTIONS: given} if _OPTIONS in self.fields else {}
+
+    def with_model(self, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
+        """Return the fields as a provider shall see them; `usage` as in `encode`."""
+        return {"model": model, "stream": stream, **self._options(usage=usage), **self._rest}
+
+    def encode(self, model: str, *, usage: bool = False) -> bytes:
         """Return the body as bytes.
+
+        Args:
+            model: the upstream's name of it.
+            usage: add to its own `stream_options` that a stream's usage is asked for.
 
         Raises:
             JSONError: it cannot be sent on.
@@ -59,6 +78,10 @@ class Body:
         head = b'{"model":' + json_codec.dumps(model)
         if self._stream is not None:
             head += b',"stream":true' if self._stream else b',"stream":false'
+        if _OPTIONS in self.fields:
+            head += b"," + json_codec.dumps(self._options(usage=usage))[1:-1]
+        elif usage:
+            head += _USAGE
         return head + (b"," + self._encoded_rest[1:] if self._rest else b"}")
 
 

@@ -40,6 +40,7 @@ class ChatCompletions(Dialect):
     """The inner form itself: nothing is translated."""
 
     endpoint = CHAT
+    has_stream_options = True
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         """Check what the gateway itself reads; every other field passes."""
@@ -73,8 +74,7 @@ class ChatCompletions(Dialect):
 
 def usage_wanted(request: Request) -> bool:
     """Tell whether the caller asked for the usage chunk."""
-    options = request.chat.fields.get("stream_options") if request.chat else None
-    return isinstance(options, dict) and options.get("include_usage") is True
+    return request.chat is not None and request.chat.asks_usage
 
 
 def completion(body: bytes, label: str | None) -> Whole:

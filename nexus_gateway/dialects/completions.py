@@ -16,6 +16,7 @@ class Completions(Dialect):
 
     endpoint = "completions"
     kind = "completions"
+    has_stream_options = True
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         """Check what the gateway itself reads; every other field passes."""
@@ -38,9 +39,7 @@ class Completions(Dialect):
 
     def passage(self, request: Request, label: str | None) -> Splice:
         """Return the way through for a stream of chunks, as a chat's: only the texts differ."""
-        fields = request.own.fields if isinstance(request.own, Body) else {}
-        options = fields.get("stream_options") or {}
-        return Splice(label, options.get("include_usage") is True)
+        return Splice(label, isinstance(request.own, Body) and request.own.asks_usage)
 
 
 COMPLETIONS = Completions()

@@ -146,6 +146,13 @@ class Request:
         return copied
 
     @property
+    def lacks_usage(self) -> bool:
+        """Whether it is for a stream that could be asked for its usage, and does not ask."""
+        body = self.chat or self.own
+        may_ask = self.stream and self.dialect.has_stream_options
+        return may_ask and isinstance(body, Body) and not body.asks_usage
+
+    @property
     def replayable(self) -> bool:
         """Whether another attempt can be made."""
         return self.own.replayable
@@ -174,6 +181,8 @@ class Dialect(ABC):
         id_header: a further header in which its clients look for the request's id.
         longest_answer: how large a whole answer may be, in bytes.
         stream_is_optional: whether some models answer whole though a stream is asked for.
+        has_stream_options: whether a stream may be asked for its usage by OpenAI's
+            `stream_options`.
     """
 
     endpoint: ClassVar[str]
@@ -181,6 +190,7 @@ class Dialect(ABC):
     id_header: ClassVar[str] = ""
     longest_answer: ClassVar[int] = 16 * 1024 * 1024
     stream_is_optional: ClassVar[bool] = False
+    has_stream_options: ClassVar[bool] = False
 
     async def read(self, incoming: Incoming) -> Request:
         """Read and check a request.
