@@ -146,6 +146,14 @@ class ProviderConformance(FailureSuite):
         assert PIXEL.encode() in upstream.requests[0].raw
         assert b"What is this?" in upstream.requests[0].raw
 
+    async def test_usage_is_asked_for_where_the_caller_does_not(self) -> None:
+        """`stream_usage` promises that the backend takes that; the caller sees no usage chunk."""
+        async with self._behind() as (served, upstream):
+            told = await self.ask(served)
+        asked = b"include_usage" in upstream.requests[0].raw
+        assert asked or not self.provider.stream_usage, "`prepare` must leave `stream_options`"
+        assert not told.usage_alone
+
     async def test_usage_is_counted(self) -> None:
         """As the backend counts it, in a whole answer and in a stream's last chunk."""
         async with self._behind(Reply(usage=True), Reply(usage=True)) as (served, _):
