@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
+from nexus_gateway.access import Access
 from nexus_gateway.client import open_client
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.completions import COMPLETIONS
@@ -22,7 +23,7 @@ from nexus_gateway.handlers.gateway import GATEWAY, Gateway, expect
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.hooks import Hook
 from nexus_gateway.ledger_writer import keep_ledger
-from nexus_gateway.middlewares import ROUTE_OF, Access, Route, answer_errors, dress, guard
+from nexus_gateway.middlewares import ROUTE_OF, Route, answer_errors, dress, guard
 from nexus_gateway.pool import Pool
 from nexus_gateway.relay import Relay
 from nexus_gateway.routing import Policy, policies

@@ -6,29 +6,25 @@ is registered with who may call it, and one that is not has no handler behind it
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import Enum
 
 from aiohttp import web
 
+from nexus_gateway.access import Access, check
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.dialect import Dialect
 from nexus_gateway.dialects.messages import MESSAGES
 from nexus_gateway.errand import CallerGone
 from nexus_gateway.errors import (
     Draining,
-    Forbidden,
     GatewayError,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
     TooLarge,
-    Unauthorized,
 )
 from nexus_gateway.handlers.dressing import allowed_origin, identity, readable
 from nexus_gateway.handlers.gateway import (
@@ -39,16 +35,11 @@ from nexus_gateway.handlers.gateway import (
     json_response,
     request_id,
 )
-from nexus_gateway.secret import Secret
-from nexus_gateway.settings import Settings, read_flag
+from nexus_gateway.settings import read_flag
 
 logger = logging.getLogger("nexus_gateway")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFLIGHT_S = "600"
-_BY_PROXIES = (
-    *("Forwarded", "Via", "X-Real-IP"),
-    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
-)
 _MESSAGES = "/v1/messages"
 _BELOW_V1 = (
     "/chat/",
@@ -59,14 +50,6 @@ _BELOW_V1 = (
     "/models",
     "/audio/",
 )
-
-
-class Access(Enum):
-    """Who may call a route."""
-
-    PUBLIC = "public"
-    CALLER = "caller"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +149,9 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     access = route_of(request, request.match_info).access
     if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
         raise Draining
-    request[CALLER] = check(request, access, gateway.settings)
+    request[CALLER] = check(request.headers, access, gateway.settings)
     if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
-        check(request, Access.ADMIN, gateway.settings)
+        check(request.headers, Access.ADMIN, gateway.settings)
         request[EXPLAINED] = True
     return await handler(request)
 
@@ -180,85 +163,6 @@ def _wants_explanation(request: web.Request) -> bool:
         raise InvalidRequest(
             f"{EXPLAIN} must be true or false.", param=EXPLAIN, code="invalid_explain"
         ) from None
-
-
-def check(request: web.Request, access: Access, settings: Settings) -> str:
-    """Check a caller's key.
-
-    Returns:
-        Which one it was: `key-2` for the second of GATEWAY_KEYS, "" where none is needed.
-
-    Raises:
-        Unauthorized: the key is missing or wrong.
-        Forbidden: admin calls are closed as the gateway is configured.
-    """
-    if access is Access.PUBLIC or (access is Access.CALLER and not settings.gateway_keys):
-        return ""
-    offered = bearer(request)
-    if access is Access.ADMIN and settings.admin_token:
-        if not _matching(offered, [settings.admin_token]):
-            raise Unauthorized("This call needs the ADMIN_TOKEN as `Authorization: Bearer …`.")
-        return ""
-    if access is Access.ADMIN and not is_loopback(settings.host):
-        raise Forbidden(
-            "Admin calls are closed: the gateway listens beyond this machine and has no "
-            "ADMIN_TOKEN. Set ADMIN_TOKEN and start it again.",
-            code="admin_closed",
-        )
-    also_offered = request.headers.get("x-api-key", "")
-    number = _matching(offered, settings.gateway_keys) or _matching(
-        also_offered, settings.gateway_keys
-    )
-    if settings.gateway_keys and not number:
-        raise Unauthorized(
-            "This call needs a valid gateway key as `Authorization: Bearer …` or `x-api-key: …`."
-        )
-    if access is Access.ADMIN and not settings.gateway_keys and not _named_locally(request):
-        raise Forbidden(
-            "Admin calls without a token are for this machine only; call 127.0.0.1 or set "
-            "ADMIN_TOKEN.",
-            code="admin_closed",
-        )
-    return f"key-{number}" if number else ""
-
-
-def bearer(request: web.Request) -> str:
-    """Return the token of the Authorization header, or ""."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def _matching(offered: str, secrets: Iterable[Secret]) -> int:
-    """Compare with every secret in constant time; return the number of the one it is, or 0."""
-    given = offered.encode("utf-8", "surrogateescape")
-    numbers = [
-        number * hmac.compare_digest(given, secret.reveal().encode())
-        for number, secret in enumerate(secrets, 1)
-    ]
-    return max(numbers, default=0)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine's own loopback."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def _named_locally(request: web.Request) -> bool:
-    """Tell whether the request was sent to a loopback name, and by nobody's hand in between.
-
-    A page that rebinds its own name to 127.0.0.1 says another name; a proxy that forwards the
-    world to it says another one, or for whom it asks.
-    """
-    if any(name in request.headers for name in _BY_PROXIES):
-        return False
-    host = request.headers.get("Host", "")
-    name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host
-    return is_loopback(name if name.startswith("[") else name.partition(":")[0])
 
 
 async def _preflight(request: web.Request) -> web.StreamResponse:

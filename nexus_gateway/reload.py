@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from nexus_gateway import log
+from nexus_gateway.access import is_loopback
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.handlers.gateway import Gateway
-from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.pool import Pool
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import VARIABLES, Settings

@@ -16,8 +16,9 @@ import pytest
 from conftest import HELLO, KEYS, Served, make_instance, serving
 from intruder import raw, request
 
+from nexus_gateway.access import Access
 from nexus_gateway.app import ROUTES, build_app
-from nexus_gateway.middlewares import ROUTE_OF, Access, guard
+from nexus_gateway.middlewares import ROUTE_OF, guard
 from nexus_gateway.pool import Pool
 from nexus_gateway.registry import PluginProblem
 from nexus_gateway.secret import Secret

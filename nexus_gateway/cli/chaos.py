@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from nexus_gateway.access import is_loopback
 from nexus_gateway.cli.table import TIE, paragraph, table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.testing.chaos import campaign
 from nexus_gateway.testing.chaos.campaign import Campaign
 from nexus_gateway.testing.chaos.judge import Ending

@@ -14,12 +14,12 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 from nexus_gateway import __version__, log, server
+from nexus_gateway.access import is_loopback
 from nexus_gateway.cli import WRONG_SETTINGS, main, serve_environment
 from nexus_gateway.cli.table import paragraph, show, table
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.hooks import HOOKS, Hook, hooks, moments
 from nexus_gateway.instance import Instance
-from nexus_gateway.middlewares import is_loopback
 from nexus_gateway.pool import DEMO, Pool, build_pool
 from nexus_gateway.registry import prefix
 from nexus_gateway.reload import Fresh, as_started, secrets_of

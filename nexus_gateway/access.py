@@ -1,0 +1,126 @@
+"""Who may call what: keys and tokens, compared with what the owner set.
+
+It decides on the right that a route asks for, on the settings and on credentials. Of what else a
+request says, only its `Host` and whether somebody stands in between are heeded, and only where no
+token is set.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Iterable, Mapping
+from enum import Enum
+
+from nexus_gateway.errors import Forbidden, Unauthorized
+from nexus_gateway.secret import Secret
+from nexus_gateway.settings import Settings
+
+_BY_PROXIES = (
+    *("Forwarded", "Via", "X-Real-IP"),
+    *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
+)
+
+
+class Access(Enum):
+    """Who may call a route."""
+
+    PUBLIC = "public"
+    CALLER = "caller"
+    ADMIN = "admin"
+
+
+def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str:
+    """Check a caller's key.
+
+    Args:
+        headers: the request's, found by their names in any case.
+        access: what the route asks for.
+        settings: what the owner set.
+
+    Returns:
+        Which one it was: `key-2` for the second of GATEWAY_KEYS, "" where none is needed.
+
+    Raises:
+        Unauthorized: the key is missing or wrong.
+        Forbidden: admin calls are closed as the gateway is configured.
+    """
+    if access is Access.PUBLIC or (access is Access.CALLER and not settings.gateway_keys):
+        return ""
+    if access is Access.CALLER:
+        return _check_key(headers, settings)
+    if not settings.admin_token:
+        return _check_without_token(headers, settings)
+    if not _matching(bearer(headers), [settings.admin_token]):
+        raise Unauthorized("This call needs the ADMIN_TOKEN as `Authorization: Bearer …`.")
+    return ""
+
+
+def _check_key(headers: Mapping[str, str], settings: Settings) -> str:
+    """Check for one of the gateway's keys; return which it is."""
+    number = _matching(bearer(headers), settings.gateway_keys) or _matching(
+        headers.get("x-api-key", ""), settings.gateway_keys
+    )
+    if not number:
+        raise Unauthorized(
+            "This call needs a valid gateway key as `Authorization: Bearer …` or `x-api-key: …`."
+        )
+    return f"key-{number}"
+
+
+def _check_without_token(headers: Mapping[str, str], settings: Settings) -> str:
+    """Check an admin call where there is no ADMIN_TOKEN."""
+    if not is_loopback(settings.host):
+        raise Forbidden(
+            "Admin calls are closed: the gateway listens beyond this machine and has no "
+            "ADMIN_TOKEN. Set ADMIN_TOKEN and start it again.",
+            code="admin_closed",
+        )
+    if settings.gateway_keys:
+        return _check_key(headers, settings)
+    if not _named_locally(headers):
+        raise Forbidden(
+            "Admin calls without a token are for this machine only; call 127.0.0.1 or set "
+            "ADMIN_TOKEN.",
+            code="admin_closed",
+        )
+    return ""
+
+
+def bearer(headers: Mapping[str, str]) -> str:
+    """Return the token of the Authorization header, or ""."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _matching(offered: str, secrets: Iterable[Secret]) -> int:
+    """Compare with every secret in constant time; return the number of the one it is, or 0."""
+    given = offered.encode("utf-8", "surrogateescape")
+    numbers = [
+        number * hmac.compare_digest(given, secret.reveal().encode())
+        for number, secret in enumerate(secrets, 1)
+    ]
+    return max(numbers, default=0)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine's own loopback."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _named_locally(headers: Mapping[str, str]) -> bool:
+    """Tell whether a request was sent to a loopback name, and by nobody's hand in between.
+
+    A page that rebinds its own name to 127.0.0.1 says another name; a proxy that forwards the
+    world to it says another one, or for whom it asks.
+    """
+    if any(name in headers for name in _BY_PROXIES):
+        return False
+    host = headers.get("Host", "")
+    name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host
+    return is_loopback(name if name.startswith("[") else name.partition(":")[0])
