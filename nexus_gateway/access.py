@@ -23,11 +23,17 @@ _BY_PROXIES = (
 
 
 class Access(Enum):
-    """Who may call a route."""
+    """Who may call a route; a viewer's are the admin calls that only look."""
 
     PUBLIC = "public"
     CALLER = "caller"
+    VIEWER = "viewer"
     ADMIN = "admin"
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether it is an admin call: never for pages of just any origin."""
+        return self in (Access.VIEWER, Access.ADMIN)
 
 
 def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str:
@@ -49,11 +55,21 @@ def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str
         return ""
     if access is Access.CALLER:
         return _check_key(headers, settings)
+    tokens = {"ADMIN_TOKEN": settings.admin_token}
+    if access is Access.VIEWER:
+        tokens = {"VIEWER_TOKEN": settings.viewer_token, **tokens}
+    tokens = {name: token for name, token in tokens.items() if token}
+    if _matching(bearer(headers), tokens.values()):
+        return ""
     if not settings.admin_token:
-        return _check_without_token(headers, settings)
-    if not _matching(bearer(headers), [settings.admin_token]):
-        raise Unauthorized("This call needs the ADMIN_TOKEN as `Authorization: Bearer …`.")
-    return ""
+        # A viewer's token is one more key: who may come in without it still may.
+        try:
+            return _check_without_token(headers, settings)
+        except (Forbidden, Unauthorized):
+            if not tokens:
+                raise
+    needed = " or the ".join(tokens)
+    raise Unauthorized(f"This call needs the {needed} as `Authorization: Bearer …`.")
 
 
 def _check_key(headers: Mapping[str, str], settings: Settings) -> str:

@@ -151,7 +151,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise Draining
     request[CALLER] = check(request.headers, access, gateway.settings)
     if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
-        check(request.headers, Access.ADMIN, gateway.settings)
+        check(request.headers, Access.VIEWER, gateway.settings)
         request[EXPLAINED] = True
     return await handler(request)
 
@@ -181,7 +181,7 @@ async def _preflight(request: web.Request) -> web.StreamResponse:
     )
     response.headers["Access-Control-Max-Age"] = PREFLIGHT_S
     access = route_of(request, match).access
-    response.headers.update(allowed_origin(request, for_all=access is not Access.ADMIN))
+    response.headers.update(allowed_origin(request, for_all=not access.is_admin))
     return response
 
 
@@ -190,7 +190,6 @@ async def dress(request: web.Request, response: web.StreamResponse) -> None:
     route = route_of(request, request.match_info)
     response.headers.update(identity(request, route.dialect))
     if "Access-Control-Allow-Methods" not in response.headers:  # else it has its own
-        for_all = route.access is not Access.ADMIN
-        response.headers.update(readable(request, for_all=for_all))
+        response.headers.update(readable(request, for_all=not route.access.is_admin))
     if "Server" in response.headers:
         del response.headers["Server"]

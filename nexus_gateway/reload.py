@@ -64,7 +64,7 @@ def _plain(settings: Settings, field: str) -> object:
 
 def secrets_of(settings: Settings, pool: Pool) -> list[Secret]:
     """Return what must never be written."""
-    return [*settings.gateway_keys, settings.admin_token, *(i.key for i in pool.instances)]
+    return [*settings.secrets, *(i.key for i in pool.instances)]
 
 
 class Reload:

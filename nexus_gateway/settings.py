@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from nexus_gateway.errors import ConfigError
@@ -176,6 +177,12 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("GATEWAY_KEYS", "", "Keys that callers need, separated by commas.", _secrets),
     Variable("ADMIN_TOKEN", "", "Token that admin calls need.", read_secret),
     Variable(
+        "VIEWER_TOKEN",
+        "",
+        "Token that opens the admin calls that only look, and nothing else.",
+        read_secret,
+    ),
+    Variable(
         "LEDGER",
         "",
         "Where what was used is noted: sqlite:///path or off; a file of the user's where unset.",
@@ -229,6 +236,7 @@ class Settings:
     metrics: bool = True
     gateway_keys: tuple[Secret, ...] = ()
     admin_token: Secret = _NO_TOKEN
+    viewer_token: Secret = _NO_TOKEN
     ledger: str = ""
     log_level: str = "info"
     log_format: str = "text"
@@ -239,6 +247,11 @@ class Settings:
     def traces(self) -> bool:
         """Whether there is a collector for traces."""
         return bool(self.otel_exporter_otlp_endpoint or self.otel_exporter_otlp_traces_endpoint)
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """All that opens a door; a token that is not set is empty."""
+        return (self.admin_token, self.viewer_token, *self.gateway_keys)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -256,6 +269,21 @@ class Settings:
                     values[variable.name.lower()] = variable.read(text)
                 except ValueError as error:
                     problems.append(f"{variable.name} {error}.")
+        settings = cls(**values)
+        problems += _shared(settings)
         if problems:
             raise ConfigError(problems)
-        return cls(**values)
+        return settings
+
+
+def _shared(settings: Settings) -> Iterator[str]:
+    """Tell which credentials are the same: who holds one would have the other's rights as well."""
+    held = {
+        "VIEWER_TOKEN": (settings.viewer_token,),
+        "ADMIN_TOKEN": (settings.admin_token,),
+        "GATEWAY_KEYS": settings.gateway_keys,
+    }
+    known = {name: {one.reveal() for one in secrets if one} for name, secrets in held.items()}
+    for one, other in combinations(known, 2):
+        if known[one] & known[other]:
+            yield f"{one} and {other} hold the same value; each needs one of its own."

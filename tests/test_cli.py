@@ -155,6 +155,23 @@ def test_a_wide_open_gateway_is_warned_of(served, capsys):
     assert "curl -N http://127.0.0.1:3000/" in screen
 
 
+@pytest.mark.parametrize(
+    ("host", "admin", "line"),
+    [
+        ("127.0.0.1", "", "note: VIEWER_TOKEN locks nothing; ADMIN_TOKEN, which would, is not set"),
+        ("0.0.0.0", "", "admin calls are closed to all but VIEWER_TOKEN: ADMIN_TOKEN is not set"),
+        ("127.0.0.1", "an-admin", ""),
+        ("0.0.0.0", "an-admin", ""),
+    ],
+)
+def test_a_viewers_token_alone_is_remarked_on(served, monkeypatch, capsys, host, admin, line):
+    monkeypatch.setenv("VIEWER_TOKEN", "a-viewer")
+    monkeypatch.setenv("ADMIN_TOKEN", admin)
+    assert main(["serve", "--host", host]) == 0
+    screen = told(capsys)
+    assert [li.strip() for li in screen.splitlines() if "_TOKEN" in li] == ([line] if line else [])
+
+
 def test_the_command_to_paste_has_the_callers_key_by_name(served, monkeypatch, capsys):
     monkeypatch.setenv("GATEWAY_KEYS", KEY)
 

@@ -179,6 +179,7 @@ async def test_an_error_tells_as_well_and_the_header_is_safe(upstream: FakeUpstr
 
 async def test_it_takes_the_right_of_admin_calls(upstream: FakeUpstream) -> None:
     keys = {"gateway_keys": (Secret("caller-key"),), "admin_token": Secret("admin-token")}
+    keys["viewer_token"] = Secret("viewer-token")
     caller = {"Authorization": "Bearer caller-key"}
     admin = {"Authorization": "Bearer admin-token", "x-api-key": "caller-key"}
     async with serving(make_instance(upstream), **keys) as served:
@@ -190,6 +191,12 @@ async def test_it_takes_the_right_of_admin_calls(upstream: FakeUpstream) -> None
         status, _, headers = await served.chat(headers={**EXPLAIN, **admin})
         assert status == 200
         assert re.fullmatch(r"smart: Fake \(Key #1\) [\d.]+% of 1", headers["X-Nexus-Explain"])
+        looks = {"Authorization": "Bearer viewer-token", "x-api-key": "caller-key"}
+        status, _, headers = await served.chat(headers={**EXPLAIN, **looks})
+        assert (status, "X-Nexus-Explain" in headers) == (200, True)
+        assert (await served.chat(headers={**EXPLAIN, "Authorization": "Bearer viewer-token"}))[
+            0
+        ] == 401
         status, body, _ = await served.chat(headers={**caller, "X-Nexus-Explain": "perhaps"})
         assert (status, "invalid_explain" in body) == (400, True)
     async with serving(make_instance(upstream), host="0.0.0.0") as served:

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS: dict[str, Any] = {
     "gateway_keys": (Secret("alpha-caller"), Secret("beta-caller"), Secret("gamma-caller")),
     "admin_token": Secret("root-admin"),
+    "viewer_token": Secret("vera-viewer"),
 }
 TOGGLE = "/v1/providers/toggle"
 OFF = {"name": "Fake (Key #1)", "enabled": False}
@@ -50,9 +51,10 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
     assert len(app.router.resources()) == len({route.path for route in ROUTES})
     assert {at for at, route in known.items() if route.access is Access.PUBLIC} == PUBLIC
     admin = {at for at, route in known.items() if route.access is Access.ADMIN}
-    admins = {("GET", f"/v1/{name}") for name in ("events", "providers", "usage")}
-    admins |= {("GET", "/metrics")}
-    assert admin == {("POST", TOGGLE), *admins}
+    looks = {("GET", f"/v1/{name}") for name in ("events", "providers", "usage")}
+    looks |= {("GET", "/metrics")}
+    assert {at for at, route in known.items() if route.access is Access.VIEWER} == looks
+    assert admin == {("POST", TOGGLE)}
     assert app.middlewares[1] is guard
     assert not app._subapps  # type: ignore[attr-defined]
 
@@ -150,7 +152,10 @@ async def test_no_header_opens_an_admin_door(upstream: FakeUpstream, path: str) 
 async def test_an_admin_door_opens_with_its_own_key_alone(upstream: FakeUpstream) -> None:
     body = json.dumps(OFF).encode()
     async with serving(make_instance(upstream), **LOCKS) as served:
-        for word, status in [("root-admin", 200), ("root-admi", 401), ("Root-Admin", 401)]:
+        for word, status in [
+            *[("root-admin", 200), ("root-admi", 401), ("Root-Admin", 401)],
+            ("vera-viewer", 401),
+        ]:
             sent = request(f"POST {TOGGLE}", JSON, f"Authorization: Bearer {word}", body=body)
             assert (await raw(served.url, sent))[0] == status
 
@@ -202,6 +207,10 @@ async def test_every_key_is_compared_whole(
             sent = request("GET /v1/models", f"Authorization: Bearer {word}")
             await raw(served.url, sent)
             assert compared[:3] == [(word.encode(), key) for key in keys]
+        for word in ("vera-viewer", "root-admin", "wrong"):
+            compared.clear()
+            await raw(served.url, request("GET /metrics", f"Authorization: Bearer {word}"))
+            assert compared == [(word.encode(), one) for one in (b"vera-viewer", b"root-admin")]
 
 
 @pytest.mark.proves("S-04")
@@ -354,7 +363,12 @@ async def test_what_anybody_may_know(upstream: FakeUpstream) -> None:
     }
     assert [p["name"] for p in told["providers"]] == ["Fake (Key #1)", "Fake (Key #2)"]
     assert [p["lastReason"] for p in told["providers"]] == ["the key was refused (401)"] * 2
-    secrets = [*KEYS[:2], *(key.reveal() for key in LOCKS["gateway_keys"]), "root-admin"]
+    secrets = [
+        *KEYS[:2],
+        *(key.reveal() for key in LOCKS["gateway_keys"]),
+        "root-admin",
+        "vera-viewer",
+    ]
     for secret in secrets:
         for form in (secret[:6], hashlib.sha256(secret.encode()).hexdigest()[:8]):
             assert form not in text

@@ -310,12 +310,12 @@ async def test_promtool_finds_nothing(served: Served) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
-async def test_it_is_an_admin_call() -> None:
+async def test_it_is_an_admin_call_that_a_viewer_may_make() -> None:
     keys = (Secret("a-caller"),)
-    async with serving(
-        make_instance(), admin_token=Secret("the-token"), gateway_keys=keys
-    ) as served:
-        for token, status in (("a-caller", 401), ("", 401), ("the-token", 200)):
+    tokens = {"admin_token": Secret("the-token"), "viewer_token": Secret("the-scrapers")}
+    async with serving(make_instance(), gateway_keys=keys, **tokens) as served:
+        opens = {"a-caller": 401, "": 401, "the-token": 200, "the-scrapers": 200}
+        for token, status in opens.items():
             head = {"Authorization": f"Bearer {token}"} if token else {}
             async with served.session.get(served.url + "/metrics", headers=head) as answer:
                 assert answer.status == status

@@ -243,6 +243,26 @@ async def test_models_and_events_follow(upstream: FakeUpstream) -> None:
         await asyncio.wait_for(events.content.read(), 5)
 
 
+async def test_a_viewers_token_can_be_exchanged(upstream: FakeUpstream) -> None:
+    tokens = {"admin_token": Secret("admin-token"), "viewer_token": Secret("viewer-one")}
+
+    async def look(token: str) -> int:
+        head = {"Authorization": f"Bearer {token}"}
+        async with gateway.session.get(gateway.url + "/metrics", headers=head) as answer:
+            return answer.status
+
+    async with serving(make_instance(upstream), **tokens) as gateway:
+        assert [await look(t) for t in ("viewer-one", "viewer-two")] == [200, 401]
+        head = {"Authorization": "Bearer viewer-one"}
+        async with gateway.session.get(gateway.url + "/v1/events", headers=head) as events:
+            tokens["viewer_token"] = Secret("viewer-two")
+            await reload(gateway, make_instance(upstream), **tokens)
+            await asyncio.wait_for(events.content.read(), 5)
+        assert [await look(t) for t in ("viewer-one", "viewer-two")] == [401, 200]
+        await reload(gateway, make_instance(upstream), admin_token=tokens["admin_token"])
+        assert [await look(t) for t in ("viewer-two", "admin-token")] == [401, 200]
+
+
 @pytest.mark.proves("I-54")
 async def test_what_is_wrong_is_refused_whole(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture

@@ -29,6 +29,7 @@ SECRETS = {
     "CEREBRAS_API_KEY": "csk-cccccccccccc-3333333333",
     "GATEWAY_KEYS": "caller-dddddddd-4444444444",
     "ADMIN_TOKEN": "admin-eeeeeeeee-5555555555",
+    "VIEWER_TOKEN": "viewer-ffffffff-6666666666",
 }
 SHOWN = 12
 
@@ -94,10 +95,15 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
                 assert upstream.hits(key) - before in ((1, 2) if reply.reset else (1,))
                 await ask(path, SECRETS["GATEWAY_KEYS"], model=name)  # keeps the circuit closed
             await ask("/v1/chat/completions", key, model=name)
-        admin = {"Authorization": f"Bearer {SECRETS['ADMIN_TOKEN']}"}
-        async with session.get(gateway.url + "/v1/events", headers=admin) as response:
-            seen.append((await response.content.readline()).decode())
-            seen.append((await response.content.readline()).decode())
+        for name in ("ADMIN_TOKEN", "VIEWER_TOKEN"):
+            head = {"Authorization": f"Bearer {SECRETS[name]}"}
+            await ask("/v1/providers/toggle", SECRETS[name])
+            for path in ("/metrics", "/v1/providers", "/v1/usage"):
+                async with session.get(gateway.url + path, headers=head) as response:
+                    seen.append(await response.text())
+            async with session.get(gateway.url + "/v1/events", headers=head) as response:
+                seen.append((await response.content.readline()).decode())
+                seen.append((await response.content.readline()).decode())
         async with session.get(gateway.url + "/health") as response:
             seen.append(await response.text())
     seen += gateway.log

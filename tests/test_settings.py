@@ -83,6 +83,7 @@ def test_values_are_read():
         ("ADMIN_TOKEN", "secret-value\r\n"),
         ("ADMIN_TOKEN", "secret-välue"),
         ("ADMIN_TOKEN", "secret value"),
+        ("VIEWER_TOKEN", "secret value"),
         ("GATEWAY_KEYS", "good-key,secret value"),
         ("GATEWAY_KEYS", "  "),
     ],
@@ -99,6 +100,31 @@ def test_all_that_is_wrong_is_told_at_once():
     told = problems(PORT="abc", LOG_LEVEL="loud", ADMIN_TOKEN=" ")
 
     assert [line.split()[0] for line in told] == ["PORT", "ADMIN_TOKEN", "LOG_LEVEL"]
+
+
+@pytest.mark.proves("S-23")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("VIEWER_TOKEN", "ADMIN_TOKEN"),
+        ("VIEWER_TOKEN", "GATEWAY_KEYS"),
+        ("ADMIN_TOKEN", "GATEWAY_KEYS"),
+    ],
+)
+def test_no_value_holds_two_rights(first, second):
+    theirs = "a-good-key,same-value" if second == "GATEWAY_KEYS" else "same-value"
+    (problem,) = problems(**{first: "same-value", second: theirs})
+
+    assert problem == f"{first} and {second} hold the same value; each needs one of its own."
+
+
+def test_credentials_that_differ_are_fine():
+    settings = Settings.from_env(
+        {"VIEWER_TOKEN": "looks", "ADMIN_TOKEN": "switches", "GATEWAY_KEYS": "asks,asks"}
+    )
+
+    assert [secret.reveal() for secret in settings.secrets] == ["switches", "looks", "asks", "asks"]
+    assert "looks" not in repr(settings)
 
 
 def test_keys_are_divided_by_commas():

@@ -228,12 +228,15 @@ def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[str]:
     for warning in pool.warnings:
         yield f"  note: {warning}"
     if is_loopback(host):
+        if settings.viewer_token and not settings.admin_token:
+            yield "  note: VIEWER_TOKEN locks nothing; ADMIN_TOKEN, which would, is not set"
         return
     if not settings.gateway_keys:
         yield f"  WARNING: {host} is open to others and GATEWAY_KEYS is not set:"
         yield "           whoever reaches this port uses your keys"
     if not settings.admin_token:
-        yield "  admin calls are closed: ADMIN_TOKEN is not set"
+        but = " to all but VIEWER_TOKEN" if settings.viewer_token else ""
+        yield f"  admin calls are closed{but}: ADMIN_TOKEN is not set"
 
 
 def reload(arguments: argparse.Namespace) -> int:

@@ -58,9 +58,7 @@ def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
     from nexus_gateway.supervisor import Supervisor
     from nexus_gateway.worker_process import Nursery
 
-    log.configure(
-        settings.log_level, settings.log_format, [*settings.gateway_keys, settings.admin_token]
-    )
+    log.configure(settings.log_level, settings.log_format, settings.secrets)
     try:
         sockets = listen(settings.host, settings.port, settings.web_concurrency)
     except OSError as error:

@@ -80,7 +80,7 @@ def figures(gateway: Gateway, feed: Feed) -> dict[str, Any]:
 
 def _keys(settings: Settings) -> list[str]:
     """Return what opens this door."""
-    return [secret.reveal() for secret in (settings.admin_token, *settings.gateway_keys)]
+    return [secret.reveal() for secret in settings.secrets]
 
 
 class _Listener:

@@ -1,7 +1,7 @@
 """GET /metrics: the figures of all workers, whichever of them is asked.
 
 They are counted from the start where the extra `metrics` is installed, unless METRICS says no. An
-admin call, as they tell of callers and keys.
+admin call that only looks, as they tell of callers and keys.
 """
 
 from __future__ import annotations

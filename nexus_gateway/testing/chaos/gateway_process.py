@@ -21,7 +21,7 @@ KILL_S = 5.0
 LINES = 2000
 # What a process needs to run at all; nothing by which it could find a key.
 _KEPT = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
-_OURS = frozenset({"HOST", "PORT", "GATEWAY_KEYS", "ADMIN_TOKEN"})
+_OURS = frozenset({"HOST", "PORT", "GATEWAY_KEYS", "ADMIN_TOKEN", "VIEWER_TOKEN"})
 # What is tried is no use of the owner's: his ledger and his collector hear nothing of it.
 _UNSEEN = {"LEDGER": "off"}
 _URL = re.compile(r"listens on (http://[\w.:\[\]]+)")
