@@ -236,6 +236,40 @@ async def test_the_admin_token_is_asked_for_once(browser: Any) -> None:
         assert not any("token" in url for url in tab.asked)
 
 
+async def test_a_viewer_looks_and_switches_with_the_admins_token_only(browser: Any) -> None:
+    tokens = {"admin_token": Secret("an-admin"), "viewer_token": Secret("a-viewer")}
+    async with two(**tokens) as (served, _), opened(browser, served.url) as tab:
+        dialog, switch = tab.page.get_by_role("dialog"), tab.page.get_by_role("switch").first
+
+        async def give(token: str, title: str) -> None:
+            await expect(dialog.get_by_role("heading")).to_have_text(title)
+            await dialog.get_by_label("Token").fill(token)
+            await dialog.get_by_role("button", name="Go on").click()
+
+        await give("a-viewer", "Viewer or admin token")
+        await tab.is_live()
+        await switch.click()
+        await expect(dialog.get_by_role("heading")).to_have_text("Admin token")
+        await dialog.get_by_role("button", name="Cancel").click()
+        await expect(dialog).not_to_be_visible()
+        await expect(switch).to_be_enabled()
+        await expect(tab.page.locator("#notice-text")).not_to_be_visible()
+        await expect(switch).to_have_attribute("aria-checked", "true")
+        assert served.instances[0].enabled
+
+        await switch.click()
+        await give("a-wrong-one", "Admin token")
+        await give("an-admin", "Admin token")
+        await expect(switch).to_have_attribute("aria-checked", "false")
+        assert not served.instances[0].enabled
+        await expect(tab.page.locator("#notice-text")).not_to_be_visible()
+        await tab.page.reload()
+        await tab.is_live()
+        await switch.click()
+        await expect(switch).to_have_attribute("aria-checked", "true")
+        await expect(dialog).not_to_be_visible()
+
+
 async def test_it_comes_back_after_a_restart(browser: Any, tmp_path: Path) -> None:
     async with process(tmp_path) as first:
         context = opened(browser, first.url)

@@ -1,17 +1,23 @@
-// The admin token and the gateway key: asked for once when they are needed, kept in this tab.
+// The tokens and the gateway key: asked for once when they are needed, kept in this tab.
 
 const TEXTS = {
+  viewer: {
+    title: "Viewer or admin token",
+    text: "To look takes this gateway's VIEWER_TOKEN or ADMIN_TOKEN; where it has neither, one of its GATEWAY_KEYS.",
+  },
   admin: {
     title: "Admin token",
-    text: "This gateway wants its ADMIN_TOKEN for this; where it has none, one of its GATEWAY_KEYS.",
+    text: "To switch an instance takes this gateway's ADMIN_TOKEN; where it has none, one of its GATEWAY_KEYS.",
   },
   caller: { title: "Gateway key", text: "Requests need one of this gateway's GATEWAY_KEYS." },
 };
 
 const nameOf = (kind) => `nexus-gateway.${kind}`;
+const kept = (kind) => sessionStorage.getItem(nameOf(kind));
 
 export function headersFor(kind) {
-  const token = sessionStorage.getItem(nameOf(kind));
+  // What was given to look with may be the admin's: it is tried before another is asked for.
+  const token = kept(kind) ?? (kind === "admin" ? kept("viewer") : null);
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
@@ -19,7 +25,7 @@ export function forget(kind) {
   sessionStorage.removeItem(nameOf(kind));
 }
 
-// Resolves to whether there is one now.
+// Resolves to whether one was given.
 export function ask(kind) {
   const dialog = document.getElementById("ask");
   const form = document.getElementById("ask-form");
@@ -28,18 +34,20 @@ export function ask(kind) {
   document.getElementById("ask-title").textContent = TEXTS[kind].title;
   document.getElementById("ask-text").textContent = TEXTS[kind].text;
   field.value = "";
+  let given = false;
   return new Promise((resolve) => {
     form.onsubmit = (event) => {
       event.preventDefault();
       const token = field.value.trim();
       // A header holds nothing else, and a key has nothing else.
-      if (/^[!-~]+$/.test(token)) sessionStorage.setItem(nameOf(kind), token);
+      given = /^[!-~]+$/.test(token);
+      if (given) sessionStorage.setItem(nameOf(kind), token);
       dialog.close();
     };
     document.getElementById("ask-cancel").onclick = () => dialog.close();
     dialog.onclose = () => {
       field.value = "";
-      resolve("Authorization" in headersFor(kind));
+      resolve(given);
     };
     dialog.showModal();
   });

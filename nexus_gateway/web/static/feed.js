@@ -30,7 +30,7 @@ export class Feed {
     this.leave();
     clearTimeout(this.timer);
     this.heardAt = 0;
-    if ("Authorization" in headersFor("admin")) this.read();
+    if ("Authorization" in headersFor("viewer")) this.read();
     else this.listen();
   }
 
@@ -52,7 +52,7 @@ export class Feed {
     const control = new AbortController();
     this.leave = () => control.abort();
     const resume = this.lastId ? { "Last-Event-ID": this.lastId } : {};
-    const headers = { Accept: "text/event-stream", ...headersFor("admin"), ...resume };
+    const headers = { Accept: "text/event-stream", ...headersFor("viewer"), ...resume };
     try {
       const response = await fetch(PATH, { headers, cache: "no-store", signal: control.signal });
       if (!response.ok) {
@@ -73,7 +73,7 @@ export class Feed {
     const body = await response.json().catch(() => ({}));
     const text = body.error?.message ?? `It answered ${response.status}.`;
     if (response.status === 401) {
-      forget("admin");
+      forget("viewer");
       this.say("locked", text);
     } else if (response.status === 403) {
       this.say("closed", text);

@@ -156,7 +156,8 @@ async function toggle(name, enabled, button) {
       instances.hear(await response.json());
       show();
       notify("");
-    } else notify(await problemOf(response));
+    } else if (response.status === 401) notify(""); // who gave no token has left it as it is
+    else notify(await problemOf(response));
   } catch {
     notify(`${name} could not be switched: the gateway did not answer.`);
   }
@@ -178,7 +179,7 @@ function showLink(state, text) {
   if (byId("link").dataset.state === state) return;
   byId("link").dataset.state = state;
   document.body.classList.toggle("stale", state !== "live");
-  const locked = "Who wants to see how the gateway does needs its admin token.";
+  const locked = "Who wants to see how the gateway does needs its viewer token or its admin token.";
   notify(state === "locked" ? locked : state === "closed" ? text : "");
   byId("notice-button").hidden = state !== "locked";
   if (state === "locked") unlock();
@@ -189,7 +190,7 @@ function showLink(state, text) {
 }
 
 async function unlock() {
-  if (!(await ask("admin"))) return;
+  if (!(await ask("viewer"))) return;
   showLink("opening", "");
   feed.open();
 }
