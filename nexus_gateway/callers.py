@@ -20,7 +20,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from nexus_gateway.errors import GatewayError, InvalidRequest
-from nexus_gateway.handlers.gateway import GATEWAY, json_response, request_id
+from nexus_gateway.handlers.gateway import (
+    GATEWAY,
+    Gateway,
+    count_refusal,
+    json_response,
+    request_id,
+)
 
 try:
     import fcntl
@@ -40,10 +46,13 @@ class Caller(web.RequestHandler):
     """A caller's connection.
 
     Attributes:
+        gateway: told of what is no HTTP.
         head_since: since when a request's head has been awaited; None between requests.
     """
 
-    __slots__ = ("_taken_at", "_unsent", "_wire", "head_since")
+    __slots__ = ("_taken_at", "_unsent", "_wire", "gateway", "head_since")
+
+    gateway: Gateway
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note when it began: the first head is awaited from then on."""
@@ -117,6 +126,7 @@ class Caller(web.RequestHandler):
             status = 431
         elif status != 400:
             error = GatewayError("The gateway failed on this request.", code="internal_error")
+        count_refusal(self.gateway, request, status, error)
         response = json_response(error.body(), status)
         response.headers["X-Request-Id"] = request_id(request)
         response.headers["Server"] = "nexus-gateway"  # else aiohttp tells its version
@@ -144,8 +154,12 @@ def _untaken(transport: Any) -> int:
 class _Server(web.Server):
     """Makes the connections."""
 
+    gateway: Gateway
+
     def __call__(self) -> web.RequestHandler:
-        return Caller(self, loop=self._loop, **self._kwargs)
+        caller = Caller(self, loop=self._loop, **self._kwargs)
+        caller.gateway = self.gateway
+        return caller
 
 
 class Runner(web.AppRunner):
@@ -183,6 +197,7 @@ class Runner(web.AppRunner):
                 loop=asyncio.get_running_loop(),
                 **server._kwargs,
             )
+            watched.gateway = self._gateway
             watched()
         except (AttributeError, TypeError):
             logger.warning(

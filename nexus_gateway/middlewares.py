@@ -31,6 +31,7 @@ from nexus_gateway.handlers.gateway import (
     CALLER,
     EXPLAIN,
     EXPLAINED,
+    count_refusal,
     gateway_of,
     json_response,
     request_id,
@@ -104,6 +105,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def _answer(request: web.Request, error: GatewayError) -> web.Response:
+    count_refusal(gateway_of(request), request, error.status, error)
     dialect = route_of(request, request.match_info).dialect
     if request.path.startswith(_MESSAGES):  # also where no route is
         dialect = MESSAGES

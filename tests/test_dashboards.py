@@ -15,7 +15,7 @@ import pytest
 
 from nexus_gateway.breaker import State
 from nexus_gateway.classify import Outcome
-from nexus_gateway.metrics.counting import OTHER, OUTCOMES
+from nexus_gateway.metrics.counting import OTHER, OUTCOMES, REASONS
 from nexus_gateway.metrics.families import FAMILIES, HISTOGRAM, Family
 from nexus_gateway.metrics.state import PARK_REASONS
 
@@ -30,6 +30,13 @@ VALUES = {
     "status": {"2xx", "4xx", "5xx"},
     "outcome": OUTCOMES | {OTHER} | {outcome.value for outcome in Outcome},
     "job": {"nexus-gateway"},
+}
+# Where a label means something else than at the other figures.
+OWN_VALUES = {
+    "nexus_refused_requests_total": {
+        "status": {"400", "401", "403", "404", "405", "408", "413", "415", "431", "500", "503"},
+        "reason": REASONS | {OTHER},
+    }
 }
 
 
@@ -57,8 +64,9 @@ def problems(expression: str, shown: str = "") -> list[str]:
     for name, label, value in spoken.matchers:
         if label not in SAMPLES.get(name, set()):
             found.append(f"{name} has no {label}")
-        if label in VALUES and not value.startswith("$"):
-            found += [f"{label} is never {v}" for v in value.split("|") if v not in VALUES[label]]
+        values = {**VALUES, **OWN_VALUES.get(name, {})}
+        if label in values and not value.startswith("$"):
+            found += [f"{label} is never {v}" for v in value.split("|") if v not in values[label]]
     labels = spoken.grouped | set(re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", shown))
     return found + [f"no {label}" for label in labels - known]
 
@@ -119,6 +127,8 @@ def test_an_alert_asks_for_what_there_is(alert: str, expression: str, rule: str)
         ('nexus_workers{provider="groq"}', ["nexus_workers has no provider"]),
         ("sum by (state) (nexus_workers)", ["no state"]),
         ('nexus_instance_circuit_state{state=~"open|shut"} == 1', ["state is never shut"]),
+        ('nexus_refused_requests_total{status="4xx"}', ["status is never 4xx"]),
+        ('nexus_requests_total{status="401"}', ["status is never 401"]),
         ("nexus_overhead_seconds", ["unknown: nexus_overhead_seconds"]),
         ("1 - up / on (job) group_left (version) nexus_build_info offset 5m > 2e3", []),
     ],

@@ -22,7 +22,7 @@ from records import ended
 from nexus_gateway import errors
 from nexus_gateway.handlers import metrics
 from nexus_gateway.metrics import families as f
-from nexus_gateway.metrics.counting import OUTCOMES, Counting, is_usual
+from nexus_gateway.metrics.counting import OUTCOMES, REASONS, Counting, is_usual
 from nexus_gateway.metrics.counts import Counts, observe
 from nexus_gateway.metrics.exposition import render
 from nexus_gateway.record import AttemptRecord, RequestRecord
@@ -237,12 +237,11 @@ def test_every_error_is_a_known_outcome() -> None:
     codes |= set(
         re.findall(r'^    (?:code|kind) = "(\w+)"', Path(errors.__file__).read_text(), re.M)
     )
-    # Admin calls and paths that are none pass no door; streams that break are failures.
-    elsewhere = {"admin_closed", "instance_not_found", "unknown_path", "metrics_off"}
-    elsewhere |= {"ledger_off", "ledger_unreadable"}
-    elsewhere |= {"not_installed", "method_not_allowed", "authentication_error", "permission_error"}
+    # Types that always come with a code; and streams that break are failures.
+    elsewhere = {"authentication_error", "permission_error"}
     elsewhere |= {"upstream_stream_error", "upstream_idle_timeout"}
-    assert codes - elsewhere - OUTCOMES == set()
+    assert codes - elsewhere - OUTCOMES - REASONS == set()
+    assert codes >= REASONS
 
 
 @pytest.fixture

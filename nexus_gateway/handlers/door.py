@@ -23,6 +23,7 @@ from nexus_gateway.errors import (
 )
 from nexus_gateway.handlers.gateway import (
     EXPLAINED,
+    RECORDED,
     BodyPieces,
     Gateway,
     admit,
@@ -202,6 +203,8 @@ class Door:
             hooked.end(report, status, took_ms)
         if observers:
             self._observed(request, report, status, took_ms, observers)
+        if status >= 400:
+            request[RECORDED] = True
 
     def _observed(
         self,

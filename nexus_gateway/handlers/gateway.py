@@ -15,6 +15,7 @@ from multidict import CIMultiDictProxy
 from nexus_gateway import errand, json_codec
 from nexus_gateway.drain import Drain
 from nexus_gateway.errors import (
+    GatewayError,
     InvalidRequest,
     Overloaded,
     RequestTimeout,
@@ -37,6 +38,8 @@ REQUEST_ID = web.RequestKey("request_id", str)
 CALLER = web.RequestKey("caller", str)
 EXPLAIN = "X-Nexus-Explain"
 EXPLAINED = web.RequestKey("explained", bool)
+# Whether a door has told the observers of a request that it answers with an error.
+RECORDED = web.RequestKey("recorded", bool)
 
 
 class Trace(errand.Trace, Protocol):
@@ -70,6 +73,7 @@ class Gateway:
         others: what the others of them counted; a figure of this process is added to it.
         decided: set when something was decided that the others must know at once.
         observers: told of every request that has ended.
+        refused: told of every other answer that is an error: its status, and its code or type.
         shares: each adds its figures to what this process tells the others.
         spent_usd: tells what all processes have spent since they began; None without a ledger.
         tracing: follows every request, where there is a collector.
@@ -87,6 +91,7 @@ class Gateway:
     others: Shared = field(default_factory=Shared)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     observers: list[Observer] = field(default_factory=list)
+    refused: Callable[[int, str], None] | None = None
     shares: list[Callable[[Shared], None]] = field(default_factory=list)
     spent_usd: Callable[[], float] | None = None
     tracing: Tracing | None = None
@@ -109,6 +114,21 @@ def admit(gateway: Gateway) -> None:
     most = gateway.settings.max_concurrent
     if most and gateway.drain.in_flight >= most:
         raise Overloaded
+
+
+def count_refusal(
+    gateway: Gateway, request: web.BaseRequest, status: int, error: GatewayError
+) -> None:
+    """Count an answer that is an error, but for those of which a door has told the observers.
+
+    Args:
+        gateway: who answers.
+        request: what is answered.
+        status: the HTTP status that its caller gets.
+        error: why.
+    """
+    if gateway.refused is not None and RECORDED not in request:
+        gateway.refused(status, error.code or error.kind)
 
 
 def caller_of(request: web.BaseRequest) -> str:

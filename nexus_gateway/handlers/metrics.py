@@ -25,6 +25,7 @@ from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT, Shared
 PROCESS = (f.MEMORY, f.OPEN_FDS, f.MAX_FDS)
 # At the first scrape, so that these exist before anything of the sort has happened.
 EXPECTED = ("success", "failure")
+EXPECTED_REFUSALS = (("401", "invalid_api_key"), ("404", "unknown_path"))
 
 
 class Meter:
@@ -39,6 +40,7 @@ class Meter:
         self._counting = Counting(gateway.pool.instances)
         self._process = ProcessFigures(gateway.scheduler.clock)
         gateway.observers.append(self._counting)
+        gateway.refused = self._counting.refuse
         gateway.shares.append(self.share)
 
     def share(self, said: Shared) -> None:
@@ -50,6 +52,8 @@ class Meter:
     def counts(self) -> tuple[Counts, Mapping[str, float]]:
         """Return copies of what was counted here, and in the other processes."""
         own = self._own()
+        for refusal in EXPECTED_REFUSALS:
+            own.of((f.REFUSED.name, *refusal))
         for instance in self._gateway.pool.instances:
             for outcome in EXPECTED:
                 own.of((f.ATTEMPTS.name, instance.provider_name, instance.name, outcome))

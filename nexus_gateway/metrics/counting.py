@@ -51,6 +51,29 @@ OUTCOMES = frozenset(
         "upstream_refused",
     }
 )
+# Why a request may be refused that no door took in: an error's code or type.
+REASONS = frozenset(
+    {
+        "admin_closed",
+        "bad_http",
+        "instance_not_found",
+        "internal_error",
+        "invalid_api_key",
+        "invalid_explain",
+        "invalid_request_error",
+        "ledger_off",
+        "ledger_unreadable",
+        "method_not_allowed",
+        "metrics_off",
+        "model_not_found",
+        "not_installed",
+        "request_timeout",
+        "request_too_large",
+        "shutting_down",
+        "unknown_path",
+        "unsupported_media_type",
+    }
+)
 
 
 class Counting:
@@ -84,6 +107,15 @@ class Counting:
             served = self._served(record, model)
             usual = self._usual[shape] = Usual(self._counts, record, served)
         usual.count(record)
+
+    def refuse(self, status: int, reason: str) -> None:
+        """Count a request that no door took in, and of which there is no record.
+
+        Args:
+            status: the HTTP status that its caller got.
+            reason: the error's code, or its type where it has none.
+        """
+        self._counts.add((f.REFUSED.name, str(status), reason if reason in REASONS else OTHER))
 
     def count(self, record: RequestRecord, served: tuple[str, str, str]) -> None:
         """Count a request of whatever sort.

@@ -65,6 +65,12 @@ CALLER_REQUESTS = Family(
     "Requests that have ended, by which of GATEWAY_KEYS they came with.",
     ("caller", "status"),
 )
+REFUSED = Family(
+    "nexus_refused_requests_total",
+    COUNTER,
+    "Requests that were refused before a door took them in, by HTTP status and reason.",
+    ("status", "reason"),
+)
 ATTEMPTS = Family(
     "nexus_attempts_total",
     COUNTER,
