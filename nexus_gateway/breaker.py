@@ -69,6 +69,7 @@ class Breaker:
         self._state = State.CLOSED
         self._generation = 0
         self._failures = 0
+        self._since_good = 0
         self._opened_s = 0.0
         self._turn = (0.0, False)
         self._probing = False
@@ -85,6 +86,8 @@ class Breaker:
         at_s, opened = turn
         if opened:
             self._opened_s = at_s
+        else:
+            self._since_good = 0
         self._move(State.OPEN if opened else State.CLOSED)
         self._turn = turn
 
@@ -143,21 +146,32 @@ class Breaker:
         self._failures = self._threshold - 1
         return Permit(self._generation, False)
 
-    def success(self, permit: Permit) -> None:
-        """Say that a permit's attempt ended well."""
-        if self._is_current(permit):
-            if self._state is State.HALF_OPEN:
-                self._close()
-            self._failures = 0
+    def success(self, permit: Permit) -> bool:
+        """Say that a permit's attempt ended well; return whether that counts: then it is closed."""
+        if not self._is_current(permit):
+            return False
+        if self._state is State.HALF_OPEN:
+            self._close()
+        self._failures = self._since_good = 0
+        return True
 
-    def failure(self, permit: Permit) -> None:
-        """Say that a permit's attempt failed."""
-        if self._is_current(permit):
-            self._failures += 1
-            if self._state is State.HALF_OPEN or self._failures >= self._threshold:
-                self._opened_s = self._clock()
-                self._turn = (self._opened_s, True)
-                self._move(State.OPEN)
+    def failure(self, permit: Permit) -> int:
+        """Say that a permit's attempt failed.
+
+        Returns:
+            Where that opened it, how many have failed since the last good one, early ones and
+            probes alike; else 0.
+        """
+        if not self._is_current(permit):
+            return 0
+        self._failures += 1
+        self._since_good += 1
+        if self._state is not State.HALF_OPEN and self._failures < self._threshold:
+            return 0
+        self._opened_s = self._clock()
+        self._turn = (self._opened_s, True)
+        self._move(State.OPEN)
+        return self._since_good
 
     def release(self, permit: Permit) -> None:
         """Say that a permit's attempt ended without telling anything of the instance."""

@@ -111,7 +111,7 @@ class Instance:
 
     @property
     def last_reason(self) -> str | None:
-        """Why its last request failed, None when that went well."""
+        """Why its last request failed, None when one went well since; kept while it is shut out."""
         return self._reason
 
     @last_reason.setter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from nexus_gateway.breaker import Permit
 from nexus_gateway.classify import RATE_LIMIT_PARK_S, Outcome, Verdict
@@ -13,19 +13,35 @@ from nexus_gateway.span import Span
 _TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
 
 
+class Turn(NamedTuple):
+    """What an attempt's end did to its instance's circuit.
+
+    Args:
+        opened: whether it opened; else it closed, and its probe was good to the end.
+        failures: how many have failed in a row by then.
+    """
+
+    opened: bool
+    failures: int = 0
+
+
 class Lease:
     """The promise of one instance for one attempt. Made by the scheduler.
 
     Attributes:
         span: follows the attempt, where the request is traced.
+        turn: what its end did to the circuit; None for nothing, and for a probe that failed: that
+            one was open, and is again.
     """
 
     def __init__(self, instance: Instance, model: str, permit: Permit) -> None:
         self.instance = instance
         self.model = model
         self._permit = permit
+        self._is_probe = permit.probe
         self._ended = False
         self.span: Span | None = None
+        self.turn: Turn | None = None
         instance.in_flight += 1
         instance.total_requests += 1
 
@@ -58,10 +74,11 @@ class Lease:
         instance, breaker = self.instance, self.instance.breaker
         instance.in_flight -= 1
         if verdict.outcome is Outcome.SUCCESS:
-            breaker.success(self._permit)
             self._succeed(tokens_per_s)
         elif verdict.outcome is Outcome.FAILURE:
-            breaker.failure(self._permit)
+            failures = breaker.failure(self._permit)
+            if failures and not self._is_probe:
+                self.turn = Turn(True, failures)
             instance.health.failure()
             if verdict.park_s is not None:
                 instance.rest(verdict.park_s)
@@ -77,8 +94,14 @@ class Lease:
             self.span.end(verdict)
 
     def _succeed(self, tokens_per_s: float | None) -> None:
-        self.instance.health.success()
-        self.instance.good_key()
-        self.instance.last_reason = None
+        instance = self.instance
+        counts = instance.breaker.success(self._permit)
+        if counts and self._is_probe:
+            self.turn = Turn(False)
+        instance.health.success()
+        instance.good_key()
+        # What began before the circuit opened, or before the park, says nothing of why it did.
+        if instance.last_reason is not None and counts and not instance.parked_for_s():
+            instance.last_reason = None
         if tokens_per_s is not None:
-            self.instance.health.observe_speed(tokens_per_s)
+            instance.health.observe_speed(tokens_per_s)
