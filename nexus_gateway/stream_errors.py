@@ -3,6 +3,7 @@
 BrokenStream                 an answer died after its first token
 ├── TruncatedStream          it ended without finish_reason and [DONE]
 ├── IdleStream               it said nothing for too long
+├── PluginBroke              the plugin that makes it failed
 └── ErrorEvent               it carried an error object
 """
 
@@ -15,9 +16,15 @@ from nexus_gateway.errors import error_object
 
 
 class BrokenStream(Exception):
-    """An answer that cannot be finished; the text is fit for the caller."""
+    """An answer that cannot be finished; the text is fit for the caller.
+
+    Attributes:
+        code: OpenAI's `code`.
+        reason: what happened, for operators, in our words: what an upstream says is left out.
+    """
 
     code = "upstream_stream_error"
+    reason = "sent something that is not an answer"
 
     def body(self) -> dict[str, Any]:
         """Return the error object that ends the stream."""
@@ -27,14 +34,23 @@ class BrokenStream(Exception):
 class TruncatedStream(BrokenStream):
     """The upstream ended before the answer did."""
 
+    reason = "cut its answer off"
+
 
 class IdleStream(BrokenStream):
     """The upstream fell silent in the middle of the answer."""
 
     code = "upstream_idle_timeout"
+    reason = "fell silent"
 
     def __init__(self) -> None:
         super().__init__("The upstream fell silent in the middle of its answer.")
+
+
+class PluginBroke(BrokenStream):
+    """The provider's plugin failed, or cannot go on."""
+
+    reason = "the provider's plugin failed"
 
 
 class ErrorEvent(BrokenStream):
@@ -43,6 +59,8 @@ class ErrorEvent(BrokenStream):
     Args:
         error: the upstream's error, already in OpenAI's shape.
     """
+
+    reason = "sent an error instead of an answer"
 
     def __init__(self, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message", "")))

@@ -23,7 +23,13 @@ from nexus_gateway.dialects.dialect import Speaker
 from nexus_gateway.idle_watch import IdleWatch
 from nexus_gateway.provider import CannotServe
 from nexus_gateway.receiving import HttpAnswer, Pulse
-from nexus_gateway.stream_errors import BrokenStream, ErrorEvent, IdleStream, TruncatedStream
+from nexus_gateway.stream_errors import (
+    BrokenStream,
+    ErrorEvent,
+    IdleStream,
+    PluginBroke,
+    TruncatedStream,
+)
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -128,12 +134,12 @@ class Chunked:
         except CannotServe as error:
             if not self._events:
                 raise
-            raise BrokenStream(error.message) from error
+            raise PluginBroke(error.message) from error
         except Exception as error:
             if isinstance(error, aiohttp.ClientError | OSError) and self._response is not None:
                 raise TruncatedStream("The upstream's connection broke.") from error
             logger.exception("the plugin %s failed in its stream", self._maker)
-            raise BrokenStream("The provider's plugin failed.") from error
+            raise PluginBroke("The provider's plugin failed.") from error
         return self._note(chunk)
 
     def _note(self, chunk: Chunk) -> Chunk:

@@ -118,7 +118,7 @@ class Upstream:
             await stream.open()
         except BrokenStream as broken:
             await stream.close()
-            raise failure(_reason(broken)) from broken
+            raise failure(broken.reason) from broken
         except CannotServe as error:
             await stream.close()
             raise AttemptFailed(refusal(error)) from error
@@ -151,7 +151,7 @@ class Upstream:
             with _odd_shapes_failing():
                 return _told(request, await stream.whole(), stream.used())
         except BrokenStream as broken:
-            raise failure(_reason(broken)) from broken
+            raise failure(broken.reason) from broken
         finally:
             await stream.close()
 
@@ -254,12 +254,3 @@ def _odd_shapes_failing() -> Iterator[None]:
         yield
     except ODD_SHAPES as error:
         raise failure("sent something that is not an answer") from error
-
-
-def _reason(broken: BrokenStream) -> str:
-    """Say for operators what broke; an upstream's own words are left out."""
-    return {
-        "TruncatedStream": "cut its answer off",
-        "ErrorEvent": "sent an error instead of an answer",
-        "IdleStream": "fell silent",
-    }.get(type(broken).__name__, "sent something that is not an answer")
