@@ -23,8 +23,8 @@ from nexus_gateway.errors import GatewayError, InvalidRequest
 from nexus_gateway.handlers.gateway import (
     GATEWAY,
     Gateway,
-    count_refusal,
     json_response,
+    note_refusal,
     request_id,
 )
 
@@ -126,7 +126,8 @@ class Caller(web.RequestHandler):
             status = 431
         elif status != 400:
             error = GatewayError("The gateway failed on this request.", code="internal_error")
-        count_refusal(self.gateway, request, status, error)
+        why = None if exc is None else type(exc).__name__
+        note_refusal(self.gateway, request, status, error, why)
         response = json_response(error.body(), status)
         response.headers["X-Request-Id"] = request_id(request)
         response.headers["Server"] = "nexus-gateway"  # else aiohttp tells its version

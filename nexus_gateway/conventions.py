@@ -74,6 +74,7 @@ def of_record(record: RequestRecord) -> Attributes:
         "nexus.outcome": record.outcome,
         "nexus.hedged": record.hedged,
         "nexus.resumed": record.resumed,
+        "nexus.why": record.why,
     }
     return {name: value for name, value in known.items() if value}
 

@@ -15,7 +15,9 @@ from nexus_gateway.lease import Lease
 from nexus_gateway.scheduler import Target
 from nexus_gateway.span import Span
 from nexus_gateway.streams import Outlet
-from nexus_gateway.trail import Trail
+from nexus_gateway.trail import Attempt, Trail, story
+
+LONGEST_WHY = 1000
 
 
 class CallerGone(Exception):
@@ -38,7 +40,13 @@ class Terms:
 
 
 class Trace(Protocol):
-    """Follows one request."""
+    """Follows one request.
+
+    Attributes:
+        trace_id: of the trace, in hexadecimal; "" where it is not sampled.
+    """
+
+    trace_id: str
 
     def attempt(self, lease: Lease, stream: bool) -> Span:
         """Begin to follow one of its attempts."""
@@ -56,6 +64,9 @@ class Report:
         trail: what was tried.
         trace: follows it, where it is traced.
         answering: an attempt has begun to answer, and its failure would end the request.
+        broken: that attempt, where its answer broke and nobody goes on with it.
+        began: an answer began, whatever became of it.
+        nobody: why nobody was asked, or nobody else, where that is so.
         hedged: two were asked at a time.
         instance: who answers, None as long as nobody does.
         model: the upstream's name of the model.
@@ -74,6 +85,9 @@ class Report:
     trail: Trail = field(default_factory=Trail)
     trace: Trace | None = None
     answering: bool = False
+    broken: Attempt | None = None
+    began: bool = False
+    nobody: str = ""
     hedged: bool = False
     instance: Instance | None = None
     model: str = ""
@@ -93,6 +107,14 @@ class Report:
         """Tell why the last one was chosen, and who beside him where two were asked at a time."""
         told = self.trail.explanations or []
         return " | ".join(told[-2:] if self.hedged else told[-1:])
+
+    def why(self) -> str | None:
+        """Tell why it did not go well at once: who failed and how, and who could not be asked."""
+        if self.outcome == "success" and self.attempts <= 1:
+            return None
+        failed = [*self.trail.attempts, *([self.broken] if self.broken else [])]
+        told = [part for part in (story(failed), self.nobody) if part]
+        return "; ".join(told)[:LONGEST_WHY] or None
 
     def add_usage(self, used: Mapping[str, Any]) -> None:
         """Note what an answer used, beside that of the parts before it."""

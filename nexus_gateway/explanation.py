@@ -80,6 +80,23 @@ def look(
     )
 
 
+def nobody(
+    policy: str, instances: Sequence[Instance], able: Collection[Instance], trail: Trail
+) -> str:
+    """Tell why nobody could be chosen: as a `Scene` does, but for whom the trail tells of.
+
+    Args:
+        policy: the way to route.
+        instances: all that the request's model may mean.
+        able: those of them that are enabled and take what the request holds.
+        trail: what was tried.
+    """
+    others = [i for i in instances if not trail.tried(i)]
+    first = [] if trail.attempts else [f"{policy}: nobody"]
+    left_out = ", ".join(_some([f"{i.name} {_obstacle(i, able, trail)}" for i in others]))
+    return "; ".join([*first, *([f"left out: {left_out}"] if left_out else [])])
+
+
 def _standing(instance: Instance) -> str:
     """Write a candidate's score, and what is held against it."""
     against = []

@@ -19,6 +19,7 @@ from typing import Any
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 
 LONGEST_VALUE = 200
+LONGEST_WHY = 500  # in our words, of several attempts
 LONGEST_TRACE_LINE = 300
 HELD_S = 0.1
 MOST_HELD = 200
@@ -108,11 +109,11 @@ class LineFormatter(logging.Formatter):
             message: what.
             fields: with what; None is left out of text.
         """
-        shown = {k: self._cut(v) if type(v) is str else v for k, v in fields.items()}
+        shown = {k: self._cut(k, v) if type(v) is str else v for k, v in fields.items()}
         return self._mask(self._write(created_s, level, self._mask(message), shown))
 
-    def _cut(self, text: str) -> str:
-        return self._mask(text)[:LONGEST_VALUE]
+    def _cut(self, name: str, text: str) -> str:
+        return self._mask(text)[: LONGEST_WHY if name == "why" else LONGEST_VALUE]
 
     def _mask(self, text: str) -> str:
         return self._known.sub("***", text) if self._known else text
@@ -191,13 +192,9 @@ def hold(later: Later | None) -> None:
 
 
 def _without_callers_faults(record: logging.LogRecord) -> bool:
-    """Leave out the traceback where somebody sent something that is not HTTP."""
+    """Leave out that somebody sent something that is not HTTP: who answers it says so, as info."""
     error = record.exc_info[1] if record.exc_info else None
-    if type(error).__module__ == "aiohttp.http_exceptions":
-        record.exc_info = None
-        record.msg = f"refused something that is not HTTP ({type(error).__name__})"
-        record.args = ()
-    return True
+    return type(error).__module__ != "aiohttp.http_exceptions"
 
 
 def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:

@@ -31,9 +31,9 @@ from nexus_gateway.handlers.gateway import (
     CALLER,
     EXPLAIN,
     EXPLAINED,
-    count_refusal,
     gateway_of,
     json_response,
+    note_refusal,
     request_id,
 )
 from nexus_gateway.settings import read_flag
@@ -105,7 +105,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def _answer(request: web.Request, error: GatewayError) -> web.Response:
-    count_refusal(gateway_of(request), request, error.status, error)
+    note_refusal(gateway_of(request), request, error.status, error)
     dialect = route_of(request, request.match_info).dialect
     if request.path.startswith(_MESSAGES):  # also where no route is
         dialect = MESSAGES

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from nexus_gateway.errand import Report
 from nexus_gateway.tokens import Tokens, tokens_of
+from nexus_gateway.trail import Attempt
 
 LONGEST_MODEL = 200
 HIGHEST_USD = 1_000_000
@@ -25,9 +26,10 @@ class AttemptRecord(NamedTuple):
         instance: who was asked.
         provider: whose instance that is.
         outcome: how it ended, see `classify.Outcome`.
-        reason: why, in our words.
-        status: the upstream's HTTP status, 0 when unknown.
-        duration_ms: to its first content, its whole answer or its failure.
+        reason: why it failed, in our words; "" where it did not.
+        status: the upstream's HTTP status, 0 when unknown; 200 where it began to answer.
+        duration_ms: to its first content, its whole answer or its failure, which is the break where
+            it broke in the middle of its answer.
     """
 
     instance: str
@@ -62,6 +64,8 @@ class RequestRecord(NamedTuple):
         total_ms: from its coming to its end.
         tokens: what was used.
         billed_usd: what the upstream itself says that it asks for; None where it does not.
+        why: who failed and how, and why nobody else could be asked; None where it went well at
+            once, and where nothing is known but the outcome.
     """
 
     id: str
@@ -84,6 +88,7 @@ class RequestRecord(NamedTuple):
     total_ms: float
     tokens: Tokens
     billed_usd: float | None
+    why: str | None = None
 
 
 Observer = Callable[[RequestRecord], None]
@@ -133,6 +138,7 @@ def record_of(
         total_ms=total_ms,
         tokens=tokens_of(report.usage),
         billed_usd=_bill(report.usage.get("cost")),
+        why=report.why(),
     )
 
 
@@ -144,20 +150,18 @@ def _bill(cost: object) -> float | None:
 
 def _attempts(report: Report) -> list[AttemptRecord]:
     """Return the attempts; the one that brought the answer is not among those that failed."""
-    made = [
-        AttemptRecord(
-            attempt.instance.name,
-            attempt.instance.provider_name,
-            attempt.verdict.outcome.value,
-            attempt.verdict.reason,
-            attempt.verdict.status,
-            attempt.duration_ms,
-        )
-        for attempt in report.trail.attempts
-    ]
+    made = [_failed(attempt) for attempt in report.trail.attempts]
+    if report.broken is not None:
+        return [*made, _failed(report.broken)._replace(status=200)]
     who = report.instance
     if who is None or (report.attempts <= len(made) and not report.answering):
         return made
     outcome = report.outcome if report.outcome in ("success", "failure") else "cancelled"
     status, took_ms = (200, report.upstream_ms) if report.answering else (0, 0.0)
     return [*made, AttemptRecord(who.name, who.provider_name, outcome, "", status, took_ms)]
+
+
+def _failed(attempt: Attempt) -> AttemptRecord:
+    who, verdict = attempt.instance, attempt.verdict
+    about = (who.name, who.provider_name, verdict.outcome.value, verdict.reason, verdict.status)
+    return AttemptRecord(*about, attempt.duration_ms)

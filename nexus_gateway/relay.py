@@ -12,12 +12,12 @@ The relay knows no web framework: it writes to a `Sink`. Its promises:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 from nexus_gateway import continuation
 from nexus_gateway.answer import completion_tokens
+from nexus_gateway.attempt_log import AttemptLog
 from nexus_gateway.classify import Outcome, Verdict, masked
 from nexus_gateway.dialects.dialect import Request, Whole
 from nexus_gateway.errand import Errand, Report, Sink, Terms
@@ -32,13 +32,12 @@ from nexus_gateway.sending import AttemptFailed
 from nexus_gateway.settings import Settings
 from nexus_gateway.stream_errors import BrokenStream
 from nexus_gateway.streams import AnswerStream
+from nexus_gateway.trail import Attempt
 from nexus_gateway.upstream import Upstream
-
-logger = logging.getLogger("nexus_gateway")
 
 _CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
 _SUCCESS = Verdict(Outcome.SUCCESS, "ok")
-_BROKEN = Verdict(Outcome.FAILURE, "broke in the middle of its answer")
+_BROKE = "broke in the middle of its answer: "
 BROKEN_STATUS = 500
 
 
@@ -64,7 +63,7 @@ class Relay:
         self._settings = settings
         self._queue = RequestQueue(settings.queue_timeout_ms / 1000, settings.queue_limit)
         self._clock = clock
-        self._said: set[str] = set()
+        self._log = AttemptLog()
 
     def report(self) -> Report:
         """Begin the report of a request that has just come."""
@@ -92,6 +91,7 @@ class Relay:
         if terms.timeout_s is not None:
             until_s = min(until_s, report.started_s + terms.timeout_s)
         way = (request, target, terms, sink, report, until_s, patience_s)
+        report.nobody = ""
         report.trail.turn_the_page()  # where others are there by now, it is served once more
         before = len(report.trail.attempts)
         await self._run(Errand(*way, original=request, memory=memory, before=before))
@@ -139,10 +139,15 @@ class Relay:
         over = left_s <= 0 or not errand.request.replayable
         if made >= self._settings.max_attempts or (made and over):
             raise self.scheduler.no_candidate(errand.target, errand.trail)
-        if self._queue.open:
-            lease = await self._queue.lease(errand.target, lambda: self._give(errand), left_s)
-        else:
-            lease = self.scheduler.lease(errand.target, errand.terms.policy, errand.trail)
+        policy = errand.terms.policy
+        try:
+            if self._queue.open:
+                lease = await self._queue.lease(errand.target, lambda: self._give(errand), left_s)
+            else:
+                lease = self.scheduler.lease(errand.target, policy, errand.trail)
+        except NoCandidate:
+            errand.report.nobody = self.scheduler.nobody(errand.target, policy, errand.trail)
+            raise
         errand.note_lease(lease)
         return lease
 
@@ -187,11 +192,7 @@ class Relay:
 
     def _judge(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
         """Pass a refusal on to the caller; let any other failure go to the next candidate."""
-        name = lease.instance.name
-        fields = {"id": errand.trail.id or None, "on": name, "why": verdict.reason}
-        logger.debug("attempt failed", extra={"fields": fields})
-        if verdict.outcome is Outcome.BAD_KEY:
-            self._say_once(f"{name} is parked: {verdict.reason}")
+        self._log.failed(lease, verdict, errand.trail)
         if verdict.outcome is not Outcome.REFUSED:
             return
         error = masked(verdict.error or {}, lease.instance.key)
@@ -201,29 +202,23 @@ class Relay:
         if errand.target.guessed and errand.target.model is not None:
             errand.refusal = refusal  # the next one may know it; if nobody does, this is the answer
         else:
-            own = prefix(lease.instance.provider_name)
-            self._say_once(
+            name, own = lease.instance.name, prefix(lease.instance.provider_name)
+            self._log.once(
                 f"{name} does not know its model {lease.model!r}: check {own}_MODEL and "
                 f"{own}_BASE_URL (it usually ends in /v1)"
             )
             lease.instance.last_reason = f"does not know {lease.model!r} (404)"
 
-    def _say_once(self, warning: str) -> None:
-        """Say loudly what only the owner can mend, but not with every request."""
-        if warning not in self._said:
-            self._said.add(warning)
-            logger.warning("%s", warning)
-
     async def _deliver(
         self, errand: Errand, lease: Lease, answer: AnswerStream | Whole, begun_s: float
     ) -> None:
         report = errand.report
-        report.answering = True
+        report.answering = report.began = True
         now_s = self._time(report, begun_s)
         if isinstance(answer, Whole):
             lease.answered(report.upstream_ms, self._settings.response_timeout_ms)
             lease.used(answer.usage)
-            lease.end(_SUCCESS)
+            self._end(errand, lease, _SUCCESS)
             report.usage, report.outcome = answer.usage, "success"
             await errand.sink.whole(report, answer)
         else:
@@ -246,7 +241,7 @@ class Relay:
             await answer.pour(errand.sink)
             verdict = _SUCCESS
         except BrokenStream as error:
-            verdict, broken = _BROKEN, error
+            verdict, broken = Verdict(Outcome.FAILURE, _BROKE + error.reason), error
         finally:
             try:
                 used = answer.used()
@@ -255,22 +250,33 @@ class Relay:
                 errand.report.outcome = verdict.outcome.value
                 tokens, spent_s = completion_tokens(used) or 0, self._clock() - first_s
                 fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
-                lease.end(verdict, tokens / spent_s if fit else None)
+                self._end(errand, lease, verdict, tokens / spent_s if fit else None)
             finally:
                 lease.end(verdict)
                 await answer.close()
-        if broken is not None and not await self._resume(errand, lease):
+        if broken is None:
+            return
+        took_ms = errand.report.upstream_ms + spent_s * 1000
+        errand.report.broken = Attempt(lease.instance, verdict, took_ms)
+        if not await self._resume(errand, errand.report.broken):
             told = masked(broken.body(), lease.instance.key)
             await errand.sink.fail(BROKEN_STATUS, told)
 
-    async def _resume(self, errand: Errand, lease: Lease) -> bool:
+    def _end(
+        self, errand: Errand, lease: Lease, verdict: Verdict, tokens_per_s: float | None = None
+    ) -> None:
+        lease.end(verdict, tokens_per_s)
+        if lease.turn is not None:
+            self._log.ended(lease, verdict, errand.trail)
+
+    async def _resume(self, errand: Errand, broken: Attempt) -> bool:
         """Let somebody else go on with an answer that broke; False where nobody can."""
         memory = errand.memory
         said = memory.said() if memory is not None else None
         if memory is None or said is None:
             return False
-        errand.trail.add(lease.instance, _BROKEN, errand.report.upstream_ms)
-        errand.report.answering = False
+        errand.trail.attempts.append(broken)
+        errand.report.answering, errand.report.broken = False, None
         errand.report.resumed += 1
         errand.report.outcome = _CANCELLED.outcome.value  # unless somebody goes on to an end
         patience_s = self._clock() + self._settings.response_timeout_ms / 1000
@@ -286,6 +292,6 @@ class Relay:
             )
         except GatewayError:
             errand.report.resumed -= 1
-            errand.report.outcome = _BROKEN.outcome.value
+            errand.report.outcome = broken.verdict.outcome.value
             return False
         return True

@@ -118,6 +118,10 @@ class Scheduler:
         _explain(trail, "lease", scene.chosen(lease.instance.name))
         return lease
 
+    def nobody(self, target: Target, policy: str, trail: Trail) -> str:
+        """Tell in one line why nobody could be chosen; whom the trail tells of is left out."""
+        return explanation.nobody(policy, target.instances, target.able(), trail)
+
     def _scene(self, target: Target, policy: str, trail: Trail) -> explanation.Scene:
         """Look at what `_lease` chooses from, changing nothing."""
         able = target.able()
@@ -239,7 +243,7 @@ def _explain(trail: Trail, what: str, told: str) -> None:
     """Tell of a decision whoever wants to know it."""
     if trail.explanations is not None:
         trail.explanations.append(told)
-    fields = {"id": trail.id or None, "attempt": trail.made + 1}
+    fields = {**trail.named(), "attempt": trail.made + 1}
     logger.debug("%s: %s", what, told, extra={"fields": fields})
 
 

@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from nexus_gateway import __version__
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
@@ -63,7 +65,7 @@ def _sdk() -> tuple[TracerProvider, SpanProcessor] | None:
         return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
@@ -71,7 +73,8 @@ def _sdk() -> tuple[TracerProvider, SpanProcessor] | None:
         return None
     _listen_to_the_sdk()
     try:
-        resource = Resource.create()
+        # What the environment says of us goes before.
+        resource = Resource({SERVICE_VERSION: __version__}).merge(Resource.create())
         named = str(resource.attributes.get(SERVICE_NAME, "unknown_service"))
         if named.startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: SERVICE}))

@@ -27,6 +27,7 @@ from opentelemetry.trace import (
     StatusCode,
     TraceFlags,
     TraceState,
+    format_trace_id,
     set_span_in_context,
 )
 
@@ -176,6 +177,9 @@ class Trace:
         own: its ids.
         above: the caller's span, None where none was named.
         about: what is known of it.
+
+    Attributes:
+        trace_id: for the log; "" where it is not sampled.
     """
 
     def __init__(
@@ -191,6 +195,7 @@ class Trace:
         self.operation = operation
         self.own = own
         self.sampled = bool(own.flags & TraceFlags.SAMPLED)
+        self.trace_id = format_trace_id(own.trace_id) if self.sampled else ""
         self._name = name
         self._above = above
         self._about = about
@@ -210,7 +215,7 @@ class Trace:
         about.update(of_record(record))
         if record.status >= 500 or record.outcome == "failure":
             about["error.type"] = record.outcome or str(record.status)
-            error = ""
+            error = record.why or ""
         made = (self._name, SpanKind.SERVER, self.own, self._above, self._began_ns, about, error)
         self.tracing.take(Made(*made))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nexus_gateway.classify import Outcome, Verdict
@@ -25,14 +26,23 @@ class Trail:
         attempts: those that failed.
         running: who is being asked now, where that is more than one.
         id: the request's, for the log.
+        trace_id: its trace's, for the log; "" where that is not sampled.
         explanations: why each choice was made, where somebody wants to know it; else None.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     running: list[Instance] = field(default_factory=list)
     id: str = ""
+    trace_id: str = ""
     explanations: list[str] | None = None
     _past: int = 0
+
+    def named(self) -> dict[str, str | None]:
+        """Return by which names the log's lines about the request go."""
+        names: dict[str, str | None] = {"id": self.id or None}
+        if self.trace_id:
+            names["trace_id"] = self.trace_id
+        return names
 
     @property
     def made(self) -> int:
@@ -73,4 +83,9 @@ class Trail:
 
     def story(self) -> str:
         """Tell what was tried and why it failed."""
-        return "; ".join(f"{a.instance.name}: {a.verdict.reason}" for a in self.attempts)
+        return story(self.attempts)
+
+
+def story(attempts: Iterable[Attempt]) -> str:
+    """Tell who was asked and why he failed."""
+    return "; ".join(f"{a.instance.name}: {a.verdict.reason}" for a in attempts)

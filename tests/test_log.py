@@ -8,6 +8,7 @@ import logging
 import re
 
 import pytest
+from aiohttp.http_exceptions import BadHttpMessage
 
 from nexus_gateway import log
 from nexus_gateway.secret import Secret
@@ -73,6 +74,24 @@ def test_a_value_cannot_forge_a_line_and_is_cut(stderr):
 
     assert stderr.getvalue().count("\n") == 1
     assert len(stderr.getvalue()) < 400
+
+
+def test_why_has_more_room_as_it_is_in_our_words(stderr):
+    log.configure("info", "json", [])
+    say("chat", why="x" * 5000, model="x" * 5000)
+
+    entry = json.loads(stderr.getvalue())
+    assert (len(entry["why"]), len(entry["model"])) == (log.LONGEST_WHY, log.LONGEST_VALUE)
+
+
+def test_what_is_not_http_is_not_told_by_aiohttp_as_well(stderr):
+    log.configure("info", "text", [])
+    theirs = logging.getLogger("aiohttp.server")
+    for error in (BadHttpMessage("noise"), RuntimeError("a fault")):
+        theirs.error("Error handling request", exc_info=error)
+
+    assert "a fault" in stderr.getvalue()
+    assert stderr.getvalue().count("Error handling request") == 1
 
 
 @pytest.mark.proves("S-06")

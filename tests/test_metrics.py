@@ -210,6 +210,16 @@ def test_a_second_attempt_at_the_same_instance_is_no_fail_over() -> None:
     assert not [name for name, _ in found if name == "nexus_failovers_total"]
 
 
+def test_an_answer_that_broke_had_its_first_content_and_took_till_the_break() -> None:
+    broken = AttemptRecord(ONE, "fake", "failure", "broke in the middle", 200, 900.0)
+    found = counted(record(attempts=(broken,), outcome="failure"))
+    named = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "fake"}
+    asked = {**named, "provider_instance": ONE}
+    took = sample(found, f"{f.ATTEMPT_DURATION.name}_sum", **asked, error_type="failure")
+    assert took == pytest.approx(0.9)
+    assert sample(found, f"{f.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize("changes", [{"resumed": 1}, {"hedged": True}])
 def test_where_the_time_is_nobodys_it_is_not_told(changes: dict[str, object]) -> None:
     names = {name for name, _ in counted(record(**changes))}

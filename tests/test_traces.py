@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from nexus_gateway import trace_export
+from nexus_gateway import __version__, trace_export
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
 from nexus_gateway.tracing import Tracing
@@ -316,6 +316,7 @@ class Collector:
         self.status = 200
         self.spans: list[Any] = []
         self.services: set[str] = set()
+        self.versions: set[str] = set()
         self.calls = 0
 
     async def take(self, request: web.Request) -> web.Response:
@@ -325,6 +326,7 @@ class Collector:
         for resource in found.resource_spans:
             about = {a.key: a.value.string_value for a in resource.resource.attributes}
             self.services.add(about["service.name"])
+            self.versions.add(about["service.version"])
             for scope in resource.scope_spans:
                 self.spans += scope.spans
         return web.Response(status=self.status)
@@ -358,6 +360,7 @@ async def test_a_collector_gets_them_at_the_latest_at_the_end(
     by_name = {span.name: span for span in collector.spans}
     server, attempt = by_name["POST /v1/chat/completions"], by_name["chat fake-large"]
     assert collector.services == {"nexus-gateway"}
+    assert collector.versions == {__version__}
     assert (server.trace_id.hex(), server.parent_span_id.hex()) == (TRACE, CALLER)
     assert attempt.parent_span_id == server.span_id
     assert sent_up(upstream) == [f"00-{TRACE}-{attempt.span_id.hex()}-01"]
@@ -367,11 +370,12 @@ async def test_the_usual_variables_hold(
     upstream: FakeUpstream, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "front-door")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=of-the-house")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
     async with serving(make_instance(upstream), **at(collector)) as served:
         await served.chat()
         await served.chat(headers={"traceparent": SAMPLED})
-    assert collector.services == {"front-door"}
+    assert (collector.services, collector.versions) == ({"front-door"}, {"of-the-house"})
     assert len(collector.spans) == 2
 
 

@@ -107,6 +107,8 @@ class Door:
         except GatewayError as error:
             status = error.status
             report.outcome = error.code or error.kind
+            if error.param and not report.attempts:
+                report.nobody = f"`{error.param}` is at fault"
             if sink.response is None:
                 error.headers.update(served_by(report))
                 raise
@@ -116,7 +118,7 @@ class Door:
             status, report.outcome = 500, InternalError.code or ""
             if sink.response is None or not sink.response.prepared:
                 raise
-            logger.exception("a stream failed", extra={"fields": {"id": request_id(request)}})
+            logger.exception("a stream failed", extra={"fields": report.trail.named()})
             sink.abort()
         finally:
             self._end(request, report, status, hooked, observers)
@@ -135,6 +137,7 @@ class Door:
             return report, gateway.observers
         about = (request.headers, self.dialect.endpoint, request.path)
         report.trace = trace = gateway.tracing.begin(*about)
+        report.trail.trace_id = trace.trace_id
         return report, [*gateway.observers, trace.end]
 
     async def _serve(
@@ -186,17 +189,20 @@ class Door:
         """Write the request's one line, and tell the hooks and the observers."""
         took_ms = gateway_of(request).scheduler.clock() * 1000 - report.started_s * 1000
         fields = {
-            "id": request_id(request),
+            **report.trail.named(),
             "caller": caller_of(request) or None,
             "status": status,
             "instance": report.instance.name if report.instance else None,
+            "asked": report.asked_model,
             "model": report.model or None,
+            "policy": report.policy or None,
             "attempts": report.attempts,
             "resumed": report.resumed or None,
-            "first_ms": round(report.total_ms),
+            "first_ms": round(report.total_ms) if report.began else None,
             "ms": round(took_ms),
             "tokens": report.tokens,
             "outcome": report.outcome,
+            "why": report.why(),
         }
         log.say(logger, self.dialect.endpoint, fields)
         if hooked is not None:

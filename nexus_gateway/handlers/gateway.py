@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDictProxy
 
-from nexus_gateway import errand, json_codec
+from nexus_gateway import errand, json_codec, log
 from nexus_gateway.drain import Drain
 from nexus_gateway.errors import (
     GatewayError,
@@ -31,6 +32,8 @@ from nexus_gateway.settings import Settings
 from nexus_gateway.shared_state import Shared
 from nexus_gateway.targets import Targets
 
+logger = logging.getLogger("nexus_gateway")
+
 # However slowly a body comes, it has come by then.
 LONGEST_BODY_S = 600.0
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -40,6 +43,7 @@ EXPLAIN = "X-Nexus-Explain"
 EXPLAINED = web.RequestKey("explained", bool)
 # Whether a door has told the observers of a request that it answers with an error.
 RECORDED = web.RequestKey("recorded", bool)
+NO_METHOD = "UNKNOWN"  # aiohttp's word where what came is no HTTP
 
 
 class Trace(errand.Trace, Protocol):
@@ -116,19 +120,38 @@ def admit(gateway: Gateway) -> None:
         raise Overloaded
 
 
-def count_refusal(
-    gateway: Gateway, request: web.BaseRequest, status: int, error: GatewayError
+def note_refusal(
+    gateway: Gateway,
+    request: web.BaseRequest,
+    status: int,
+    error: GatewayError,
+    why: str | None = None,
 ) -> None:
-    """Count an answer that is an error, but for those of which a door has told the observers.
+    """Count an answer that is an error and log it, but for those of which a door has told.
 
     Args:
         gateway: who answers.
         request: what is answered.
         status: the HTTP status that its caller gets.
-        error: why.
+        error: which.
+        why: more of it, in a few words of ours.
     """
-    if gateway.refused is not None and RECORDED not in request:
-        gateway.refused(status, error.code or error.kind)
+    if RECORDED in request:
+        return
+    reason = error.code or error.kind
+    if gateway.refused is not None:
+        gateway.refused(status, reason)
+    is_http = request.method != NO_METHOD
+    fields = {
+        "id": request_id(request),
+        "status": status,
+        "method": request.method if is_http else None,
+        "path": request.path if is_http else None,  # what is asked for behind it may be a key
+        "reason": reason,
+        "peer": request.remote or None,
+        "why": why,
+    }
+    log.say(logger, "refused", fields)
 
 
 def caller_of(request: web.BaseRequest) -> str:

@@ -160,7 +160,7 @@ class Counting:
             labels = (attempt.provider, attempt.instance, attempt.outcome)
             self._counts.add((f.ATTEMPTS.name, *labels))
             took_ms = attempt.duration_ms
-            if attempt is record.attempts[-1] and has_answered(record):
+            if attempt is record.attempts[-1] and has_answered(record) and not attempt.reason:
                 took_ms += record.total_ms - record.first_ms
             if took_ms:  # else the caller left before anybody could tell
                 asked = (*_asked(attempt, operation), _error_of(attempt))
@@ -224,8 +224,7 @@ def is_usual(record: RequestRecord) -> bool:
 
 def has_answered(record: RequestRecord) -> bool:
     """Tell whether the last attempt had its first content, or its whole answer."""
-    last = record.attempts[-1]
-    return last.status == 200 and not last.reason
+    return record.attempts[-1].status == 200
 
 
 def _asked(attempt: AttemptRecord, operation: str) -> tuple[str, str, str]:
