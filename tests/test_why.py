@@ -13,6 +13,7 @@ from intruder import raw, request
 from opentelemetry.trace import StatusCode
 from test_traces import SAMPLED, TRACE, UNSAMPLED, Spans, traced
 
+from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.record import RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply, Served
@@ -133,7 +134,7 @@ async def test_where_nobody_is_asked_it_says_what_stands_in_the_way(
     line, _ = lines(caplog, "chat")
     assert told[0].attempts == ()
     assert told[0].why == line["why"] == f"smart: nobody; left out: {way}"
-    assert explained[2]["X-Nexus-Explain"] == told[0].why
+    assert explained[2]["X-Nexus-Explain"] == view_of_request(told[0])["why"] == told[0].why
     assert "first_ms" not in line
 
 

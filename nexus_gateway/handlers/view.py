@@ -75,6 +75,7 @@ def view_of_request(record: RequestRecord) -> dict[str, Any]:
         "resumed": record.resumed,
         "status": record.status,
         "outcome": record.outcome,
+        "why": record.why,
         "failed": failed(record),
         "firstMs": round(record.first_ms, 1),
         "upstreamMs": round(record.upstream_ms, 1),
