@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nexus_gateway.breaker import Breaker
+from nexus_gateway.breaker import Breaker, State
 from nexus_gateway.health import Health
 from nexus_gateway.provider import CHAT, Account, Provider
 from nexus_gateway.quotas import Quotas
@@ -232,6 +232,14 @@ class Instance:
     def available_in_s(self) -> float | None:
         """Return how long until it may be chosen: 0 now, None while it is switched off."""
         return max(self.parked_for_s(), self.breaker.ready_in_s()) if self.enabled else None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it serves: switched on, not parked, its circuit closed.
+
+        One that is half open may be chosen, for a probe; but nobody can count on it.
+        """
+        return self.enabled and self.breaker.state() is State.CLOSED and not self.parked_for_s()
 
     def marks(self) -> dict[str, list[Any]]:
         """Return what was decided about it; what never was, is left out."""

@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus_gateway.breaker import State
+from nexus_gateway.handlers.health import status_of
+from nexus_gateway.metrics.families import AVAILABLE, MODEL_AVAILABLE
+from nexus_gateway.metrics.state import state_of
 
 
 class Keyless(Fake):
@@ -132,3 +135,45 @@ def test_it_is_available_when_neither_park_nor_circuit_stands_in_the_way() -> No
     assert instance.available_in_s() == 60.0
     instance.park(90.0)
     assert instance.available_in_s() == 90.0
+
+
+def test_half_open_it_may_be_chosen_and_does_not_count_as_there() -> None:
+    clock = FakeClock()
+    instance = make_instance(clock=clock)
+    assert instance.is_available
+    instance.park(7.0)
+    assert not instance.is_available
+    clock.advance(7.0)
+    for _ in range(3):
+        instance.breaker.failure(instance.breaker.acquire())
+    clock.advance(60.0)
+    assert (instance.available_in_s(), instance.is_available) == (0.0, False)
+    instance.breaker.success(instance.breaker.acquire())
+    assert instance.is_available
+    instance.disable()
+    assert not instance.is_available
+
+
+def test_where_only_probes_are_left_nobody_is_well_and_somebody_may_be_asked() -> None:
+    clock = FakeClock()
+    one, other = (make_instance(clock=clock, number=number) for number in (1, 2))
+
+    def status() -> str:
+        return status_of([one, other])
+
+    assert status() == "healthy"
+    for instance in (one, other):
+        for _ in range(3):
+            instance.breaker.failure(instance.breaker.acquire())
+    assert status() == "unhealthy"
+    clock.advance(60.0)
+    assert status() == "degraded"
+    gauges = state_of([one, other])
+    assert [gauges[(AVAILABLE.name, "fake", i.name)] for i in (one, other)] == [0, 0]
+    assert gauges[(MODEL_AVAILABLE.name, "fake-large")] == 0
+    one.breaker.success(one.breaker.acquire())
+    assert status() == "degraded"
+    other.disable()
+    assert status() == "healthy"
+    one.disable()
+    assert status() == "unhealthy"

@@ -14,11 +14,14 @@ from nexus_gateway.shared_state import REQUESTS_IN_FLIGHT
 
 
 def status_of(instances: Iterable[Instance]) -> str:
-    """Sum up the enabled instances: all, some or none of them can serve."""
-    able = [i.available_in_s() == 0 for i in instances if i.enabled]
-    if not any(able):
+    """Sum up the enabled instances: all serve, some may be asked, or none.
+
+    Where all that is left is a probe, somebody may be asked, and nobody knows whether he serves.
+    """
+    wanted = [instance for instance in instances if instance.enabled]
+    if not any(instance.available_in_s() == 0 for instance in wanted):
         return "unhealthy"
-    return "healthy" if all(able) else "degraded"
+    return "healthy" if all(instance.is_available for instance in wanted) else "degraded"
 
 
 async def health(request: web.Request) -> web.Response:

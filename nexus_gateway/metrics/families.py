@@ -174,7 +174,7 @@ ENABLED = Family(
 AVAILABLE = Family(
     "nexus_instance_available",
     GAUGE,
-    "1 where the instance may be chosen now: switched on, not parked, its circuit not open.",
+    "1 where the instance serves: switched on, not parked, its circuit closed; else 0.",
     INSTANCE,
 )
 CIRCUIT = Family(
@@ -214,7 +214,7 @@ MODEL_INSTANCES = Family(
 MODEL_AVAILABLE = Family(
     "nexus_model_instances_available",
     GAUGE,
-    "Those of them that may be chosen now.",
+    "Those of them that serve: see nexus_instance_available.",
     ("model",),
 )
 CPU = Family("process_cpu_seconds_total", COUNTER, "CPU time of all workers, user and system.")

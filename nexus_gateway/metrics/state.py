@@ -18,7 +18,7 @@ def state_of(instances: Iterable[Instance]) -> Gauges:
     gauges: Gauges = {}
     for instance in instances:
         _add(gauges, instance)
-        available = instance.available_in_s() == 0
+        available = instance.is_available
         for model in models_of(instance):
             for family, count in ((f.MODEL_INSTANCES, True), (f.MODEL_AVAILABLE, available)):
                 key = (family.name, model)
@@ -31,7 +31,7 @@ def _add(gauges: Gauges, instance: Instance) -> None:
     health, quota_left = instance.health, instance.quota_left()
     gauges[(f.INSTANCE_INFO.name, *who, instance.model)] = 1
     gauges[(f.ENABLED.name, *who)] = instance.enabled
-    gauges[(f.AVAILABLE.name, *who)] = instance.available_in_s() == 0
+    gauges[(f.AVAILABLE.name, *who)] = instance.is_available
     now = instance.breaker.state()
     for state in State:
         gauges[(f.CIRCUIT.name, *who, state.value.lower())] = state is now
