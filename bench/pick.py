@@ -40,7 +40,8 @@ def pool(size: int) -> Target:
     for number, instance in enumerate(instances):
         lease = scheduler.lease(Target((instance,)), "smart", Trail())
         lease.first_token(100.0 + number % 50, LIMIT_MS)
-        lease.end(DONE, tokens_per_s=50.0)
+        lease.came(50, 1.0)
+        lease.end(DONE)
     return Target(instances)
 
 

@@ -22,7 +22,8 @@ HALF_LIFE_S = 120.0
 FLOOR = 0.05  # an instance with no chance at all could never show that it is back
 RECENT = 64  # of the first tokens, by which is told what is unusually slow
 ENOUGH = 20
-FORGOTTEN = 0.01  # of one request: less evidence than this is none
+FORGOTTEN = 0.01  # of one request, or one second: less evidence than this is none
+SHORTEST_S = 0.05  # of what is timed to tell a speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,12 @@ NOTHING = Sample()
 
 
 class Decayed:
-    """A weighted mean whose samples lose half of their weight in each half-life."""
+    """A weighted mean whose samples lose half of their weight in each half-life.
+
+    Args:
+        clock: monotonic seconds.
+        half_life_s: how fast the past fades.
+    """
 
     def __init__(self, clock: Callable[[], float], half_life_s: float) -> None:
         self._clock = clock
@@ -65,12 +71,17 @@ class Decayed:
         self._sum = 0.0
         self.heard = NOTHING
 
-    def add(self, value: float) -> None:
-        """Add a sample of weight 1."""
+    def add(self, value: float, weight: float = 1.0) -> None:
+        """Add a sample.
+
+        Args:
+            value: what was measured; where that was in several units, of all of them.
+            weight: how many units that is.
+        """
         now = self._clock()
         factor = 0.5 ** ((now - self._at_s) / self._half_life_s)
         self._at_s = now
-        self._weight = self._weight * factor + 1.0
+        self._weight = self._weight * factor + weight
         self._sum = self._sum * factor + value
 
     def seen(self) -> Sample:
@@ -103,7 +114,7 @@ class Health:
         self._successes = Decayed(clock, half_life_s)
         self._shares = Decayed(clock, half_life_s)
         self._latencies = Decayed(clock, half_life_s)
-        self._speeds = Decayed(clock, half_life_s)
+        self._tokens = Decayed(clock, half_life_s)  # in each second
         self._first_tokens_ms: deque[float] = deque(maxlen=RECENT)
         self._untold_ms: deque[float] = deque(maxlen=RECENT)
 
@@ -113,7 +124,7 @@ class Health:
             "successes": self._successes,
             "shares": self._shares,
             "latencies": self._latencies,
-            "speeds": self._speeds,
+            "tokens": self._tokens,
         }
 
     def seen(self) -> dict[str, Sample]:
@@ -168,14 +179,28 @@ class Health:
         known = sorted(self._first_tokens_ms)
         return known[ceil(len(known) * share) - 1] if len(known) >= of_at_least else None
 
-    def observe_speed(self, tokens_per_s: float) -> None:
-        """Note how fast an answer came once it had begun."""
-        self._speeds.add(tokens_per_s)
+    def observe_speed(self, tokens: int, spent_s: float) -> None:
+        """Note how fast an answer came once it had begun.
+
+        Long ones weigh more than short ones, so that the mean is what comes in a second. What came
+        in a moment tells nothing: it had gathered on the way, or was cached.
+
+        Args:
+            tokens: those after the first.
+            spent_s: from the first to the end.
+        """
+        if spent_s >= SHORTEST_S:
+            self._tokens.add(tokens, spent_s)
 
     def success_rate(self) -> float:
         """Return the share of successes, 1.0 when nothing is known."""
         rate = self._successes.mean()
         return 1.0 if rate is None else rate
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a success or a failure is known, here or elsewhere, that is not forgotten."""
+        return self._successes.mean() is not None
 
     def latency_ms(self) -> float | None:
         """Return the mean latency in ms."""
@@ -186,8 +211,8 @@ class Health:
         return self._shares.mean() or 0.0
 
     def tokens_per_s(self) -> float | None:
-        """Return the mean speed in tokens a second."""
-        return self._speeds.mean()
+        """Return the mean speed in tokens a second: of streams, once they have begun."""
+        return self._tokens.mean()
 
     def score(self) -> float:
         """Return the health score, from FLOOR to 1."""

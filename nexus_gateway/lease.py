@@ -61,12 +61,16 @@ class Lease:
         """Note that somebody else was quicker, after how long a wait: it would have been longer."""
         self.instance.health.observe_latency(waited_ms, limit_ms)
 
+    def came(self, tokens: int, spent_s: float) -> None:
+        """Note how many tokens came after a stream's first one, and in what time."""
+        self.instance.health.observe_speed(tokens, spent_s)
+
     def used(self, usage: Mapping[str, Any]) -> None:
         """Note what the answer used, in OpenAI's shape."""
         if self.span is not None:
             self.span.used(usage)
 
-    def end(self, verdict: Verdict, tokens_per_s: float | None = None) -> None:
+    def end(self, verdict: Verdict) -> None:
         """End with an outcome; a second one is ignored."""
         if self._ended:
             return
@@ -74,7 +78,7 @@ class Lease:
         instance, breaker = self.instance, self.instance.breaker
         instance.in_flight -= 1
         if verdict.outcome is Outcome.SUCCESS:
-            self._succeed(tokens_per_s)
+            self._succeed()
         elif verdict.outcome is Outcome.FAILURE:
             failures = breaker.failure(self._permit)
             if failures and not self._is_probe:
@@ -93,7 +97,7 @@ class Lease:
         if self.span is not None:
             self.span.end(verdict)
 
-    def _succeed(self, tokens_per_s: float | None) -> None:
+    def _succeed(self) -> None:
         instance = self.instance
         counts = instance.breaker.success(self._permit)
         if counts and self._is_probe:
@@ -103,5 +107,3 @@ class Lease:
         # What began before the circuit opened, or before the park, says nothing of why it did.
         if instance.last_reason is not None and counts and not instance.parked_for_s():
             instance.last_reason = None
-        if tokens_per_s is not None:
-            instance.health.observe_speed(tokens_per_s)

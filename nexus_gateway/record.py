@@ -9,6 +9,7 @@ the request has ended, and must neither wait nor fail.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 from nexus_gateway.errand import Report
@@ -89,6 +90,24 @@ class RequestRecord(NamedTuple):
     tokens: Tokens
     billed_usd: float | None
     why: str | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the last attempt had its first content, or its whole answer."""
+        if not self.attempts:
+            return False
+        last = self.attempts[-1]
+        return last.status == 200 and (not last.reason or self.status == 200)
+
+    @property
+    def moves(self) -> list[AttemptRecord]:
+        """The attempts after which another instance was asked: each is a fail-over.
+
+        A second attempt at the same instance is none.
+        """
+        if len(self.attempts) < 2:  # as nearly always
+            return []
+        return [made for made, after in pairwise(self.attempts) if made.instance != after.instance]
 
 
 Observer = Callable[[RequestRecord], None]

@@ -248,9 +248,10 @@ class Relay:
                 errand.report.add_usage(used)
                 lease.used(used)
                 errand.report.outcome = verdict.outcome.value
-                tokens, spent_s = completion_tokens(used) or 0, self._clock() - first_s
-                fit = verdict is _SUCCESS and tokens > 1 and spent_s > 0
-                self._end(errand, lease, verdict, tokens / spent_s if fit else None)
+                spent_s = self._clock() - first_s
+                if verdict is _SUCCESS and (tokens := completion_tokens(used) or 0) > 1:
+                    lease.came(tokens - 1, spent_s)
+                self._end(errand, lease, verdict)
             finally:
                 lease.end(verdict)
                 await answer.close()
@@ -262,10 +263,8 @@ class Relay:
             told = masked(broken.body(), lease.instance.key)
             await errand.sink.fail(BROKEN_STATUS, told)
 
-    def _end(
-        self, errand: Errand, lease: Lease, verdict: Verdict, tokens_per_s: float | None = None
-    ) -> None:
-        lease.end(verdict, tokens_per_s)
+    def _end(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
+        lease.end(verdict)
         if lease.turn is not None:
             self._log.ended(lease, verdict, errand.trail)
 

@@ -34,7 +34,7 @@ class Bucket:
         number: when that was, in Unix seconds // BUCKET_S.
         requests: how many, or how many attempts where it is an instance's.
         failures: how many of them failed.
-        failovers: how many attempts were made after a first one.
+        failovers: how often another instance was asked than before, or came to be asked so.
         tokens: those that came out.
         first_ms: all times to the first token, added.
         firsts: how many those were.
@@ -143,10 +143,9 @@ class Timelines:
         """Count a request that has ended."""
         self.rate.add(record.ended_s)
         tokens = record.tokens.completion or 0
-        again = max(0, len(record.attempts) - 1)
         line = self.of[ALL]
-        bucket = line.add(record.ended_s, 1, failed(record), again, tokens)
-        if record.stream and record.first_ms:
+        bucket = line.add(record.ended_s, 1, failed(record), len(record.moves), tokens)
+        if record.stream and record.answered:
             bucket.add_firsts(record.first_ms)
             line.counted.add_firsts(record.first_ms)
         for attempt in record.attempts:
@@ -158,7 +157,7 @@ class Timelines:
         if attempt is not record.attempts[-1] or attempt.instance != record.instance:
             line.add(record.ended_s, 1, hurt, 0, 0)
             return
-        bucket = line.add(record.ended_s, 1, hurt, len(record.attempts) > 1, tokens)
+        bucket = line.add(record.ended_s, 1, hurt, bool(record.moves), tokens)
         if record.stream and attempt.outcome == "success":
             bucket.add_firsts(attempt.duration_ms)
             line.counted.add_firsts(attempt.duration_ms)

@@ -38,12 +38,12 @@ def record(**more: object) -> RequestRecord:
 def test_a_request_is_counted_for_all_and_for_whom_it_was_tried_with() -> None:
     lines = Timelines()
     lines.observe(record(attempts=(BAD, GOOD)))
-    lines.observe(record(attempts=(BAD,), instance=BAD.instance, status=503, usage={}))
+    lines.observe(record(attempts=(BAD, BAD), instance=BAD.instance, status=503, usage={}))
     found = lines.as_json(NOON)
     number = NOON // BUCKET_S
     assert found[""] == [[number, 2, 1, 1, 30, 130]]
     assert found["Fake (Key #1)"] == [[number, 1, 0, 1, 30, 120]]
-    assert found["Fake (Key #2)"] == [[number, 2, 2, 0, 0, None]]
+    assert found["Fake (Key #2)"] == [[number, 3, 3, 0, 0, None]]
 
 
 @pytest.mark.parametrize(

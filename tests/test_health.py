@@ -37,8 +37,38 @@ def test_whole_answers_are_measured_by_their_own_limit() -> None:
     health = Health(FakeClock())
     health.observe_latency(12_000, 120_000)
     assert health.score() == pytest.approx(0.9)
-    health.observe_speed(50)
-    assert health.tokens_per_s() == 50
+
+
+def test_a_speed_is_what_comes_in_a_second_not_a_mean_of_means() -> None:
+    clock = FakeClock()
+    health, other = Health(clock), Health(clock)
+    for burst_s in (0.0, 0.0008, 0.0499):
+        health.observe_speed(100, burst_s)
+    assert health.tokens_per_s() is None, "what came at once tells no speed"
+    health.observe_speed(300, 10.0)
+    health.observe_speed(100, 0.05)
+    assert health.tokens_per_s() == pytest.approx(400 / 10.05)
+    clock.advance(120)
+    health.observe_speed(1000, 5.0)
+    assert health.tokens_per_s() == pytest.approx((200 + 1000) / (5.025 + 5))
+    other.observe_speed(500, 5.0)
+    other.hear(health.seen())
+    assert other.tokens_per_s() == pytest.approx((200 + 1000 + 500) / (5.025 + 5 + 5))
+    clock.advance(3600)
+    assert other.tokens_per_s() is None
+
+
+def test_who_was_never_tried_is_not_judged() -> None:
+    """A success rate of 100 % then says nothing."""
+    clock = FakeClock()
+    health, elsewhere = Health(clock), Health(clock)
+    health.observe_latency(10, 8000)
+    assert (health.is_judged, health.success_rate()) == (False, 1.0)
+    elsewhere.failure()
+    health.hear(elsewhere.seen())
+    assert (health.is_judged, health.success_rate()) == (True, 0.0)
+    clock.advance(3600)
+    assert (health.is_judged, health.success_rate()) == (False, 1.0)
 
 
 @given(

@@ -6,11 +6,14 @@ import asyncio
 
 import pytest
 from conftest import HELLO, KEYS, make_instance, serving
+from records import ended
 
 from nexus_gateway.errand import Report
-from nexus_gateway.record import RequestRecord, record_of
+from nexus_gateway.handlers.view import view_of_request
+from nexus_gateway.record import AttemptRecord, RequestRecord, record_of
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
+from nexus_gateway.timeline import Timelines
 
 ROUND = {"X-Routing-Mode": "round-robin"}
 
@@ -44,6 +47,7 @@ async def test_the_whole_story(upstream: FakeUpstream) -> None:
     [
         (Reply(status=400), 400, "upstream_refused", ["refused"]),
         (Reply(status=429), 429, "rate_limit_exceeded", ["rate_limited"]),
+        (Reply(status=500), 503, "no_candidate", ["failure", "failure", "failure"]),
         (Reply(cut_after=2, delay_s=0.02), 200, "failure", ["failure"]),
     ],
 )
@@ -57,6 +61,10 @@ async def test_how_it_may_end(
         await served.chat()
     assert (told[0].status, told[0].outcome) == (status, outcome)
     assert [a.outcome for a in told[0].attempts] == attempts
+    assert told[0].answered is (status == 200)
+    first_ms = view_of_request(told[0])["firstMs"]
+    assert (first_ms is None) is (status != 200), "who got no answer has no time to its beginning"
+    assert told[0].moves == [], "one that is asked again is no other"
 
 
 async def test_a_caller_who_leaves(upstream: FakeUpstream) -> None:
@@ -102,3 +110,17 @@ def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
     times = {"ended_s": 0.0, "total_ms": 1.0}
     made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
     assert made.billed_usd == bill
+
+
+@pytest.mark.parametrize(
+    ("asked", "moved"),
+    [("", ""), ("A", ""), ("AAA", ""), ("AB", "A"), ("AABA", "AB"), ("ABC", "AB")],
+)
+def test_a_fail_over_is_that_another_instance_is_asked(asked: str, moved: str) -> None:
+    attempts = tuple(AttemptRecord(who, "fake", "failure", "reset", 0, 1.0) for who in asked)
+    record = ended(attempts=attempts, instance=asked[-1:], status=503)
+    assert "".join(attempt.instance for attempt in record.moves) == moved
+    assert view_of_request(record)["failedOver"] is bool(moved)
+    lines = Timelines()
+    lines.observe(record)
+    assert lines.as_json(0)[""][0][3] == len(moved), "as Prometheus is told"

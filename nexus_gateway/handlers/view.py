@@ -45,6 +45,7 @@ def _metrics(instance: Instance) -> dict[str, Any]:
     speed = health.tokens_per_s()
     return {
         "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
+        "judged": health.is_judged,
         "successRate": percent(health.success_rate()),
         "avgLatencyMs": _rounded(health.latency_ms()),
         "latencyShare": percent(health.latency_share()),
@@ -77,7 +78,8 @@ def view_of_request(record: RequestRecord) -> dict[str, Any]:
         "outcome": record.outcome,
         "why": record.why,
         "failed": failed(record),
-        "firstMs": round(record.first_ms, 1),
+        "failedOver": bool(record.moves),
+        "firstMs": round(record.first_ms, 1) if record.answered else None,
         "upstreamMs": round(record.upstream_ms, 1),
         "totalMs": round(record.total_ms, 1),
         "promptTokens": record.tokens.prompt or 0,

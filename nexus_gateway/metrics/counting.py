@@ -7,7 +7,6 @@ only where its instance is known to serve it. All else is `other`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 from nexus_gateway.conventions import operation_of, provider_of
 from nexus_gateway.instance import Instance
@@ -138,7 +137,7 @@ class Counting:
         self._time(f.REQUEST_DURATION, (*served, error), record.total_ms)
         if record.attempts:
             self._count_attempts(record, served[0])
-            if has_answered(record):
+            if record.answered:
                 self._time_first_content(record, served)
         self._count_tokens(record, served)
 
@@ -160,16 +159,14 @@ class Counting:
             labels = (attempt.provider, attempt.instance, attempt.outcome)
             self._counts.add((f.ATTEMPTS.name, *labels))
             took_ms = attempt.duration_ms
-            if attempt is record.attempts[-1] and has_answered(record) and not attempt.reason:
+            if attempt is record.attempts[-1] and record.answered and not attempt.reason:
                 took_ms += record.total_ms - record.first_ms
             if took_ms:  # else the caller left before anybody could tell
                 asked = (*_asked(attempt, operation), _error_of(attempt))
                 self._time(f.ATTEMPT_DURATION, asked, took_ms)
-        if len(record.attempts) > 1:
-            for attempt, following in pairwise(record.attempts):
-                if attempt.instance != following.instance:
-                    labels = (attempt.provider, attempt.instance, attempt.outcome)
-                    self._counts.add((f.FAILOVERS.name, *labels))
+        for attempt in record.moves:
+            labels = (attempt.provider, attempt.instance, attempt.outcome)
+            self._counts.add((f.FAILOVERS.name, *labels))
 
     def _time_first_content(self, record: RequestRecord, served: tuple[str, ...]) -> None:
         """Time the way to the first content.
@@ -218,13 +215,8 @@ def is_usual(record: RequestRecord) -> bool:
         and len(record.attempts) == 1
         and not record.hedged
         and not record.resumed
-        and has_answered(record)
+        and record.answered
     )
-
-
-def has_answered(record: RequestRecord) -> bool:
-    """Tell whether the last attempt had its first content, or its whole answer."""
-    return record.attempts[-1].status == 200
 
 
 def _asked(attempt: AttemptRecord, operation: str) -> tuple[str, str, str]:
