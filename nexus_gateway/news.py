@@ -8,7 +8,8 @@ nothing while both live; and who is slow is told later all that it has missed, a
 Requests are many and long, and wanted by nobody but those who look at the live page. So they are
 handed over only while somebody listens, at whichever worker, and told only to workers where
 somebody does. What had ended before is handed over when that begins. The board keeps the latest of
-all workers, so that whoever listens next sees them whoever of these is gone.
+all workers, so that whoever listens next sees them whoever of these is gone. Where much goes well,
+what went badly is soon not among the latest any more: of that the latest are kept beside.
 
 Pure, no socket. An instance is known by the name that `shared_state.Names` gives it.
 """
@@ -16,21 +17,43 @@ Pure, no socket. An instance is known by the name that `shared_state.Names` give
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from nexus_gateway.health import RECENT
 
 MOST_REQUESTS = 200
+MOST_TROUBLED = 100
 
 Ended = dict[str, Any]  # a request as the page shows it: no word of what was said
+T = TypeVar("T")
 
 
 def ended_ms(request: Ended) -> int:
     """Return when a request ended, in Unix ms."""
     found: int = request["endedAt"]
     return found
+
+
+def is_troubled(request: Ended) -> bool:
+    """Tell whether a request failed, or another instance had to be asked."""
+    return bool(request["failed"] or request["failedOver"])
+
+
+def to_keep(entries: Sequence[T], request_of: Callable[[T], Ended]) -> list[T]:
+    """Return the latest of all, and before them the latest of those that went badly.
+
+    Args:
+        entries: the oldest first.
+        request_of: the request that an entry is about.
+    """
+    before, latest = entries[:-MOST_REQUESTS], entries[-MOST_REQUESTS:]
+    if not before:
+        return list(latest)
+    room = MOST_TROUBLED - sum(is_troubled(request_of(entry)) for entry in latest)
+    troubled = [entry for entry in before if is_troubled(request_of(entry))]
+    return [*(troubled[-room:] if room > 0 else ()), *latest]
 
 
 @dataclass(slots=True)
@@ -59,28 +82,38 @@ class News:
         return cls(found["requests"], found["first_tokens_ms"])
 
 
+_Kept = tuple[int, int, Any]  # a number, which worker told it, and what
+
+
+def _recent(kept: list[_Kept]) -> list[_Kept]:
+    return kept[-RECENT:]
+
+
+def _latest_requests(kept: list[_Kept]) -> list[_Kept]:
+    kept.sort(key=lambda entry: ended_ms(entry[2]))
+    return to_keep(kept, lambda entry: entry[2])
+
+
 class _Latest:
     """The latest of one sort, whoever told it, and how far each worker was told.
 
     Args:
-        most: how many are kept.
-        order: by what they are; None where they come in order.
+        choose: which of all are kept.
     """
 
-    def __init__(self, most: int, order: Callable[[Any], float] | None = None) -> None:
-        self._most = most
-        self._order = order
+    def __init__(self, choose: Callable[[list[_Kept]], list[_Kept]]) -> None:
+        self._choose = choose
         self._number = 0
         self._told: dict[int, int] = {}
-        self._kept: list[tuple[int, int, Any]] = []
+        self._kept: list[_Kept] = []
 
-    def add(self, worker: int, items: Iterable[Any]) -> None:
+    def add(self, worker: int, items: Sequence[Any]) -> None:
+        if not items:
+            return
         for item in items:
             self._number += 1
             self._kept.append((self._number, worker, item))
-        if (order := self._order) is not None:
-            self._kept.sort(key=lambda kept: order(kept[2]))
-        del self._kept[: -self._most]
+        self._kept = self._choose(self._kept)
 
     def new_to(self, worker: int) -> list[Any]:
         """Return what others told and this worker was not told yet; from now on it was."""
@@ -98,8 +131,8 @@ class Board:
     """The latest news of all workers, and what each of them is to hear of it."""
 
     def __init__(self) -> None:
-        self._requests = _Latest(MOST_REQUESTS, ended_ms)
-        self._first_tokens: dict[str, _Latest] = defaultdict(lambda: _Latest(RECENT))
+        self._requests = _Latest(_latest_requests)
+        self._first_tokens: dict[str, _Latest] = defaultdict(lambda: _Latest(_recent))
 
     def hear(self, worker: int, news: News) -> None:
         """Note what is new with a worker."""

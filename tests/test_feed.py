@@ -105,6 +105,25 @@ def test_the_feed_remembers_a_page_of_requests_and_tells_no_more_at_once() -> No
     assert feed.since(told[-1][0]) == []
 
 
+def test_what_went_badly_is_told_and_remembered_beside_the_last() -> None:
+    """Where much goes well the last failure would be gone within seconds."""
+    feed = Feed(Pool(instances=[]), FakeClock())
+    trouble = {"0": {"status": 503}, "1": {"attempts": (BAD, GOOD)}, "2": {"status": 429}}
+    for number in range(3 * REQUESTS):
+        feed.observe(record(id=str(number), **trouble.get(str(number), {})))
+    ids = [request["id"] for request in feed.snapshot()["requests"]]
+    last = [str(number) for number in range(2 * REQUESTS, 3 * REQUESTS)]
+    assert ids == [*trouble, *last]
+    assert [data["id"] for _, _, data in feed.since(0)] == [*trouble, *last[-AT_ONCE:]]
+    assert [data["id"] for _, _, data in feed.since(2)] == ["2", *last[-AT_ONCE:]]
+    assert [data["id"] for data in feed.hand_over()] == [*trouble, *last]
+    assert feed.hand_over() == []
+    other = Feed(Pool(instances=[]), FakeClock())
+    other.hear([view_at(NOON + n, str(n)) for n in range(REQUESTS)])
+    other.hear(feed.snapshot()["requests"])
+    assert {*trouble} <= {request["id"] for request in other.snapshot()["requests"]}
+
+
 def view_at(ended_s: float, id: str) -> dict[str, Any]:
     return view_of_request(record(id=id, ended_s=ended_s))
 

@@ -14,7 +14,16 @@ from records import ended
 
 from nexus_gateway.handlers.feed import AT_ONCE, Feed
 from nexus_gateway.health import RECENT
-from nexus_gateway.news import MOST_REQUESTS, Board, Ended, News
+from nexus_gateway.news import (
+    MOST_REQUESTS,
+    MOST_TROUBLED,
+    Board,
+    Ended,
+    News,
+    ended_ms,
+    is_troubled,
+    to_keep,
+)
 from nexus_gateway.pool import Pool
 from nexus_gateway.secret import Secret
 from nexus_gateway.shared_state import Names
@@ -23,7 +32,11 @@ ONE, OTHER, THIRD = 1, 2, 3
 
 
 def at(*times: int) -> News:
-    return News([{"id": f"req-{time}", "endedAt": time} for time in times])
+    return News([told(time) for time in times])
+
+
+def told(time: int, *, failed: bool = False, moved: bool = False) -> Ended:
+    return {"id": f"req-{time}", "endedAt": time, "failed": failed, "failedOver": moved}
 
 
 def times(news: News) -> list[int]:
@@ -56,6 +69,24 @@ def test_of_all_requests_the_last_ended_are_kept_whoever_tells_last() -> None:
         MOST_REQUESTS - 1,
         *range(1000, 1000 + MOST_REQUESTS - 1),
     ]
+
+
+def test_what_went_badly_is_kept_for_longer_and_once() -> None:
+    every_tenth = [
+        told(time, failed=time % 20 == 0, moved=time % 20 == 10) for time in range(0, 2000, 10)
+    ]
+    well = [told(time) for time in range(1, 2000, 2)]
+    requests = sorted([*every_tenth, *well], key=ended_ms)
+    kept = to_keep(requests, lambda request: request)
+    assert kept[-MOST_REQUESTS:] == requests[-MOST_REQUESTS:]
+    before = requests[:-MOST_REQUESTS]
+    in_both = sum(map(is_troubled, kept[-MOST_REQUESTS:]))
+    assert 0 < in_both < MOST_TROUBLED
+    older = [request for request in before if is_troubled(request)][in_both - MOST_TROUBLED :]
+    assert kept[:-MOST_REQUESTS] == older
+    assert to_keep(requests[:5], lambda request: request) == requests[:5]
+    all_badly = [told(time, failed=True) for time in range(1000)]
+    assert to_keep(all_badly, lambda request: request) == all_badly[-MOST_REQUESTS:]
 
 
 def test_what_the_gone_told_stays() -> None:
@@ -117,10 +148,11 @@ class Worker:
 
 
 WORKERS = 3
+TROUBLE_EACH = 3
 OPS = st.tuples(
     st.sampled_from(["serve", "listen", "leave", "exchange", "replace"]),
     st.integers(0, WORKERS - 1),
-    st.sampled_from([1, 2, 3, AT_ONCE]),
+    st.sampled_from([1, 2, 3, AT_ONCE, MOST_REQUESTS]),
 )
 
 
@@ -143,7 +175,8 @@ def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any
         worker = workers[which]
         if op == "serve":
             for id in itertools.islice(ids, count):
-                worker.feed.observe(ended(id=str(id), ended_s=float(id)))
+                status = 503 if id % TROUBLE_EACH == 0 else 200
+                worker.feed.observe(ended(id=str(id), ended_s=float(id), status=status))
         elif op == "listen" and worker.shown is None:
             exchange(board, workers)  # what the snapshot waits for
             worker.shown = []
@@ -158,7 +191,10 @@ def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any
             board.forget(worker.number)
             workers[which] = Worker(next(numbers))
     exchange(board, workers)
-    served = [str(id) for id in range(next(ids))][-MOST_REQUESTS:]
+    all_served = [str(id) for id in range(next(ids))]
+    served = all_served[-MOST_REQUESTS:]
+    badly = all_served[::TROUBLE_EACH][-MOST_TROUBLED:]
+    served = [id for id in badly if id not in served] + served
     for worker in workers:
         if worker.shown is not None:
             shown = [request["id"] for request in worker.shown]

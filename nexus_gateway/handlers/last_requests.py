@@ -1,14 +1,29 @@
-"""The last requests that ended, as the live page lists them."""
+"""The last requests that ended, as the live page lists them.
+
+Beside the last of all, the last that failed or moved to another instance: where much goes well,
+these are what somebody looks for, and they would be gone within seconds.
+"""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
 from nexus_gateway.handlers.view import view_of_request
-from nexus_gateway.news import MOST_REQUESTS, Ended, ended_ms
+from nexus_gateway.news import (
+    MOST_REQUESTS,
+    MOST_TROUBLED,
+    Ended,
+    ended_ms,
+    is_troubled,
+    to_keep,
+)
 from nexus_gateway.record import RequestRecord
+from nexus_gateway.timeline import failed
+
+Numbered = tuple[int, RequestRecord]
 
 
 class LastRequests:
@@ -20,13 +35,16 @@ class LastRequests:
     """
 
     def __init__(self) -> None:
-        self._here: deque[tuple[int, RequestRecord]] = deque(maxlen=MOST_REQUESTS)
+        self._here: deque[Numbered] = deque(maxlen=MOST_REQUESTS)
+        self._troubled: deque[Numbered] = deque(maxlen=MOST_TROUBLED)  # may be in both
         self._elsewhere: list[tuple[int, Ended]] = []
         self._handed_over = 0
 
     def observe(self, number: int, record: RequestRecord) -> None:
         """Note what ended here."""
         self._here.append((number, record))
+        if failed(record) or record.moves:
+            self._troubled.append((number, record))
 
     def hear(self, number: int, requests: list[Ended]) -> int:
         """Note what ended elsewhere, the oldest first.
@@ -40,7 +58,7 @@ class LastRequests:
         """
         self._elsewhere += enumerate(requests, number + 1)
         self._elsewhere.sort(key=lambda entry: ended_ms(entry[1]))
-        del self._elsewhere[:-MOST_REQUESTS]
+        self._elsewhere = to_keep(self._elsewhere, lambda entry: entry[1])
         return number + len(requests)
 
     def hand_over(self) -> list[Ended]:
@@ -51,13 +69,19 @@ class LastRequests:
         return [view_of_request(record) for _, record in reversed(new)]
 
     def since(self, number: int, most: int) -> list[tuple[int, Ended]]:
-        """Return what became known after a number, the newest of it, by number."""
+        """Return what became known after a number, by number.
+
+        Args:
+            number: the last that is known to who asks.
+            most: so many of the newest of all, and of the newest that went badly.
+        """
         found: list[tuple[int, Any]] = [e for e in self._elsewhere if e[0] > number]
-        found += self._here_since(number)[:most]
+        found += self._here_since(number)
         found.sort(key=lambda entry: entry[0])
+        troubled = [entry for entry in found[:-most] if _is_troubled(entry[1])]
         return [
             (n, view_of_request(it) if isinstance(it, RequestRecord) else it)
-            for n, it in found[-most:]
+            for n, it in troubled[-most:] + found[-most:]
         ]
 
     def count_since(self, number: int) -> int:
@@ -66,9 +90,22 @@ class LastRequests:
 
     def all(self) -> list[Ended]:
         """Return the last of all workers, in the order of their ends."""
-        here = [view_of_request(record) for _, record in self._here]
-        return sorted(here + [it for _, it in self._elsewhere], key=ended_ms)[-MOST_REQUESTS:]
+        found = [view_of_request(record) for _, record in reversed(self._here_since(0))]
+        found += [it for _, it in self._elsewhere]
+        return to_keep(sorted(found, key=ended_ms), lambda request: request)
 
-    def _here_since(self, number: int) -> list[tuple[int, RequestRecord]]:
+    def _here_since(self, number: int) -> list[Numbered]:
         """Return what ended here after a number, the newest first."""
-        return list(takewhile(lambda entry: entry[0] > number, reversed(self._here)))
+
+        def after(entries: Iterable[Numbered]) -> list[Numbered]:
+            return list(takewhile(lambda entry: entry[0] > number, entries))
+
+        found = after(reversed(self._here))
+        if found and len(found) == len(self._here):  # what went badly may be known from before
+            oldest = found[-1][0]
+            found += after(entry for entry in reversed(self._troubled) if entry[0] < oldest)
+        return found
+
+
+def _is_troubled(it: RequestRecord | Ended) -> bool:
+    return bool(failed(it) or it.moves) if isinstance(it, RequestRecord) else is_troubled(it)
