@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from nexus_gateway_plugins.gemini import Gemini
 from nexus_gateway_plugins.groq import Groq
 from playwright.async_api import Browser, async_playwright
 
+from nexus_gateway.prices import Spent
 from nexus_gateway.record import AttemptRecord, RequestRecord
 from nexus_gateway.testing import FakeUpstream, Reply, Served, serving
 from nexus_gateway.testing.gateway import HELLO, instance_of
@@ -68,11 +69,21 @@ async def gateway() -> AsyncIterator[Served]:
             yield served
 
 
+class Morning:
+    """A ledger's word for what a morning cost."""
+
+    refusal = ""
+
+    def spent(self, elsewhere: Mapping[str, float]) -> Spent:
+        """Return a sum."""
+        return Spent(3.7264, 0.94)
+
+
 def remember(served: Served) -> None:
     """Give the timelines a quarter of an hour that was not, shaped as a morning's traffic."""
     rng = random.Random(5)
     observe = served.gateway.observers[0]
-    served.gateway.spent_usd = lambda: 3.7264
+    served.gateway.ledger = Morning()
     now_s = time.time()
     for age_s in range(895, 12, -1):
         for _ in range(rng.choice((0, 1, 1, 2)) + (age_s < 500) + (rng.random() < 0.002) * 12):

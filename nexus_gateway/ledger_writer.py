@@ -1,7 +1,8 @@
 """Writes the ledger: requests that have ended wait in a queue, and a thread of its own writes them.
 
 Nothing that is wrong with the file ever reaches a request. What can't be written waits, up to a
-number; what comes beyond that is dropped, counted, and said on the log.
+number; what comes beyond that is dropped, counted, and said on the log. Where the file can't be
+used from the start, none is kept, and that is said there as well, and to who asks what was used.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from nexus_gateway.handlers.gateway import GATEWAY
 from nexus_gateway.ledger import Row, row_of
-from nexus_gateway.prices import Prices
+from nexus_gateway.prices import Prices, Spent, has_cost, spent_on
 from nexus_gateway.record import RequestRecord
 from nexus_gateway.shared_state import Shared
 
@@ -32,7 +33,7 @@ RETRY_S = 1.0
 MOST_WAITING = 10_000
 BATCH = 500
 SAY_EVERY_S = 60.0
-SPENT_USD = "spent_usd"
+SPENT_USD, PRICED, UNPRICED = "spent_usd", "spent_on", "spent_on_unknown"
 # A shutdown waits no longer for the last rows.
 CLOSE_S = 1.0
 
@@ -44,11 +45,11 @@ class LedgerWriter:
         path: the file.
 
     Attributes:
-        spent_usd: what all requests have cost since it began, as far as prices are known.
+        refusal: why the file can't be used, so that no ledger is kept; "" where one is.
     """
 
     def __init__(self, path: str) -> None:
-        self.spent_usd = 0.0
+        self.refusal = ""
         self._path = path
         self._limit = MOST_WAITING
         self._queue: deque[RequestRecord] = deque()
@@ -56,9 +57,12 @@ class LedgerWriter:
         self._dropped = 0
         self._file: LedgerFile | None = None
         self._prices = Prices()
+        self._spent_usd = 0.0
+        self._priced = self._unpriced = 0
         self._came = threading.Event()
         self._closing = threading.Event()
         self._told = 0  # of those dropped
+        self._told_before = 0  # it began to fail
         self._quiet_until_s = 0.0
         self._is_refused = self._has_begun = self._is_failing = False
         # A daemon: a file that hangs must not keep the process.
@@ -81,6 +85,26 @@ class LedgerWriter:
     def waiting(self) -> int:
         """How many are not written yet."""
         return len(self._rows) + len(self._queue)
+
+    def share(self, said: Shared) -> None:
+        """Add what requests have cost to what this process tells the others."""
+        said.counts[SPENT_USD] = self._spent_usd
+        said.counts[PRICED] = self._priced
+        # Of what was dropped nobody knows what it cost.
+        said.counts[UNPRICED] = self._unpriced + self._dropped
+
+    def spent(self, elsewhere: Mapping[str, float]) -> Spent:
+        """Return what requests have cost since it began.
+
+        Args:
+            elsewhere: what the other processes told by `share`.
+        """
+        if self.refusal:
+            return Spent(None, None)
+        said = Shared()
+        self.share(said)
+        numbers = [said.counts[n] + elsewhere.get(n, 0) for n in (SPENT_USD, PRICED, UNPRICED)]
+        return spent_on(*numbers, may_know=self._prices.is_installed)
 
     def close(self) -> None:
         """Write what is left, if that is a matter of a moment; blocks for at most CLOSE_S."""
@@ -130,8 +154,7 @@ class LedgerWriter:
             self._say(error)
             return False
         if self._is_failing:
-            self._is_failing = False
-            logger.info("the ledger is written again")
+            self._say_mended()
         elif self._dropped > self._told:
             self._warn("requests end faster than they can be noted")
         return True
@@ -140,6 +163,7 @@ class LedgerWriter:
         from nexus_gateway import ledger_file
 
         if self._file is not None and self._file.is_gone:
+            logger.warning("the ledger %s was moved or removed; a new one is begun", self._path)
             self._file.close()
             self._file = None
         if self._file is None:
@@ -157,7 +181,9 @@ class LedgerWriter:
             # Who is about to go has no time to read a price list.
             may_ask = self._prices.is_loaded or not self._closing.is_set()
             cost_usd = self._prices.cost_usd(record) if may_ask else None
-            self.spent_usd += cost_usd or 0.0
+            self._spent_usd += cost_usd or 0.0
+            self._priced += cost_usd is not None
+            self._unpriced += cost_usd is None and has_cost(record)
             self._rows.append(row_of(record, cost_usd))
 
     def _refuse(self, error: Exception) -> None:
@@ -165,18 +191,28 @@ class LedgerWriter:
         self._is_refused = True
         self._limit = 0
         self._queue.clear()
+        self.refusal = _reason(error)
         logger.warning(
             "no ledger is kept: %s (%s); set LEDGER to another file, or to off",
             self._path,
-            _reason(error),
+            self.refusal,
         )
 
     def _say(self, error: Exception) -> None:
         if self._is_refused:
             self._refuse(error)
             return
-        self._is_failing = True
+        if not self._is_failing:
+            self._is_failing, self._told_before = True, self._told
         self._warn(f"it cannot be written just now ({_reason(error)})")
+
+    def _say_mended(self) -> None:
+        """Say that it is written again, and what it lacks for ever."""
+        self._is_failing, self._told = False, self._dropped
+        if lost := self._told - self._told_before:
+            logger.warning("the ledger is written again; %d requests are lost", lost)
+        else:
+            logger.info("the ledger is written again")
 
     def _warn(self, fault: str) -> None:
         """Say what is wrong with the ledger, now and then."""
@@ -206,14 +242,7 @@ async def keep_ledger(app: web.Application) -> AsyncIterator[None]:
     writer = LedgerWriter(gateway.settings.ledger)
     writer.start()
     gateway.observers.append(writer.observe)
-
-    def spent_usd() -> float:
-        return writer.spent_usd + gateway.others.counts.get(SPENT_USD, 0.0)
-
-    def share(said: Shared) -> None:
-        said.counts[SPENT_USD] = writer.spent_usd
-
-    gateway.spent_usd = spent_usd
-    gateway.shares.append(share)
+    gateway.shares.append(writer.share)
+    gateway.ledger = writer
     yield
     await asyncio.to_thread(writer.close)

@@ -113,7 +113,7 @@ class _Latest:
         for item in items:
             self._number += 1
             self._kept.append((self._number, worker, item))
-        self._kept = self._choose(self._kept)
+        self._kept[:] = self._choose(self._kept)
 
     def new_to(self, worker: int) -> list[Any]:
         """Return what others told and this worker was not told yet; from now on it was."""

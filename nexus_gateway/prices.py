@@ -10,7 +10,8 @@ import gc
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from nexus_gateway.record import RequestRecord
 
@@ -27,10 +28,46 @@ _CHECKS = ((300, 100, 50, 20), (SHORT, SHORT // 3, SHORT // 4, SHORT // 2))
 _Cost = Callable[[int, int, int, int], float | None]
 
 
+class Spent(NamedTuple):
+    """What requests have cost.
+
+    Args:
+        usd: as far as it is known; None where nothing of it is.
+        priced: the share of the requests whose cost is known, from 0 to 1; None without any.
+    """
+
+    usd: float | None
+    priced: float | None
+
+
+def spent_on(usd: float, priced: float, unpriced: float, *, may_know: bool) -> Spent:
+    """Tell what was spent.
+
+    Args:
+        usd: what the priced ones cost.
+        priced: of how many requests the cost is known.
+        unpriced: of how many it is not.
+        may_know: whether there is a price list, so that nothing spent is known to be nothing.
+    """
+    asked = priced + unpriced
+    known = priced or (may_know and not asked)
+    return Spent(usd if known else None, priced / asked if asked else None)
+
+
+def has_cost(record: RequestRecord) -> bool:
+    """Tell whether a request must have cost something: who got nothing is asked for nothing."""
+    return record.outcome == "success" or bool(record.tokens.completion)
+
+
 class Prices:
-    """Tells costs. Asked for the first time it loads the price list: half a second, 30 MB."""
+    """Tells costs. Asked for the first time it loads the price list: half a second, 30 MB.
+
+    Attributes:
+        is_installed: whether there is a list.
+    """
 
     def __init__(self) -> None:
+        self.is_installed = find_spec("genai_prices") is not None
         self._known: dict[tuple[str, str, int], _Cost | None] = {}
         self._snapshot: Any = None
 

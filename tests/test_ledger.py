@@ -20,6 +20,7 @@ from processes import process
 from records import ended
 
 from nexus_gateway import ledger_file, ledger_writer
+from nexus_gateway.handlers.events import figures
 from nexus_gateway.ledger import VERSION, row_of
 from nexus_gateway.ledger_file import LedgerFile, LedgerRefused, ask, may_pass, prune
 from nexus_gateway.ledger_writer import LedgerWriter
@@ -221,7 +222,34 @@ def test_more_than_can_wait_is_counted(
     until(lambda: "3 are lost" in caplog.text)
 
 
-def test_a_file_that_was_taken_away_is_made_anew(writer: LedgerWriter, path: Path) -> None:
+def test_what_was_lost_is_said_once_with_the_end_of_its_cause(
+    writer: LedgerWriter,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "nexus_gateway")
+    begun(writer, path)
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    writer.observe(record())
+    until(lambda: "cannot be written" in caplog.text)
+    monkeypatch.setattr(writer, "_limit", 0)
+    for _ in range(7):
+        writer.observe(record())
+    monkeypatch.setattr(writer, "_limit", 10)
+    lock.execute("COMMIT")
+    lock.close()
+    until(lambda: "written again" in caplog.text)
+    assert caplog.messages[-1] == "the ledger is written again; 7 requests are lost"
+    writer.observe(record(id="req-2"))
+    until(lambda: count(path) == 2)
+    assert "faster than they can be noted" not in caplog.text
+
+
+def test_a_file_that_was_taken_away_is_made_anew(
+    writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     begun(writer, path).observe(record())
     until(lambda: count(path))
     path.rename(path.with_name("old"))
@@ -230,6 +258,9 @@ def test_a_file_that_was_taken_away_is_made_anew(writer: LedgerWriter, path: Pat
     writer.observe(record(id="req-2"))
     until(lambda: count(path))
     assert rows(path) == [("req-2",)]
+    writer.observe(record(id="req-3"))
+    until(lambda: count(path) == 2)
+    assert caplog.messages == [f"the ledger {path} was moved or removed; a new one is begun"]
 
 
 def foreign(path: Path) -> None:
@@ -267,6 +298,14 @@ async def test_a_file_that_cannot_be_used_is_left_alone(
     async with serving(make_instance(upstream), ledger=str(path)) as served:
         await asyncio.to_thread(until, lambda: caplog.messages)
         assert (await served.chat())[0] == 200
+        async with served.session.get(served.url + "/v1/usage") as response:
+            assert response.status == 503, "zeros would be a lie"
+            error = (await response.json())["error"]
+        assert error["code"] == "ledger_unreadable"
+        assert told in error["message"]
+        feed = served.gateway.observers[0].__self__  # type: ignore[attr-defined]
+        found = figures(served.gateway, feed)
+        assert (found["spentUsd"], found["priced"]) == (None, None)
     (line,) = caplog.messages
     assert line.startswith(f"no ledger is kept: {path} (")
     assert told in line

@@ -17,8 +17,8 @@ from test_ledger import record
 
 from nexus_gateway import prices
 from nexus_gateway.handlers.events import figures
-from nexus_gateway.prices import Prices
-from nexus_gateway.testing import FakeUpstream
+from nexus_gateway.prices import Prices, Spent, spent_on
+from nexus_gateway.testing import FakeUpstream, Reply
 from nexus_gateway.tokens import tokens_of
 
 NOW_S = datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp()
@@ -138,8 +138,8 @@ def test_nothing_is_fetched() -> None:
 import sys
 from types import SimpleNamespace
 from nexus_gateway.tokens import Tokens
-from nexus_gateway.prices import Prices
-from nexus_gateway.testing import FakeUpstream
+from nexus_gateway.prices import Prices, Spent, spent_on
+from nexus_gateway.testing import FakeUpstream, Reply
 
 def refuse(event, about):
     assert not event.startswith("socket."), event
@@ -155,14 +155,46 @@ print(Prices().cost_usd(SimpleNamespace(tokens=Tokens(10, completion=10), **abou
 async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_path: Path) -> None:
     usage = {"include_usage": True}
     gpt = make_instance(upstream, provider=Fake, name="openai", model="gpt-4o-mini")
-    path = str(tmp_path / "ledger.sqlite3")
-    async with serving(gpt, ledger=path) as served:
-        body = {**HELLO, "stream": True, "stream_options": usage}
-        await served.chat(body)
-        spent = served.gateway.spent_usd
-        assert spent is not None
-        async with asyncio.timeout(20):
-            while not spent():  # noqa: ASYNC110 - nothing tells of it
-                await asyncio.sleep(0.05)
+    ours = make_instance(upstream, provider=Fake, name="ours", model="ours-1")
+    async with serving(gpt, ours, ledger=str(tmp_path / "ledger.sqlite3")) as served:
         feed = served.gateway.observers[0].__self__
-        assert figures(served.gateway, feed)["spentUsd"] == pytest.approx(spent(), abs=1e-6)
+
+        def told() -> tuple[float | None, float | None]:
+            found = figures(served.gateway, feed)
+            return found["spentUsd"], found["priced"]
+
+        async def until(priced: float) -> float:
+            async with asyncio.timeout(20):
+                while told()[1] != priced:  # noqa: ASYNC110 - nothing tells of it
+                    await asyncio.sleep(0.05)
+            spent_usd = told()[0]
+            assert spent_usd is not None
+            return spent_usd
+
+        assert told() == (0.0, None)
+        body = {**HELLO, "stream": True, "stream_options": usage}
+        await served.chat({**body, "model": "openai"})
+        spent_usd = await until(1.0)
+        assert spent_usd > 0
+        await served.chat({**body, "model": "ours"})
+        assert await until(0.5) == spent_usd, "no sum is told without the share that it is of"
+        upstream.default = Reply(status=400)
+        await served.chat({**body, "model": "openai"})
+        await asyncio.to_thread(served.gateway.ledger.close)  # type: ignore[union-attr]
+        assert told() == (spent_usd, 0.5), "who got nothing is asked for nothing"
+        assert figures(served.gateway, feed)["since"] == round(feed.since_s * 1000)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "may_know", "spent"),
+    [
+        ((0.0, 0, 0), True, Spent(0.0, None)),
+        ((0.0, 0, 0), False, Spent(None, None)),
+        ((0.0, 0, 5), True, Spent(None, 0.0)),
+        ((0.5, 3, 1), False, Spent(0.5, 0.75)),  # as the upstream billed
+    ],
+)
+def test_nothing_is_said_to_be_spent_only_where_it_is_known(
+    numbers: tuple[float, int, int], may_know: bool, spent: Spent
+) -> None:
+    assert spent_on(*numbers, may_know=may_know) == spent

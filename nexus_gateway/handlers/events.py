@@ -28,6 +28,7 @@ from nexus_gateway import __version__
 from nexus_gateway.handlers.feed import EVERY_S, Feed
 from nexus_gateway.handlers.gateway import Gateway, gateway_of
 from nexus_gateway.handlers.health import status_of
+from nexus_gateway.prices import Spent
 from nexus_gateway.settings import Settings
 from nexus_gateway.shared_state import LISTENERS, REQUESTS_IN_FLIGHT, Shared
 
@@ -63,17 +64,26 @@ async def events(request: web.Request) -> web.StreamResponse:
 
 
 def figures(gateway: Gateway, feed: Feed) -> dict[str, Any]:
-    """Return the gateway's own figures."""
-    elsewhere = int(gateway.others.gauges.get(REQUESTS_IN_FLIGHT, 0))
+    """Return the gateway's own figures.
+
+    `since` is when this process began to remember what the timelines tell, in Unix ms. What was
+    spent counts on where a worker is replaced; it is null where nothing of it is known, and
+    `priced` is the share of the requests whose cost is.
+    """
+    others, ledger = gateway.others, gateway.ledger
+    elsewhere = int(others.gauges.get(REQUESTS_IN_FLIGHT, 0))
+    spent = Spent(None, None) if ledger is None else ledger.spent(others.counts)
     draining = gateway.drain.begun.is_set()
     return {
         "version": __version__,
         "status": "draining" if draining else status_of(gateway.pool.instances),
         "at": round(feed.wall() * 1000),
+        "since": round(feed.since_s * 1000),
         "workers": gateway.workers,
         "inFlight": gateway.drain.in_flight + elsewhere,
         "requestsPerSecond": round(feed.rate(), 1),
-        "spentUsd": None if gateway.spent_usd is None else round(gateway.spent_usd(), 6),
+        "spentUsd": None if spent.usd is None else round(spent.usd, 6),
+        "priced": None if spent.priced is None else round(spent.priced, 4),
         "policies": list(gateway.scheduler.policies),
     }
 

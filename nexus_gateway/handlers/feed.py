@@ -40,11 +40,13 @@ class Feed:
 
     Attributes:
         listeners: how many there are.
+        since_s: when it began to remember, in Unix seconds.
         whole: set while it knows of the requests of all workers.
     """
 
     def __init__(self, pool: Pool, wall: Callable[[], float] = time.time) -> None:
         self.wall = wall
+        self.since_s = wall()
         self.timelines = Timelines()
         self.listeners = 0
         self.whole = asyncio.Event()

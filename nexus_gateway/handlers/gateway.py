@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from nexus_gateway.errors import (
 )
 from nexus_gateway.hook_chain import HookChain
 from nexus_gateway.pool import Pool
+from nexus_gateway.prices import Spent
 from nexus_gateway.record import Observer, RequestRecord
 from nexus_gateway.relay import Relay
 from nexus_gateway.scheduler import Scheduler
@@ -53,6 +54,17 @@ class Trace(errand.Trace, Protocol):
         """Take what became of it (a `record.Observer`)."""
 
 
+class Ledger(Protocol):
+    """Notes what every request used."""
+
+    @property
+    def refusal(self) -> str:
+        """Why none is kept, though one is wanted; "" where it is kept."""
+
+    def spent(self, elsewhere: Mapping[str, float]) -> Spent:
+        """Return what requests have cost since it began; told what the other processes counted."""
+
+
 class Tracing(Protocol):
     """Follows requests."""
 
@@ -79,7 +91,7 @@ class Gateway:
         observers: told of every request that has ended.
         refused: told of every other answer that is an error: its status, and its code or type.
         shares: each adds its figures to what this process tells the others.
-        spent_usd: tells what all processes have spent since they began; None without a ledger.
+        ledger: notes what they use, where that is wanted.
         tracing: follows every request, where there is a collector.
     """
 
@@ -97,7 +109,7 @@ class Gateway:
     observers: list[Observer] = field(default_factory=list)
     refused: Callable[[int, str], None] | None = None
     shares: list[Callable[[Shared], None]] = field(default_factory=list)
-    spent_usd: Callable[[], float] | None = None
+    ledger: Ledger | None = None
     tracing: Tracing | None = None
 
 

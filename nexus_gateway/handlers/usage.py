@@ -26,10 +26,13 @@ _NAMES = ("by", "since", "until")
 
 async def usage(request: web.Request) -> web.Response:
     """Tell what was used, of all workers and earlier runs; days and hours begin by UTC."""
-    path = gateway_of(request).settings.ledger
+    gateway = gateway_of(request)
+    path, ledger = gateway.settings.ledger, gateway.ledger
     if not path:
         raise NotFound("No ledger is kept: LEDGER is off.", code="ledger_off")
     question = _question(request)
+    if ledger is not None and ledger.refusal:
+        raise _unreadable(f"No ledger is kept: {ledger.refusal}. Set LEDGER to another file.")
     answer = await asyncio.to_thread(_ask, path, question)
     return json_response(as_json(question, answer))
 
@@ -66,8 +69,10 @@ def _ask(path: str, question: Question) -> Answer:
         return ledger_file.ask(path, question) or NOTHING
     except (OSError, sqlite3.Error, ledger_file.LedgerRefused) as error:
         logger.warning("the ledger cannot be read: %s", error)
-        failed = GatewayError(
-            f"The ledger cannot be read just now: {error}.", code="ledger_unreadable"
-        )
-        failed.status = 503
-        raise failed from None
+        raise _unreadable(f"The ledger cannot be read just now: {error}.") from None
+
+
+def _unreadable(message: str) -> GatewayError:
+    error = GatewayError(message, code="ledger_unreadable")
+    error.status = 503
+    return error
