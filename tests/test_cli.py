@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -137,6 +138,40 @@ def test_the_start_screen_tells_how_things_stand(served, monkeypatch, capsys):
         assert text in screen
     assert "GATEWAY_KEY" not in screen
     assert "ADMIN_TOKEN" not in screen
+
+
+@pytest.mark.parametrize(
+    ("host", "admin", "line"),
+    [
+        ("127.0.0.1", "", "http://127.0.0.1:3000/"),
+        ("0.0.0.0", "an-admin", "http://127.0.0.1:3000/"),
+        ("::", "an-admin", "http://[::1]:3000/"),
+        ("0.0.0.0", "", "http://127.0.0.1:3000/ (closed: ADMIN_TOKEN is not set)"),
+    ],
+)
+def test_the_start_screen_tells_where_the_control_center_is(
+    served, monkeypatch, capsys, host, admin, line
+):
+    monkeypatch.setenv("ADMIN_TOKEN", admin)
+    assert main(["serve", "--host", host]) == 0
+    assert f"\nControl Center: {line}\n" in told(capsys)
+
+
+def test_who_reads_the_log_by_machine_meets_no_screen(served, monkeypatch, capsys):
+    monkeypatch.setenv("LOG_FORMAT", "json")
+    monkeypatch.setenv("ACME_KEY_1", KEY)
+    assert main(["serve", "--host", "0.0.0.0"]) == 0
+    begun, *remarks = [json.loads(line) for line in told(capsys).splitlines()]
+    assert begun["level"] == "info"
+    assert begun["message"] == "the gateway listens"
+    assert begun["url"] == "http://0.0.0.0:3000"
+    assert begun["control_center"] == "http://127.0.0.1:3000/"
+    assert begun["live"]["Acme (Key #1)"] == "acme-1"
+    assert {remark["level"] for remark in remarks} == {"warning"}
+    texts = [remark["message"] for remark in remarks]
+    assert [text for text in texts if text.startswith("left out: ") and "gone" in text]
+    assert [text for text in texts if "GATEWAY_KEYS is not set" in text]
+    assert "admin calls are closed: ADMIN_TOKEN is not set" in texts
 
 
 def test_without_keys_the_screen_tells_which_to_set(served, capsys):

@@ -6,41 +6,22 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
 from urllib.parse import urlsplit
 
-from nexus_gateway import __version__, log, server
-from nexus_gateway.access import is_loopback
-from nexus_gateway.cli import WRONG_SETTINGS, main, serve_environment
-from nexus_gateway.cli.table import paragraph, show, table
+from nexus_gateway import log, server
+from nexus_gateway.cli import WRONG_SETTINGS, main, serve_environment, start
+from nexus_gateway.cli.start import Extras, Prepared
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.hooks import HOOKS, Hook, hooks, moments
+from nexus_gateway.hooks import HOOKS, hooks
 from nexus_gateway.instance import Instance
 from nexus_gateway.pool import DEMO, Pool, build_pool
 from nexus_gateway.registry import prefix
 from nexus_gateway.reload import Fresh, as_started, secrets_of
-from nexus_gateway.routing import OUR_POLICIES, POLICIES, Policy, policies
+from nexus_gateway.routing import POLICIES, policies
 from nexus_gateway.settings import Settings
-
-
-class Extras(TypedDict):
-    """What is installed beside providers, by name."""
-
-    policy_by_name: Mapping[str, Policy]
-    hooks: Mapping[str, Hook]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that is needed to serve."""
-
-    settings: Settings
-    pool: Pool
-    plugins: Extras
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -48,7 +29,7 @@ def serve(arguments: argparse.Namespace) -> int:
     ready = prepare(arguments)
 
     def announce(host: str, port: int) -> None:
-        show(screen(ready, host, port))
+        start.tell(start.start_of(ready, host, port))
 
     def read() -> Fresh:
         return reread(arguments, ready)
@@ -178,65 +159,6 @@ def _is_own(instance: Instance, settings: Settings) -> bool:
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
     hosts = {settings.host, "localhost", "127.0.0.1", "::1"}
     return port == settings.port and parts.hostname in hosts
-
-
-def screen(ready: Prepared, host: str, port: int) -> Iterator[str]:
-    """Give the lines of the start screen."""
-    settings, pool, plugins = ready.settings, ready.pool, ready.plugins
-    shown = f"[{host}]" if ":" in host else host
-    yield f"Nexus Gateway {__version__} listens on http://{shown}:{port}"
-    yield ""
-    rows = [(i.name, i.model) for i in pool.instances]
-    yield from ("  " + line for line in table(("live", "model"), rows).splitlines())
-    yield from _at_work(plugins)
-    yield from _missing(pool)
-    yield from _warnings(settings, pool, host)
-    yield ""
-    yield "Try it:"
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, shown)  # noqa: S104
-    key = ' -H "Authorization: Bearer $GATEWAY_KEY"' if settings.gateway_keys else ""
-    flags = "-gN" if "[" in reachable else "-N"  # -g: brackets are no pattern
-    yield (
-        f"  curl {flags} http://{reachable}:{port}/v1/chat/completions{key} "
-        """-d '{"messages":[{"role":"user","content":"Hello!"}]}'"""
-    )
-    yield ""
-
-
-def _at_work(plugins: Extras) -> Iterator[str]:
-    """Say which ways to route there are beside ours, and which hooks see what."""
-    if added := [name for name in plugins["policy_by_name"] if name not in OUR_POLICIES]:
-        yield f"  policies: also {', '.join(added)}"
-    for name, hook in plugins["hooks"].items():
-        yield f"  hook {name}: {', '.join(moments(hook)) or 'overrides nothing'}"
-
-
-def _missing(pool: Pool) -> Iterator[str]:
-    """Say what could be live and is not."""
-    present = {i.provider_name for i in pool.instances}
-    loaded = [p.name for p in pool.plugins if p.name not in present and p.name != DEMO]
-    if absent := [*pool.idle, *loaded]:
-        hint = f"(set {prefix(absent[0])}_KEY_1 or its like)"
-        yield from paragraph(f"without a key: {', '.join(absent)} {hint}", indent="  ", hang="    ")
-    if present == {DEMO} and not pool.problems:
-        yield "  no key is set: the demo answers, and no model is asked"
-    for problem in pool.problems:
-        yield f"  left out: {problem}"
-
-
-def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[str]:
-    for warning in pool.warnings:
-        yield f"  note: {warning}"
-    if is_loopback(host):
-        if settings.viewer_token and not settings.admin_token:
-            yield "  note: VIEWER_TOKEN locks nothing; ADMIN_TOKEN, which would, is not set"
-        return
-    if not settings.gateway_keys:
-        yield f"  WARNING: {host} is open to others and GATEWAY_KEYS is not set:"
-        yield "           whoever reaches this port uses your keys"
-    if not settings.admin_token:
-        but = " to all but VIEWER_TOKEN" if settings.viewer_token else ""
-        yield f"  admin calls are closed{but}: ADMIN_TOKEN is not set"
 
 
 def reload(arguments: argparse.Namespace) -> int:

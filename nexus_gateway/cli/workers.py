@@ -7,12 +7,11 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
 from nexus_gateway.cli import WRONG_SETTINGS, serve_environment
-from nexus_gateway.cli.table import show
 from nexus_gateway.control import PLACE, Place
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.listening import can_share_a_port, listen, why_not
@@ -55,6 +54,7 @@ def settings_of_several(arguments: argparse.Namespace) -> Settings | None:
 def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
     """Keep several workers until a signal ends them."""
     from nexus_gateway import log
+    from nexus_gateway.cli import start
     from nexus_gateway.supervisor import Supervisor
     from nexus_gateway.worker_process import Nursery
 
@@ -67,7 +67,7 @@ def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
         return CANNOT_LISTEN
 
     def announce(introduction: dict[str, Any]) -> None:
-        show(introduction["screen"])
+        start.tell(introduction["start"])
 
     async def run() -> int:
         nursery = Nursery(_command(arguments), os.environ, settings.host, sockets)
@@ -86,7 +86,7 @@ def _command(arguments: argparse.Namespace) -> list[str]:
 def work(arguments: argparse.Namespace, place: Place) -> int:
     """Be a worker until the supervisor ends it."""
     from nexus_gateway import server, worker
-    from nexus_gateway.cli import serve
+    from nexus_gateway.cli import serve, start
 
     try:
         ready = serve.prepare(arguments)
@@ -99,7 +99,7 @@ def work(arguments: argparse.Namespace, place: Place) -> int:
     # The sockets are where they are, whatever .env says by now; who may call depends on it.
     settings = replace(written, host=place.host, port=place.port)
     introduction = {
-        "screen": [*_screen(serve.screen(ready, place.host, place.port), written.web_concurrency)],
+        "start": start.start_of(ready, place.host, place.port, written.web_concurrency),
         "keyed": serve.has_keys(ready.pool),
         "shutdown_timeout_ms": written.shutdown_timeout_ms,
         "HOST": written.host,
@@ -112,9 +112,3 @@ def work(arguments: argparse.Namespace, place: Place) -> int:
         lambda app: worker.work(app, place, introduction),
         **ready.plugins,
     )
-
-
-def _screen(lines: Iterator[str], workers: int) -> Iterator[str]:
-    yield next(lines)
-    yield f"with {workers} workers"
-    yield from lines
