@@ -94,10 +94,7 @@ class RequestRecord(NamedTuple):
     @property
     def answered(self) -> bool:
         """Whether the last attempt had its first content, or its whole answer."""
-        if not self.attempts:
-            return False
-        last = self.attempts[-1]
-        return last.status == 200 and (not last.reason or self.status == 200)
+        return bool(self.attempts) and self.attempts[-1].status == 200
 
     @property
     def moves(self) -> list[AttemptRecord]:
