@@ -72,7 +72,7 @@ async def gateway() -> AsyncIterator[Served]:
 class Morning:
     """A ledger's word for what a morning cost."""
 
-    refusal = ""
+    is_refused = False
 
     def spent(self, elsewhere: Mapping[str, float]) -> Spent:
         """Return a sum."""

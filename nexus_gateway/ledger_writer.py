@@ -45,11 +45,11 @@ class LedgerWriter:
         path: the file.
 
     Attributes:
-        refusal: why the file can't be used, so that no ledger is kept; "" where one is.
+        is_refused: whether the file can't be used, so that no ledger is kept.
     """
 
     def __init__(self, path: str) -> None:
-        self.refusal = ""
+        self.is_refused = False
         self._path = path
         self._limit = MOST_WAITING
         self._queue: deque[RequestRecord] = deque()
@@ -64,7 +64,7 @@ class LedgerWriter:
         self._told = 0  # of those dropped
         self._told_before = 0  # it began to fail
         self._quiet_until_s = 0.0
-        self._is_refused = self._has_begun = self._is_failing = False
+        self._has_begun = self._is_failing = False
         # A daemon: a file that hangs must not keep the process.
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -99,7 +99,7 @@ class LedgerWriter:
         Args:
             elsewhere: what the other processes told by `share`.
         """
-        if self.refusal:
+        if self.is_refused:
             return Spent(None, None)
         said = Shared()
         self.share(said)
@@ -112,7 +112,7 @@ class LedgerWriter:
         self._came.set()
         self._thread.join(CLOSE_S)
         lost = self.waiting + self._dropped
-        if lost and not self._is_refused:
+        if lost and not self.is_refused:
             logger.warning("the ledger lacks %d requests: they could not be written", lost)
 
     def _run(self) -> None:
@@ -122,7 +122,7 @@ class LedgerWriter:
             self._refuse(error)
             return
         self._write()  # opens the file, so that what is wrong with it is said at once
-        while not self._is_refused:
+        while not self.is_refused:
             self._came.wait()
             self._closing.wait(GATHER_S)
             self._came.clear()
@@ -170,7 +170,7 @@ class LedgerWriter:
             try:
                 self._file = ledger_file.LedgerFile(self._path)
             except Exception as error:
-                self._is_refused = not (self._has_begun or ledger_file.may_pass(error))
+                self.is_refused = not (self._has_begun or ledger_file.may_pass(error))
                 raise
             self._has_begun = True
 
@@ -188,18 +188,17 @@ class LedgerWriter:
 
     def _refuse(self, error: Exception) -> None:
         """Keep no ledger, and say so."""
-        self._is_refused = True
+        self.is_refused = True
         self._limit = 0
         self._queue.clear()
-        self.refusal = _reason(error)
         logger.warning(
             "no ledger is kept: %s (%s); set LEDGER to another file, or to off",
             self._path,
-            self.refusal,
+            _reason(error),
         )
 
     def _say(self, error: Exception) -> None:
-        if self._is_refused:
+        if self.is_refused:
             self._refuse(error)
             return
         if not self._is_failing:

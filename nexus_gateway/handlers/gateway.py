@@ -58,8 +58,8 @@ class Ledger(Protocol):
     """Notes what every request used."""
 
     @property
-    def refusal(self) -> str:
-        """Why none is kept, though one is wanted; "" where it is kept."""
+    def is_refused(self) -> bool:
+        """Whether its place cannot be used, so that none is kept."""
 
     def spent(self, elsewhere: Mapping[str, float]) -> Spent:
         """Return what requests have cost since it began; told what the other processes counted."""

@@ -31,8 +31,8 @@ async def usage(request: web.Request) -> web.Response:
     if not path:
         raise NotFound("No ledger is kept: LEDGER is off.", code="ledger_off")
     question = _question(request)
-    if ledger is not None and ledger.refusal:
-        raise _unreadable(f"No ledger is kept: {ledger.refusal}. Set LEDGER to another file.")
+    if ledger is not None and ledger.is_refused:
+        raise _unreadable("No ledger is kept, as its file cannot be used: the log says why.")
     answer = await asyncio.to_thread(_ask, path, question)
     return json_response(as_json(question, answer))
 
@@ -69,7 +69,7 @@ def _ask(path: str, question: Question) -> Answer:
         return ledger_file.ask(path, question) or NOTHING
     except (OSError, sqlite3.Error, ledger_file.LedgerRefused) as error:
         logger.warning("the ledger cannot be read: %s", error)
-        raise _unreadable(f"The ledger cannot be read just now: {error}.") from None
+        raise _unreadable("The ledger cannot be read just now: the log says why.") from None
 
 
 def _unreadable(message: str) -> GatewayError:
