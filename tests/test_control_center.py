@@ -7,7 +7,9 @@ skipped, but never in CI.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -16,12 +18,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import page_states
 import pytest
 import pytest_asyncio
+from clock import FakeClock
 from conftest import HELLO, KEYS, Fake, make_instance, serving
 from processes import process
 from records import ended
 
+from nexus_gateway.handlers import events
 from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply, Served
@@ -113,11 +118,13 @@ async def two(**settings: Any) -> AsyncIterator[tuple[Served, FakeUpstream]]:
 
 async def test_it_loads_in_peace(browser: Any) -> None:
     async with two() as (served, _):
-        await served.chat()
+        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=BY_TURNS)
         async with opened(browser, served.url) as tab:
             await tab.is_live()
-            await expect(tab.page.locator("#verdict")).to_have_text("All 2 instances serve.")
-            await expect(tab.requests).to_have_count(1)
+            await expect(tab.page.locator("#verdict")).to_have_text("Both instances serve.")
+            await expect(tab.page).to_have_title("● All serve – Nexus Gateway")
+            await expect(tab.requests).to_have_count(2)
             assert tab.errors == []
             assert {urlsplit(url).netloc for url in tab.asked} == {urlsplit(served.url).netloc}
             assert await tab.page.evaluate("violations") == []
@@ -153,7 +160,7 @@ async def test_a_fault_shows_at_once(browser: Any) -> None:
         await expect(row.locator(".word")).to_have_text("Circuit open", timeout=SOON_MS)
         await expect(row.locator(".reason")).to_contain_text("503", timeout=SOON_MS)
         await expect(tab.page.locator("#verdict")).to_have_text(
-            "1 of 2 instances serve.", timeout=SOON_MS
+            "1 of 2 instances serves.", timeout=SOON_MS
         )
         await expect(row.locator(".until")).to_contain_text("probe in")
         await expect(tab.page.locator("#reasons")).to_contain_text("Fake (Key #1): circuit open")
@@ -222,8 +229,13 @@ async def test_the_admin_token_is_asked_for_once(browser: Any) -> None:
         opened(browser, served.url) as tab,
     ):
         dialog = tab.page.get_by_role("dialog")
-        for offered in ("a-wrong-token", token):
-            await expect(dialog).to_be_visible()
+        tries = {
+            "a-wrong-token": "",
+            "schlüssel": "Not accepted. This call needs the ADMIN_TOKEN",
+            token: "A token has only plain letters",
+        }
+        for offered, said in tries.items():
+            await expect(tab.page.locator("#ask-problem")).to_contain_text(said)
             await dialog.get_by_label("Token").fill(offered)
             await dialog.get_by_role("button", name="Go on").click()
         await tab.is_live()
@@ -282,7 +294,7 @@ async def test_it_comes_back_after_a_restart(browser: Any, tmp_path: Path) -> No
         port = str(urlsplit(first.url).port)
         async with process(tmp_path, "--port", port):
             await tab.is_live()
-            await expect(tab.page.locator("#verdict")).to_have_text("The one instance serves.")
+            await expect(tab.page.locator("#verdict")).to_have_text("The one instance is ready.")
     finally:
         await context.__aexit__(None, None, None)
 
@@ -330,11 +342,22 @@ async def test_a_prompt_is_streamed_through_a_routing_mode(browser: Any) -> None
         assert await upstream.requests[-1].gone()
 
 
+async def serious_findings(page: Any) -> list[Any]:
+    """Return what axe-core finds that keeps somebody out; skip where there is no axe-core."""
+    if not AXE.exists() and not os.environ.get("CI"):
+        pytest.skip("there is no axe-core: make browser")
+    await page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = await page.evaluate("axe.run()")
+    return [
+        (v["id"], [n["html"][:200] for n in v["nodes"]])
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
+
+
 @pytest.mark.parametrize("look", LOOKS)
 async def test_everybody_can_use_it(browser: Any, look: str, tmp_path: Path) -> None:
     """No serious finding of axe-core, nothing wider than the screen, and a picture."""
-    if not AXE.exists() and not os.environ.get("CI"):
-        pytest.skip("there is no axe-core: make browser")
     async with two() as (served, upstream):
         upstream.defaults[KEYS[0]] = Reply(status=429, headers={"Retry-After": "60"})
         for _ in range(3):
@@ -343,14 +366,202 @@ async def test_everybody_can_use_it(browser: Any, look: str, tmp_path: Path) -> 
             await tab.is_live()
             await tab.requests.last.locator("summary").click()
             await expect(tab.page.locator(".attempts-made li").first).to_be_visible()
-            await tab.page.evaluate(AXE.read_text(encoding="utf-8"))
-            found = await tab.page.evaluate("axe.run()")
-            serious = [
-                (v["id"], [n["html"][:200] for n in v["nodes"]])
-                for v in found["violations"]
-                if v["impact"] in ("serious", "critical")
-            ]
-            assert serious == []
+            assert await serious_findings(tab.page) == []
             assert await tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
             picture = await tab.page.screenshot(path=tmp_path / f"{look}.png")
             assert picture.startswith(b"\x89PNG")
+
+
+async def told(browser: Any, url: str, body: str, given: Any) -> Any:
+    """Call the functions that put states into words, as the page would; return what they say."""
+    script = f"""async (text) => {{
+        const s = await import("/static/states.js");
+        const given = JSON.parse(text);
+        const found = (() => {{ {body} }})();
+        return JSON.stringify(found);
+    }}"""
+    async with opened(browser, url) as tab:
+        # As text, since whatever is handed over in pieces takes ten times as long.
+        return json.loads(await tab.page.evaluate(script, json.dumps(given)))
+
+
+async def test_every_state_has_its_word(browser: Any) -> None:
+    cells = list(page_states.cells())
+    given = [page_states.instance(**cell) for cell in cells]
+    body = "return given.map((i) => s.stateOf(i)).map(({ word, kind, does }) => [word, kind, does])"
+    async with two() as (served, _):
+        said = await told(browser, served.url, body, given)
+    wrong = [
+        (cell, got, page_states.said_of(cell))
+        for cell, got in zip(cells, said, strict=True)
+        if tuple(got) != page_states.said_of(cell)
+    ]
+    assert wrong == []
+
+
+async def test_headline_sentence_and_rows_count_alike(browser: Any) -> None:
+    cases = [[page_states.instance(**cell) for cell in all] for all, *_ in page_states.HEADLINES]
+    beside = [page_states.instance(**cell) for cell, *_ in page_states.BESIDE]
+    slow, shut, half = page_states.SLOW, page_states.SHUT, page_states.HALF
+    troubled = [slow, {"success": 75.0}, {}, half, {**shut, "success": 50.0}, shut]
+    order = [
+        page_states.instance(name, **cell) for name, cell in zip("ABCDEF", troubled, strict=True)
+    ]
+    never = page_states.instance(**page_states.READY, latency_ms=None)
+    older = page_states.instance()  # from a gateway that does not say `judged`
+    del older["metrics"]["judged"]
+    body = """
+        const now = (i) => ({ ...i, state: s.stateOf(i, 2000) });
+        const row = (i) => [i.state.until, s.rowReasonOf(i, i.state), s.troublesOf([i])];
+        const verdict = ({ kind, text, short }) => [kind, text, short];
+        return [
+            given.beside.map(now).map(row),
+            given.cases.map((all) => verdict(s.verdictOf(all.map(now), "healthy"))),
+            verdict(s.verdictOf(given.order.map(now), "draining")),
+            s.troublesOf(given.order.map(now)),
+            [given.never, given.older].map((i) => Object.values(s.figuresOf(i))),
+        ];
+    """
+    given = {"beside": beside, "cases": cases, "order": order, "never": never, "older": older}
+    async with two() as (served, _):
+        rows, verdicts, draining, troubles, figures = await told(browser, served.url, body, given)
+    assert rows == [list(said) for _, *said in page_states.BESIDE]
+    assert verdicts == [list(said) for _, *said in page_states.HEADLINES]
+    assert draining == ["wait", "The gateway is shutting down.", "Shutting down"]
+    # The worst first: who gets nothing and has the least behind him.
+    assert troubles == "E: circuit open  ·  F: circuit open  ·  and 3 more"
+    assert figures == [["–", "–", "–"], ["90.0%", "100.0%", "10.0%"]]
+
+
+async def test_nobody_is_said_to_serve_who_has_not_shown_it(browser: Any) -> None:
+    clock = FakeClock()
+    async with FakeUpstream() as upstream:
+        instances = [make_instance(upstream, number, clock) for number in (1, 2)]
+        async with serving(*instances, clock=clock) as it, opened(browser, it.url) as tab:
+            row, headline = tab.row("Fake (Key #1)"), tab.page.locator("#verdict")
+            await expect(headline).to_have_text("Both instances are ready.")
+            await expect(tab.page).to_have_title("○ All ready – Nexus Gateway")
+            await expect(row.locator(".now")).to_have_text("Readynot asked yet")
+            for cell in ("health", "success", "wait"):
+                await expect(row.locator(f".{cell} dd")).to_have_text("–")
+            upstream.default = Reply(status=500)
+            for _ in range(3):
+                await it.chat(headers=BY_TURNS)
+            await expect(headline).to_have_text("Nobody serves.", timeout=SOON_MS)
+            clock.advance(60)
+            await expect(headline).to_have_text(
+                "Nobody serves; 2 wait for a probe.", timeout=SOON_MS
+            )
+            await expect(tab.page).to_have_title("✕ Nobody serves – Nexus Gateway")
+            await expect(row.locator(".success dd")).to_have_text("0.0%")
+            await expect(row.locator(".wait dd")).to_have_text("–")  # nothing has ever begun
+            drawn = tab.page.locator(".sparkline .served[d^=M]")
+            await expect(row.locator(".sparkline .failed")).to_have_attribute("d", re.compile("M"))
+            await expect(drawn).to_have_count(0)
+            upstream.default = Reply()
+            await it.chat()
+            await expect(drawn).to_have_count(2)  # who answered, and all together
+            assert tab.errors == []
+
+
+MINUTE, DAY = 60, 86_400
+SPAN = ("in 15 minutes", "in the last 15 minutes")
+ALL_KNOWN = {"spentUsd": 12.0, "priced": 1.0}
+# What the gateway knows and since when, and what stands in the cost's tile.
+COSTS: list[tuple[dict[str, Any], int, str]] = [
+    ({"spentUsd": None, "priced": None}, DAY, "–no ledger or prices"),
+    ({"spentUsd": 0.0, "priced": None}, DAY, "–nothing priced yet"),
+    ({"spentUsd": 1.5, "priced": 0.5719}, DAY, "$1.5000for 57% of requests"),
+    ({"spentUsd": 1.5, "priced": 0.9999}, DAY, "$1.5000for 99% of requests"),
+    (ALL_KNOWN, MINUTE, "$12.00since HH:MM"),
+    (ALL_KNOWN, 2 * DAY, "$12.00since D MMM"),
+]
+
+
+async def test_a_figure_says_of_what_it_is(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = events.figures
+    now: dict[str, Any] = {"known": ALL_KNOWN, "up_s": 0}
+
+    def figures(gateway: Any, feed: Any) -> dict[str, Any]:
+        found = real(gateway, feed)
+        return {**found, "since": found["at"] - now["up_s"] * 1000, **now["known"]}
+
+    def matching(text: str) -> re.Pattern[str]:
+        written = re.escape(text).replace("HH:MM", r"\d\d:\d\d").replace(r"D\ MMM", r"\d+ \w{3,4}")
+        return re.compile(f"^{written}$")
+
+    monkeypatch.setattr(events, "figures", figures)
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        more, peace = tab.page.locator(".tile.rate .more"), tab.page.locator("#reasons")
+        for known, up_s, cost in COSTS:
+            now.update(known=known, up_s=up_s)
+            await tab.page.reload()
+            await expect(tab.page.locator(".tile.cost dd")).to_have_text(matching(cost))
+            short, long = ("since HH:MM",) * 2 if up_s < 15 * MINUTE else SPAN
+            await expect(more).to_have_text(matching(f"0 {short}"))
+            await expect(peace).to_have_text(matching(f"No request {long}."))
+
+
+async def test_a_key_that_opens_both_doors_is_asked_for_once(browser: Any) -> None:
+    key = "one-gateway-key"
+    async with two(gateway_keys=(Secret(key),)) as (served, _), opened(browser, served.url) as tab:
+        dialog, send = tab.page.get_by_role("dialog"), tab.page.get_by_role("button", name="Send")
+        for offered in ("schlüssel", key):
+            await dialog.get_by_label("Token").fill(offered)
+            await dialog.get_by_role("button", name="Go on").click()
+        await tab.is_live()
+        await send.click()
+        await expect(tab.page.locator("#answered")).to_contain_text("answered: first word after")
+        await tab.page.get_by_role("switch").first.click()
+        await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
+        await expect(dialog).not_to_be_visible()
+
+
+async def test_another_key_is_asked_for_and_the_clock_waits(browser: Any) -> None:
+    settings = {"admin_token": Secret("an-admin"), "gateway_keys": (Secret("a-caller"),)}
+    async with two(**settings) as (served, _), opened(browser, served.url) as tab:
+        dialog, problem = tab.page.get_by_role("dialog"), tab.page.locator("#ask-problem")
+
+        async def give(token: str) -> None:
+            await dialog.get_by_label("Token").fill(token)
+            await dialog.get_by_role("button", name="Go on").click()
+
+        await give("an-admin")
+        await tab.is_live()
+        await tab.page.get_by_role("button", name="Send").click()
+        await expect(dialog.get_by_role("heading")).to_have_text("Gateway key")
+        await expect(problem).to_have_text("")  # what was given for another door is no mistake
+        await give("wrong")
+        await expect(problem).to_contain_text("Not accepted. This call needs a valid gateway key")
+        await tab.page.evaluate(
+            "const now = performance.now; performance.now = () => now.call(performance) + 6e5"
+        )
+        await give("a-caller")
+        took = tab.page.locator("#answered")
+        await expect(took).to_contain_text("Fake (Key #")
+        await expect(took).not_to_contain_text("min")
+        assert (
+            await tab.page.evaluate("sessionStorage.getItem('nexus-gateway.viewer')") == "an-admin"
+        )
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_a_locked_page_says_so_and_everybody_can_read_it(browser: Any, look: str) -> None:
+    async with (
+        two(admin_token=Secret("a-token")) as (served, _),
+        opened(browser, served.url, **LOOKS[look]) as tab,
+    ):
+        await tab.page.get_by_role("button", name="Cancel").click()
+        await expect(tab.page.locator("#verdict")).to_have_text("Locked.")
+        await expect(tab.page).to_have_title("○ Locked – Nexus Gateway")
+        notice = tab.page.locator("#notice-text")
+        await expect(notice).to_have_text("Enter a token to see this gateway.")
+        await expect(tab.page.locator("#no-requests")).not_to_be_visible()
+        assert await serious_findings(tab.page) == []
+
+
+async def test_a_closed_page_says_why(browser: Any) -> None:
+    async with two(host="0.0.0.0") as (served, _), opened(browser, served.url) as tab:
+        await expect(tab.page.locator("#verdict")).to_have_text("Closed.")
+        await expect(tab.page.locator("#notice-text")).to_contain_text("Set ADMIN_TOKEN")
+        await expect(tab.page.locator("#no-requests")).not_to_be_visible()

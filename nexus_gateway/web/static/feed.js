@@ -4,7 +4,7 @@
 // away: then the same feed is read by fetch, with the token in a header and never in an address.
 
 import { eventsOf } from "./sse.js";
-import { forget, headersFor } from "./access.js";
+import { headersFor, problemOf, refused } from "./access.js";
 
 const PATH = "/v1/events";
 const NAMES = ["snapshot", "instance", "request", "gateway"];
@@ -70,10 +70,9 @@ export class Feed {
   }
 
   async turnedAway(response) {
-    const body = await response.json().catch(() => ({}));
-    const text = body.error?.message ?? `It answered ${response.status}.`;
+    const text = await problemOf(response);
     if (response.status === 401) {
-      forget("viewer");
+      refused("viewer", text);
       this.say("locked", text);
     } else if (response.status === 403) {
       this.say("closed", text);

@@ -4,9 +4,14 @@ export const NONE = "–";
 const grouped = new Intl.NumberFormat("en-US");
 const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 });
 const clock = new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" });
+const minute = new Intl.DateTimeFormat("en-GB", { timeStyle: "short" });
+const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
+const DAY_MS = 24 * 60 * 60 * 1000;
 
 export const count = (n) => (n < 100000 ? grouped.format(n) : compact.format(n));
 export const time = (ms) => clock.format(new Date(ms));
+// A time of the last day by the clock, an older one by its day.
+export const moment = (ms, nowMs) => (nowMs - ms < DAY_MS ? minute : day).format(new Date(ms));
 export const usd = (n) => (n === null || n === undefined ? NONE : `$${n.toFixed(n && n < 10 ? 4 : 2)}`);
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 

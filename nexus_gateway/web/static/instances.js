@@ -1,52 +1,9 @@
 // The instances: who serves, who suffers, why, and the switch.
 
 import { element, icon, setData, setIcon, setText } from "./elements.js";
-import { NONE, countdown, count, duration } from "./format.js";
+import { NONE, count, duration } from "./format.js";
+import { figuresOf, rowReasonOf, stateOf } from "./states.js";
 import { Sparkline } from "./timeline.js";
-
-const WEAK_SUCCESS = 90;
-const BAD_SUCCESS = 50;
-const WEAK_WAIT = 50;
-const PARKED = {
-  bad_key: ["bad", "Key refused"],
-  rate_limited: ["wait", "Rate limited"],
-  resting: ["wait", "Resting"],
-};
-
-// Returns kind (which icon and colour), word, and what is said beside it.
-export function stateOf(instance) {
-  const parkedMs = left(instance, "parkedForMs");
-  if (!instance.enabled) return { kind: "off", word: "Off" };
-  if (instance.parkReason) {
-    const [kind, word] = PARKED[instance.parkReason] ?? ["wait", instance.parkReason];
-    return { kind, word, until: `back in ${countdown(parkedMs)}` };
-  }
-  if (instance.circuitState === "OPEN") {
-    const until = `probe in ${countdown(left(instance, "probeInMs"))}`;
-    return { kind: "bad", word: "Circuit open", until };
-  }
-  if (instance.circuitState === "HALF_OPEN") {
-    return { kind: "probe", word: "Half open", until: "next request probes it" };
-  }
-  const { successRate, latencyShare } = instance.metrics;
-  if (parseFloat(successRate) < BAD_SUCCESS) return { kind: "bad", word: "Failing" };
-  if (parseFloat(successRate) < WEAK_SUCCESS) return { kind: "weak", word: "Failing at times" };
-  if (parseFloat(latencyShare) > WEAK_WAIT) return { kind: "weak", word: "Slow" };
-  return { kind: "good", word: "Serving" };
-}
-
-function left(instance, name) {
-  return Math.max(0, instance[name] - (Date.now() - instance.heardAt));
-}
-
-// Why its last request failed, where the state's word does not say it already.
-export function reasonOf(instance, state) {
-  const reason = instance.lastReason ?? "";
-  // Off is the operator's word and needs no other reason.
-  return state.kind === "off" || reason.toLowerCase() === state.word.toLowerCase() ? "" : reason;
-}
-
-export const serves = (state) => ["good", "weak", "probe"].includes(state.kind);
 
 const CELLS = [
   ["health", "Health"],
@@ -100,21 +57,19 @@ class Row {
     return element("div", { class: `cell ${key}` }, element("dt", {}, label), value);
   }
 
+  // An instance with its state.
   show(instance) {
-    const state = stateOf(instance);
-    const metrics = instance.metrics;
+    const { state, metrics } = instance;
     setData(this.node, "kind", state.kind);
     setIcon(this.icon, state.kind);
     setText(this.word, state.word);
-    setText(this.until, state.until ?? "");
-    setText(this.reason, reasonOf(instance, state));
+    setText(this.until, state.until);
+    setText(this.reason, rowReasonOf(instance, state));
     setText(this.model, instance.model);
     this.model.title = instance.model;
-    const used = metrics.totalRequests > 0;
-    setText(this.values.health, used ? metrics.healthScore : NONE);
-    this.bar.style.setProperty("width", used ? metrics.healthScore : "0%");
-    setText(this.values.success, used ? metrics.successRate : NONE);
-    setText(this.values.wait, used ? metrics.latencyShare : NONE);
+    const figures = figuresOf(instance);
+    for (const [name, text] of Object.entries(figures)) setText(this.values[name], text);
+    this.bar.style.setProperty("width", figures.health === NONE ? "0%" : figures.health);
     const p50 = duration(metrics.ttftP50Ms);
     const p95 = duration(metrics.ttftP95Ms);
     setText(this.values.ttft, p50 === NONE ? NONE : `${p50} / ${p95}`);
@@ -147,14 +102,24 @@ export class Instances {
       this.rows.set(instance.name, row);
       this.list.append(row.node);
     }
-    this.rows.get(instance.name).show(this.known.get(instance.name));
+    this.rows.get(instance.name).show(this.now(instance.name));
+  }
+
+  // An instance, with its state as of now.
+  now(name) {
+    const instance = this.known.get(name);
+    return { ...instance, state: stateOf(instance, Date.now() - instance.heardAt) };
+  }
+
+  all() {
+    return [...this.known.keys()].map((name) => this.now(name));
   }
 
   // What runs down, and the history that moves on.
   tick(timelines) {
     const most = timelines.most([...this.known.keys()]);
     for (const [name, row] of this.rows) {
-      row.show(this.known.get(name));
+      row.show(this.now(name));
       row.sparkline.draw(timelines, name, most);
     }
   }

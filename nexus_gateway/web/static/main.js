@@ -3,14 +3,15 @@
 import { ask, post, problemOf } from "./access.js";
 import { element, setData, setIcon, setText } from "./elements.js";
 import { Feed } from "./feed.js";
-import { NONE, count, plural, time, usd } from "./format.js";
-import { Instances, reasonOf, serves, stateOf } from "./instances.js";
+import { NONE, count, moment, plural, time, usd } from "./format.js";
+import { Instances } from "./instances.js";
 import { Requests } from "./requests.js";
-import { Sparkline, Timelines } from "./timeline.js";
+import { troublesOf, verdictOf } from "./states.js";
+import { SPAN_MS, Sparkline, Timelines } from "./timeline.js";
 import { TryIt } from "./tryit.js";
 
 const byId = (id) => document.getElementById(id);
-const NAMED = 2; // in the sentence at the top
+const SIGNS = { good: "●", weak: "▲", bad: "✕" }; // as drawn on the page
 
 const timelines = new Timelines();
 const instances = new Instances(byId("instances"), toggle);
@@ -45,7 +46,7 @@ function hear(name, data) {
 }
 
 function show() {
-  if (goneSince) return;
+  if (byId("link").dataset.state !== "live") return;
   instances.tick(timelines);
   showVerdict();
   showTiles();
@@ -55,56 +56,32 @@ function show() {
 }
 
 function showVerdict() {
-  const all = [...instances.known.values()].map((i) => ({ ...i, state: stateOf(i) }));
-  const wanted = all.filter((i) => i.enabled);
-  const able = wanted.filter((i) => serves(i.state));
-  const troubled = wanted.filter((i) => i.state.kind !== "good");
-  const off = all.length - wanted.length;
-  let kind = "good";
-  let text = `All ${plural(wanted.length, "instance")} serve.`;
-  if (wanted.length === 1) text = "The one instance serves.";
-  if (gateway.status === "draining") [kind, text] = ["wait", "The gateway is shutting down."];
-  else if (!all.length) [kind, text] = ["off", "There is no instance: set a provider's key."];
-  else if (!wanted.length) [kind, text] = ["bad", "Every instance is switched off."];
-  else if (!able.length) [kind, text] = ["bad", "Nobody serves."];
-  else if (able.length < wanted.length) {
-    [kind, text] = ["weak", `${able.length} of ${wanted.length} instances serve.`];
-  } else if (troubled.length) {
-    const few = troubled.length === 1 ? "one struggles" : `${troubled.length} struggle`;
-    [kind, text] = ["weak", `All serve, ${few}.`];
-  }
-  if (off && wanted.length) text += ` ${off} ${off === 1 ? "is" : "are"} off.`;
-  sayVerdict(kind, text);
-  setText(byId("reasons"), troubled.length ? reasons(troubled) : peace());
+  const all = instances.all();
+  sayVerdict(verdictOf(all, gateway.status), troublesOf(all) || peace());
 }
 
-function sayVerdict(kind, text) {
+function sayVerdict({ kind, text, short }, reasons) {
   setText(byId("verdict"), text);
   setData(byId("verdict").parentElement, "kind", kind);
   setIcon(byId("verdict-icon"), kind);
-}
-
-function reasons(troubled) {
-  const named = troubled.slice(0, NAMED).map(sentence).join("  ·  ");
-  const more = troubled.length > NAMED ? `  ·  and ${troubled.length - NAMED} more` : "";
-  return named + more;
+  setText(byId("reasons"), reasons);
+  const title = `${SIGNS[kind] ?? "○"} ${short} – Nexus Gateway`;
+  if (document.title !== title) document.title = title;
 }
 
 // What to say where nobody is in trouble now.
 function peace() {
   const { requests: all, failures, failovers } = timelines.totals("");
-  if (!all) return "No request in the last 15 minutes.";
-  if (failures) return `${plural(failures, "request")} failed in the last 15 minutes.`;
-  if (failovers) return "No request failed in the last 15 minutes; where one was in trouble, another instance took over.";
-  return "Nothing failed in the last 15 minutes.";
+  const then = remembersAll() ? "in the last 15 minutes" : sinceWhen();
+  if (!all) return `No request ${then}.`;
+  if (failures) return `${plural(failures, "request")} failed ${then}.`;
+  if (failovers) return `No request failed ${then}; where one was in trouble, another instance took over.`;
+  return `Nothing failed ${then}.`;
 }
 
-function sentence(instance) {
-  const { name, state } = instance;
-  const word = state.word[0].toLowerCase() + state.word.slice(1);
-  const reason = reasonOf(instance, state);
-  return `${name}: ${word}${reason ? `, ${reason}` : ""}`;
-}
+// Whether the gateway has been up for as long as the page looks back; one that does not tell has.
+const remembersAll = () => !(gateway.at - gateway.since < SPAN_MS);
+const sinceWhen = () => (gateway.since ? `since ${moment(gateway.since, gateway.at)}` : "since the start");
 
 function makeTiles() {
   const made = {};
@@ -131,14 +108,15 @@ function makeTiles() {
 
 function showTiles() {
   const { requests: all, failures, failovers, tokens } = timelines.totals("");
-  const share = (n) => (all ? `${((n / all) * 100).toFixed(1)}% of ${count(all)}` : "in 15 minutes");
+  const then = remembersAll() ? "in 15 minutes" : sinceWhen();
+  const share = (n) => (all ? `${((n / all) * 100).toFixed(1)}% of ${count(all)}` : then);
   const texts = {
-    rate: [gateway.requestsPerSecond.toFixed(1), `${count(all)} in 15 minutes`],
+    rate: [gateway.requestsPerSecond.toFixed(1), `${count(all)} ${then}`],
     flight: [count(gateway.inFlight), "now"],
-    failovers: [count(failovers), "in 15 minutes"],
+    failovers: [count(failovers), then],
     errors: [count(failures), share(failures)],
-    tokens: [count(tokens), "in 15 minutes"],
-    cost: [usd(gateway.spentUsd), gateway.spentUsd === null ? "no ledger" : "known, since the start"],
+    tokens: [count(tokens), then],
+    cost: cost(),
   };
   for (const [name, [value, more]] of Object.entries(texts)) {
     setText(tiles[name].value, value);
@@ -146,6 +124,16 @@ function showTiles() {
   }
   setData(tiles.errors.tile, "kind", failures ? "bad" : "");
   tiles.sparkline.draw(timelines, "", timelines.most([""]));
+}
+
+// What is known of the cost, and of what part of the requests that is.
+function cost() {
+  const { spentUsd, priced } = gateway;
+  if (spentUsd === null) return [NONE, "no ledger or prices"];
+  if (priced === null) return [NONE, "nothing priced yet"];
+  const all = priced === undefined || priced === 1;
+  const part = Math.min(99, Math.max(1, Math.round(priced * 100)));
+  return [usd(spentUsd), all ? sinceWhen() : `for ${part}% of requests`];
 }
 
 async function toggle(name, enabled, button) {
@@ -179,13 +167,17 @@ function showLink(state, text) {
   if (byId("link").dataset.state === state) return;
   byId("link").dataset.state = state;
   document.body.classList.toggle("stale", state !== "live");
-  const locked = "Who wants to see how the gateway does needs its viewer token or its admin token.";
-  notify(state === "locked" ? locked : state === "closed" ? text : "");
+  const shut = { locked: "Enter a token to see this gateway.", closed: text };
+  notify(shut[state] ?? "");
   byId("notice-button").hidden = state !== "locked";
+  if (state in shut) {
+    sayVerdict({ kind: "off", text: `${words[state]}.`, short: words[state] }, "");
+    byId("no-requests").hidden = true;
+  }
   if (state === "locked") unlock();
   if (state === "gone") {
-    sayVerdict("bad", "The gateway does not answer.");
-    setText(byId("reasons"), gateway ? "Below is how it was before." : "");
+    const gone = { kind: "bad", text: "The gateway does not answer.", short: "No answer" };
+    sayVerdict(gone, gateway ? "Below is how it was before." : "");
   }
 }
 

@@ -1,12 +1,14 @@
 // The last 15 minutes, in buckets of 10 s as the gateway counts them, and how they are drawn.
 
 import { drawn } from "./elements.js";
+import { plural } from "./format.js";
 
 const BUCKET_S = 10;
 const BUCKETS = 90;
+export const SPAN_MS = BUCKETS * BUCKET_S * 1000;
 const WIDTH = 180;
 const HEIGHT = 30;
-const FLOOR = 23; // bars stand on it, failures hang below
+const FLOOR = 23; // what was served stands on it, the share that failed hangs below
 const STEP = WIDTH / BUCKETS;
 const [NUMBER, REQUESTS, FAILURES, FAILOVERS, TOKENS] = [0, 1, 2, 3, 4];
 
@@ -48,16 +50,18 @@ export class Timelines {
     return totals;
   }
 
-  // The most requests that a bucket of any of these has: one scale shows who serves most.
+  // The most that a bucket of any of these served: one scale shows who serves most.
   most(names) {
-    return Math.max(1, ...names.flatMap((n) => this.buckets(n).map((b) => b[REQUESTS])));
+    return Math.max(1, ...names.flatMap((n) => this.buckets(n).map(served)));
   }
 }
 
+const served = (bucket) => bucket[REQUESTS] - bucket[FAILURES];
+
 export class Sparkline {
   constructor() {
-    this.requests = drawn("path", { class: "served" });
-    this.failures = drawn("path", { class: "failed" });
+    this.served = drawn("path", { class: "served" });
+    this.failed = drawn("path", { class: "failed" });
     const floor = drawn("path", { class: "floor", d: `M0 ${FLOOR + 0.5}H${WIDTH}` });
     this.node = drawn(
       "svg",
@@ -66,31 +70,34 @@ export class Sparkline {
         viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
         preserveAspectRatio: "none",
         role: "img",
+        "aria-label": "Last 15 minutes: nothing is known",
       },
       floor,
-      this.requests,
-      this.failures,
+      this.served,
+      this.failed,
     );
   }
 
   draw(timelines, name, most) {
     const first = timelines.first();
-    let served = "";
-    let failed = "";
+    let above = "";
+    let below = "";
     for (const bucket of timelines.buckets(name)) {
       const x = (bucket[NUMBER] - first) * STEP;
       if (x > WIDTH - STEP) continue;
-      const tall = Math.max(1.5, (bucket[REQUESTS] / most) * (FLOOR - 1));
-      served += bar(x, FLOOR - tall, tall);
+      if (served(bucket)) {
+        const tall = Math.max(1.5, (served(bucket) / most) * (FLOOR - 1));
+        above += bar(x, FLOOR - tall, tall);
+      }
       if (bucket[FAILURES]) {
         const share = bucket[FAILURES] / bucket[REQUESTS];
-        failed += bar(x, FLOOR + 1, Math.max(2.5, share * (HEIGHT - FLOOR - 1)));
+        below += bar(x, FLOOR + 1, Math.max(2.5, share * (HEIGHT - FLOOR - 1)));
       }
     }
-    set(this.requests, "d", served);
-    set(this.failures, "d", failed);
+    set(this.served, "d", above);
+    set(this.failed, "d", below);
     const { requests, failures } = timelines.totals(name);
-    set(this.node, "aria-label", `Last 15 minutes: ${requests} requests, ${failures} failed`);
+    set(this.node, "aria-label", `Last 15 minutes: ${plural(requests, "request")}, ${failures} failed`);
   }
 }
 

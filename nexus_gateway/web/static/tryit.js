@@ -35,7 +35,7 @@ export class TryIt {
     if (this.control) return;
     this.control = new AbortController();
     this.busy(true);
-    const took = { began: performance.now(), first: null, tokens: 0, by: "" };
+    const took = { began: 0, first: null, tokens: 0, by: "" };
     try {
       await this.stream(took);
     } catch (error) {
@@ -71,7 +71,12 @@ export class TryIt {
       stream_options: { include_usage: true },
     };
     const headers = { "X-Routing-Mode": byId("policy").value };
-    const response = await post("caller", PATH, body, { headers, signal: this.control.signal });
+    const response = await post("caller", PATH, body, {
+      headers,
+      signal: this.control.signal,
+      // The clock starts when it goes out, not while somebody looks for a key.
+      sending: () => (took.began = performance.now()),
+    });
     took.by = response.headers.get("X-Nexus-Provider") ?? "";
     if (!response.ok) {
       this.say(await problemOf(response), "bad");
