@@ -114,13 +114,13 @@ BESIDE: list[tuple[Cell, str, str, str]] = [
     ),
     (
         {"circuit": "HALF_OPEN", "reason": FAILED},
-        "the next request probes it",
+        "awaits a probe",
         FAILED,
         "A: half open, answered 500",
     ),
     (
         {"reason": "rate limited"},
-        "the next request will tell",
+        "awaits a probe",
         "last time: rate limited",
         "A: unproven, rate limited",
     ),

@@ -470,7 +470,8 @@ ALL_KNOWN = {"spentUsd": 12.0, "priced": 1.0}
 # What the gateway knows and since when, and what stands in the cost's tile.
 COSTS: list[tuple[dict[str, Any], int, str]] = [
     ({"spentUsd": None, "priced": None}, DAY, "–no ledger or prices"),
-    ({"spentUsd": 0.0, "priced": None}, DAY, "–nothing priced yet"),
+    ({"spentUsd": None, "priced": 0.0}, DAY, "–no price known"),
+    ({"spentUsd": 0.0, "priced": None}, MINUTE, "$0.00since HH:MM"),
     ({"spentUsd": 1.5, "priced": 0.5719}, DAY, "$1.5000for 57% of requests"),
     ({"spentUsd": 1.5, "priced": 0.9999}, DAY, "$1.5000for 99% of requests"),
     (ALL_KNOWN, MINUTE, "$12.00since HH:MM"),

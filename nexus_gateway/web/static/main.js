@@ -129,9 +129,8 @@ function showTiles() {
 // What is known of the cost, and of what part of the requests that is.
 function cost() {
   const { spentUsd, priced } = gateway;
-  if (spentUsd === null) return [NONE, "no ledger or prices"];
-  if (priced === null) return [NONE, "nothing priced yet"];
-  const all = priced === undefined || priced === 1;
+  if (spentUsd === null) return [NONE, priced === 0 ? "no price known" : "no ledger or prices"];
+  const all = (priced ?? 1) === 1; // also where there was no request
   const part = Math.min(99, Math.max(1, Math.round(priced * 100)));
   return [usd(spentUsd), all ? sinceWhen() : `for ${part}% of requests`];
 }

@@ -13,7 +13,7 @@ const NAMED = 2; // in the sentence
 // The most troubled first: in this order they are named. `does` is what the headline counts:
 //   serves  requests go to it, and some of them were answered
 //   ready   they would; none has been lately
-//   probe   the next request will tell
+//   probe   the next request that goes to it will tell
 //   out     it gets none, or has answered none
 //   off     as somebody wanted it
 const STATES = {
@@ -75,8 +75,7 @@ const probeInMs = (instance, agoMs) => Math.max(0, instance.probeInMs - agoMs);
 
 function untilOf(id, instance, agoMs) {
   if (id === "open") return `probe in ${countdown(probeInMs(instance, agoMs))}`;
-  if (id === "half_open") return "the next request probes it";
-  if (id === "unproven") return "the next request will tell";
+  if (STATES[id].does === "probe") return "awaits a probe"; // or its end
   if (id === "ready") return instance.metrics.totalRequests ? "no answer lately" : "not asked yet";
   if (STATES[id].does !== "out" || id === "failing") return "";
   const then = instance.circuitState === "CLOSED" ? "back" : "probe";
