@@ -179,16 +179,22 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
         await expect(made.nth(0)).to_contain_text("Fake (Key #1)")
         await expect(made.nth(0)).to_contain_text("answered 503")
         await expect(made.nth(1)).to_contain_text("answered")
-        await served.chat()
-        await expect(tab.requests).to_have_count(2)
         pause = tab.page.locator("#pause")
+        await served.chat()
+        await expect(pause).to_have_text("Go on (1 new)")
+        await expect(tab.page.locator("details")).to_have_count(1)
+        await tab.page.locator("summary").press("Enter")
+        await tab.page.get_by_role("button", name="All", exact=True).click()
+        await expect(tab.requests).to_have_count(2)
         await tab.page.locator("details.moved").hover()
         await served.chat()
         await expect(pause).to_have_text("Pause (1 new)")
         await expect(tab.page.locator("details")).to_have_count(2)
         await tab.page.get_by_role("button", name="Errors").click()
-        await expect(tab.page.locator("details")).to_have_count(3)
+        await expect(tab.page.locator("details")).to_have_count(0)
         await expect(tab.page.locator("#no-requests")).to_be_visible()
+        await tab.page.get_by_role("button", name="All", exact=True).click()
+        await expect(tab.page.locator("details")).to_have_count(3)
 
 
 async def test_what_another_worker_tells_late_stands_where_it_ended(browser: Any) -> None:
@@ -566,3 +572,154 @@ async def test_a_closed_page_says_why(browser: Any) -> None:
         await expect(tab.page.locator("#verdict")).to_have_text("Closed.")
         await expect(tab.page.locator("#notice-text")).to_contain_text("Set ADMIN_TOKEN")
         await expect(tab.page.locator("#no-requests")).not_to_be_visible()
+
+
+async def test_what_is_read_neither_moves_away_nor_goes(browser: Any) -> None:
+    """With a row open, the keyboard in the list, and 200 that have come since."""
+    async with two() as (served, _):
+        feed = served.gateway.observers[0].__self__
+        feed.observe(ended(ended_s=1.5, asked_model="broke", outcome="failure"))
+        for at_s in range(1, 200):
+            feed.observe(ended(ended_s=float(at_s), asked_model=f"at-{at_s}"))
+        async with opened(browser, served.url) as tab:
+            models, pause = tab.requests.locator(".model"), tab.page.locator("#pause")
+            await expect(tab.requests).to_have_count(200)
+            await tab.requests.last.locator("summary").press("Enter")
+            await expect(pause).to_have_text("Go on")
+            await pause.click()
+            for at_s in range(200, 210):
+                feed.observe(ended(ended_s=float(at_s), asked_model=f"at-{at_s}"))
+            await expect(models.first).to_have_text("at-209")
+            await expect(tab.requests).to_have_count(201)
+            await expect(tab.requests.last).to_have_attribute("open", "")
+            await expect(models.last).to_have_text("at-1")
+
+            await tab.page.get_by_role("button", name="Errors").click()
+            await expect(models).to_have_text(["broke"])
+            await tab.page.get_by_role("button", name="All", exact=True).click()
+            await tab.page.get_by_role("switch").last.focus()
+            await tab.page.keyboard.press("Tab")
+            await expect(tab.page.get_by_label("Prompt")).to_be_focused()
+            second = tab.requests.nth(1).locator("summary")
+            await tab.requests.first.locator("summary").focus()
+            await tab.page.keyboard.press("Tab")
+            await expect(second).to_be_focused()
+            feed.observe(ended(ended_s=300.0, asked_model="newest"))
+            await expect(pause).to_have_text("Pause (1 new)")
+            await expect(second).to_be_focused()
+            await expect(models.first).to_have_text("at-209")
+            await pause.focus()
+            await expect(models.first).to_have_text("newest")
+
+
+async def test_a_row_says_in_words_what_it_shows(browser: Any) -> None:
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.is_live()
+        feed = served.gateway.observers[0].__self__
+        none = {"attempts": (), "instance": "", "outcome": "no_candidate"}
+        told = [
+            view_of_request(ended(ended_s=1.0, outcome="failure")),
+            {**view_of_request(ended(ended_s=2.0, asked_model="moved")), "failedOver": True},
+            {**view_of_request(ended(ended_s=3.0, status=503, **none)), "firstMs": None},
+        ]
+        why = "left out: Fake (Key #1) key refused 397s"
+        feed.hear([told[0], told[1], {**told[2], "why": why, "failed": True}])
+        await expect(tab.requests).to_have_count(3)
+        rows = [" ".join(text.split()) for text in await tab.requests.all_text_contents()]
+        said = (
+            ("503 failed fake", "nobody0 attempts –"),
+            ("200 failed over moved", ")1 attempt 5 ms"),
+            ("200 failed fake", ")1 attempt 5 ms"),
+        )
+        for row, words in zip(rows, said, strict=True):
+            assert all(word in row for word in words), row
+        await tab.requests.first.locator("summary").click()
+        nobody = tab.page.locator(".attempts-made li")
+        await expect(nobody).to_have_text(f"Nobody was asked. {why}")
+        assert (await nobody.bounding_box())["height"] < 60
+        await tab.page.get_by_role("button", name="Failed over").click()
+        await expect(tab.requests.locator(".model")).to_have_text(["moved"])
+
+
+class Long(Fake):
+    title = "Fireworks and More"
+    default_model = "hf.co/somebody/Coder-480B-A35B-Instruct-1M-GGUF:UD-Q4_K_XL-rather-long"
+
+
+WIDTHS = (320, 360, 390, 430, 520, 640, 700, 759, 760, 761, 785, 820, 860, 900, 940, 1000)
+WIDTHS += (1001, 1060, 1120, 1121, 1180, 1190, 1219, 1240, 1260, 1261, 1280, 1360, 1920, 2560)
+# What sticks out of its panel, or writes over the edge of its own place.
+STRAYS = """() => {
+    const write = (where, text) => {
+        for (const node of document.querySelectorAll(where)) node.textContent = text;
+    };
+    write(".tile.cost .value", "$12,345.67");
+    write(".tile.tokens .value", "99,999");
+    write(".cell.ttft span", "999 ms / 9.99 s");
+    write(".cell.speed span", "1,234.5");
+    const found = [];
+    if (document.scrollingElement.scrollWidth > innerWidth) found.push("the page");
+    const beyond = (inner, outer) => inner.left < outer.left - 1 || inner.right > outer.right + 1;
+    for (const panel of document.querySelectorAll(".panel, .tiles, .bar, .title, .verdict")) {
+        const edge = panel.getBoundingClientRect();
+        for (const node of panel.querySelectorAll(":not(.unseen, option)")) {
+            const box = node.getBoundingClientRect();
+            if (box.width && node.closest("dt") === null && beyond(box, edge)) {
+                found.push(`${node.tagName}.${node.className} out of its panel`);
+            }
+        }
+    }
+    const places = ".tile dt, .tile dd, .cell dd, .columns > span, summary > :not(.cut), .button";
+    for (const place of document.querySelectorAll(places)) {
+        const edge = place.getBoundingClientRect();
+        const texts = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) {
+            if (texts.currentNode.parentElement.closest(".unseen")) continue;
+            const range = document.createRange();
+            range.selectNodeContents(texts.currentNode);
+            for (const box of range.getClientRects()) {
+                if (beyond(box, edge)) found.push(`${place.className}: ${texts.currentNode.data}`);
+            }
+        }
+    }
+    return found;
+}"""
+
+
+async def test_it_fits_every_screen_and_unfolds_on_a_narrow_one(browser: Any) -> None:
+    async with FakeUpstream() as upstream:
+        upstream.defaults[KEYS[1]] = Reply(status=429, headers={"Retry-After": "60"})
+        both = [make_instance(upstream, number, provider=Long) for number in (1, 2)]
+        async with serving(*both) as served:
+            feed = served.gateway.observers[0].__self__
+            for at_s in range(120):
+                feed.observe(ended(ended_s=float(at_s), asked_model=Long.default_model))
+            await served.chat({**HELLO, "model": "fake-large"}, headers=BY_TURNS)
+            await served.chat({**HELLO, "model": "fake-large"}, headers=BY_TURNS)
+            async with opened(browser, served.url, reduced_motion="reduce") as tab:
+                await tab.is_live()
+                page, details = tab.page, tab.page.locator("#requests > details")
+                await tab.requests.first.locator("summary").click()
+                for width in WIDTHS:
+                    await page.set_viewport_size({"width": width, "height": 900})
+                    assert await page.evaluate(STRAYS) == [], width
+                knob = "getComputedStyle(document.querySelector('.switch'), '::after')"
+                assert await page.evaluate(f"{knob}.transitionDuration") == "0s"
+
+                await page.set_viewport_size({"width": 390, "height": 844})
+                await expect(details).to_have_count(50)
+                more = page.locator("#more-requests")
+                await more.press("Enter")
+                await expect(details.nth(50).locator("summary")).to_be_focused()
+                await more.press("Enter")
+                await expect(more).not_to_be_visible()
+                await expect(details).to_have_count(122)
+                success = page.locator(".cell.success").first
+                await expect(success).not_to_be_visible()
+                unfold = page.get_by_role("button", name="More of Fireworks and More (Key #1)")
+                await unfold.press("Enter")
+                await expect(success).to_be_visible()
+                less = page.get_by_role("button", name="Less of", expanded=True)
+                await expect(less).to_have_count(1)
+                assert await page.evaluate(STRAYS) == []
+                assert await page.evaluate("violations") == []

@@ -34,3 +34,30 @@ export function setIcon(svg, kind) {
   const use = svg.firstChild;
   if (use.getAttribute("href") !== `#${kind}`) use.setAttribute("href", `#${kind}`);
 }
+
+const LONG = 12; // letters; what is shorter is not cut
+const END = 10;
+
+// A text in one or two pieces. Where it is too long for its place, the first gives way: names
+// that begin alike differ at their ends. It is cut where one may pause in reading it aloud.
+export function ends(text) {
+  const letters = [...text];
+  if (letters.length <= LONG) return [element("span", {}, text)];
+  const found = letters.slice(-END).findIndex((letter) => /[\s/:._-]/.test(letter));
+  const at = letters.length - (found < 0 || found > END - 4 ? 6 : END - found);
+  const pieces = [letters.slice(0, at), letters.slice(at)];
+  return pieces.map((piece) => element("span", {}, piece.join("")));
+}
+
+// A button that shows the rest of its card, for where that is folded.
+export function unfolder(name) {
+  const button = element("button", { type: "button", class: "unfold", "aria-expanded": "false" });
+  const word = button.appendChild(element("span", {}, "More"));
+  button.append(element("span", { class: "unseen" }, ` of ${name}`));
+  button.addEventListener("click", () => {
+    const open = button.closest("li").classList.toggle("unfolded");
+    button.setAttribute("aria-expanded", String(open));
+    setText(word, open ? "Less" : "More");
+  });
+  return button;
+}

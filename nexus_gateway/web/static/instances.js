@@ -1,6 +1,6 @@
 // The instances: who serves, who suffers, why, and the switch.
 
-import { element, icon, setData, setIcon, setText } from "./elements.js";
+import { element, icon, setData, setIcon, setText, unfolder } from "./elements.js";
 import { NONE, count, duration } from "./format.js";
 import { figuresOf, rowReasonOf, stateOf } from "./states.js";
 import { Sparkline } from "./timeline.js";
@@ -44,6 +44,7 @@ class Row {
       ),
       element("dl", { class: "cells" }, ...CELLS.map(([key, label]) => this.cell(key, label))),
       element("div", { class: "toggle" }, this.switch),
+      unfolder(name),
     );
   }
 

@@ -1,196 +1,165 @@
-// The last requests, each opening to show whom it was tried with and why that failed.
+// The last requests: which of them are shown, and when the list stands still.
 
-import { element, icon, setText } from "./elements.js";
-import { NONE, count, duration, plural, time } from "./format.js";
+import { setText } from "./elements.js";
+import { plural } from "./format.js";
+import { Entry } from "./rows.js";
 
 const KEPT = 200;
-const OUTCOMES = {
-  success: "answered",
-  failure: "failed",
-  rate_limited: "rate limited",
-  bad_key: "key refused",
-  refused: "refused the request",
-  cancelled: "ended by the caller",
-};
+const TROUBLED = 100; // kept beside those: older ones that failed, or moved to another instance
+const AT_ONCE = 50; // rows on a narrow screen, which has no room for a list that scrolls by itself
+const REST_MS = 500; // between two drawings; nobody reads faster
+const NARROW = matchMedia("(max-width: 760px)");
 
 export class Requests {
   constructor(list, { empty, pause, choice }) {
     this.list = list;
+    this.scroll = list.parentElement;
+    this.more = document.getElementById("more-requests");
     this.empty = empty;
     this.pause = pause;
+    this.entries = []; // the newest first
     this.waiting = [];
     this.paused = false;
-    // A list must not move away from under the pointer; a finger leaves none behind.
+    this.byOpening = false;
     this.pointed = false;
-    list.addEventListener("pointerenter", (event) => {
-      this.pointed = event.pointerType === "mouse";
-    });
-    list.addEventListener("pointerleave", () => {
-      this.pointed = false;
-      this.flush();
-    });
+    this.most = AT_ONCE;
+    this.drawnAt = 0;
+    list.dataset.show = "all";
+    this.holdStill();
     pause.addEventListener("click", () => this.setPaused(!this.paused));
+    NARROW.addEventListener("change", () => this.render());
+    this.more.addEventListener("click", () => this.showMore());
     for (const button of choice.querySelectorAll("button")) {
       button.addEventListener("click", () => {
         for (const other of choice.querySelectorAll("button")) {
           other.setAttribute("aria-pressed", String(other === button));
         }
         list.dataset.show = button.dataset.show;
-        this.showEmpty();
+        this.most = AT_ONCE;
+        this.render();
       });
     }
-    list.dataset.show = "all";
+  }
+
+  // A list must not move away from under a pointer, from the keyboard's focus, or while a request
+  // is read. A finger leaves no pointer behind.
+  holdStill() {
+    const { scroll } = this;
+    scroll.addEventListener("pointerenter", (event) => {
+      this.pointed = event.pointerType === "mouse";
+    });
+    scroll.addEventListener("pointerleave", () => {
+      this.pointed = false;
+      this.flush();
+    });
+    scroll.addEventListener("focusout", () => this.plan(0));
+    // A row's toggle does not bubble.
+    scroll.addEventListener("toggle", ({ target }) => this.opened(target.open), true);
+  }
+
+  opened(open) {
+    if (open && !this.paused) {
+      this.byOpening = true;
+      this.setPaused(true);
+    } else if (!open && this.byOpening && !this.list.querySelector(":scope > [open]")) {
+      this.setPaused(false);
+    }
   }
 
   setPaused(paused) {
     this.paused = paused;
+    this.byOpening &&= paused;
     this.pause.setAttribute("aria-pressed", String(paused));
     this.flush();
-    this.showPause();
   }
 
   get held() {
-    return this.paused || this.pointed;
+    const at = document.activeElement;
+    const focused = this.scroll.contains(at) && at.matches(":focus-visible");
+    return this.paused || this.pointed || focused;
   }
 
-  showPause() {
-    const more = this.waiting.length;
-    const word = this.paused ? "Go on" : "Pause";
-    setText(this.pause, this.held && more ? `${word} (${more} new)` : word);
-  }
-
+  // What it has already stays, in its place.
   replace(requests) {
-    const opened = new Set();
-    for (const row of this.list.querySelectorAll("details[open]")) opened.add(row.dataset.id);
-    this.list.replaceChildren();
-    this.waiting = [];
-    for (const request of requests) {
-      const row = this.row(request);
-      row.open = opened.has(request.id);
-      this.list.prepend(row);
-    }
-    this.showEmpty();
+    const known = new Set([...this.entries, ...this.waiting].map((entry) => entry.key));
+    const entries = requests.map((request) => new Entry(request));
+    this.waiting.push(...entries.filter((entry) => !known.has(entry.key)));
+    this.flush();
   }
 
-  // Rows are made once for each frame: under load many come at a time.
   hear(request) {
-    this.waiting.push(request);
-    if (this.waiting.length > KEPT) this.waiting.shift();
-    if (this.held) this.showPause();
-    else if (!this.drawing) {
-      this.drawing = true;
-      setTimeout(() => this.flush(), 0);
-    }
+    this.waiting.push(new Entry(request));
+    if (this.waiting.length > 2 * KEPT) this.waiting = last(this.waiting).reverse();
+    this.plan(Math.max(0, this.drawnAt + REST_MS - performance.now()));
+  }
+
+  plan(inMs) {
+    this.planned ??= setTimeout(() => {
+      this.planned = undefined;
+      this.flush();
+    }, inMs);
   }
 
   flush() {
-    this.drawing = false;
-    if (this.held) return;
-    this.showPause();
-    for (const request of this.waiting) this.place(this.row(request));
-    this.waiting = [];
-    while (this.list.childElementCount > KEPT) this.list.lastElementChild.remove();
-    this.showEmpty();
+    if (!this.held && this.waiting.length) {
+      this.entries = last([...this.waiting.reverse(), ...this.entries]);
+      this.waiting = [];
+      this.drawnAt = performance.now();
+    }
+    this.render();
   }
 
-  // Nearly always at the top; other workers tell theirs a moment later.
-  place(row) {
-    let below = this.list.firstElementChild;
-    while (below && below.endedAt > row.endedAt) below = below.nextElementSibling;
-    this.list.insertBefore(row, below);
+  // Those that are shown; the older ones only where they are asked for.
+  shown() {
+    const { show } = this.list.dataset;
+    if (show !== "all") return this.entries.filter((entry) => entry[show]);
+    return this.entries.filter((entry, place) => place < KEPT || entry.isRead);
   }
 
-  showEmpty() {
-    const shown = this.list.dataset.show === "all" ? "*" : `.${this.list.dataset.show}`;
-    const nothing = this.list.querySelector(`:scope > ${shown}`) === null;
-    this.empty.hidden = !nothing;
+  // Rows that stay are not touched, so that none of them loses focus.
+  render() {
+    const shown = this.shown();
+    const most = NARROW.matches ? this.most : Infinity;
+    const rows = shown.filter((entry, place) => place < most || entry.isRead).map((e) => e.row);
+    const wanted = new Set(rows);
+    for (const row of [...this.list.children]) if (!wanted.has(row)) row.remove();
+    let at = this.list.firstElementChild;
+    for (const row of rows) {
+      if (row === at) at = at.nextElementSibling;
+      else this.list.insertBefore(row, at);
+    }
+    this.say(shown.length, shown.length - rows.length);
+  }
+
+  say(shown, beyond) {
+    const word = this.paused ? "Go on" : "Pause";
+    const waiting = Math.min(this.waiting.length, KEPT);
+    setText(this.pause, this.held && waiting ? `${word} (${waiting} new)` : word);
+    this.more.hidden = !beyond;
+    setText(this.more, `Show ${Math.min(beyond, AT_ONCE)} more of ${plural(beyond, "older one")}`);
+    this.empty.hidden = shown > 0;
     setText(
       this.empty,
-      this.list.childElementCount
+      this.entries.length
         ? "None of the last requests."
         : "None yet. Send one with Try it, or from any OpenAI or Anthropic client.",
     );
   }
 
-  row(request) {
-    const moved = request.attempts.length > 1 || request.resumed > 0;
-    const row = element("details", { "data-id": request.id });
-    row.endedAt = request.endedAt;
-    row.classList.toggle("moved", moved);
-    row.classList.toggle("failed", request.failed);
-    row.append(summary(request, moved));
-    row.addEventListener("toggle", () => {
-      if (row.open && row.childElementCount === 1) row.append(story(request));
-    });
-    return row;
+  // Goes on from the first of those that were not there.
+  showMore() {
+    const shown = this.list.childElementCount;
+    this.most += AT_ONCE;
+    this.render();
+    this.list.children[shown]?.firstElementChild.focus({ preventScroll: true });
   }
 }
 
-function summary(request, moved) {
-  const kind = request.failed ? "bad" : request.status >= 400 ? "off" : moved ? "weak" : "good";
-  const status = element("span", { class: "status", "data-kind": kind }, icon(kind));
-  status.append(String(request.status));
-  const attempts = request.attempts.length;
-  const tokens = request.completionTokens;
-  const cells = [
-    element("span", { class: "time" }, time(request.endedAt)),
-    status,
-    element("span", { class: "model" }, request.askedModel ?? "auto"),
-    element("span", { class: "by" }, request.instance ?? "nobody"),
-    cell("attempts", String(attempts), plural(attempts, "attempt")),
-    cell("ttft", request.stream && request.firstMs ? duration(request.firstMs) : NONE, "TTFT"),
-    cell("duration", duration(request.totalMs), "in all"),
-    cell("tokens", tokens ? count(tokens) : NONE, "tokens"),
-  ];
-  if (moved) cells[4].classList.add("many");
-  return element("summary", { class: "request" }, ...cells);
-}
-
-// A number, and in words what it is for those who don't see its column.
-function cell(name, value, words) {
-  const said = element("span", { class: "unseen" }, ` ${words} `);
-  return element("span", { class: `n ${name}` }, value, said);
-}
-
-function story(request) {
-  const facts = [
-    ["Request", request.id],
-    ["Door", request.stream ? `${request.endpoint}, streamed` : request.endpoint],
-    ["Routing", request.policy],
-    ["Model", request.model],
-    ["Caller", request.caller],
-    ["Outcome", request.outcome.replaceAll("_", " ")],
-    ["Tokens", tokensOf(request)],
-    ["Hedged", request.hedged ? "yes" : null],
-    ["Resumed", request.resumed ? plural(request.resumed, "time") : null],
-  ];
-  const shown = facts.filter(([, value]) => value);
-  const list = element("ol", { class: "attempts-made" }, ...request.attempts.map(attempt));
-  if (!request.attempts.length) list.append(element("li", {}, "Nobody was asked."));
-  const pairs = shown.map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, value)),
-  );
-  return element("div", { class: "story" }, list, element("dl", { class: "facts" }, ...pairs));
-}
-
-function tokensOf({ promptTokens, completionTokens }) {
-  const known = [
-    [promptTokens, "in"],
-    [completionTokens, "out"],
-  ];
-  return known.flatMap(([n, way]) => (n ? [`${count(n)} ${way}`] : [])).join(", ");
-}
-
-function attempt(made) {
-  const kind = { success: "good", cancelled: "off", refused: "off", rate_limited: "wait" };
-  const outcome = made.outcome;
-  return element(
-    "li",
-    { "data-kind": kind[outcome] ?? "bad" },
-    icon(kind[outcome] ?? "bad"),
-    element("span", { class: "by" }, made.instance),
-    element("span", { class: "outcome" }, OUTCOMES[outcome] ?? outcome),
-    element("span", { class: "why" }, made.reason || (made.status ? `HTTP ${made.status}` : "")),
-    element("span", { class: "n" }, made.durationMs ? duration(made.durationMs) : NONE),
-  );
+// The last of some, the newest first; of those at the same moment the one heard later.
+function last(entries) {
+  let more = TROUBLED;
+  const troubled = (entry) => (entry.failed || entry.moved) && more-- > 0;
+  return entries
+    .sort((a, b) => b.endedAt - a.endedAt)
+    .filter((entry, place) => place < KEPT || entry.isRead || troubled(entry));
 }
