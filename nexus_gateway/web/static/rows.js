@@ -102,7 +102,7 @@ function story(request) {
     ["Resumed", request.resumed ? plural(request.resumed, "time") : null],
   ];
   const shown = facts.filter(([, value]) => value);
-  const tried = request.attempts.length ? request.attempts.map(attempt) : [nobody(request)];
+  const tried = [...request.attempts.map(attempt), ...notAsked(request)];
   const list = element("ol", { class: "attempts-made" }, ...tried);
   const pairs = shown.map(([fact, value]) =>
     element("div", {}, element("dt", {}, fact), element("dd", {}, value)),
@@ -118,9 +118,14 @@ function tokensOf({ promptTokens, completionTokens }) {
   return known.flatMap(([n, way]) => (n ? [`${count(n)} ${way}`] : [])).join(", ");
 }
 
-function nobody({ why }) {
-  const reason = why ? [" ", element("span", { class: "why" }, why)] : [];
-  return element("li", { class: "none" }, "Nobody was asked.", ...reason);
+// Why nobody was asked, or nobody else.
+function notAsked({ attempts, failed, why }) {
+  const leftOut = /(?:^|; )(left out: .*)/s.exec(why ?? "")?.[1];
+  const told = [];
+  if (!attempts.length) told.push("Nobody was asked.");
+  if (leftOut && failed) told.push(`L${leftOut.slice(1)}`);
+  else if (why && !attempts.length) told.push(why);
+  return told.length ? [element("li", { class: "none" }, told.join(" "))] : [];
 }
 
 function attempt(made) {
