@@ -5,7 +5,7 @@ import { plural } from "./format.js";
 import { Entry } from "./rows.js";
 
 const KEPT = 200;
-const TROUBLED = 100; // kept beside those: older ones that failed, or moved to another instance
+const TROUBLED = 100; // kept as well: those that failed, or moved to another instance
 const AT_ONCE = 50; // rows on a narrow screen, which has no room for a list that scrolls by itself
 const REST_MS = 500; // between two drawings; nobody reads faster
 const NARROW = matchMedia("(max-width: 760px)");
@@ -157,9 +157,11 @@ export class Requests {
 
 // The last of some, the newest first; of those at the same moment the one heard later.
 function last(entries) {
-  let more = TROUBLED;
-  const troubled = (entry) => (entry.failed || entry.moved) && more-- > 0;
+  let troubled = 0;
   return entries
     .sort((a, b) => b.endedAt - a.endedAt)
-    .filter((entry, place) => place < KEPT || entry.isRead || troubled(entry));
+    .filter((entry, place) => {
+      const inTrouble = (entry.failed || entry.moved) && ++troubled <= TROUBLED;
+      return place < KEPT || inTrouble || entry.isRead;
+    });
 }
