@@ -19,7 +19,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nexus_gateway
-	MYPYPATH=bench $(BIN)/mypy plugins bench
+	MYPYPATH=bench $(BIN)/mypy plugins bench docs/screenshot.py
 	$(BIN)/lint-imports
 
 # What the tests of the page need beside Python: a browser, and axe-core from npm.

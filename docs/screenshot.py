@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nexus_gateway_plugins.anthropic import Anthropic
 from nexus_gateway_plugins.cerebras import Cerebras
@@ -29,6 +30,7 @@ from nexus_gateway.prices import Spent
 from nexus_gateway.record import AttemptRecord, RequestRecord
 from nexus_gateway.testing import FakeUpstream, Reply, Served, serving
 from nexus_gateway.testing.gateway import HELLO, instance_of
+from nexus_gateway.tokens import Tokens
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -85,6 +87,7 @@ def remember(served: Served) -> None:
     observe = served.gateway.observers[0]
     served.gateway.ledger = Morning()
     now_s = time.time()
+    observe.__self__.since_s = now_s - 3600  # type: ignore[attr-defined]
     for age_s in range(895, 12, -1):
         for _ in range(rng.choice((0, 1, 1, 2)) + (age_s < 500) + (rng.random() < 0.002) * 12):
             observe(past(rng, now_s - age_s, age_s))
@@ -99,7 +102,7 @@ def past(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
     if age_s < 240 and rng.random() < 0.12:
         broken = "Cerebras (Key #1)"
         attempts.insert(0, AttemptRecord(broken, "", "failure", "answered 502", 502, 31.0))
-    usage = {"prompt_tokens": 12, "completion_tokens": rng.randint(40, 300)}
+    tokens = Tokens(12, completion=rng.randint(40, 300))
     return RequestRecord(
         id=f"req-{rng.getrandbits(48):012x}",
         ended_s=ended_s,
@@ -119,7 +122,8 @@ def past(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
         first_ms=first_ms,
         upstream_ms=first_ms,
         total_ms=first_ms * 3,
-        usage=usage,
+        tokens=tokens,
+        billed_usd=None,
     )
 
 
@@ -136,9 +140,9 @@ async def load(served: Served, seconds: float) -> None:
     await asyncio.gather(*asked[:-3])
 
 
-async def take(browser: Browser, url: str, path: Path, opened: bool = False, **how: object) -> None:
+async def take(browser: Browser, url: str, path: Path, opened: bool = False, **how: Any) -> None:
     """Take one picture of the page."""
-    page = await browser.new_page(**{"viewport": SIZE, **how})  # type: ignore[arg-type]
+    page = await browser.new_page(**{"viewport": SIZE, **how})
     await page.goto(url)
     await page.wait_for_selector("[data-state=live]")
     if opened:
@@ -158,12 +162,12 @@ async def main(folder: Path | None) -> None:
         if folder is None:
             await take(browser, served.url, PNG, device_scale_factor=1.5)
         else:
-            narrow = {"viewport": {"width": 390, "height": 2100}}
+            narrow = {"width": 390, "height": 2100}
             await take(browser, served.url, folder / "light.png")
             await take(browser, served.url, folder / "dark.png", opened=True, color_scheme="dark")
-            await take(browser, served.url, folder / "narrow.png", **narrow)
-            between = {"viewport": {"width": 900, "height": 900}}
-            await take(browser, served.url, folder / "tablet.png", **between)
+            await take(browser, served.url, folder / "narrow.png", viewport=narrow)
+            between = {"width": 900, "height": 900}
+            await take(browser, served.url, folder / "tablet.png", viewport=between)
         await loading
         await browser.close()
 
