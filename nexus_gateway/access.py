@@ -69,6 +69,8 @@ def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str
             if not tokens:
                 raise
     needed = " or the ".join(tokens)
+    if not settings.admin_token and settings.gateway_keys and is_loopback(settings.host):
+        needed += " or a gateway key"
     raise Unauthorized(f"This call needs the {needed} as `Authorization: Bearer …`.")
 
 

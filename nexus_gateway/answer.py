@@ -174,8 +174,8 @@ def finished(chunk: Mapping[str, Any]) -> bool:
 
 
 def is_usage_only(chunk: Mapping[str, Any]) -> bool:
-    """Tell whether a chunk is there for its usage alone (`choices: []`)."""
-    return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
+    """Tell whether a chunk is there for its usage alone: without choices, however written."""
+    return not chunk.get("choices") and isinstance(chunk.get("usage"), dict)
 
 
 def completion_tokens(usage: Mapping[str, Any] | None) -> int | None:

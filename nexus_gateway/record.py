@@ -159,9 +159,9 @@ def record_of(
 
 
 def _bill(cost: object) -> float | None:
-    if isinstance(cost, int | float) and 0 <= cost < HIGHEST_USD:
-        return float(cost)
-    return None
+    if isinstance(cost, bool) or not isinstance(cost, int | float):
+        return None
+    return float(cost) if 0 <= cost < HIGHEST_USD else None
 
 
 def _attempts(report: Report) -> list[AttemptRecord]:

@@ -80,6 +80,13 @@ def set_model(text: bytes, model: bytes | None, span: tuple[int, int] | None = N
     return text[:start] + b'"model":' + model + comma + text[start:]
 
 
+def _all_have_choices(block: bytes, events: int) -> bool:
+    """Tell whether none of a block's events can be there for its usage alone."""
+    if b'"usage":' not in block:
+        return True
+    return block.count(b'"choices":[{') + block.count(b'"choices": [{') == events
+
+
 class Splice(StreamPassage):
     """One stream's way through.
 
@@ -128,6 +135,7 @@ class Splice(StreamPassage):
             and b'"error"' not in block
             and b'"choices":[]' not in block
             and b'"choices": []' not in block
+            and (self._usage_wanted or _all_have_choices(block, events))
             and (self._needle is not _START or b'"model"' not in block)
         )
 

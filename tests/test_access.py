@@ -72,6 +72,13 @@ async def test_each_route_opens_to_its_own_credentials(
     assert upstream.hits() == 0
 
 
+async def test_who_may_look_with_a_gateway_key_is_told_so(upstream: FakeUpstream) -> None:
+    settings = {name: LOCKS[name] for name in ("viewer_token", "gateway_keys")}
+    async with serving(make_instance(upstream), **settings) as served:
+        status, _, body = await raw(served.url, request("GET /v1/providers"))
+        assert (status, b"needs the VIEWER_TOKEN or a gateway key as" in body) == (401, True)
+
+
 async def test_a_viewer_by_itself_opens_nothing_else_beyond_this_machine(
     upstream: FakeUpstream,
 ) -> None:

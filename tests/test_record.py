@@ -103,7 +103,7 @@ async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstrea
 
 @pytest.mark.parametrize(
     ("told", "bill"),
-    [(0.125, 0.125), (0, 0.0), (-1, None), ("much", None), (1e9, None), (None, None)],
+    [(0.125, 0.125), (0, 0.0), (-1, None), ("much", None), (1e9, None), (None, None), (True, None)],
 )
 def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
     report = Report(0.0, usage={"cost": told})

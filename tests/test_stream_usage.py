@@ -126,6 +126,8 @@ def rows(path: Path) -> list[tuple[object, ...]]:
 FINISH, USAGE = ANSWER.finish(), ANSWER.usage(7, 9)
 WAYS: dict[str, list[Chunk]] = {
     "a chunk of its own": [*TALK, FINISH, USAGE],
+    "without choices": [*TALK, FINISH, {k: v for k, v in USAGE.items() if k != "choices"}],
+    "with null for choices": [*TALK, FINISH, {**USAGE, "choices": None}],
     "null in all others": with_nulls([*TALK, FINISH, USAGE]),
     "with the finish": with_nulls([*TALK, {**FINISH, "usage": USED}]),
     "in every chunk": [
@@ -160,7 +162,7 @@ async def test_a_burst_is_read_however_the_usage_comes(
     async with serving(counts, response_model="upstream") as served:
         records = recording(served)
         _, text, _ = await served.chat(STREAM)
-    seen = [chunk for chunk in chunks if chunk["choices"]]
+    seen = [chunk for chunk in chunks if chunk.get("choices")]
     assert text.encode() == stream_of(seen, **how)
     (record,) = records
     assert (record.tokens.prompt, record.tokens.completion) == (7, 9)
@@ -180,7 +182,7 @@ def test_any_cut_gives_the_same_usage(
     data = stream_of(chunks, **how)
     splice = Splice(None, usage_wanted=False)
     out = b"".join(splice.feed(piece) for piece in cut(data, places))
-    assert out == stream_of([chunk for chunk in chunks if chunk["choices"]], **how)
+    assert out == stream_of([chunk for chunk in chunks if chunk.get("choices")], **how)
     assert {name: splice.used()[name] for name in USED} == USED
     assert splice.used() == splice.used()
 

@@ -3,7 +3,7 @@
 const TEXTS = {
   viewer: {
     title: "Viewer or admin token",
-    text: "You need this gateway's VIEWER_TOKEN or ADMIN_TOKEN to see it; where it has neither, one of its GATEWAY_KEYS.",
+    text: "You need this gateway's VIEWER_TOKEN or ADMIN_TOKEN to see it; where it has no ADMIN_TOKEN, one of its GATEWAY_KEYS will do.",
   },
   admin: {
     title: "Admin token",
@@ -12,7 +12,8 @@ const TEXTS = {
   caller: { title: "Gateway key", text: "You need one of this gateway's GATEWAY_KEYS to send a request." },
 };
 // What was given for one thing may open another, and is tried before anybody is asked again.
-const LENDERS = { viewer: [], admin: ["viewer"], caller: ["viewer", "admin"] };
+// A token is never a gateway key as well; what was typed to look may be one.
+const LENDERS = { viewer: [], admin: ["viewer"], caller: ["viewer"] };
 const NO_TOKEN = "A token has only plain letters, digits and signs, and no spaces.";
 
 const nameOf = (kind) => `nexus-gateway.${kind}`;
