@@ -54,7 +54,9 @@ class LedgerWriter:
         self._limit = MOST_WAITING
         self._queue: deque[RequestRecord] = deque()
         self._rows: list[Row] = []
-        self._dropped = 0
+        # One counter for each thread that counts.
+        self._overflow = 0  # what never came to wait
+        self._lost = 0  # what could not be noted
         self._file: LedgerFile | None = None
         self._prices = Prices()
         self._spent_usd = 0.0
@@ -75,7 +77,7 @@ class LedgerWriter:
     def observe(self, record: RequestRecord) -> None:
         """Take note of a request that has ended (a `record.Observer`)."""
         if len(self._queue) >= self._limit:
-            self._dropped += 1
+            self._overflow += 1
             return
         self._queue.append(record)
         if not self._came.is_set():
@@ -86,12 +88,16 @@ class LedgerWriter:
         """How many are not written yet."""
         return len(self._rows) + len(self._queue)
 
+    @property
+    def _dropped(self) -> int:
+        return self._overflow + self._lost
+
     def share(self, said: Shared) -> None:
         """Add what requests have cost to what this process tells the others."""
         said.counts[SPENT_USD] = self._spent_usd
         said.counts[PRICED] = self._priced
-        # Of what was dropped nobody knows what it cost.
-        said.counts[UNPRICED] = self._unpriced + self._dropped
+        # Nobody asked what these cost; what was lost later stands where it belongs.
+        said.counts[UNPRICED] = self._unpriced + self._overflow
 
     def spent(self, elsewhere: Mapping[str, float]) -> Spent:
         """Return what requests have cost since it began.
@@ -149,7 +155,7 @@ class LedgerWriter:
                 self._rows = []
         except Exception as error:  # whatever it is, requests go on
             if not is_about_the_file(error):
-                self._dropped += len(self._rows)
+                self._lost += len(self._rows)
                 self._rows = []
             self._say(error)
             return False
@@ -178,13 +184,24 @@ class LedgerWriter:
         """Make rows of what waits, as many as are written at a time."""
         while self._queue and len(self._rows) < BATCH:
             record = self._queue.popleft()
+            try:
+                self._rows.append(row_of(record, self._cost_usd(record)))
+            except Exception as error:  # it costs no other its row
+                self._lost += 1
+                self._say(error)
+
+    def _cost_usd(self, record: RequestRecord) -> float | None:
+        """Return what a request cost, None where nobody knows; it counts as spent either way."""
+        cost_usd = None
+        try:
             # Who is about to go has no time to read a price list.
-            may_ask = self._prices.is_loaded or not self._closing.is_set()
-            cost_usd = self._prices.cost_usd(record) if may_ask else None
+            if self._prices.is_loaded or not self._closing.is_set():
+                cost_usd = self._prices.cost_usd(record)
+        finally:
             self._spent_usd += cost_usd or 0.0
             self._priced += cost_usd is not None
             self._unpriced += cost_usd is None and has_cost(record)
-            self._rows.append(row_of(record, cost_usd))
+        return cost_usd
 
     def _refuse(self, error: Exception) -> None:
         """Keep no ledger, and say so."""

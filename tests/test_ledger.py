@@ -21,9 +21,10 @@ from records import ended
 
 from nexus_gateway import ledger_file, ledger_writer
 from nexus_gateway.handlers.events import figures
-from nexus_gateway.ledger import VERSION, row_of
+from nexus_gateway.ledger import VERSION, Row, row_of
 from nexus_gateway.ledger_file import LedgerFile, LedgerRefused, ask, may_pass, prune
 from nexus_gateway.ledger_writer import LedgerWriter
+from nexus_gateway.prices import Spent
 from nexus_gateway.record import RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
@@ -147,6 +148,56 @@ def test_a_record_that_no_database_takes_costs_no_other(
     writer.observe(record(id="next"))
     until(lambda: count(path))
     assert rows(path) == [("next",)]
+
+
+def test_what_was_lost_when_its_cost_was_known_counts_as_spent_once(
+    writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    billed = record(id="\ud83d", provider="openrouter", billed_usd=1.0)
+    begun(writer, path).observe(billed)
+    until(lambda: "1 are lost" in caplog.text)
+    assert writer.spent({}) == Spent(1.0, priced=1.0)
+
+
+def test_of_what_could_not_wait_nobody_knows_the_cost(writer: LedgerWriter, path: Path) -> None:
+    begun(writer, path)._limit = 0
+    writer.observe(record(provider="openrouter", billed_usd=1.0))
+    assert writer.spent({}) == Spent(None, priced=0.0)
+
+
+@pytest.mark.parametrize(
+    ("fails", "spent"),
+    [("price", Spent(2.0, priced=2 / 3)), ("row", Spent(3.0, priced=1.0))],
+)
+def test_a_record_of_which_no_row_can_be_made_is_lost_alone_and_counted(
+    writer: LedgerWriter,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fails: str,
+    spent: Spent,
+) -> None:
+    def cost_usd(one: RequestRecord) -> float:
+        if (fails, one.id) == ("price", "odd"):
+            raise ArithmeticError("no such price")
+        return 1.0
+
+    def odd_row_of(one: RequestRecord, cost_usd: float | None) -> Row:
+        if (fails, one.id) == ("row", "odd"):
+            raise ValueError("no such row")
+        return row_of(one, cost_usd)
+
+    monkeypatch.setattr(writer._prices, "cost_usd", cost_usd)
+    monkeypatch.setattr(ledger_writer, "row_of", odd_row_of)
+    for id in ("before", "odd", "after"):
+        writer.observe(record(id=id))
+    begun(writer, path)
+    until(lambda: count(path) == 2)
+    assert rows(path) == [("before",), ("after",)]
+    assert writer.spent({}) == spent
+    until(lambda: "written again" in caplog.text)
+    assert f"no such {fails}" in caplog.text
+    assert caplog.messages[-1] == "the ledger is written again; 1 requests are lost"
 
 
 def test_what_is_left_is_written_at_the_end(path: Path) -> None:
