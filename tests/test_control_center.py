@@ -612,6 +612,25 @@ async def test_what_is_read_neither_moves_away_nor_goes(browser: Any) -> None:
             await expect(models.first).to_have_text("newest")
 
 
+async def test_what_it_shows_is_no_news_whichever_worker_tells_it_again(browser: Any) -> None:
+    """Another worker, to which the page came back, tells what it had not heard of till then."""
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.is_live()
+        feed, pause = served.gateway.observers[0].__self__, tab.page.locator("#pause")
+        first, second, third = (
+            view_of_request(ended(ended_s=at_s, asked_model=f"at-{at_s:.0f}"))
+            for at_s in (1.0, 2.0, 3.0)
+        )
+        feed.hear([first])
+        await expect(tab.requests).to_have_count(1)
+        await pause.click()
+        feed.hear([first, second, second])
+        feed.hear([third])
+        await expect(pause).to_have_text("Go on (2 new)")
+        await pause.click()
+        await expect(tab.requests.locator(".model")).to_have_text(["at-3", "at-2", "at-1"])
+
+
 async def test_a_row_says_in_words_what_it_shows(browser: Any) -> None:
     async with two() as (served, _), opened(browser, served.url) as tab:
         await tab.is_live()

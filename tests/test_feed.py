@@ -153,6 +153,31 @@ def test_who_missed_more_than_is_told_at_once_gets_a_snapshot() -> None:
     assert feed.number_of(id) is None
 
 
+def test_a_snapshot_for_who_is_gone_holds_all_and_nothing_is_told_beside_it() -> None:
+    clock = FakeClock()
+    stays, goes = make_instance(clock=clock), make_instance(number=2, clock=clock)
+    feed = Feed(pool := Pool(instances=[stays, goes]), clock)
+    first = feed.look()
+    feed.observe(record(id="before"))
+    pool.instances = [stays]
+    clock.advance(EVERY_S)
+    feed.look()
+    feed.observe(record(id="after"))
+    stays.park(30)
+    clock.advance(EVERY_S)
+    newest = feed.look()
+    ((number, event, data),) = feed.since(first)
+    assert (number, event) == (newest, "snapshot")
+    assert [(one["name"], one["parkReason"]) for one in data["providers"]] == [
+        (stays.name, "rate_limited")
+    ]
+    assert [request["id"] for request in data["requests"]] == ["before", "after"]
+    assert feed.number_of(feed.id_of(number)) == number
+    feed.observe(record(id="later"))
+    ((_, event, data),) = feed.since(number)
+    assert (event, data["id"]) == ("request", "later")
+
+
 def test_the_feed_tells_a_change_once_and_what_runs_down_as_none() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)

@@ -1,7 +1,8 @@
 """GET /v1/events: a snapshot of all instances, then what changes and what ends.
 
     snapshot   all instances, the last requests, the timelines, the gateway's own figures;
-               once more, without the latter two, when an instance is gone
+               once more, without the latter two, when an instance is gone, in place of
+               whatever else was new
     instance   one that changed
     request    one that has ended, with its attempts; never a word of it
     gateway    once a second: its own figures, and the timelines' newest buckets

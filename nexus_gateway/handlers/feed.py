@@ -103,12 +103,13 @@ class Feed:
         """Return what came after a number: each its own number, what it is, and how it is now.
 
         An instance that changed often is told once; of the requests those that fit on a page.
+        Where an instance is gone, a snapshot tells all of it, and has the newest number.
         """
         latest = {name: n for n, name in self._changes if n > number}
-        gone = latest.pop(_SOMEBODY_GONE, None)
-        changes: list[Change] = [] if gone is None else [(gone, "snapshot", self.snapshot())]
+        if _SOMEBODY_GONE in latest:
+            return [(self._number, "snapshot", self.snapshot())]
         known = {name: n for name, n in latest.items() if name in self._seen}
-        changes += [(n, "instance", self._seen[name]) for name, n in known.items()]
+        changes: list[Change] = [(n, "instance", self._seen[name]) for name, n in known.items()]
         changes += [(n, "request", it) for n, it in self._requests.since(number, AT_ONCE)]
         return sorted(changes, key=lambda change: change[0])
 

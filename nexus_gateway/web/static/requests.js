@@ -79,16 +79,20 @@ export class Requests {
     return this.paused || this.pointed || focused;
   }
 
-  // What it has already stays, in its place.
+  // What it has already stays, in its place: another worker tells all that it knows.
+  take(request) {
+    const entry = new Entry(request);
+    const isIt = ({ key }) => key === entry.key;
+    if (!this.entries.some(isIt) && !this.waiting.some(isIt)) this.waiting.push(entry);
+  }
+
   replace(requests) {
-    const known = new Set([...this.entries, ...this.waiting].map((entry) => entry.key));
-    const entries = requests.map((request) => new Entry(request));
-    this.waiting.push(...entries.filter((entry) => !known.has(entry.key)));
+    for (const request of requests) this.take(request);
     this.flush();
   }
 
   hear(request) {
-    this.waiting.push(new Entry(request));
+    this.take(request);
     if (this.waiting.length > 2 * KEPT) this.waiting = last(this.waiting).reverse();
     this.plan(Math.max(0, this.drawnAt + REST_MS - performance.now()));
   }

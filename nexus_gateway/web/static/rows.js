@@ -18,12 +18,8 @@ export class Entry {
     this.request = request;
     this.endedAt = request.endedAt;
     this.failed = request.failed;
-    this.moved = request.failedOver ?? askedAnother(request);
-  }
-
-  // Callers may give two requests the same id.
-  get key() {
-    return `${this.endedAt} ${this.request.id}`;
+    this.moved = request.failedOver;
+    this.key = `${request.endedAt} ${request.id}`; // callers may give two the same id
   }
 
   get row() {
@@ -36,8 +32,6 @@ export class Entry {
     return Boolean(this.made?.open || this.made?.contains(document.activeElement));
   }
 }
-
-const askedAnother = ({ attempts }) => attempts.some((a) => a.instance !== attempts[0].instance);
 
 function rowOf(entry) {
   const { request } = entry;
