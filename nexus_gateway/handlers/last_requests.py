@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from itertools import takewhile
-from typing import Any
 
 from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.news import (
@@ -75,14 +74,11 @@ class LastRequests:
             number: the last that is known to who asks.
             most: so many of the newest of all, and of the newest that went badly.
         """
-        found: list[tuple[int, Any]] = [e for e in self._elsewhere if e[0] > number]
-        found += self._here_since(number)
+        found = [entry for entry in self._elsewhere if entry[0] > number]
+        found += [(n, view_of_request(record)) for n, record in self._here_since(number)]
         found.sort(key=lambda entry: entry[0])
-        troubled = [entry for entry in found[:-most] if _is_troubled(entry[1])]
-        return [
-            (n, view_of_request(it) if isinstance(it, RequestRecord) else it)
-            for n, it in troubled[-most:] + found[-most:]
-        ]
+        troubled = [entry for entry in found[:-most] if is_troubled(entry[1])]
+        return troubled[-most:] + found[-most:]
 
     def count_since(self, number: int) -> int:
         """Return how many became known after a number, of those that are still known."""
@@ -105,7 +101,3 @@ class LastRequests:
             oldest = found[-1][0]
             found += after(entry for entry in reversed(self._troubled) if entry[0] < oldest)
         return found
-
-
-def _is_troubled(it: RequestRecord | Ended) -> bool:
-    return bool(failed(it) or it.moves) if isinstance(it, RequestRecord) else is_troubled(it)
