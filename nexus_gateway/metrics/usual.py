@@ -25,6 +25,7 @@ class Usual:
 
     def __init__(self, counts: Counts, record: RequestRecord, served: tuple[str, ...]) -> None:
         of, who = counts.of, (record.provider, record.instance)
+        self._of, self._served, self._who = of, served, who
         asked = (*served[:2], record.instance)
         self._waiting: list[RequestRecord] = []
         self._counters = [
@@ -36,17 +37,10 @@ class Usual:
         self._duration = of((f.REQUEST_DURATION.name, *served, ""))
         self._attempt_duration = of((f.ATTEMPT_DURATION.name, *asked, ""))
         self._overhead = of((f.OVERHEAD.name, record.endpoint))
-        self._stream = record.stream
+        self._stream, self._caller = record.stream, record.caller
         if record.stream:
             self._first_token = of((f.FIRST_TOKEN.name, *served))
             self._first_chunk = of((f.FIRST_CHUNK.name, *asked))
-            self._output_token = of((f.OUTPUT_TOKEN.name, *served))
-        self._usage, self._tokens = {}, {}
-        for kind in (f.INPUT, f.OUTPUT):
-            self._usage[kind] = of((f.TOKEN_USAGE.name, *served, kind))
-            self._tokens[kind] = [of((f.INSTANCE_TOKENS.name, *who, kind))]
-            if record.caller:
-                self._tokens[kind].append(of((f.CALLER_TOKENS.name, record.caller, kind)))
 
     def count(self, record: RequestRecord) -> None:
         """Count one of them, now or with the next `fold`."""
@@ -73,9 +67,12 @@ class Usual:
 
     def _count_tokens(self, kind: str, told: list[int | None]) -> None:
         tokens = [count for count in told if count]
-        observe_all(self._usage[kind], f.TOKENS, tokens)
-        for counter in self._tokens[kind]:
-            counter[0] += sum(tokens)
+        if not tokens:  # where nobody tells them, there are no series of 0 either
+            return
+        observe_all(self._of((f.TOKEN_USAGE.name, *self._served, kind)), f.TOKENS, tokens)
+        self._of((f.INSTANCE_TOKENS.name, *self._who, kind))[0] += sum(tokens)
+        if self._caller:
+            self._of((f.CALLER_TOKENS.name, self._caller, kind))[0] += sum(tokens)
 
     def _time_streams(self, records: list[RequestRecord]) -> None:
         observe_all(self._first_token, f.FIRST_TOKEN_S, [r.first_ms / 1000 for r in records])
@@ -85,4 +82,5 @@ class Usual:
             for r in records
             if (tokens := r.tokens.completion or 0) > 1
         ]
-        observe_all(self._output_token, f.OUTPUT_TOKEN_S, each_s)
+        if each_s:
+            observe_all(self._of((f.OUTPUT_TOKEN.name, *self._served)), f.OUTPUT_TOKEN_S, each_s)
