@@ -72,7 +72,8 @@ class Report:
         model: the upstream's name of the model.
         attempts: how many were made, the running ones included.
         resumed: how often the answer broke and somebody else went on with it.
-        upstream_ms: the last attempt's time to its first content, its whole answer, its failure.
+        upstream_ms: the last attempt's time to its first content, its whole answer, its failure;
+            but of whoever fails to go on with an answer that broke, nothing.
         total_ms: from the request's arrival to that moment.
         usage: what was used, in OpenAI's shape; empty when unknown.
         outcome: how it ended.
@@ -97,6 +98,16 @@ class Report:
     total_ms: float = 0.0
     usage: Mapping[str, Any] = field(default_factory=dict)
     outcome: str = "cancelled"
+
+    def time(self, begun_s: float, now_s: float) -> None:
+        """Note when an attempt had its first content, its whole answer or its failure.
+
+        Args:
+            begun_s: when it was begun, by the relay's clock.
+            now_s: when that came.
+        """
+        self.upstream_ms = (now_s - begun_s) * 1000
+        self.total_ms = (now_s - self.started_s) * 1000
 
     @property
     def tokens(self) -> int:

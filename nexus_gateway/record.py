@@ -97,6 +97,11 @@ class RequestRecord(NamedTuple):
         return bool(self.attempts) and self.attempts[-1].status == 200
 
     @property
+    def began(self) -> bool:
+        """Whether an answer began, also where nobody could go on with it when it broke."""
+        return any(attempt.status == 200 for attempt in self.attempts)
+
+    @property
     def moves(self) -> list[AttemptRecord]:
         """The attempts after which another instance was asked: each is a fail-over.
 
@@ -168,7 +173,7 @@ def _attempts(report: Report) -> list[AttemptRecord]:
     """Return the attempts; the one that brought the answer is not among those that failed."""
     made = [_failed(attempt) for attempt in report.trail.attempts]
     if report.broken is not None:
-        return [*made, _failed(report.broken)._replace(status=200)]
+        return [*made, _failed(report.broken)]
     who = report.instance
     if who is None or (report.attempts <= len(made) and not report.answering):
         return made

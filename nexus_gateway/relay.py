@@ -186,8 +186,10 @@ class Relay:
     def _failed(self, errand: Errand, lease: Lease, verdict: Verdict, begun_s: float) -> None:
         """End an attempt that brought nothing; raises UpstreamRefused where that is the answer."""
         lease.end(verdict)
-        self._time(errand.report, begun_s)
-        errand.trail.add(lease.instance, verdict, errand.report.upstream_ms)
+        now_s = self._clock()
+        if not errand.report.began:  # else the times are those of the answer that broke
+            errand.report.time(begun_s, now_s)
+        errand.trail.add(lease.instance, verdict, (now_s - begun_s) * 1000)
         self._judge(errand, lease, verdict)
 
     def _judge(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
@@ -214,7 +216,8 @@ class Relay:
     ) -> None:
         report = errand.report
         report.answering = report.began = True
-        now_s = self._time(report, begun_s)
+        now_s = self._clock()
+        report.time(begun_s, now_s)
         if isinstance(answer, Whole):
             lease.answered(report.upstream_ms, self._settings.response_timeout_ms)
             lease.used(answer.usage)
@@ -224,13 +227,6 @@ class Relay:
         else:
             lease.first_token(report.upstream_ms, self._settings.first_token_timeout_ms)
             await self._stream(errand, lease, answer, now_s)
-
-    def _time(self, report: Report, begun_s: float) -> float:
-        """Note in the report how long an attempt took; return the time."""
-        now_s = self._clock()
-        report.upstream_ms = (now_s - begun_s) * 1000
-        report.total_ms = (now_s - report.started_s) * 1000
-        return now_s
 
     async def _stream(
         self, errand: Errand, lease: Lease, answer: AnswerStream, first_s: float
@@ -258,7 +254,8 @@ class Relay:
         if broken is None:
             return
         took_ms = errand.report.upstream_ms + spent_s * 1000
-        errand.report.broken = Attempt(lease.instance, verdict, took_ms)
+        began = replace(verdict, status=200)
+        errand.report.broken = Attempt(lease.instance, began, took_ms)
         if not await self._resume(errand, errand.report.broken):
             told = masked(broken.body(), lease.instance.key)
             await errand.sink.fail(BROKEN_STATUS, told)

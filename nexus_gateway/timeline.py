@@ -145,7 +145,7 @@ class Timelines:
         tokens = record.tokens.completion or 0
         line = self.of[ALL]
         bucket = line.add(record.ended_s, 1, failed(record), len(record.moves), tokens)
-        if record.stream and record.answered:
+        if record.stream and record.began:
             bucket.add_firsts(record.first_ms)
             line.counted.add_firsts(record.first_ms)
         for attempt in record.attempts:

@@ -13,6 +13,8 @@ from conftest import HELLO, KEYS, Other, make_instance, serving
 from nexus_gateway import json_codec
 from nexus_gateway.breaker import State
 from nexus_gateway.continuation import GO_ON, read_said
+from nexus_gateway.handlers.view import view_of_request
+from nexus_gateway.record import RequestRecord
 from nexus_gateway.testing import FakeUpstream, Reply
 from nexus_gateway.testing.answers import read_stream
 
@@ -97,6 +99,27 @@ async def test_where_nobody_can_go_on_the_break_is_told(upstream: FakeUpstream) 
         assert chunks(text)[-1]["error"]["code"] == "upstream_stream_error"
         assert "[DONE]" not in text
         assert text.count('"error"') == 1
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2, 3])
+async def test_a_first_content_keeps_its_time_where_nobody_can_go_on(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, max_attempts: int
+) -> None:
+    upstream.script(BREAKS["cut"], key=KEYS[0])
+    upstream.default = Reply(status=500)
+    caplog.set_level("INFO", "nexus_gateway")
+    told: list[RequestRecord] = []
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, resume=True, max_attempts=max_attempts) as served:
+        served.gateway.observers.append(told.append)
+        await served.chat(headers=ROUND)
+    (record,) = told
+    assert [attempt.status for attempt in record.attempts] == [200, 500, 500][:max_attempts]
+    broken_ms = record.attempts[0].duration_ms
+    assert record.upstream_ms <= record.first_ms < broken_ms < record.total_ms
+    assert view_of_request(record)["firstMs"] == round(record.first_ms, 1)
+    lines = [vars(line).get("fields", {}) for line in caplog.records]
+    assert round(record.first_ms) in [line.get("first_ms") for line in lines]
 
 
 @pytest.mark.parametrize(

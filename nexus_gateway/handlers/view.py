@@ -79,7 +79,7 @@ def view_of_request(record: RequestRecord) -> dict[str, Any]:
         "why": record.why,
         "failed": failed(record),
         "failedOver": bool(record.moves),
-        "firstMs": round(record.first_ms, 1) if record.answered else None,
+        "firstMs": round(record.first_ms, 1) if record.began else None,
         "upstreamMs": round(record.upstream_ms, 1),
         "totalMs": round(record.total_ms, 1),
         "promptTokens": record.tokens.prompt or 0,
