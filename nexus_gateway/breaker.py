@@ -70,6 +70,7 @@ class Breaker:
         self._generation = 0
         self._failures = 0
         self._since_good = 0
+        self._awaits_good = False
         self._opened_s = 0.0
         self._turn = (0.0, False)
         self._probing = False
@@ -88,6 +89,7 @@ class Breaker:
             self._opened_s = at_s
         else:
             self._since_good = 0
+        self._awaits_good = opened
         self._move(State.OPEN if opened else State.CLOSED)
         self._turn = turn
 
@@ -111,6 +113,14 @@ class Breaker:
     def failures_in_a_row(self) -> int:
         """How many requests have failed since the last good one, or since it last opened."""
         return self._failures
+
+    @property
+    def awaits_good(self) -> bool:
+        """Whether it opened and no answer has ended well since, though it may be closed again.
+
+        Where it was closed in another process, that one waits.
+        """
+        return self._awaits_good
 
     def ready_in_s(self) -> float:
         """Return how long until it admits: 0 now; a guess while a probe is out."""
@@ -153,6 +163,7 @@ class Breaker:
         if self._state is State.HALF_OPEN:
             self._close()
         self._failures = self._since_good = 0
+        self._awaits_good = False
         return True
 
     def failure(self, permit: Permit) -> int:
@@ -170,6 +181,7 @@ class Breaker:
             return 0
         self._opened_s = self._clock()
         self._turn = (self._opened_s, True)
+        self._awaits_good = True
         self._move(State.OPEN)
         return self._since_good
 

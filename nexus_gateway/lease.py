@@ -17,7 +17,8 @@ class Turn(NamedTuple):
     """What an attempt's end did to its instance's circuit.
 
     Args:
-        opened: whether it opened; else it closed, and its probe was good to the end.
+        opened: whether it opened; else it has closed, and this answer is the first since that was
+            good to the end: the probe's, or another's where the probe's caller left.
         failures: how many have failed in a row by then.
     """
 
@@ -99,8 +100,9 @@ class Lease:
 
     def _succeed(self) -> None:
         instance = self.instance
+        awaited = instance.breaker.awaits_good
         counts = instance.breaker.success(self._permit)
-        if counts and self._is_probe:
+        if counts and awaited:
             self.turn = Turn(False)
         instance.health.success()
         instance.good_key()

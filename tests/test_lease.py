@@ -94,6 +94,25 @@ def test_a_probe_that_begins_to_answer_has_closed_it_when_it_ends_well(
         assert probe.turn == turn
 
 
+def test_where_the_probes_caller_leaves_the_next_good_answer_tells_that_it_closed(
+    instance: Instance, clock: FakeClock
+) -> None:
+    ended(instance, FAILED, FAILED, FAILED)
+    clock.advance(60)
+    probe = lease(instance)
+    probe.first_token(10, 1000)
+    probe.end(LEFT)
+    assert (instance.breaker.state(), probe.turn) == (State.CLOSED, None)
+    assert ended(instance, LEFT, OK, OK) == [None, Turn(False), None]
+
+
+def test_what_closed_in_another_process_is_told_there(instance: Instance, clock: FakeClock) -> None:
+    ended(instance, FAILED, FAILED, FAILED)
+    clock.advance(61)
+    instance.breaker.follow((clock(), False))
+    assert ended(instance, OK) == [None]
+
+
 def test_whoever_makes_it_open_again_before_that_is_told_with_all_that_failed(
     instance: Instance, clock: FakeClock
 ) -> None:

@@ -13,6 +13,7 @@ from intruder import raw, request
 from opentelemetry.trace import StatusCode
 from test_traces import SAMPLED, TRACE, UNSAMPLED, Spans, traced
 
+from nexus_gateway.breaker import State
 from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.record import RequestRecord
 from nexus_gateway.secret import Secret
@@ -251,6 +252,31 @@ async def test_also_where_answers_break_or_come_in_one_piece(
         upstream.default = Reply()
         clock.advance(60)
         await served.chat(stream=stream)
+    assert len(lines(caplog, "circuit closed")) == 1
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_probe_whose_caller_leaves_leaves_no_warning_alone(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    upstream.default = Reply(status=500)
+    shaky = make_instance(upstream, clock=clock)
+    async with serving(shaky, clock=clock, max_attempts=1) as served:
+        await fail(served, 3)
+        assert len(lines(caplog, "circuit opened")) == 1
+        upstream.default = Reply(hang_after=1)
+        clock.advance(60)
+        asking = asyncio.create_task(served.chat())
+        async with asyncio.timeout(5):
+            while shaky.breaker.state() is not State.CLOSED:  # noqa: ASYNC110 - nor of it
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            while shaky.in_flight:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        assert not lines(caplog, "circuit closed")
+        upstream.default = Reply()
+        await served.chat()
     assert len(lines(caplog, "circuit closed")) == 1
 
 
