@@ -18,6 +18,7 @@ from typing import Any
 from nexus_gateway import json_codec
 from nexus_gateway.answer import ODD_SHAPES, Answer, Chunk
 from nexus_gateway.breaker import State
+from nexus_gateway.classify import Outcome
 from nexus_gateway.client import Client
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
 from nexus_gateway.dialects.dialect import NotAnAnswer, Request, Whole
@@ -194,7 +195,9 @@ class Upstream:
     ) -> HttpAnswer:
         """Ask for a stream, and for its usage where only the caller does not ask for that.
 
-        A backend that finds fault with what the caller has not said is asked once more without.
+        A backend that finds fault with what the caller has not said is asked once more without,
+        and from then on not asked so: also where it is then too late or too busy to answer, as
+        else each stream would go on costing two requests.
         """
         usage = self._asks_usage and instance.asks_usage and request.lacks_usage
         http = make(instance, model, request, usage=usage)
@@ -203,13 +206,16 @@ class Upstream:
         except AttemptFailed as failed:
             if not (usage and blames_usage(failed.verdict)):
                 raise
-        http = make(instance, model, request)
-        response = await self._open_stream(instance, http, request)
-        if instance.leave_usage():
-            logger.warning(
-                "%s refuses `stream_options`: its streams are not asked for their usage",
-                instance.name,
-            )
+        only_ours = not request.has_own_stream_options
+        try:
+            response = await self._open_stream(instance, make(instance, model, request), request)
+        except BaseException as error:
+            # Who refuses that too finds fault with the rest, and quoted the field along with it.
+            refused = isinstance(error, AttemptFailed) and error.verdict.outcome is Outcome.REFUSED
+            if only_ours and not refused:
+                _leave_usage(instance)
+            raise
+        _leave_usage(instance)
         return response
 
     async def _open_stream(
@@ -234,6 +240,13 @@ def _count_from_the_last_piece(instance: Instance, request: Request, limit: Time
     if not isinstance(own, Form) or instance.breaker.state() is State.HALF_OPEN:
         return
     own.on_piece = limit.restart
+
+
+def _leave_usage(instance: Instance) -> None:
+    if instance.leave_usage():
+        logger.warning(
+            "%s refuses `stream_options`: its streams are not asked for their usage", instance.name
+        )
 
 
 def _late(request: Request, reason: str) -> Exception:

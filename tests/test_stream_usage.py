@@ -348,6 +348,35 @@ async def test_a_backend_that_refuses_is_asked_without(
     assert caplog.text.count("refuses `stream_options`") == 1
 
 
+LATE = Reply(hang=True)
+BUSY = Reply(status=429, headers={"Retry-After": "0"})
+
+
+@pytest.mark.proves("F49")
+@pytest.mark.parametrize("second", [LATE, BUSY, Reply(status=500)], ids=["late", "busy", "broken"])
+@pytest.mark.parametrize("own", [{}, {"stream_options": {"bad": 1}}], ids=["ours", "own"])
+async def test_it_is_not_asked_so_again_though_the_second_try_brings_nothing(
+    upstream: FakeUpstream, second: Reply, own: dict[str, Any]
+) -> None:
+    upstream.script(refusal(REFUSALS[0]), second)
+    counts = make_instance(upstream, provider=Counts)
+    async with serving(counts, max_attempts=1, first_token_timeout_ms=300) as served:
+        assert (await served.chat({**STREAM, **own}))[0] in (429, 503)
+    assert upstream.hits() == 2
+    assert counts.asks_usage is bool(own), "a caller's own options may be what was at fault"
+
+
+async def test_a_refusal_that_only_quotes_the_field_leaves_the_rest_counted(
+    upstream: FakeUpstream,
+) -> None:
+    upstream.default = refusal({"detail": "no such role in {'stream_options': {}, 'messages': 1}"})
+    counts = make_instance(upstream, provider=Counts)
+    async with serving(counts) as served:
+        assert (await served.chat(STREAM))[0] == 400
+    assert upstream.hits() == 2
+    assert counts.asks_usage
+
+
 async def test_a_reload_asks_again(upstream: FakeUpstream) -> None:
     counts = make_instance(upstream, provider=Counts)
     assert counts.leave_usage()

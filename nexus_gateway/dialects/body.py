@@ -54,6 +54,11 @@ class Body:
         options = self.fields.get(_OPTIONS)
         return isinstance(options, dict) and options.get("include_usage") is True
 
+    @property
+    def has_own_stream_options(self) -> bool:
+        """Whether the caller wrote some options of streams himself."""
+        return _OPTIONS in self.fields
+
     def _options(self, *, usage: bool) -> dict[str, Any]:
         """Return `stream_options` alone, with the wish for usage where it is to be added."""
         given = self.fields.get(_OPTIONS)

@@ -153,6 +153,12 @@ class Request:
         return may_ask and isinstance(body, Body) and not body.asks_usage
 
     @property
+    def has_own_stream_options(self) -> bool:
+        """Whether its caller wrote some options of streams himself."""
+        body = self.chat or self.own
+        return isinstance(body, Body) and body.has_own_stream_options
+
+    @property
     def replayable(self) -> bool:
         """Whether another attempt can be made."""
         return self.own.replayable
