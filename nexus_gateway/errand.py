@@ -15,6 +15,7 @@ from nexus_gateway.lease import Lease
 from nexus_gateway.scheduler import Target
 from nexus_gateway.span import Span
 from nexus_gateway.streams import Outlet
+from nexus_gateway.tokens import count
 from nexus_gateway.trail import Attempt, Trail, story
 
 LONGEST_WHY = 1000
@@ -128,10 +129,15 @@ class Report:
         return "; ".join(told)[:LONGEST_WHY] or None
 
     def add_usage(self, used: Mapping[str, Any]) -> None:
-        """Note what an answer used, beside that of the parts before it."""
+        """Note what an answer used, beside that of the parts before it.
+
+        Of several parts the numbers of tokens are added up. Nothing else is kept: details and
+        costs are told of the last part alone.
+        """
         if self.resumed:
-            counts = {k: v for k, v in self.usage.items() if isinstance(v, int)}
-            used = {k: v + counts.get(k, 0) if isinstance(v, int) else v for k, v in used.items()}
+            before = self.usage
+            told = {k: count(v) for k, v in used.items() if k.endswith("_tokens")}
+            used = {k: n + (count(before.get(k)) or 0) for k, n in told.items() if n is not None}
         self.usage = used
 
 

@@ -77,7 +77,12 @@ class Prices:
         return self._snapshot is not None
 
     def cost_usd(self, record: RequestRecord) -> float | None:
-        """Return what a request cost, in US dollars; None when that is not known."""
+        """Return what a request cost, in US dollars; None when that is not known.
+
+        Nor is that of an answer that somebody else went on with, whose price may be another.
+        """
+        if record.resumed:
+            return None
         if record.provider == "openrouter" and record.billed_usd is not None:
             return record.billed_usd
         tokens, prompt = record.tokens, record.tokens.prompt

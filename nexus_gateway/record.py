@@ -64,7 +64,8 @@ class RequestRecord(NamedTuple):
         upstream_ms: how much of that the last attempt took.
         total_ms: from its coming to its end.
         tokens: what was used.
-        billed_usd: what the upstream itself says that it asks for; None where it does not.
+        billed_usd: what the upstream itself says that it asks for; None where it does not, and
+            where several answered, of whom only the last could say.
         why: who failed and how, and why nobody else could be asked; None where it went well at
             once, and where nothing is known but the outcome.
     """
@@ -158,7 +159,7 @@ def record_of(
         upstream_ms=report.upstream_ms,
         total_ms=total_ms,
         tokens=tokens_of(report.usage),
-        billed_usd=_bill(report.usage.get("cost")),
+        billed_usd=None if report.resumed else _bill(report.usage.get("cost")),
         why=report.why(),
     )
 

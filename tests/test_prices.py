@@ -116,6 +116,12 @@ def test_the_bill_goes_before_the_list() -> None:
     assert cost(Prices(), "openrouter", "nobody/knows", about) is None
 
 
+def test_what_somebody_else_went_on_with_has_no_price() -> None:
+    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10)) is not None
+    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10), resumed=1) is None
+    assert cost(Prices(), "openrouter", "a/b", used(10, 10), resumed=1, billed_usd=0.1) is None
+
+
 def test_a_list_is_looked_into_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     known = Prices()
     assert not known.is_loaded
@@ -146,7 +152,7 @@ def refuse(event, about):
 
 sys.addaudithook(refuse)
 about = {"provider": "openai", "model": "gpt-4o-mini", "endpoint": "chat", "ended_s": 1e9}
-print(Prices().cost_usd(SimpleNamespace(tokens=Tokens(10, completion=10), **about)))
+print(Prices().cost_usd(SimpleNamespace(tokens=Tokens(10, completion=10), resumed=0, **about)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert float(done.stdout or 0), done.stderr

@@ -112,6 +112,20 @@ def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
     assert made.billed_usd == bill
 
 
+def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
+    report = Report(0.0)
+    details = {"prompt_tokens_details": {"cached_tokens": 3}, "cost": 1, "service_tier": 2}
+    report.add_usage({"completion_tokens": 5})
+    report.resumed = 1
+    report.add_usage({"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16, **details})
+    assert report.usage == {"prompt_tokens": 7, "completion_tokens": 14, "total_tokens": 16}
+    report.usage = {**report.usage, "cost": 0.125}
+    times = {"ended_s": 0.0, "total_ms": 1.0}
+    made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
+    assert made.billed_usd is None
+    assert made.tokens.cached is None
+
+
 @pytest.mark.parametrize(
     ("asked", "moved"),
     [("", ""), ("A", ""), ("AAA", ""), ("AB", "A"), ("AABA", "AB"), ("ABC", "AB")],
