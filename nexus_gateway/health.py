@@ -183,11 +183,12 @@ class Health:
         """Note how fast an answer came once it had begun.
 
         Long ones weigh more than short ones, so that the mean is what comes in a second. What came
-        in a moment tells nothing: it had gathered on the way, or was cached.
+        in a moment tells nothing: it had gathered on the way, or was cached. It is the pace at
+        which the answer went through: a caller who takes it slowly makes it slower.
 
         Args:
-            tokens: those after the first.
-            spent_s: from the first to the end.
+            tokens: those after the first, without what is known to have been thought only.
+            spent_s: from the first to the end, the caller's own pace included.
         """
         if spent_s >= SHORTEST_S:
             self._tokens.add(tokens, spent_s)

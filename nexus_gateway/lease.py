@@ -63,7 +63,7 @@ class Lease:
         self.instance.health.observe_latency(waited_ms, limit_ms)
 
     def came(self, tokens: int, spent_s: float) -> None:
-        """Note how many tokens came after a stream's first one, and in what time."""
+        """Note how many tokens, thought ones left out, came after the first, and in what time."""
         self.instance.health.observe_speed(tokens, spent_s)
 
     def used(self, usage: Mapping[str, Any]) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from nexus_gateway import continuation
-from nexus_gateway.answer import completion_tokens
 from nexus_gateway.attempt_log import AttemptLog
 from nexus_gateway.classify import Outcome, Verdict, masked
 from nexus_gateway.dialects.dialect import Request, Whole
@@ -32,6 +31,7 @@ from nexus_gateway.sending import AttemptFailed
 from nexus_gateway.settings import Settings
 from nexus_gateway.stream_errors import BrokenStream
 from nexus_gateway.streams import AnswerStream
+from nexus_gateway.tokens import tokens_of
 from nexus_gateway.trail import Attempt
 from nexus_gateway.upstream import Upstream
 
@@ -245,7 +245,7 @@ class Relay:
                 lease.used(used)
                 errand.report.outcome = verdict.outcome.value
                 spent_s = self._clock() - first_s
-                if verdict is _SUCCESS and (tokens := completion_tokens(used) or 0) > 1:
+                if verdict is _SUCCESS and (tokens := tokens_of(used).spoken or 0) > 1:
                     lease.came(tokens - 1, spent_s)
                 self._end(errand, lease, verdict)
             finally:

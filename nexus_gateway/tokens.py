@@ -28,6 +28,16 @@ class Tokens(NamedTuple):
     reasoning: int | None = None
     is_text: bool = True
 
+    @property
+    def spoken(self) -> int | None:
+        """What was written without what was thought, where that is known: what a pace goes by.
+
+        Many think before their first content, in time that is not the answer's.
+        """
+        if self.completion is None:
+            return None
+        return max(0, self.completion - (self.reasoning or 0))
+
 
 UNKNOWN = Tokens()
 

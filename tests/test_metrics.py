@@ -194,6 +194,16 @@ def test_what_is_not_usual(changes: dict[str, object]) -> None:
     assert not is_usual(record(attempts=record().attempts)._replace(**changes))
 
 
+def test_thinking_is_in_no_tokens_pace() -> None:
+    thought = {"completion_tokens": 1101, "completion_tokens_details": {"reasoning_tokens": 1000}}
+    usual, other = record(usage=thought), record(usage=thought, hedged=True)
+    assert (is_usual(usual), is_usual(other)) == (True, False)
+    for one in (usual, other):
+        found = counted(one)
+        (told,) = [v for (name, _), v in found.items() if name == f"{f.OUTPUT_TOKEN.name}_sum"]
+        assert told == pytest.approx(0.01)
+
+
 def test_what_fail_over_costs_is_not_the_gateways_overhead() -> None:
     failed = AttemptRecord(TWO, "fake", "rate_limited", "answered 429", 429, 200.0)
     found = counted(record(attempts=(failed, *record().attempts), first_ms=700.0))

@@ -21,6 +21,7 @@ from nexus_gateway.answer import Answer, Chunk
 from nexus_gateway.dialects.body import Body, parse_object
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.instance import USAGE_LEFT_S
+from nexus_gateway.lease import Lease
 from nexus_gateway.mending import without
 from nexus_gateway.record import RequestRecord
 from nexus_gateway.registry import PROVIDERS
@@ -437,6 +438,21 @@ async def test_a_stream_that_was_gone_on_with_is_counted(upstream: FakeUpstream)
     rest = len(Reply(text=" three four").contents())
     assert records[0].tokens.completion == 2 + rest
     assert records[0].tokens.prompt == 7
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_an_instances_speed_is_without_its_thinking(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came: list[int] = []
+    monkeypatch.setattr(Lease, "came", lambda _, tokens, spent_s: came.append(tokens))
+    thinking = {"completion_tokens_details": {"reasoning_tokens": 10_000}}
+    used = {**USAGE, "usage": {**USED, "completion_tokens": 10_009, **thinking}}
+    body = stream_of([*TALK, FINISH, used])
+    upstream.default = Reply(body=body, content_type="text/event-stream")
+    async with serving(make_instance(upstream, provider=Counts)) as served:
+        await served.chat(STREAM)
+    assert came == [8], "eight after the first, not ten thousand"
 
 
 async def test_the_official_client_takes_null_for_nothing(upstream: FakeUpstream) -> None:

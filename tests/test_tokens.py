@@ -43,6 +43,20 @@ def test_a_usage(usage: dict[str, object], tokens: Tokens) -> None:
     assert tokens_of(usage) == tokens
 
 
+@pytest.mark.parametrize(
+    ("tokens", "spoken"),
+    [
+        (UNKNOWN, None),
+        (Tokens(reasoning=2), None),
+        (Tokens(completion=9), 9),
+        (Tokens(completion=9, reasoning=2), 7),
+        (Tokens(completion=9, reasoning=10), 0),
+    ],
+)
+def test_what_was_only_thought_was_not_spoken(tokens: Tokens, spoken: int | None) -> None:
+    assert tokens.spoken == spoken
+
+
 @pytest.mark.parametrize("told", [None, "9", True, -1, 2.5, MOST + 1, 2**70, float("nan"), [1]])
 def test_what_is_no_number_of_tokens(told: object) -> None:
     assert count(told) is None

@@ -190,7 +190,7 @@ class Counting:
             self._time(family, (record.endpoint,), lost_ms)
 
         whole = record.stream and record.outcome == "success"
-        if whole and (tokens := record.tokens.completion or 0) > 1:
+        if whole and (tokens := record.tokens.spoken or 0) > 1:
             spent_ms = max(0.0, record.total_ms - record.first_ms)
             self._time(f.OUTPUT_TOKEN, served, spent_ms / (tokens - 1))
 

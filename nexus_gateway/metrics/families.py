@@ -120,7 +120,7 @@ FIRST_TOKEN = Family(
 OUTPUT_TOKEN = Family(
     "gen_ai_server_time_per_output_token_seconds",
     HISTOGRAM,
-    "Time for each token after the first, of streams that ended well.",
+    "Time for each token after the first, of streams that ended well; reasoning left out.",
     SERVED,
     OUTPUT_TOKEN_S,
 )

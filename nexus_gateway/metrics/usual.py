@@ -80,7 +80,7 @@ class Usual:
         each_s = [
             max(0.0, r.total_ms - r.first_ms) / 1000 / (tokens - 1)
             for r in records
-            if (tokens := r.tokens.completion or 0) > 1
+            if (tokens := r.tokens.spoken or 0) > 1
         ]
         if each_s:
             observe_all(self._of((f.OUTPUT_TOKEN.name, *self._served)), f.OUTPUT_TOKEN_S, each_s)
