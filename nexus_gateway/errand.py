@@ -12,13 +12,12 @@ from nexus_gateway.dialects.dialect import Request, Whole
 from nexus_gateway.errors import UpstreamRefused
 from nexus_gateway.instance import Instance
 from nexus_gateway.lease import Lease
+from nexus_gateway.log import LONGEST_WHY
 from nexus_gateway.scheduler import Target
 from nexus_gateway.span import Span
 from nexus_gateway.streams import Outlet
 from nexus_gateway.tokens import count
 from nexus_gateway.trail import Attempt, Trail, story
-
-LONGEST_WHY = 1000
 
 
 class CallerGone(Exception):

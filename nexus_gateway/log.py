@@ -19,7 +19,7 @@ from typing import Any
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
 
 LONGEST_VALUE = 200
-LONGEST_WHY = 500  # in our words, of several attempts
+LONGEST_WHY = 1000  # in our words, of several attempts; here, in records and in spans
 LONGEST_TRACE_LINE = 300
 HELD_S = 0.1
 MOST_HELD = 200

@@ -8,6 +8,7 @@ import pytest
 from conftest import HELLO, KEYS, make_instance, serving
 from records import ended
 
+from nexus_gateway import log
 from nexus_gateway.errand import Report
 from nexus_gateway.handlers.view import view_of_request
 from nexus_gateway.record import AttemptRecord, RequestRecord, record_of
@@ -110,6 +111,11 @@ def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
     times = {"ended_s": 0.0, "total_ms": 1.0}
     made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
     assert made.billed_usd == bill
+
+
+def test_the_log_has_room_for_all_that_a_record_says() -> None:
+    report = Report(0.0, outcome="failure", nobody="x" * 5000)
+    assert len(report.why() or "") == log.LONGEST_WHY
 
 
 def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
