@@ -25,18 +25,18 @@ class AttemptLog:
             verdict: how.
             trail: of its request.
         """
-        name, turn = lease.instance.name, lease.turn
+        name, turned = lease.instance.name, lease.turned
         if verdict.outcome is Outcome.BAD_KEY:
             self.once(f"{name} is parked: {verdict.reason}")
-        if turn is None:
+        if turned is None:
             return
-        if not turn.opened:
+        if not turned.opened:
             logger.info("circuit closed", extra={"fields": {**trail.named(), "on": name}})
             return
         fields = {
             **trail.named(),
             "on": name,
-            "in_a_row": turn.failures,
+            "failures": turned.since_good,
             "probe_in_s": round(lease.instance.available_in_s() or 0),
             "why": verdict.reason,
         }

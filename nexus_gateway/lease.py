@@ -13,17 +13,17 @@ from nexus_gateway.span import Span
 _TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
 
 
-class Turn(NamedTuple):
+class Turned(NamedTuple):
     """What an attempt's end did to its instance's circuit.
 
     Args:
         opened: whether it opened; else it has closed, and this answer is the first since that was
             good to the end: the probe's, or another's where the probe's caller left.
-        failures: how many have failed in a row by then.
+        since_good: how many have failed since the last good answer, this one included.
     """
 
     opened: bool
-    failures: int = 0
+    since_good: int = 0
 
 
 class Lease:
@@ -31,7 +31,7 @@ class Lease:
 
     Attributes:
         span: follows the attempt, where the request is traced.
-        turn: what its end did to the circuit; None for nothing, and for a probe that failed: that
+        turned: what its end did to the circuit; None for nothing, and for a probe that failed: that
             one was open, and is again.
     """
 
@@ -42,7 +42,7 @@ class Lease:
         self._is_probe = permit.probe
         self._ended = False
         self.span: Span | None = None
-        self.turn: Turn | None = None
+        self.turned: Turned | None = None
         instance.in_flight += 1
         instance.total_requests += 1
 
@@ -81,9 +81,9 @@ class Lease:
         if verdict.outcome is Outcome.SUCCESS:
             self._succeed()
         elif verdict.outcome is Outcome.FAILURE:
-            failures = breaker.failure(self._permit)
-            if failures and not self._is_probe:
-                self.turn = Turn(True, failures)
+            since_good = breaker.failure(self._permit)
+            if since_good and not self._is_probe:
+                self.turned = Turned(True, since_good)
             instance.health.failure()
             if verdict.park_s is not None:
                 instance.rest(verdict.park_s)
@@ -103,7 +103,7 @@ class Lease:
         awaited = instance.breaker.awaits_good
         counts = instance.breaker.success(self._permit)
         if counts and awaited:
-            self.turn = Turn(False)
+            self.turned = Turned(False)
         instance.health.success()
         instance.good_key()
         # What began before the circuit opened, or before the park, says nothing of why it did.

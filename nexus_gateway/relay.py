@@ -262,7 +262,7 @@ class Relay:
 
     def _end(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
         lease.end(verdict)
-        if lease.turn is not None:
+        if lease.turned is not None:
             self._log.ended(lease, verdict, errand.trail)
 
     async def _resume(self, errand: Errand, broken: Attempt) -> bool:

@@ -9,7 +9,7 @@ from conftest import make_instance
 from nexus_gateway.breaker import State
 from nexus_gateway.classify import Outcome, Verdict
 from nexus_gateway.instance import Instance
-from nexus_gateway.lease import Lease, Turn
+from nexus_gateway.lease import Lease, Turned
 
 OK = Verdict(Outcome.SUCCESS, "ok")
 FAILED = Verdict(Outcome.FAILURE, "answered 500", 500)
@@ -31,13 +31,13 @@ def lease(instance: Instance) -> Lease:
     return Lease(instance, instance.model, instance.breaker.acquire())
 
 
-def ended(instance: Instance, *verdicts: Verdict) -> list[Turn | None]:
+def ended(instance: Instance, *verdicts: Verdict) -> list[Turned | None]:
     """End attempts one after the other; return what each did to the circuit."""
     made = []
     for verdict in verdicts:
         one = lease(instance)
         one.end(verdict)
-        made.append(one.turn)
+        made.append(one.turned)
     return made
 
 
@@ -72,26 +72,26 @@ def test_a_circuit_is_told_when_it_opens_and_when_it_closes(
     instance: Instance, clock: FakeClock
 ) -> None:
     assert ended(instance, FAILED, OK, LEFT) == [None] * 3
-    assert ended(instance, FAILED, FAILED, FAILED) == [None, None, Turn(True, 3)]
+    assert ended(instance, FAILED, FAILED, FAILED) == [None, None, Turned(True, 3)]
     for _ in range(3):  # a probe that fails is no news
         clock.advance(60)
         assert ended(instance, FAILED) == [None]
     clock.advance(60)
-    assert ended(instance, OK, OK) == [Turn(False), None]
-    assert ended(instance, FAILED, FAILED, FAILED)[-1] == Turn(True, 3)
+    assert ended(instance, OK, OK) == [Turned(False), None]
+    assert ended(instance, FAILED, FAILED, FAILED)[-1] == Turned(True, 3)
 
 
 def test_a_probe_that_begins_to_answer_has_closed_it_when_it_ends_well(
     instance: Instance, clock: FakeClock
 ) -> None:
     ended(instance, FAILED, FAILED, FAILED)
-    for verdict, turn in ((FAILED, None), (OK, Turn(False))):
+    for verdict, turned in ((FAILED, None), (OK, Turned(False))):
         clock.advance(60)
         probe = lease(instance)
         probe.first_token(10, 1000)
-        assert (instance.breaker.state(), probe.turn) == (State.CLOSED, None)
+        assert (instance.breaker.state(), probe.turned) == (State.CLOSED, None)
         probe.end(verdict)
-        assert probe.turn == turn
+        assert probe.turned == turned
 
 
 def test_where_the_probes_caller_leaves_the_next_good_answer_tells_that_it_closed(
@@ -102,8 +102,8 @@ def test_where_the_probes_caller_leaves_the_next_good_answer_tells_that_it_close
     probe = lease(instance)
     probe.first_token(10, 1000)
     probe.end(LEFT)
-    assert (instance.breaker.state(), probe.turn) == (State.CLOSED, None)
-    assert ended(instance, LEFT, OK, OK) == [None, Turn(False), None]
+    assert (instance.breaker.state(), probe.turned) == (State.CLOSED, None)
+    assert ended(instance, LEFT, OK, OK) == [None, Turned(False), None]
 
 
 def test_what_closed_in_another_process_is_told_there(instance: Instance, clock: FakeClock) -> None:
@@ -120,9 +120,9 @@ def test_whoever_makes_it_open_again_before_that_is_told_with_all_that_failed(
     clock.advance(60)
     probe = lease(instance)
     probe.first_token(10, 1000)
-    assert ended(instance, FAILED) == [Turn(True, 4)]
+    assert ended(instance, FAILED) == [Turned(True, 4)]
     probe.end(OK)
-    assert probe.turn is None
+    assert probe.turned is None
 
 
 def test_what_another_process_saw_is_not_told_here(instance: Instance, clock: FakeClock) -> None:
@@ -132,8 +132,8 @@ def test_what_another_process_saw_is_not_told_here(instance: Instance, clock: Fa
     assert instance.breaker.state() is State.OPEN
     slow.end(OK)
     failing.end(FAILED)
-    assert (slow.turn, failing.turn) == (None, None)
+    assert (slow.turned, failing.turned) == (None, None)
     clock.advance(60)
     assert ended(instance, FAILED) == [None]
     clock.advance(60)
-    assert ended(instance, OK) == [Turn(False)]  # but who proves it well says so
+    assert ended(instance, OK) == [Turned(False)]  # but who proves it well says so

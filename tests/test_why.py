@@ -227,7 +227,7 @@ async def test_a_circuit_has_a_line_when_it_opens_and_one_when_it_closes(
             await fail(served, 2)
         (opened,) = lines(caplog, "circuit opened")
         assert opened.pop("id") in {line["id"] for line in lines(caplog, "chat")}
-        about = {"on": shaky.name, "in_a_row": 3, "probe_in_s": 60, "why": "answered 500"}
+        about = {"on": shaky.name, "failures": 3, "probe_in_s": 60, "why": "answered 500"}
         assert opened == {"level": "WARNING", **about}
         assert not lines(caplog, "circuit closed")
         del upstream.defaults[KEYS[0]]
