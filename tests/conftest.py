@@ -21,6 +21,8 @@ from nexus_gateway.testing.gateway import HELLO, instance_of
 
 __all__ = ["HELLO", "Served", "make_instance", "serving"]
 
+pytest_plugins = ("running",)
+
 # What a test starts writes nothing into the ledger of whoever runs it.
 os.environ["LEDGER"] = "off"
 # The same examples each time, however slow the machine is today.

@@ -24,11 +24,11 @@ async def test_an_answer_that_is_not_there_in_time(upstream: FakeUpstream, strea
     upstream.default = Reply(hang=True)
     instance = make_instance(upstream)
     async with serving(instance) as served:
-        status, text, headers = await served.chat(stream=stream, headers=within(100))
+        status, text, headers = await served.chat(stream=stream, headers=within(300))
         assert status == 504
         assert json.loads(text)["error"]["code"] == "deadline_exceeded"
         assert headers["x-should-retry"] == "false"
-        assert await upstream.requests[0].gone(0.5)
+        assert await upstream.requests[0].gone()
         assert instance.in_flight == 0
         assert instance.health.success_rate() == 1  # his impatience is nobody's fault
 
@@ -41,7 +41,7 @@ async def test_a_stream_that_does_not_end_in_time(upstream: FakeUpstream) -> Non
         assert status == 200
         *_, last = [e for e in text.split("\n\n") if e]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
-        assert await upstream.requests[0].gone(0.5)
+        assert await upstream.requests[0].gone()
 
 
 async def test_it_bounds_all_attempts_together(upstream: FakeUpstream) -> None:

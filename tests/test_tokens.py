@@ -68,6 +68,7 @@ ODD = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(USED)), inner)
     ),
+    max_leaves=5,
 )
 FIELDS = [*USED, "prompt_tokens_details", "completion_tokens_details"]
 

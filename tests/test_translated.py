@@ -67,7 +67,7 @@ async def test_comments_and_pings_are_signs_of_life(path: str, native: bool) -> 
         made.base_url = url
         instance = anthropic(made) if native else make_instance(url)
         body = {"input": "Hi"} if path == "/v1/responses" else MESSAGES
-        async with serving(instance, idle_timeout_ms=150) as served:
+        async with serving(instance, idle_timeout_ms=250) as served:
             status, said, _ = await served.post(path, {**body, "stream": True})
         assert (status, "idle_timeout" in said, "two" in said) == (200, False, True)
         assert instance.health.success_rate() == 1.0

@@ -19,6 +19,7 @@ from nexus_gateway.callers import Runner
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hooks import Hook
 from nexus_gateway.instance import Instance
+from nexus_gateway.listening import QUEUE
 from nexus_gateway.pool import Pool
 from nexus_gateway.provider import Account, Provider
 from nexus_gateway.routing import Policy, policies
@@ -146,7 +147,7 @@ async def serving(
     )
     runner = Runner(app, shutdown_timeout=0.2)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=QUEUE)
     await site.start()
     try:
         async with aiohttp.ClientSession() as session:

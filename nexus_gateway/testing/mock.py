@@ -23,6 +23,7 @@ from typing import Any, Self
 from aiohttp import web
 
 from nexus_gateway import json_codec
+from nexus_gateway.listening import QUEUE
 from nexus_gateway.testing.answering import answer, key_of
 from nexus_gateway.testing.echo import said_back
 from nexus_gateway.testing.faults import (
@@ -43,7 +44,6 @@ KEY = "mock-key-"
 MODEL = "mock-1"
 LARGEST_BODY = 64 * 1024 * 1024
 CLOSE_S = 0.1
-QUEUE = 1024
 # A fatal alert, "handshake failure": no TLS client goes on after it.
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
 _NO_OBJECT = {"message": "The body must be a JSON object.", "param": None, "code": None}

@@ -15,6 +15,7 @@ from typing import Self
 
 from aiohttp import web
 
+from nexus_gateway.listening import QUEUE
 from nexus_gateway.testing.answering import answer, key_of
 from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
@@ -62,7 +63,7 @@ class FakeUpstream:
             app, handler_cancellation=True, shutdown_timeout=CLOSE_S, access_log=None
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=QUEUE)
         await site.start()
         self.base_url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
         return self
