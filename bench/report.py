@@ -126,11 +126,14 @@ def _others(findings: Findings) -> Iterator[str]:
 
 def _watched(findings: Findings) -> Iterator[str]:
     for name, by_peer in findings.watched.items():
-        rows = [["peer", "CPU µs/req", "× nexus", "95 of 100"]]
+        rows = [["peer", "CPU µs/req", "× nexus", "95 of 100", "the least µs", "× nexus"]]
+        without_us = min(next(iter(by_peer.values())).cpu_us)
         for peer, told in by_peer.items():
             low, high = told.range()
-            cpu_us = f"{statistics.median(told.cpu_us):.0f}"
-            rows.append([peer, cpu_us, f"{told.ratio():.3f}", f"{low:.3f}-{high:.3f}"])
+            cpu_us, least_us = statistics.median(told.cpu_us), min(told.cpu_us)
+            ratios = f"{told.ratio():.3f}", f"{low:.3f}-{high:.3f}"
+            row = [peer, f"{cpu_us:.0f}", *ratios, f"{least_us:.0f}"]
+            rows.append([*row, f"{least_us / without_us:.3f}"])
         yield f"\nwatched, {name}\n" + _grid(rows)
 
 
