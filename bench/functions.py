@@ -23,7 +23,7 @@ SERVE = "--serve"
 
 def serve(port: str, file: str) -> None:
     """Be the gateway, and write the profile at the end."""
-    from nexus_gateway.cli import main
+    from nexus_gateway.cli.main import main
 
     profile = cProfile.Profile()
     try:

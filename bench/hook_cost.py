@@ -16,7 +16,9 @@ from typing import Any
 
 from nexus_gateway.hooks import Answering, Exchange, Hook, Used
 from nexus_gateway.provider import Provider
-from nexus_gateway.testing import FakeUpstream, Reply, instance_of, serving
+from nexus_gateway.testing.gateway import instance_of, serving
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
 
 
 class Local(Provider):

@@ -13,12 +13,11 @@ import random
 import sys
 import time
 
-from nexus_gateway.classify import Outcome, Verdict
-from nexus_gateway.provider import Provider
-from nexus_gateway.routing import OUR_POLICIES, policies
-from nexus_gateway.scheduler import Scheduler, Target
-from nexus_gateway.testing import instance_of
-from nexus_gateway.trail import Trail
+from nexus_gateway.provider import Outcome, Provider, Verdict
+from nexus_gateway.routing.lease import Trail
+from nexus_gateway.routing.policies import OUR_POLICIES, policies
+from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.testing.gateway import instance_of
 
 SIZES = (10, 100, 1000)
 DONE = Verdict(Outcome.SUCCESS, "ok")

@@ -23,12 +23,10 @@ import aiohttp
 from machine import about, busy_share
 from processes import HERE, Running, free_port, running
 
-from nexus_gateway.cli.table import table
-from nexus_gateway.testing.chaos.callers import ask, client
-from nexus_gateway.testing.chaos.campaign import LIMITS
-from nexus_gateway.testing.chaos.judge import Ending, judge
+from nexus_gateway.cli.text import table
+from nexus_gateway.testing.chaos.campaign import LIMITS, ask, client
+from nexus_gateway.testing.chaos.judge import Ending, Tally, judge
 from nexus_gateway.testing.chaos.plan import asked, rounds
-from nexus_gateway.testing.chaos.tally import Tally
 from nexus_gateway.testing.faults import CHANCE, Faults
 from nexus_gateway.testing.mock import KEY, MODEL
 

@@ -17,11 +17,12 @@ from typing import TextIO
 
 from aiohttp import web
 
-from nexus_gateway import log, server
 from nexus_gateway.cli.serve import configure
-from nexus_gateway.handlers.gateway import GATEWAY
-from nexus_gateway.pool import Pool
+from nexus_gateway.routing.pool import Pool
+from nexus_gateway.server import process
 from nexus_gateway.settings import Settings
+from nexus_gateway.telemetry import log
+from nexus_gateway.web.gateway import GATEWAY
 
 TICK_S = 0.01
 SAMPLE_S = 1.0
@@ -94,7 +95,7 @@ async def serve(app: web.Application, settings: Settings, out: TextIO) -> int:
     """Serve, and look on."""
     looking = asyncio.create_task(Watch(app, out).look())
     try:
-        return await server.serve(app, settings, lambda host, port: None)
+        return await process.serve(app, settings, lambda host, port: None)
     finally:
         looking.cancel()
 
@@ -106,7 +107,7 @@ def main() -> int:
     settings, pool = configure(dict(os.environ), demo=False)
     log.configure(settings.log_level, settings.log_format, [i.key for i in pool.instances])
     with Path(sys.argv[1]).open("w", encoding="ascii") as out:
-        return server.run_application(settings, pool, lambda app: serve(app, settings, out))
+        return process.run_application(settings, pool, lambda app: serve(app, settings, out))
 
 
 if __name__ == "__main__":

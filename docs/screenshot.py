@@ -26,11 +26,12 @@ from nexus_gateway_plugins.gemini import Gemini
 from nexus_gateway_plugins.groq import Groq
 from playwright.async_api import Browser, async_playwright
 
-from nexus_gateway.prices import Spent
-from nexus_gateway.record import AttemptRecord, RequestRecord
-from nexus_gateway.testing import FakeUpstream, Reply, Served, serving
-from nexus_gateway.testing.gateway import HELLO, instance_of
-from nexus_gateway.tokens import Tokens
+from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
+from nexus_gateway.telemetry.pricing import Spent
+from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.wire.usage import Tokens
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]

@@ -18,14 +18,12 @@ nothing up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, ClassVar
 
 from nexus_gateway.errors import GatewayError
 from nexus_gateway.provider import API_VERSION
-from nexus_gateway.registry import Found, Kind, discover, make, version_fault
 
 
 class Refused(GatewayError):
@@ -164,30 +162,3 @@ def moments(hook: Hook) -> list[str]:
     """Return the names of the methods that a hook overrides, and is called by."""
     names = ("before_routing", "before_answer", "at_end")
     return [name for name in names if getattr(type(hook), name) is not getattr(Hook, name)]
-
-
-def _faults(cls: object) -> Iterator[str]:
-    if not (isinstance(cls, type) and issubclass(cls, Hook)):
-        yield "it is not a subclass of nexus_gateway.hooks.Hook"
-        return
-    yield from version_fault(cls)
-    if not isinstance(cls.deadline_s, (int, float)) or cls.deadline_s <= 0:
-        yield "its `deadline_s` is not a number of seconds"
-
-
-HOOKS: Kind[Hook] = Kind("hook", "nexus_gateway.hooks", _faults)
-
-
-def hooks(
-    entry_points: Iterable[metadata.EntryPoint] | None = None,
-) -> tuple[dict[str, Hook], Found[Hook]]:
-    """Make the installed hooks.
-
-    Args:
-        entry_points: those to load; None for all that are installed.
-
-    Returns:
-        The hooks by name, in the order in which they are called; and what was found.
-    """
-    found = discover(HOOKS, entry_points)
-    return make(HOOKS, found), found

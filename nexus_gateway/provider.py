@@ -21,6 +21,10 @@ Three kinds, one for each sort of backend:
 
 One provider object serves all its keys and many requests at once: keep the state of a
 request in local variables.
+
+`rename_fields`, `drop_fields` and `rename_roles` are small changes to a chat, for `prepare`. Each
+returns the chat that it was given if there is nothing to change, so that the caller's own bytes
+can be sent.
 """
 
 from __future__ import annotations
@@ -28,15 +32,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, ClassVar
 
-from nexus_gateway import json_codec
-from nexus_gateway.answer import Answer
-from nexus_gateway.classify import Outcome, Verdict
-from nexus_gateway.dialects.dialect import CHAT
-from nexus_gateway.rate_limit import Quota, read_quotas
 from nexus_gateway.secret import Secret
-from nexus_gateway.sse import Event
+from nexus_gateway.wire import json_codec
+from nexus_gateway.wire.chunks import Answer, Chunk
+from nexus_gateway.wire.rate_limits import Quota, read_quotas
+from nexus_gateway.wire.sse import Event
 
 __all__ = [
     "API_VERSION",
@@ -45,20 +48,60 @@ __all__ = [
     "Answer",
     "Call",
     "CannotServe",
+    "Chunk",
     "Event",
     "HttpRequest",
     "InProcess",
     "Model",
     "Outcome",
     "Provider",
+    "Quota",
     "Secret",
     "Translator",
     "Verdict",
+    "drop_fields",
     "json_request",
+    "rename_fields",
+    "rename_roles",
 ]
+# Names by which a caller leaves the choice of a model to the gateway.
+ANY_MODEL = frozenset({"auto", "nexus", ""})
+CHAT = "chat"
 API_VERSION = 1
 KINDS = (CHAT, "embeddings", "completions", "transcriptions")
 ENDPOINTS = (*KINDS, "responses", "messages", "count_tokens")
+RATE_LIMIT_PARK_S = 10.0
+Chat = Mapping[str, Any]
+
+
+class Outcome(Enum):
+    """How a lease ends."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    RATE_LIMITED = "rate_limited"
+    BAD_KEY = "bad_key"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of an attempt.
+
+    Args:
+        outcome: what it means to the instance.
+        reason: a short text for operators and callers, in our words: no key, no foreign text.
+        status: the upstream's HTTP status, 0 when there was none.
+        park_s: for RATE_LIMITED, and for a FAILURE that says so, how long the instance stays away.
+        error: the upstream's error in OpenAI's shape, where it goes on to the caller.
+    """
+
+    outcome: Outcome
+    reason: str
+    status: int = 0
+    park_s: float | None = None
+    error: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +245,7 @@ class Provider:
 
         Returns:
             A new body; or what it was given, or None (the default), to send the caller's own
-            bytes. `nexus_gateway.mending` has the usual changes.
+            bytes. `nexus_gateway.provider` has the usual changes.
 
         Raises:
             CannotServe: the caller asks for what the backend lacks.
@@ -298,3 +341,36 @@ def json_request(
     return HttpRequest(
         whole, json_codec.dumps(payload), {"Content-Type": "application/json", **headers}
     )
+
+
+def rename_fields(chat: Chat, **names: str) -> Chat:
+    """Give fields other names; where the new name is present too, it keeps its value.
+
+    Args:
+        chat: the body.
+        names: the new name of each old one.
+    """
+    if not any(old in chat for old in names):
+        return chat
+    moved = {new: chat[old] for old, new in names.items() if old in chat}
+    return {**moved, **{k: v for k, v in chat.items() if k not in names}}
+
+
+def drop_fields(chat: Chat, *names: str) -> Chat:
+    """Leave fields out."""
+    if not any(name in chat for name in names):
+        return chat
+    return {k: v for k, v in chat.items() if k not in names}
+
+
+def rename_roles(chat: Chat, **roles: str) -> Chat:
+    """Give messages other roles.
+
+    Args:
+        chat: the body.
+        roles: the new role of each old one.
+    """
+    if not any(message["role"] in roles for message in chat["messages"]):
+        return chat
+    messages = [{**m, "role": roles.get(m["role"], m["role"])} for m in chat["messages"]]
+    return {**chat, "messages": messages}

@@ -1,7 +1,11 @@
-"""What the owner sets: a frozen dataclass from a mapping, all problems told at once."""
+"""What the owner sets: a frozen dataclass from a mapping, all problems told at once.
+
+Where the ledger lies: what LEDGER says, and where it is when nothing is said.
+"""
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,8 +13,56 @@ from itertools import combinations
 from typing import Any
 
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.ledger_place import read_place
 from nexus_gateway.secret import Secret
+
+OFF = "off"
+URL = "sqlite:///"
+
+
+def read_place(text: str) -> str:
+    """Read a place, written as SQLAlchemy does: `sqlite:///relative` or `sqlite:////absolute`.
+
+    Returns:
+        The file's path; "" for no ledger at all.
+
+    Raises:
+        ValueError: it is neither `off` nor such an address.
+    """
+    place = text.strip()
+    if place.lower() == OFF:
+        return ""
+    path = place[len(URL) :]
+    wrong = not path or path.endswith(("/", os.sep)) or path.startswith(":") or "?" in path
+    if not place.lower().startswith(URL) or wrong or "\0" in path:
+        raise ValueError("must be off, or sqlite:/// and the path of a file")
+    # Nobody means a folder that is called so.
+    return os.path.expanduser(path) if path.startswith("~/") else path
+
+
+def default_place(env: Mapping[str, str], platform: str) -> str:
+    """Return where the ledger is kept when nobody says, as LEDGER would say it.
+
+    Args:
+        env: the environment.
+        platform: as `sys.platform`.
+    """
+    folder = _state_folder(env, platform)
+    return URL + os.path.join(folder, "nexus-gateway", "ledger.sqlite3")
+
+
+def _state_folder(env: Mapping[str, str], platform: str) -> str:
+    """Return where this user's programs keep what they remember."""
+    home = os.path.expanduser("~")
+    if home == "~":  # nobody in particular: not the current folder, and said at the start
+        home = os.sep
+    if platform == "win32":
+        return env.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+    if platform == "darwin":
+        return os.path.join(home, "Library", "Application Support")
+    chosen = env.get("XDG_STATE_HOME", "")
+    # A relative one is to be ignored (XDG Base Directory Specification).
+    return chosen if os.path.isabs(chosen) else os.path.join(home, ".local", "state")
+
 
 _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _URL = re.compile(r"https?://[^\s/?#]+\S*")
@@ -203,7 +255,6 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", "The same with its whole path.", _url),
 )
-
 
 _NO_TOKEN = Secret("")
 

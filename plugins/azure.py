@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from nexus_gateway.mending import renamed
-from nexus_gateway.provider import Account, CannotServe, Provider, Secret
+from nexus_gateway.provider import Account, CannotServe, Provider, Secret, rename_fields
 
 V1 = "/openai/v1"
 
@@ -47,4 +46,4 @@ class Azure(Provider):
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
         """Use the newer name of `max_tokens`: the older one is refused by models that think."""
-        return renamed(chat, max_tokens="max_completion_tokens")
+        return rename_fields(chat, max_tokens="max_completion_tokens")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.mending import renamed, with_roles
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Model, Provider, rename_fields, rename_roles
 
 
 class DeepSeek(Provider):
@@ -23,5 +22,5 @@ class DeepSeek(Provider):
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
         """Use the name of `max_tokens` that is not silently ignored, and roles that it knows."""
-        named = renamed(chat, max_completion_tokens="max_tokens")
-        return with_roles(named, developer="system")
+        named = rename_fields(chat, max_completion_tokens="max_tokens")
+        return rename_roles(named, developer="system")

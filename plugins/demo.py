@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from nexus_gateway.answer import Answer
-from nexus_gateway.provider import Call, InProcess, Model
+from nexus_gateway.provider import Answer, Call, InProcess, Model
 
 WORD_S = 0.03
 QUOTED = 80

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.mending import renamed, with_roles, without
-from nexus_gateway.provider import Model, Outcome, Provider, Verdict
+from nexus_gateway.provider import (
+    Model,
+    Outcome,
+    Provider,
+    Verdict,
+    drop_fields,
+    rename_fields,
+    rename_roles,
+)
 
 _UNKNOWN = ("logit_bias", "service_tier", "store", "stream_options", "user")
 
@@ -34,8 +41,8 @@ class Mistral(Provider):
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
         """Use Mistral's names, and leave out hints that it would refuse; usage comes unasked."""
-        named = renamed(chat, max_completion_tokens="max_tokens", seed="random_seed")
-        return with_roles(without(named, *_UNKNOWN), developer="system")
+        named = rename_fields(chat, max_completion_tokens="max_tokens", seed="random_seed")
+        return rename_roles(drop_fields(named, *_UNKNOWN), developer="system")
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
         """Tell a key without any allowance from one that has used it up for now."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.mending import renamed
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Model, Provider, rename_fields
 
 # These think unless told not to, and refuse tools on chat completions while they do.
 _NO_TOOLS_WHILE_THINKING = ("gpt-5.6", "gpt-6-sol", "gpt-6-luna", "gpt-6.1-terra")
@@ -39,7 +38,7 @@ class OpenAI(Provider):
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
         """Use the newer name of `max_tokens`, and let tools be used where thinking forbids it."""
-        mended = renamed(chat, max_tokens="max_completion_tokens")
+        mended = rename_fields(chat, max_tokens="max_completion_tokens")
         thinks = str(chat["model"]).startswith(_NO_TOOLS_WHILE_THINKING)
         if thinks and chat.get("tools") and "reasoning_effort" not in chat:
             return {**mended, "reasoning_effort": "none"}

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.mending import renamed
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Model, Provider, rename_fields
 
 
 class Together(Provider):
@@ -34,4 +33,4 @@ class Together(Provider):
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
         """Use the one name of `max_tokens` that it knows."""
-        return renamed(chat, max_completion_tokens="max_tokens")
+        return rename_fields(chat, max_completion_tokens="max_tokens")

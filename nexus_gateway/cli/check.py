@@ -1,17 +1,73 @@
-"""`nexus-gateway check`."""
+"""One tiny real request to every instance: does its key work, and how fast?
+
+`nexus-gateway check`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import sys
+import time
 
-from nexus_gateway import log
-from nexus_gateway.cli import WRONG_SETTINGS, environment
+from nexus_gateway.cli.environment import WRONG_SETTINGS, environment
 from nexus_gateway.cli.serve import configure
-from nexus_gateway.cli.table import table
-from nexus_gateway.pool import DEMO
-from nexus_gateway.probe import probe_all
+from nexus_gateway.cli.text import table
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.embeddings import EMBEDDINGS
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.pool import DEMO, Pool
+from nexus_gateway.settings import Settings
+from nexus_gateway.telemetry import log
+from nexus_gateway.upstream.attempt import Upstream
+from nexus_gateway.upstream.client import open_client
+from nexus_gateway.upstream.failures import AttemptFailed, failure
+from nexus_gateway.wire import json_codec
+
+PROBE = {
+    "messages": [{"role": "user", "content": "ping"}],
+    "max_tokens": 1,
+    "stream": True,
+}
+LONGEST_S = 10.0
+Result = tuple[Instance, float | None, str]
+
+
+async def probe_all(settings: Settings, pool: Pool) -> list[Result]:
+    """Ask every instance at once.
+
+    Returns:
+        For each: itself, the time to its first token in ms (None when it failed), and `ok` or
+        the reason.
+    """
+    async with open_client() as client:
+        upstream = Upstream(client, settings)
+        return list(await asyncio.gather(*(_probe(upstream, i) for i in pool.instances)))
+
+
+async def _probe(upstream: Upstream, instance: Instance) -> Result:
+    begun_s = time.monotonic()
+    try:
+        await (_ask if instance.provider.serves_chat else _ask_for_vectors)(upstream, instance)
+    except AttemptFailed as failed:
+        return instance, None, failed.verdict.reason
+    return instance, (time.monotonic() - begun_s) * 1000, "ok"
+
+
+async def _ask(upstream: Upstream, instance: Instance) -> None:
+    request = CHAT_COMPLETIONS.parse(json_codec.dumps(PROBE), {})
+    stream = await upstream.stream(instance, instance.model, request)
+    await stream.close()
+
+
+async def _ask_for_vectors(upstream: Upstream, instance: Instance) -> None:
+    """Ask one who has no chat; what else there is to ask costs more than a word."""
+    model = instance.model_for(EMBEDDINGS.kind)
+    request = EMBEDDINGS.parse(json_codec.dumps({"model": model, "input": "ping"}), {})
+    if not request.goes_as_it_is(instance.provider.endpoints):
+        raise failure("offers nothing that could be checked")
+    await upstream.whole(instance, model, request, LONGEST_S)
+
 
 FAILED = 1
 

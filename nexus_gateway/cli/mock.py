@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nexus_gateway import __version__
-from nexus_gateway.cli.table import show, table
+from nexus_gateway.cli.text import show, table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.listening import why_not
+from nexus_gateway.server.sockets import why_not
 from nexus_gateway.testing.faults import WrongFault, assign
-from nexus_gateway.testing.mock import Mock
-from nexus_gateway.testing.script import Step, read_script
+from nexus_gateway.testing.mock import Mock, Step, read_script
 
 MOST_INSTANCES = 1000
 

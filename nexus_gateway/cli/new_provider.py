@@ -13,8 +13,8 @@ from pathlib import Path
 from string import Template
 
 from nexus_gateway import provider
+from nexus_gateway.discovery import NAME, OURS, PROVIDERS, prefix
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.registry import NAME, OURS, PROVIDERS, prefix
 
 _OUR_PACKAGES = frozenset({"nexus_gateway", "nexus_gateway_plugins"})
 # What the written tests import from elsewhere than the contract.

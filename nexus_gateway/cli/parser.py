@@ -1,4 +1,7 @@
-"""The command line: what can be said, and its help."""
+"""The command line: what can be said, and its help.
+
+What `nexus-gateway usage` may be told.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,34 @@ import argparse
 from collections.abc import Callable
 
 from nexus_gateway import __version__
-from nexus_gateway.cli import usage_arguments
+from nexus_gateway.cli.environment import DEFAULT_ENV_FILE
+from nexus_gateway.telemetry.usage import BY
 
-DEFAULT_ENV_FILE = ".env"
+DESCRIPTION = """\
+Tell what was used, from the ledger of all runs: requests, tokens, costs, times.
+Days, hours and dates are in local time (GET /v1/usage has them in UTC).
+"""
+EPILOG = """\
+examples:
+  nexus-gateway usage --since 7d --by day
+  nexus-gateway usage --since yesterday --until today --by model
+  nexus-gateway usage --by key --format csv > usage.csv
+  nexus-gateway usage --prune-before 90d    remove what is older
+"""
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """Add what `usage` may be told."""
+    moment = "24h or 7d (ago), today, yesterday, or a date or time such as 2026-01-31"
+    command.add_argument("--since", metavar="TIME", help=f"from when on: {moment}")
+    command.add_argument("--until", metavar="TIME", help="until when, itself not included")
+    command.add_argument("--by", choices=BY, default="instance", help="what to tell apart")
+    command.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    command.add_argument("--ledger", metavar="FILE", help="the ledger to read (LEDGER)")
+    command.add_argument(
+        "--prune-before", metavar="TIME", help="remove what ended before, and tell nothing else"
+    )
+
 
 _EPILOG = """\
 settings:
@@ -47,7 +75,6 @@ Write a distribution with a provider of your own, that can be installed,
 tested and published. Its tests pass as they are; what has to be changed
 is marked "CHANGE ME".
 """
-
 
 _MOCK = """\
 A provider that is not there: N instances on loopback that say back the last
@@ -159,13 +186,13 @@ def _add_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _add_usage(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
-    usage_arguments.add(
+    add(
         commands.add_parser(
             "usage",
             parents=[shared],
             help="tell what was used: requests, tokens, costs",
-            description=usage_arguments.DESCRIPTION,
-            epilog=usage_arguments.EPILOG,
+            description=DESCRIPTION,
+            epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )

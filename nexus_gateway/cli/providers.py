@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from nexus_gateway.cli import environment
-from nexus_gateway.cli.table import TIE, folded, table
-from nexus_gateway.hooks import hooks
-from nexus_gateway.pool import Pool, build_pool
+from nexus_gateway.cli.environment import environment
+from nexus_gateway.cli.text import TIE, folded, table
+from nexus_gateway.discovery import Plugin, prefix
 from nexus_gateway.provider import InProcess, Provider
-from nexus_gateway.registry import Plugin, prefix
-from nexus_gateway.routing import policies
+from nexus_gateway.proxy.hook_runner import hooks
+from nexus_gateway.routing.policies import policies
+from nexus_gateway.routing.pool import Pool, build_pool
 
 SHOWN = 3
 # Of provider, keys and models: together they fit a terminal.

@@ -11,17 +11,20 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from nexus_gateway import log, server
-from nexus_gateway.cli import WRONG_SETTINGS, main, serve_environment, start
-from nexus_gateway.cli.start import Extras, Prepared
+from nexus_gateway.cli import banner
+from nexus_gateway.cli.banner import Extras, Prepared
+from nexus_gateway.cli.environment import WRONG_SETTINGS, serve_environment
+from nexus_gateway.cli.main import main
+from nexus_gateway.discovery import prefix
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.hooks import HOOKS, hooks
-from nexus_gateway.instance import Instance
-from nexus_gateway.pool import DEMO, Pool, build_pool
-from nexus_gateway.registry import prefix
-from nexus_gateway.reload import Fresh, as_started, secrets_of
-from nexus_gateway.routing import POLICIES, policies
+from nexus_gateway.proxy.hook_runner import HOOKS, hooks
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.policies import POLICIES, policies
+from nexus_gateway.routing.pool import DEMO, Pool, build_pool
+from nexus_gateway.server import process
+from nexus_gateway.server.reload import Fresh, as_started, secrets_of
 from nexus_gateway.settings import Settings
+from nexus_gateway.telemetry import log
 
 
 def serve(arguments: argparse.Namespace) -> int:
@@ -29,12 +32,12 @@ def serve(arguments: argparse.Namespace) -> int:
     ready = prepare(arguments)
 
     def announce(host: str, port: int) -> None:
-        start.tell(start.start_of(ready, host, port))
+        banner.tell(banner.start_of(ready, host, port))
 
     def read() -> Fresh:
         return reread(arguments, ready)
 
-    return server.run(ready.settings, ready.pool, announce, read=read, **ready.plugins)
+    return process.run(ready.settings, ready.pool, announce, read=read, **ready.plugins)
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:
@@ -194,7 +197,7 @@ def reload(arguments: argparse.Namespace) -> int:
 
 def _plugin_folders() -> list[Path]:
     """Return where the installed plugins' code lies."""
-    from nexus_gateway.registry import PROVIDERS, discover
+    from nexus_gateway.discovery import PROVIDERS, discover
 
     modules = {sys.modules[plugin.cls.__module__] for plugin in discover(PROVIDERS).plugins}
     return sorted({Path(m.__file__).resolve().parent for m in modules if m.__file__})

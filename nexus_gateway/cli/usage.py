@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
-from nexus_gateway import ledger_file
-from nexus_gateway.cli import environment, with_ledger
-from nexus_gateway.cli.table import table
+from nexus_gateway.cli.environment import environment, with_ledger
+from nexus_gateway.cli.text import table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.ledger_place import URL, read_place
-from nexus_gateway.usage import (
+from nexus_gateway.settings import URL, read_place
+from nexus_gateway.telemetry import ledger
+from nexus_gateway.telemetry.usage import (
     FIGURES,
     NOTHING,
     Answer,
@@ -50,7 +50,7 @@ def usage(arguments: argparse.Namespace) -> int:
     try:
         if arguments.prune_before is not None:
             before_s = _moment_s(arguments.prune_before, "--prune-before", now_s)
-            print(f"{ledger_file.prune(path, before_s)} requests removed from {path}")
+            print(f"{ledger.prune(path, before_s)} requests removed from {path}")
             return 0
         question = Question(
             arguments.by,
@@ -58,8 +58,8 @@ def usage(arguments: argparse.Namespace) -> int:
             _moment_s(arguments.until, "--until", now_s) if arguments.until else None,
             is_local=True,
         )
-        answer = ledger_file.ask(path, question)
-    except (OSError, sqlite3.Error, ledger_file.LedgerRefused) as error:
+        answer = ledger.ask(path, question)
+    except (OSError, sqlite3.Error, ledger.LedgerRefused) as error:
         print(f"nexus-gateway: {path} cannot be used: {error}.", file=sys.stderr)
         return FAILED
     _TELL[arguments.format](path, question, answer or NOTHING)

@@ -11,13 +11,14 @@ from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from nexus_gateway.cli import WRONG_SETTINGS, serve_environment
-from nexus_gateway.control import PLACE, Place
+from nexus_gateway.cli.environment import WRONG_SETTINGS, serve_environment
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.listening import can_share_a_port, listen, why_not
+from nexus_gateway.server.channel import PLACE, Place
+from nexus_gateway.server.sockets import can_share_a_port, listen, why_not
 from nexus_gateway.settings import Settings
 
 logger = logging.getLogger("nexus_gateway")
+
 CANNOT_LISTEN = 1
 
 
@@ -53,10 +54,9 @@ def settings_of_several(arguments: argparse.Namespace) -> Settings | None:
 
 def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
     """Keep several workers until a signal ends them."""
-    from nexus_gateway import log
-    from nexus_gateway.cli import start
-    from nexus_gateway.supervisor import Supervisor
-    from nexus_gateway.worker_process import Nursery
+    from nexus_gateway.cli import banner
+    from nexus_gateway.server.supervisor import Nursery, Supervisor
+    from nexus_gateway.telemetry import log
 
     log.configure(settings.log_level, settings.log_format, settings.secrets)
     try:
@@ -67,7 +67,7 @@ def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
         return CANNOT_LISTEN
 
     def announce(introduction: dict[str, Any]) -> None:
-        start.tell(introduction["start"])
+        banner.tell(introduction["start"])
 
     async def run() -> int:
         nursery = Nursery(_command(arguments), os.environ, settings.host, sockets)
@@ -85,8 +85,8 @@ def _command(arguments: argparse.Namespace) -> list[str]:
 
 def work(arguments: argparse.Namespace, place: Place) -> int:
     """Be a worker until the supervisor ends it."""
-    from nexus_gateway import server, worker
-    from nexus_gateway.cli import serve, start
+    from nexus_gateway.cli import banner, serve
+    from nexus_gateway.server import process, worker
 
     try:
         ready = serve.prepare(arguments)
@@ -99,14 +99,14 @@ def work(arguments: argparse.Namespace, place: Place) -> int:
     # The sockets are where they are, whatever .env says by now; who may call depends on it.
     settings = replace(written, host=place.host, port=place.port)
     introduction = {
-        "start": start.start_of(ready, place.host, place.port, written.web_concurrency),
+        "start": banner.start_of(ready, place.host, place.port, written.web_concurrency),
         "keyed": serve.has_keys(ready.pool),
         "shutdown_timeout_ms": written.shutdown_timeout_ms,
         "HOST": written.host,
         "PORT": written.port,
         "WEB_CONCURRENCY": written.web_concurrency,
     }
-    return server.run_application(
+    return process.run_application(
         settings,
         ready.pool,
         lambda app: worker.work(app, place, introduction),

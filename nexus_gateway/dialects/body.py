@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NoReturn
 
-from nexus_gateway import json_codec
 from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.wire import json_codec
 
 DEEPEST = 200
 MOST_CONTAINERS = 50_000

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway import json_codec
+from nexus_gateway.dialects.base import Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
 from nexus_gateway.dialects.chat import answered, usage_in
-from nexus_gateway.dialects.dialect import ANY_MODEL, Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.provider import ANY_MODEL
+from nexus_gateway.wire import json_codec
 
 # A larger answer is looked at, not parsed: tens of megabytes of numbers would hold everybody up.
 _PARSED_UP_TO = 1024 * 1024

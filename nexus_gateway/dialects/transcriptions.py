@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.classify import normalise_error
+from nexus_gateway.dialects.base import Dialect, Incoming, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.chat import answered, usage_in
-from nexus_gateway.dialects.dialect import Dialect, Incoming, NotAnAnswer, Request, Whole
-from nexus_gateway.dialects.form import read_form
-from nexus_gateway.errors import UnsupportedMedia
-from nexus_gateway.passage import EventPassage, Mark
-from nexus_gateway.stream_errors import ErrorEvent
+from nexus_gateway.dialects.multipart import read_form
+from nexus_gateway.errors import ErrorEvent, UnsupportedMedia
+from nexus_gateway.wire.error_objects import normalise_error
+from nexus_gateway.wire.passthrough import EventPassage, Mark
 
 JSON = "application/json"
 # What `text`, `srt` and `vtt` may be called; markup is a page about something else.

@@ -3,11 +3,12 @@
 The suite that a provider has to pass is `nexus_gateway.testing.conformance`.
 """
 
-from nexus_gateway.answer import Chunk
 from nexus_gateway.testing.gateway import Served, instance_of, serving
+from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
-from nexus_gateway.testing.upstream import FakeUpstream, Received
+from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.testing.wire import Wire, sse
+from nexus_gateway.wire.chunks import Chunk
 
 __all__ = [
     "Chunk",

@@ -14,17 +14,17 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from nexus_gateway.app import build_app
-from nexus_gateway.callers import Runner
-from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.hooks import Hook
-from nexus_gateway.instance import Instance
-from nexus_gateway.listening import QUEUE
-from nexus_gateway.pool import Pool
 from nexus_gateway.provider import Account, Provider
-from nexus_gateway.routing import Policy, policies
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.policies import Policy, policies
+from nexus_gateway.routing.pool import Pool
 from nexus_gateway.secret import Secret
+from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.settings import Settings
+from nexus_gateway.web.app import build_app
+from nexus_gateway.web.connections import Runner
+from nexus_gateway.web.gateway import GATEWAY, Gateway
 
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}]}
 

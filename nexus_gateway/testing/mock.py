@@ -9,36 +9,127 @@ Each instance listens on a port of its own, so that what goes wrong before the f
 own too. A request belongs to the instance whose key (`mock-key-2`) it carries, and to that of the
 port where it carries none of them. Beside `/v1` every port has what controls the faults:
 `GET`, `PUT` and `DELETE` of `/faults` and `/faults/2`, and `GET /stats`.
+
+A script: which faults come when.
+
+Each line is a wait, counted from the line before, and the faults that then hold:
+
+    # wait          faults, as after --fault; `ok` takes them away
+    10s             2:status=500
+    200requests     2:ok 3:cut=2 3:drip=20
+    5s              ok
+
+What the mock says: the last message that it is sent, so that every answer can be checked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Self
 
 from aiohttp import web
 
-from nexus_gateway import json_codec
-from nexus_gateway.listening import QUEUE
-from nexus_gateway.testing.answering import answer, key_of
-from nexus_gateway.testing.echo import said_back
+from nexus_gateway.proxy.resumption import GO_ON
+from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.testing.faults import (
     AT_THE_DOOR,
     Faults,
     Value,
     WrongFault,
+    assign,
     befalls,
     read_faults,
     spoilt,
 )
 from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
-from nexus_gateway.testing.script import Step
+from nexus_gateway.testing.upstream import answer, key_of
 from nexus_gateway.testing.wire import wire_for
+from nexus_gateway.wire import json_codec
+
+
+def said_back(fields: Mapping[str, Any]) -> str | None:
+    """Return what a request wants to hear again.
+
+    Who is asked to go on with an answer that broke (`RESUME`) says only what of it is missing, as
+    a model would that does as it is told.
+
+    Args:
+        fields: of the request's body.
+
+    Returns:
+        The text, which may be empty only where nothing is missing; None where there is none.
+    """
+    messages = fields.get("messages")
+    texts = [_text(message) for message in messages] if isinstance(messages, list) else []
+    if len(texts) > 2 and texts[-1] == GO_ON and texts[-3].startswith(texts[-2]):
+        return texts[-3].removeprefix(texts[-2])
+    prompt = fields.get("prompt")
+    return (texts[-1] if texts else "") or (prompt if isinstance(prompt, str) else "") or None
+
+
+def _text(message: object) -> str:
+    """Return the text of a message, "" where there is none."""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+_WAIT = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?P<unit>s|requests)")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line.
+
+    Args:
+        after_s: how long to wait; 0 where requests are counted.
+        after_requests: how many requests to wait for; 0 where time is.
+        faults: by the instance's number, the whole set of each that changes.
+    """
+
+    after_s: float = 0.0
+    after_requests: int = 0
+    faults: dict[int, dict[str, Value]] = field(default_factory=dict)
+
+
+def read_script(text: str, instances: int) -> list[Step]:
+    """Read a script.
+
+    Raises:
+        WrongFault: a line of it cannot be used; the text names it.
+    """
+    return [*_steps(text, instances)]
+
+
+def _steps(text: str, instances: int) -> Iterator[Step]:
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        try:
+            yield _step(words, instances)
+        except WrongFault as error:
+            raise WrongFault(f"line {number}: {error}") from None
+
+
+def _step(words: list[str], instances: int) -> Step:
+    wait = _WAIT.fullmatch(words[0])
+    if wait is None or len(words) < 2:
+        raise WrongFault("write a wait such as 10s or 200requests, then the faults, or ok.")
+    faults = assign(words[1:], instances)
+    if wait["unit"] == "s":
+        return Step(after_s=float(wait["number"]), faults=faults)
+    if "." in wait["number"]:
+        raise WrongFault("requests are counted in whole numbers.")
+    return Step(after_requests=int(wait["number"]), faults=faults)
+
 
 KEY = "mock-key-"
 MODEL = "mock-1"

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from nexus_gateway import json_codec
+from nexus_gateway.wire import json_codec
 
 
 @dataclass

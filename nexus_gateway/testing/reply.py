@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from nexus_gateway.answer import Answer, fold
 from nexus_gateway.testing.wire import Wire, sse
+from nexus_gateway.wire.chunks import Answer, fold
 
 CITIES = ("Paris", "Oslo", "Lima")
 COMMENT = b": PROCESSING\n\n"

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nexus_gateway.answer import Chunk, choices, has_content
-from nexus_gateway.dialects.messages.answer import MessageSpeaker, event, message
+from nexus_gateway.dialects.messages.response import MessageSpeaker, event, message
+from nexus_gateway.wire.chunks import Chunk, choices, has_content
 
 if TYPE_CHECKING:
     from nexus_gateway.testing.received import Received

@@ -6,16 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.answer import Chunk
-from nexus_gateway.classify import normalise_error
+from nexus_gateway.dialects.base import Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.body import Body, optional, parse_object, sendable
 from nexus_gateway.dialects.chat import answered, check_messages
-from nexus_gateway.dialects.dialect import Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.messages import request as asked
-from nexus_gateway.dialects.messages.answer import UNSEALED, MessageSpeaker, event, message
-from nexus_gateway.errors import InvalidRequest
-from nexus_gateway.passage import EventPassage, Mark
-from nexus_gateway.stream_errors import ErrorEvent
+from nexus_gateway.dialects.messages.response import UNSEALED, MessageSpeaker, event, message
+from nexus_gateway.errors import ErrorEvent, InvalidRequest
+from nexus_gateway.wire.chunks import Chunk
+from nexus_gateway.wire.error_objects import normalise_error
+from nexus_gateway.wire.passthrough import EventPassage, Mark
 
 # The caller's word on the version and on features under trial goes along with its body.
 _PASSED = ("anthropic-version", "anthropic-beta")

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from nexus_gateway import json_codec
 from nexus_gateway.dialects.body import kind_of, optional, refuse, required
 from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.wire import json_codec
 
 Json = dict[str, Any]
 _SAME = ("temperature", "top_p", "max_tokens")

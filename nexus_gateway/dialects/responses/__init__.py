@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway import sse
-from nexus_gateway.answer import Chunk
-from nexus_gateway.classify import normalise_error
+from nexus_gateway.dialects.base import Dialect, NotAnAnswer, Request, Whole
 from nexus_gateway.dialects.body import Body, parse_object, sendable
 from nexus_gateway.dialects.chat import answered, labelled
-from nexus_gateway.dialects.dialect import Dialect, NotAnAnswer, Request, Whole
-from nexus_gateway.dialects.responses.answer import (
+from nexus_gateway.dialects.responses.request import translate
+from nexus_gateway.dialects.responses.response import (
     OPEN_REASONING,
     ResponseSpeaker,
     to_chat_usage,
     whole,
 )
-from nexus_gateway.dialects.responses.request import translate
-from nexus_gateway.passage import EventPassage, Mark
-from nexus_gateway.stream_errors import ErrorEvent
+from nexus_gateway.errors import ErrorEvent
+from nexus_gateway.wire import sse
+from nexus_gateway.wire.chunks import Chunk
+from nexus_gateway.wire.error_objects import normalise_error
+from nexus_gateway.wire.passthrough import EventPassage, Mark
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 _FAILURES = frozenset({"response.failed", "error"})

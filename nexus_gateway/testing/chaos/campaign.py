@@ -1,24 +1,210 @@
-"""Run a campaign: against gateways of our own, or against one that runs already."""
+"""Run a campaign: against gateways of our own, or against one that runs already.
+
+The gateway as a process of its own: started, asked how it is, ended.
+
+The callers of a campaign: each sends a request and reads the answer to its end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import re
+import signal
+import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
 
-from nexus_gateway.settings import Settings
-from nexus_gateway.testing.chaos.callers import ask, client
-from nexus_gateway.testing.chaos.gateway_process import GatewayProcess, gateway, isolated
-from nexus_gateway.testing.chaos.judge import Broken, Ending, judge
-from nexus_gateway.testing.chaos.plan import Phase, Round, asked, rounds
-from nexus_gateway.testing.chaos.tally import Tally
+from nexus_gateway.settings import VARIABLES, Settings
+from nexus_gateway.testing.chaos.judge import Answered, Broken, Ending, Tally, judge
+from nexus_gateway.testing.chaos.plan import Asked, Phase, Round, asked, rounds
 from nexus_gateway.testing.faults import Faults
 from nexus_gateway.testing.mock import KEY, Mock
+
+PATH = "/v1/chat/completions"
+CONNECT_S = 10.0
+_CONTENT = b'"content":"'
+_NOTHING = b'"content":""'
+
+
+def client(concurrency: int) -> aiohttp.ClientSession:
+    """Return an HTTP client for so many callers at once."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=concurrency),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+        trust_env=False,
+    )
+
+
+async def ask(
+    session: aiohttp.ClientSession, url: str, asked: Asked, limit_s: float
+) -> Answered | None:
+    """Send a request; None where its caller left before the answer was whole.
+
+    Args:
+        session: the HTTP client.
+        url: of the gateway.
+        asked: the request.
+        limit_s: after which it hangs.
+    """
+    leaves = asked.leaves_after_s
+    reading = _Reading()
+    try:
+        async with asyncio.timeout(limit_s if leaves is None else leaves):
+            await reading.read(session, url, asked)
+    except TimeoutError:
+        return None if leaves is not None else replace(reading.answered(), late=True)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        return replace(reading.answered(), trouble=type(error).__name__)
+    return reading.answered()
+
+
+class _Reading:
+    """An answer as it comes."""
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._body = bytearray()
+        self._headers = ""
+        self._attempts = 0
+        self._begun_s = time.monotonic()
+        self._first_s = 0.0
+
+    async def read(self, session: aiohttp.ClientSession, url: str, asked: Asked) -> None:
+        data = json.dumps(asked.body()).encode()
+        head = {"Content-Type": "application/json", **asked.headers}
+        async with session.post(url + PATH, data=data, headers=head) as response:
+            self._status, self._headers = response.status, str(response.headers)
+            with contextlib.suppress(ValueError):
+                self._attempts = int(response.headers.get("X-Nexus-Attempts", ""))
+            async for piece in response.content.iter_any():
+                self._body += piece
+                if not self._first_s and (not asked.stream or _says_something(piece)):
+                    self._first_s = time.monotonic() - self._begun_s
+
+    def answered(self) -> Answered:
+        text = self._body.decode(errors="replace")
+        return Answered(self._status, text, self._headers, self._attempts, self._first_s)
+
+
+def _says_something(piece: bytes) -> bool:
+    return piece.count(_CONTENT) > piece.count(_NOTHING)
+
+
+START_S = 30.0
+STOP_S = 20.0
+KILL_S = 5.0
+LINES = 2000
+# What a process needs to run at all; nothing by which it could find a key.
+_KEPT = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
+_OURS = frozenset({"HOST", "PORT", "GATEWAY_KEYS", "ADMIN_TOKEN", "VIEWER_TOKEN"})
+# What is tried is no use of the owner's: his ledger and his collector hear nothing of it.
+_UNSEEN = {"LEDGER": "off"}
+_URL = re.compile(r"listens on (http://[\w.:\[\]]+)")
+
+
+def isolated(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return of an environment what a process needs, and the settings that are no secret."""
+    names = {variable.name for variable in VARIABLES} - _OURS
+    settings = {name for name in names if not name.startswith("OTEL_")}
+    return {k: v for k, v in environ.items() if k in _KEPT or k in settings} | _UNSEEN
+
+
+class GatewayProcess:
+    """A gateway that runs.
+
+    Attributes:
+        url: where it listens.
+        log: the last lines that it wrote.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.url = ""
+        self.log: deque[str] = deque(maxlen=LINES)
+        self._process = process
+        self._ready = asyncio.Event()
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError):  # a line of no end
+            async for line in self._process.stderr:
+                self.log.append(line.decode(errors="replace"))
+                if not self._ready.is_set() and (found := _URL.search(self.log[-1])):
+                    self.url = found[1]
+                    self._ready.set()
+        self._ready.set()
+
+    async def started(self) -> None:
+        """Wait until it listens.
+
+        Raises:
+            RuntimeError: it does not.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), START_S)
+        if not self.url:
+            raise RuntimeError(f"the gateway did not start: {''.join(self.log)[-2000:]}")
+
+    async def stop(self) -> int | None:
+        """Ask it to end; return its exit code, None where it did not end in time."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), STOP_S)
+        return self._process.returncode
+
+    async def end(self) -> None:
+        """End it, whatever it takes."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), KILL_S)
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        await self._reading
+
+
+@asynccontextmanager
+async def gateway(env: Mapping[str, str]) -> AsyncIterator[GatewayProcess]:
+    """Run a gateway on a free port of loopback until the block ends.
+
+    Args:
+        env: its whole environment. No .env is read: it runs in an empty folder.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "nexus_gateway", "serve", "--host", "127.0.0.1", "--port", "0"),
+            env={**env, "PYTHONUNBUFFERED": "1"},
+            cwd=folder,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            # Ctrl-C is for us to see: we end it.
+            start_new_session=os.name == "posix",
+        )
+        running = GatewayProcess(process)
+        try:
+            await running.started()
+            yield running
+        finally:
+            await running.end()
+
 
 Switch = Callable[[Mapping[int, Faults]], Awaitable[None]]
 Say = Callable[[str], None]

@@ -6,10 +6,10 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from nexus_gateway.answer import Answer
 from nexus_gateway.provider import Call, HttpRequest, Model, Translator, json_request
 from nexus_gateway.secret import Secret
-from nexus_gateway.sse import Event
+from nexus_gateway.wire.chunks import Answer
+from nexus_gateway.wire.sse import Event
 
 REASONS = {"end_turn": "stop", "max_tokens": "length"}
 MOST_TOKENS = 1_024

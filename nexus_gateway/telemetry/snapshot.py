@@ -1,0 +1,97 @@
+"""How instances and requests look from outside: for /health, the toggle and the live events.
+
+An instance's figures speak for all workers, where there are several; only what is left of its quota
+is what the answers to this one told.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.telemetry.timeline import failed
+
+
+def percent(share: float) -> str:
+    """Write a share of 1 as people read it."""
+    return f"{share * 100:.1f}%"
+
+
+def view(instance: Instance) -> dict[str, Any]:
+    """Describe an instance's state; no key, no part of one."""
+    quota_left = instance.quota_left()
+    state = instance.breaker.state()
+    probe_in_s = instance.breaker.ready_in_s() if state is State.OPEN else 0.0
+    return {
+        "name": instance.name,
+        "provider": instance.provider_name,
+        "model": instance.model,
+        "circuitState": state.value,
+        "probeInMs": round(probe_in_s * 1000),
+        "enabled": instance.enabled,
+        "inFlight": instance.in_flight + instance.elsewhere.in_flight,
+        "parkedForMs": round(instance.parked_for_s() * 1000),
+        "parkReason": instance.park_reason(),
+        "quotaLeft": None if quota_left is None else percent(quota_left),
+        "lastReason": instance.last_reason,
+        "metrics": _metrics(instance),
+    }
+
+
+def _metrics(instance: Instance) -> dict[str, Any]:
+    health = instance.health
+    speed = health.tokens_per_s()
+    return {
+        "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
+        "judged": health.is_judged,
+        "successRate": percent(health.success_rate()),
+        "avgLatencyMs": _rounded(health.latency_ms()),
+        "latencyShare": percent(health.latency_share()),
+        "healthScore": percent(health.score()),
+        "tokensPerSecond": None if speed is None else round(speed, 1),
+        "ttftP50Ms": _rounded(health.first_token_ms(0.5, of_at_least=1)),
+        "ttftP95Ms": _rounded(health.first_token_ms(0.95, of_at_least=1)),
+    }
+
+
+def _rounded(number: float | None) -> int | None:
+    return None if number is None else round(number)
+
+
+def view_of_request(record: RequestRecord) -> dict[str, Any]:
+    """Describe a request that has ended: who was asked, and why they failed; no word of it."""
+    return {
+        "id": record.id,
+        "endedAt": round(record.ended_s * 1000),
+        "endpoint": record.endpoint,
+        "askedModel": record.asked_model,
+        "stream": record.stream,
+        "policy": record.policy,
+        "caller": record.caller or None,
+        "instance": record.instance or None,
+        "model": record.model or None,
+        "hedged": record.hedged,
+        "resumed": record.resumed,
+        "status": record.status,
+        "outcome": record.outcome,
+        "why": record.why,
+        "failed": failed(record),
+        "failedOver": bool(record.moves),
+        "firstMs": round(record.first_ms, 1) if record.began else None,
+        "upstreamMs": round(record.upstream_ms, 1),
+        "totalMs": round(record.total_ms, 1),
+        "promptTokens": record.tokens.prompt or 0,
+        "completionTokens": record.tokens.completion or 0,
+        "attempts": [
+            {
+                "instance": attempt.instance,
+                "outcome": attempt.outcome,
+                "reason": attempt.reason,
+                "status": attempt.status or None,
+                "durationMs": round(attempt.duration_ms, 1),
+            }
+            for attempt in record.attempts
+        ],
+    }

@@ -1,0 +1,142 @@
+"""The one aiohttp application: routes, middlewares, resources."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from aiohttp import web
+
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, COMPLETIONS
+from nexus_gateway.dialects.embeddings import EMBEDDINGS
+from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
+from nexus_gateway.dialects.responses import RESPONSES
+from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
+from nexus_gateway.hooks import Hook
+from nexus_gateway.proxy.hook_runner import HookChain
+from nexus_gateway.proxy.relay import Relay
+from nexus_gateway.routing.policies import Policy, policies
+from nexus_gateway.routing.pool import Pool
+from nexus_gateway.routing.resolver import Targets
+from nexus_gateway.routing.scheduler import Scheduler
+from nexus_gateway.settings import Settings
+from nexus_gateway.telemetry.ledger_writer import LedgerWriter
+from nexus_gateway.upstream.attempt import Upstream
+from nexus_gateway.upstream.client import open_client
+from nexus_gateway.web.auth import Access
+from nexus_gateway.web.endpoint import Door
+from nexus_gateway.web.gateway import GATEWAY, Drain, Gateway
+from nexus_gateway.web.handlers import events, health, metrics, models, page, providers, usage
+from nexus_gateway.web.middleware import ROUTE_OF, Route, answer_errors, dress, guard
+from nexus_gateway.web.request import expect
+
+
+async def keep_ledger(app: web.Application) -> AsyncIterator[None]:
+    """Keep the ledger as long as an application runs (for `cleanup_ctx`)."""
+    gateway = app[GATEWAY]
+    if not gateway.settings.ledger:
+        yield
+        return
+    writer = LedgerWriter(gateway.settings.ledger)
+    writer.start()
+    gateway.observers.append(writer.observe)
+    gateway.shares.append(writer.share)
+    gateway.ledger = writer
+    yield
+    await asyncio.to_thread(writer.close)
+
+
+DOORS = {
+    "/v1/chat/completions": CHAT_COMPLETIONS,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+    "/v1/audio/transcriptions": TRANSCRIPTIONS,
+    "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
+    "/v1/messages/count_tokens": COUNT_TOKENS,
+}
+# Every route there is, and who may call it.
+ROUTES: tuple[Route, ...] = (
+    *(Route("POST", path, Door(d).answer, Access.CALLER, d) for path, d in DOORS.items()),
+    Route("GET", "/v1/models", models.list_models, Access.CALLER),
+    Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
+    Route("GET", "/v1/providers", providers.list_providers, Access.VIEWER),
+    Route("POST", "/v1/providers/toggle", providers.toggle, Access.ADMIN),
+    Route("GET", "/v1/usage", usage.usage, Access.VIEWER),
+    Route("GET", "/v1/events", events.events, Access.VIEWER),
+    Route("GET", "/metrics", metrics.metrics, Access.VIEWER),
+    Route("GET", "/", page.page, Access.PUBLIC),
+    Route("GET", "/static/{name}", page.page, Access.PUBLIC),
+    Route("GET", "/health", health.health, Access.PUBLIC),
+    Route("GET", "/health/live", health.live, Access.PUBLIC),
+    Route("GET", "/health/ready", health.ready, Access.PUBLIC),
+)
+
+
+def build_app(
+    settings: Settings,
+    pool: Pool,
+    *,
+    policy_by_name: Mapping[str, Policy] | None = None,
+    hooks: Mapping[str, Hook] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    rng: random.Random | None = None,
+) -> web.Application:
+    """Build the application.
+
+    Args:
+        settings: what the owner set.
+        pool: the instances.
+        policy_by_name: the ways to route; None for those that are installed.
+        hooks: what looks at requests, by name.
+        clock: monotonic seconds.
+        rng: chance, for routing and backoff.
+    """
+    known = policies()[0] if policy_by_name is None else policy_by_name
+    scheduler = Scheduler(clock, rng or random.Random(), known)
+    app = web.Application(
+        middlewares=[answer_errors, guard], client_max_size=settings.max_body_mb * 1024 * 1024
+    )
+    chain = HookChain(hooks) if hooks else None
+    targets = Targets(pool, strict=settings.strict_models)
+    app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
+    app[events.FEED] = events.feed_of(app[GATEWAY])
+    metrics.count(app)
+    by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
+    app[ROUTE_OF] = by_handler
+    for route in ROUTES:
+        # Load balancers ask by HEAD; a GET route answers both.
+        add = app.router.add_get if route.method == "GET" else app.router.add_post
+        add(route.path, route.handler, expect_handler=expect)
+    app.on_response_prepare.append(dress)
+    app.cleanup_ctx.extend([_relay, keep_ledger])
+    if settings.traces:
+        app.cleanup_ctx.append(_traces)
+    return app
+
+
+async def _relay(app: web.Application) -> AsyncIterator[None]:
+    """Open the way to the upstreams, and close it at the end."""
+    gateway = app[GATEWAY]
+    async with open_client(direct=gateway.settings.direct_path) as client:
+        scheduler = gateway.scheduler
+
+        def make_relay(settings: Settings) -> Relay:
+            return Relay(scheduler, Upstream(client, settings), settings, scheduler.clock)
+
+        gateway.make_relay, gateway.relay = make_relay, make_relay(gateway.settings)
+        yield
+    if gateway.hooks is not None:
+        await gateway.hooks.close()
+
+
+async def _traces(app: web.Application) -> AsyncIterator[None]:
+    """Open the way to the collector, and close it at the end."""
+    from nexus_gateway.telemetry.export import open_tracing
+
+    async with open_tracing() as tracing:
+        app[GATEWAY].tracing = tracing
+        yield
+        app[GATEWAY].tracing = None

@@ -1,0 +1,67 @@
+"""GET /v1/models and GET /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from nexus_gateway.errors import NotFound
+from nexus_gateway.provider import ANY_MODEL, CHAT
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.pool import Pool
+from nexus_gateway.routing.resolver import resolve
+from nexus_gateway.web.gateway import gateway_of
+from nexus_gateway.web.request import json_response
+
+_ANY = "auto"
+
+
+def _entry(id: str, owner: str, instances: list[Instance], model: str | None) -> dict[str, Any]:
+    """Describe one model in OpenAI's shape, with context window and modalities beside."""
+    found = [m for i in instances for m in i.provider.models if m.id == (model or i.model)]
+    takes_images = any(i.takes_images_with(model or i.model) for i in instances)
+    return {
+        "id": id,
+        "object": "model",
+        "created": 0,
+        "owned_by": owner,
+        "kind": found[0].kind if found else CHAT,
+        "context_window": max((m.context for m in found), default=0) or None,
+        "modalities": ["text", "image"] if takes_images else ["text"],
+        "instances": [i.name for i in instances],
+    }
+
+
+def catalogue(pool: Pool) -> dict[str, dict[str, Any]]:
+    """Return what the present instances can serve, by model id; `auto` first."""
+    by_model: dict[str, list[Instance]] = {}
+    for instance in pool.instances:
+        for id in dict.fromkeys([instance.model, *(m.id for m in instance.provider.models)]):
+            by_model.setdefault(id, []).append(instance)
+    entries = {_ANY: _entry(_ANY, "nexus-gateway", pool.instances, None)}
+    for id, instances in by_model.items():
+        entries[id] = _entry(id, instances[0].provider_name, instances, id)
+    return entries
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """List the models."""
+    entries = catalogue(gateway_of(request).pool)
+    return json_response({"object": "list", "data": list(entries.values())})
+
+
+async def retrieve_model(request: web.Request) -> web.Response:
+    """Describe one model, by any name that a request may use for it."""
+    pool = gateway_of(request).pool
+    id = request.match_info["id"]
+    entry = catalogue(pool).get(id)
+    if entry is None and id in ANY_MODEL:
+        entry = catalogue(pool)[_ANY]
+    if entry is None:
+        target = resolve(pool.instances, id, images=False, strict=True)
+        instances = list(target.instances)
+        if not instances:
+            raise NotFound(f"The model {id!r} is not served here.", code="model_not_found")
+        entry = _entry(id, instances[0].provider_name, instances, target.model)
+    return json_response({**entry, "id": id})

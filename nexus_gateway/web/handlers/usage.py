@@ -1,0 +1,80 @@
+"""GET /v1/usage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from aiohttp import web
+
+from nexus_gateway.errors import GatewayError, InvalidRequest, NotFound
+from nexus_gateway.telemetry.usage import (
+    NOTHING,
+    Answer,
+    Question,
+    WrongQuestion,
+    as_json,
+    check_by,
+    moment_s,
+)
+from nexus_gateway.web.gateway import gateway_of
+from nexus_gateway.web.request import json_response
+
+logger = logging.getLogger("nexus_gateway")
+
+_NAMES = ("by", "since", "until")
+
+
+async def usage(request: web.Request) -> web.Response:
+    """Tell what was used, of all workers and earlier runs; days and hours begin by UTC."""
+    gateway = gateway_of(request)
+    path, ledger = gateway.settings.ledger, gateway.ledger
+    if not path:
+        raise NotFound("No ledger is kept: LEDGER is off.", code="ledger_off")
+    question = _question(request)
+    if ledger is not None and ledger.is_refused:
+        raise _unreadable("No ledger is kept, as its file cannot be used: the log says why.")
+    answer = await asyncio.to_thread(_ask, path, question)
+    return json_response(as_json(question, answer))
+
+
+def _question(request: web.Request) -> Question:
+    query = request.query
+    if unknown := [name for name in query if name not in _NAMES]:
+        raise InvalidRequest(
+            f"There is no parameter {unknown[0]!r}; there are: {', '.join(_NAMES)}.",
+            param=unknown[0],
+        )
+    now_s = time.time()
+    since_s, until_s = (_moment_s(query.get(name), name, now_s) for name in ("since", "until"))
+    try:
+        return Question(check_by(query.get("by") or "instance"), since_s, until_s)
+    except WrongQuestion as error:
+        raise InvalidRequest(f"`by` {error}.", param="by") from None
+
+
+def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
+    try:
+        return moment_s(text, now_s, is_local=False) if text else None
+    except WrongQuestion as error:
+        raise InvalidRequest(f"`{name}` {error}.", param=name) from None
+
+
+def _ask(path: str, question: Question) -> Answer:
+    """Ask the ledger, in a thread: it may be large."""
+    import sqlite3
+
+    from nexus_gateway.telemetry import ledger
+
+    try:
+        return ledger.ask(path, question) or NOTHING
+    except (OSError, sqlite3.Error, ledger.LedgerRefused) as error:
+        logger.warning("the ledger cannot be read: %s", error)
+        raise _unreadable("The ledger cannot be read just now: the log says why.") from None
+
+
+def _unreadable(message: str) -> GatewayError:
+    error = GatewayError(message, code="ledger_unreadable")
+    error.status = 503
+    return error

@@ -1,0 +1,198 @@
+"""What every request passes: errors in OpenAI's shape, and one door for all routes.
+
+The door decides on the matched route and on nothing that a request says of itself: each route
+is registered with who may call it, and one that is not has no handler behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from nexus_gateway.dialects.base import Dialect
+from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
+from nexus_gateway.dialects.messages import MESSAGES
+from nexus_gateway.errors import (
+    Draining,
+    GatewayError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+)
+from nexus_gateway.proxy.context import CallerGone
+from nexus_gateway.settings import read_flag
+from nexus_gateway.web.auth import Access, check
+from nexus_gateway.web.gateway import gateway_of
+from nexus_gateway.web.request import (
+    CALLER,
+    EXPLAIN,
+    EXPLAINED,
+    json_response,
+    note_refusal,
+    request_id,
+)
+from nexus_gateway.web.responder import allowed_origin, identity, readable
+
+logger = logging.getLogger("nexus_gateway")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PREFLIGHT_S = "600"
+_MESSAGES = "/v1/messages"
+_BELOW_V1 = (
+    "/chat/",
+    "/completions",
+    "/embeddings",
+    "/responses",
+    "/messages",
+    "/models",
+    "/audio/",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route that there is.
+
+    Args:
+        method: GET or POST.
+        path: as aiohttp writes it.
+        handler: who answers.
+        access: who may call it.
+        dialect: in which words its errors are told.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    access: Access
+    dialect: Dialect = CHAT_COMPLETIONS
+
+
+async def _nowhere(request: web.Request) -> web.StreamResponse:
+    raise web.HTTPNotFound
+
+
+# A path without a route is public: it holds a 404.
+_NOWHERE = Route("", "", _nowhere, Access.PUBLIC)
+# The routes by their handlers; filled by the application.
+ROUTE_OF = web.AppKey("route_of", dict[object, Route])
+
+
+def route_of(request: web.Request, match: web.UrlMappingMatchInfo) -> Route:
+    """Return the matched route."""
+    return request.app[ROUTE_OF].get(match.handler, _NOWHERE)
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into OpenAI's shape; what is nobody's error is ours, and logged."""
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        return _answer(request, error)
+    except web.HTTPException as error:
+        return _answer(request, _translated(request, error))
+    except CallerGone:
+        return web.Response(status=499)
+    except Exception:
+        id = request_id(request)
+        logger.exception("a request failed", extra={"fields": {"id": id}})
+        return _answer(request, InternalError(id))
+
+
+def _answer(request: web.Request, error: GatewayError) -> web.Response:
+    note_refusal(gateway_of(request), request, error.status, error)
+    dialect = route_of(request, request.match_info).dialect
+    if request.path.startswith(_MESSAGES):  # also where no route is
+        dialect = MESSAGES
+    response = json_response(dialect.error(error.status, error.body()), error.status)
+    response.headers.update(error.headers)
+    if "Connection" in error.headers:
+        response.force_close()
+    return response
+
+
+def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
+    """Bring aiohttp's own errors into the tree."""
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound(
+            f"There is no {request.path!r} here.{_meant(request.path)}", code="unknown_path"
+        )
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not allowed here; use {allowed}."
+        return MethodNotAllowed(message, headers={"Allow": allowed})
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return TooLarge("The body is too large.")
+    translated = GatewayError(error.reason or "The request failed.")
+    translated.status = error.status
+    return translated
+
+
+def _meant(path: str) -> str:
+    """Guess what a client with a wrong base URL meant: one `/v1` too few, or one too many."""
+    if path.startswith("/v1/v1/"):
+        return " The client's base URL should end before /v1."
+    if path.startswith(_BELOW_V1):
+        return f" Did you mean /v1{path}? The client's base URL should end in /v1."
+    return ""
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let in who may come in: preflights, then the drain, then keys."""
+    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        return await _preflight(request)
+    gateway = gateway_of(request)
+    access = route_of(request, request.match_info).access
+    if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
+        raise Draining
+    request[CALLER] = check(request.headers, access, gateway.settings)
+    if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
+        check(request.headers, Access.VIEWER, gateway.settings)
+        request[EXPLAINED] = True
+    return await handler(request)
+
+
+def _wants_explanation(request: web.Request) -> bool:
+    try:
+        return read_flag(request.headers[EXPLAIN])
+    except ValueError:
+        raise InvalidRequest(
+            f"{EXPLAIN} must be true or false.", param=EXPLAIN, code="invalid_explain"
+        ) from None
+
+
+async def _preflight(request: web.Request) -> web.StreamResponse:
+    """Answer a browser's question before a call from another origin."""
+    method = request.headers["Access-Control-Request-Method"]
+    if not method.isascii() or not method.isalpha():
+        raise MethodNotAllowed("Access-Control-Request-Method names no method.")
+    wanted = request.clone(method=method.upper())
+    match = await request.app.router.resolve(wanted)
+    if match.http_exception is not None:
+        raise match.http_exception
+    response = web.Response(status=204)
+    response.headers["Access-Control-Allow-Methods"] = method.upper()
+    response.headers["Access-Control-Allow-Headers"] = request.headers.get(
+        "Access-Control-Request-Headers", "Authorization, Content-Type"
+    )
+    response.headers["Access-Control-Max-Age"] = PREFLIGHT_S
+    access = route_of(request, match).access
+    response.headers.update(allowed_origin(request, for_all=not access.is_admin))
+    return response
+
+
+async def dress(request: web.Request, response: web.StreamResponse) -> None:
+    """Give an answer that aiohttp writes its id and its CORS headers, errors included."""
+    route = route_of(request, request.match_info)
+    response.headers.update(identity(request, route.dialect))
+    if "Access-Control-Allow-Methods" not in response.headers:  # else it has its own
+        response.headers.update(readable(request, for_all=not route.access.is_admin))
+    if "Server" in response.headers:
+        del response.headers["Server"]

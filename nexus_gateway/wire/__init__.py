@@ -1,0 +1,11 @@
+"""Formats on bytes and JSON, without I/O.
+
+- `sse`: server-sent events, framed on bytes
+- `chunks`: OpenAI's chat chunks, read and built
+- `usage`: the token counts of an answer
+- `rate_limits`: Retry-After and the rate-limit headers of providers
+- `error_objects`: error objects, read and written
+- `json_codec`: JSON by orjson if it is installed
+- `passthrough`: streams whose events go out as they came
+- `chat_passthrough`: the same for chat completions, event templates included
+"""

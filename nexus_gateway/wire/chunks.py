@@ -1,0 +1,248 @@
+"""OpenAI chat chunks: made one by one, looked into, and folded into one object.
+
+The shapes are those of OpenAI's API reference, "Chat completion chunk" and
+"Chat completion object".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Chunk = dict[str, Any]
+
+# What foreign chunks and events raise when they are walked and have a shape that nobody expected.
+ODD_SHAPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+class Answer:
+    """Make the chunks of one answer; each method returns one chunk.
+
+    Args:
+        id: the answer's id, `chatcmpl-…`.
+        created: Unix seconds.
+        model: what `model` shall say.
+    """
+
+    def __init__(self, id: str, created: int, model: str) -> None:
+        self._head = {
+            "id": id,
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": model,
+        }
+
+    def _chunk(self, delta: Chunk, finish_reason: str | None = None) -> Chunk:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice]}
+
+    def text(self, text: str) -> Chunk:
+        """A piece of the answer's text."""
+        return self._chunk({"role": "assistant", "content": text})
+
+    def reasoning(self, text: str) -> Chunk:
+        """A piece of the model's thinking."""
+        return self._chunk({"role": "assistant", "reasoning_content": text})
+
+    def call(self, index: int, id: str, name: str) -> Chunk:
+        """The beginning of a tool call; its arguments follow."""
+        function = {"name": name, "arguments": ""}
+        return self._tool({"index": index, "id": id, "type": "function", "function": function})
+
+    def arguments(self, index: int, text: str) -> Chunk:
+        """A piece of a tool call's arguments, JSON cut anywhere."""
+        return self._tool({"index": index, "function": {"arguments": text}})
+
+    def _tool(self, call: Chunk) -> Chunk:
+        return self._chunk({"role": "assistant", "tool_calls": [call]})
+
+    def finish(self, reason: str = "stop") -> Chunk:
+        """The end: `stop`, `length`, `tool_calls` or `content_filter`."""
+        return self._chunk({}, reason)
+
+    def usage(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached: int = 0,
+        cache_written: int = 0,
+        reasoning: int = 0,
+    ) -> Chunk:
+        """What was used, in tokens; sent on only to callers who asked for it.
+
+        Args:
+            prompt_tokens: all of the prompt, what came from a cache included.
+            completion_tokens: all of the answer, reasoning included.
+            cached: how many of the prompt's came from a cache.
+            cache_written: how many of the prompt's were put into a cache.
+            reasoning: how many of the completion's were reasoning.
+        """
+        usage: Chunk = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+        read = {"cached_tokens": cached, "cache_write_tokens": cache_written}
+        if details := {name: tokens for name, tokens in read.items() if tokens}:
+            usage["prompt_tokens_details"] = details
+        if reasoning:
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        return {**self._head, "choices": [], "usage": usage}
+
+
+def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a chunk's choices, or none where the upstream sent something else."""
+    found = chunk.get("choices")
+    return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
+
+
+def text_in(said: Mapping[str, Any]) -> str:
+    """Return the text in a delta or a message: a string, or (Mistral) a list of parts.
+
+    Raises:
+        TypeError: it is something else, which must not get lost.
+    """
+    content = said.get("content")
+    if content is not None and not isinstance(content, str | list):
+        raise TypeError("the content is neither text nor parts")
+    return content if isinstance(content, str) else _joined_parts(content, "text")
+
+
+def reasoning_in(said: Mapping[str, Any]) -> str:
+    """Return the thinking in a delta or a message: a field of either name, or parts of the text."""
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(said.get(name), str) and said[name]:
+            return str(said[name])
+    return _joined_parts(said.get("content"), "thinking")
+
+
+def _joined_parts(content: object, kind: str) -> str:
+    """Join what the parts of a kind say, each a string or a list of further texts."""
+    parts = content if isinstance(content, list) else []
+    said = [part.get(kind) for part in parts if isinstance(part, dict) and part.get("type") == kind]
+    return "".join(s if isinstance(s, str) else _joined_parts(s, "text") for s in said)
+
+
+class CallNumbers:
+    """Tell which of an answer's tool calls a delta belongs to.
+
+    By its index; and by its id, or by its being a whole call, where an upstream leaves the index
+    out or gives all calls the same one, as some do that send each call whole.
+    """
+
+    def __init__(self) -> None:
+        self._by_index: dict[object, tuple[int, object]] = {}
+        self._next = 0
+
+    def number(self, delta: Mapping[str, Any]) -> int:
+        """Return the number of a delta's call: its index, or the next that is free."""
+        index, id = delta.get("index"), delta.get("id")
+        number, known = self._by_index.get(index, (-1, None))
+        function = delta.get("function") or {}
+        unmarked = index is None and not id and function.get("name") and function.get("arguments")
+        if number < 0 or (id and known and id != known) or unmarked:
+            new = number < 0 and isinstance(index, int)
+            number = index if new and isinstance(index, int) else self._next
+        self._by_index[index] = (number, id or known)
+        self._next = max(self._next, number + 1)
+        return number
+
+
+def has_content(chunk: Mapping[str, Any]) -> bool:
+    """Tell whether a chunk says something: text, reasoning, a tool call, a finish.
+
+    A delta that holds only a role (or empty and null values beside it) says nothing yet. The
+    chunks of the older completions have their `text` in the choice itself.
+    """
+    for choice in choices(chunk):
+        if choice.get("finish_reason") or choice.get("text"):
+            return True
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            for name, value in delta.items():
+                if value and name != "role":
+                    return True
+    return False
+
+
+def finished(chunk: Mapping[str, Any]) -> bool:
+    """Tell whether a chunk carries a finish_reason."""
+    return any(choice.get("finish_reason") for choice in choices(chunk))
+
+
+def is_usage_only(chunk: Mapping[str, Any]) -> bool:
+    """Tell whether a chunk is there for its usage alone: without choices, however written."""
+    return not chunk.get("choices") and isinstance(chunk.get("usage"), dict)
+
+
+def fold(chunks: Iterable[Chunk]) -> Chunk:
+    """Fold the chunks of one answer into one `chat.completion` object.
+
+    Text is joined, tool calls are gathered by their index, of anything else the last value
+    holds. Returns an object without choices when there were no chunks.
+    """
+    whole: Chunk = {"id": "", "object": "chat.completion", "created": 0, "model": ""}
+    by_index: dict[int, Chunk] = {}
+    numbers: dict[int, CallNumbers] = {}
+    usage = None
+    for chunk in chunks:
+        usage = chunk.get("usage") or usage
+        extra = {k: v for k, v in chunk.items() if k not in ("object", "choices", "usage")}
+        whole.update(extra)
+        for choice in choices(chunk):
+            _fold_choice(by_index, numbers, choice)
+    whole["choices"] = [_close(by_index[index]) for index in sorted(by_index)]
+    if usage:
+        whole["usage"] = usage
+    return whole
+
+
+def _fold_choice(
+    by_index: dict[int, Chunk], numbers: dict[int, CallNumbers], choice: Mapping[str, Any]
+) -> None:
+    index = choice.get("index") or 0
+    calls = numbers.setdefault(index, CallNumbers())
+    blank = {"index": index, "message": {"role": "assistant", "content": None}}
+    into = by_index.setdefault(index, {**blank, "finish_reason": None})
+    for key, value in choice.items():
+        if key == "delta":
+            _fold_delta(into["message"], calls, value if isinstance(value, dict) else {})
+        elif key == "logprobs" and isinstance(value, dict):
+            into["logprobs"] = _joined(into.get("logprobs"), value)
+        elif key != "index" and value is not None:
+            into[key] = value
+
+
+def _joined(old: Chunk | None, new: Mapping[str, Any]) -> Chunk:
+    """Join the lists of two logprobs objects."""
+    old = old or {}
+    return {**old, **{k: (old.get(k) or []) + v for k, v in new.items() if isinstance(v, list)}}
+
+
+def _fold_delta(message: Chunk, numbers: CallNumbers, delta: Mapping[str, Any]) -> None:
+    for key, value in delta.items():
+        if key == "tool_calls" and isinstance(value, list):
+            calls = message.setdefault("tool_calls", {})
+            for call in value:
+                _fold_call(calls, numbers.number(call), call)
+        elif key != "role" and isinstance(value, str):
+            message[key] = (message.get(key) or "") + value
+        elif value is not None:
+            message[key] = value
+
+
+def _fold_call(calls: dict[int, Chunk], number: int, call: Mapping[str, Any]) -> None:
+    into = calls.setdefault(number, {"id": "", "type": "function", "function": {}})
+    function = into["function"]
+    for key, value in (call.get("function") or {}).items():
+        function[key] = function.get(key, "") + value if isinstance(value, str) else value
+    into.update({k: v for k, v in call.items() if k not in ("index", "function") and v})
+
+
+def _close(choice: Chunk) -> Chunk:
+    """Turn the tool calls of a folded choice from a table by index into a list."""
+    calls = choice["message"].get("tool_calls")
+    if calls:
+        choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
+    return choice

@@ -1,0 +1,138 @@
+"""Server-sent events, on bytes.
+
+The rules, by the WHATWG standard, "Server-sent events", 9.2.5 and 9.2.6:
+lines end in CRLF, LF or CR and in nothing else (not in U+2028, which JSON may hold); an
+event ends at an empty line; a byte order mark may come first; `data:` lines of one event
+are joined by LF; one space after the colon belongs to nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nexus_gateway.errors import BrokenStream
+from nexus_gateway.wire import json_codec
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+LONGEST_EVENT = 8 * 1024 * 1024
+LONG_EVENT = 64 * 1024  # from where on it is not copied for each piece that comes
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: its `event:` name and its data as text ("" and "" for a comment)."""
+
+    name: str
+    data: str
+
+
+class Framer:
+    """Cut a byte stream into whole events, whatever its line ends and wherever it was split."""
+
+    def __init__(self) -> None:
+        self._rest: bytes | bytearray = b""
+        self._begun = False
+        self._after_cr = False
+
+    @property
+    def between(self) -> bool:
+        """Whether nothing is left of what came, and nothing of a line end is awaited."""
+        return not self._rest and self._begun and not self._after_cr
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they come; return all whole events so far, with LF line ends, or b"".
+
+        Raises:
+            BrokenStream: one event is larger than LONGEST_EVENT.
+        """
+        if b"\r" in data or self._after_cr:
+            data = self._unify(data)
+        if self._rest:
+            if len(self._rest) <= LONG_EVENT:
+                data = bytes(self._rest) + data
+            elif not (data := self._go_on(data)):
+                return b""
+        if not self._begun:
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._rest = data
+                return b""
+            self._begun = True
+            data = data.removeprefix(_BOM)
+        cut = data.rfind(b"\n\n") + 2
+        if cut == 1:
+            cut = 0
+        self._rest = data[cut:]
+        if len(self._rest) > LONG_EVENT:
+            self._rest = bytearray(self._rest)
+            self._go_on(b"")
+        return data[:cut]
+
+    def _go_on(self, data: bytes) -> bytes:
+        """Add to a long event, uncopied while it lasts; return all of it when it has ended."""
+        rest = self._rest
+        assert isinstance(rest, bytearray)
+        ended = b"\n\n" in rest[-1:] + data
+        rest += data
+        if ended:
+            return bytes(rest)
+        if len(rest) > LONGEST_EVENT:
+            raise BrokenStream("The upstream sent an event that is too large.")
+        return b""
+
+    def rest(self) -> bytes:
+        """Return what stands after the last whole event, and forget it."""
+        rest, self._rest = bytes(self._rest), b""
+        return rest
+
+    def _unify(self, data: bytes) -> bytes:
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._after_cr = False
+        if data:
+            self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def split(block: bytes) -> Iterator[bytes]:
+    """Give the whole events of a block one by one, without their empty lines."""
+    for event in block.split(b"\n\n"):
+        event = event.strip(b"\n")
+        if event:
+            yield event
+
+
+def read(event: bytes) -> Event:
+    """Read the fields of one event (as `split` gives it)."""
+    name, data = b"", []
+    for line in event.split(b"\n"):
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+    return Event(name.decode("utf-8", "replace"), b"\n".join(data).decode("utf-8", "replace"))
+
+
+def comments(event: bytes) -> bytes:
+    """Return what of an event without data may go out: its comments as an event, or b"".
+
+    The official clients take a lone `retry:`, `id:` or `event:` line for a chunk and fail on it.
+    """
+    found = [line for line in event.split(b"\n") if line.startswith(b":") and line != b":"]
+    return b"\n".join(found) + b"\n\n" if found else b""
+
+
+def frame(data: bytes) -> bytes:
+    """Make an event of one line of JSON."""
+    return b"data: " + data + b"\n\n"
+
+
+def json_event(value: Any, name: str = "") -> bytes:
+    """Make an event of a JSON value, with an `event:` line where it has a name."""
+    event = frame(json_codec.dumps(value))
+    return f"event: {name}\n".encode() + event if name else event

@@ -1,0 +1,392 @@
+"""An OpenAI chat as the body of Anthropic's Messages API.
+
+Refused, as leaving it out would give another answer than was asked for: `n` above 1, log
+probabilities, audio, OpenAI's web search, the old `functions` and `function_call`, tools that
+are no functions, a `response_format` without a schema, and what the turns below refuse.
+
+Left out, as mere hints: `seed`, `frequency_penalty`, `presence_penalty`, `logit_bias`,
+`service_tier`, `store`, `metadata`, `prediction`, `prompt_cache_key`, `stream_options`,
+`verbosity`, a message's `name`, an image's `detail`, and `tool_choice` where there are no
+tools. So are `temperature`, `top_p` and `reasoning_effort` for those models that would answer
+400 to them, and a `user` that Anthropic would refuse for being a person's address or number.
+
+Anthropic has the system prompt apart from the conversation, lets user and assistant take
+turns, and keeps tool calls and their results as blocks in these turns. It refuses blank texts
+and a last answer that ends in white space.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from nexus_gateway.provider import CannotServe
+
+Block = dict[str, Any]
+Fields = dict[str, Any]
+T = TypeVar("T")
+
+
+# Anthropic asks for a number, and thinking counts towards it; every model offered takes this.
+MAX_TOKENS = 32_000
+HOTTEST = 1
+LONGEST_USER = 256
+_SAMPLED = re.compile(r"claude-(3.*|(opus|sonnet|haiku)-4(-[0-6])?(-\d{8})?)")
+_EFFORTLESS = re.compile(r"claude-(3.*|opus-4(-[01])?(-\d{8})?|(sonnet|haiku)-4(-[0-5])?(-\d{8})?)")
+_EFFORTS = {
+    "none": "low",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "xhigh",
+    "max": "max",
+}
+_OLD_EFFORTS = {**_EFFORTS, "xhigh": "high", "max": "high"}
+_PERSONAL = re.compile(r".*@.*|\+?[\d\s()-]{7,}", re.DOTALL)
+_INSTEAD = {"functions": "send `tools` instead", "function_call": "send `tool_choice` instead"}
+
+
+def messages_body(chat: Mapping[str, Any]) -> Fields:
+    """Translate a chat; the answer is always asked for as a stream.
+
+    Args:
+        chat: OpenAI's body. It is not changed.
+
+    Returns:
+        Anthropic's.
+
+    Raises:
+        CannotServe: it asks for what Anthropic lacks, or is malformed.
+    """
+    fields = {name: value for name, value in chat.items() if value is not None}
+    _refuse_what_lacks(fields)
+    system, turns = system_and_turns(fields["messages"])
+    if not turns:
+        raise CannotServe("Anthropic needs a message that is not a system prompt.", "messages")
+    return {
+        "model": fields["model"],
+        "max_tokens": fields.get("max_completion_tokens", fields.get("max_tokens", MAX_TOKENS)),
+        "stream": True,
+        **_system(system),
+        "messages": turns,
+        **_tools(fields),
+        **_output(fields),
+        **_sampling(fields),
+        **_stops(fields),
+        **_user(fields),
+    }
+
+
+def _refuse_what_lacks(fields: Fields) -> None:
+    lacks = {
+        "n": fields.get("n", 1) != 1,
+        "logprobs": bool(fields.get("logprobs")),
+        "top_logprobs": bool(fields.get("top_logprobs")),
+        "modalities": fields.get("modalities", ["text"]) != ["text"],
+        "audio": "audio" in fields,
+        "web_search_options": "web_search_options" in fields,
+        "functions": "functions" in fields,
+        "function_call": "function_call" in fields,
+    }
+    for name, asked in lacks.items():
+        if asked:
+            advice = _INSTEAD.get(name, "leave it out, or choose another model")
+            raise CannotServe(f"Anthropic has no counterpart to this `{name}`: {advice}.", name)
+
+
+def _system(blocks: list[Block]) -> Fields:
+    if not blocks:
+        return {}
+    alone = len(blocks) == 1 and blocks[0].keys() == {"type", "text"}
+    return {"system": blocks[0]["text"] if alone else blocks}
+
+
+def _tools(fields: Fields) -> Fields:
+    tools = need(fields.get("tools", []), list, "tools")
+    if not tools:
+        return {}
+    choice = _choice(fields)
+    return {
+        "tools": [_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools)],
+        **({"tool_choice": choice} if choice else {}),
+    }
+
+
+def _tool(tool: object, where: str) -> Block:
+    tool = need(tool, dict, where)
+    if tool.get("type") != "function":
+        raise CannotServe(f"`{where}`: Anthropic takes tools of the type `function`.", where)
+    function = need(tool.get("function"), dict, f"{where}.function")
+    schema = need(function.get("parameters") or {}, dict, f"{where}.function.parameters")
+    optional = {
+        "description": function.get("description"),
+        "strict": function.get("strict"),
+        "cache_control": tool.get("cache_control"),
+    }
+    return {
+        "name": need(function.get("name"), str, f"{where}.function.name"),
+        "input_schema": {"type": "object", **schema},
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def _choice(fields: Fields) -> Fields:
+    match fields.get("tool_choice"):
+        case None:
+            choice = {}
+        case "auto":
+            choice = {"type": "auto"}
+        case "none":
+            return {"type": "none"}
+        case "required":
+            choice = {"type": "any"}
+        case {"type": "function", "function": {"name": str() as name}}:
+            choice = {"type": "tool", "name": name}
+        case _:
+            message = "Anthropic's `tool_choice` is auto, none, required or one function."
+            raise CannotServe(message, "tool_choice")
+    if fields.get("parallel_tool_calls") is False:
+        return {"type": "auto", **choice, "disable_parallel_tool_use": True}
+    return choice
+
+
+def _output(fields: Fields) -> Fields:
+    config = {**_format(fields.get("response_format")), **_effort(fields)}
+    return {"output_config": config} if config else {}
+
+
+def _format(wanted: object) -> Fields:
+    match wanted:
+        case None | {"type": "text"}:
+            return {}
+        case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+            return {"format": {"type": "json_schema", "schema": schema}}
+    message = "Anthropic writes JSON by a schema: send a `json_schema`, or leave it out."
+    raise CannotServe(message, "response_format")
+
+
+def _effort(fields: Fields) -> Fields:
+    wanted, model = str(fields.get("reasoning_effort")), str(fields["model"])
+    if _EFFORTLESS.fullmatch(model):
+        return {}
+    efforts = _OLD_EFFORTS if _SAMPLED.fullmatch(model) else _EFFORTS
+    return {"effort": efforts[wanted]} if wanted in efforts else {}
+
+
+def _sampling(fields: Fields) -> Fields:
+    """Translate temperature or top_p: together they are a 400, newer models take neither."""
+    if not _SAMPLED.fullmatch(str(fields["model"])):
+        return {}
+    warmth = fields.get("temperature")
+    if isinstance(warmth, int | float):
+        return {"temperature": min(warmth, HOTTEST)}
+    return {"top_p": fields["top_p"]} if "top_p" in fields else {}
+
+
+def _stops(fields: Fields) -> Fields:
+    stop = fields.get("stop", [])
+    stops: Iterable[object] = [stop] if isinstance(stop, str) else need(stop, list, "stop")
+    texts = [text for one in stops if (text := need(one, str, "stop")).strip()]
+    return {"stop_sequences": texts} if texts else {}
+
+
+def _user(fields: Fields) -> Fields:
+    user = str(fields.get("safety_identifier", fields.get("user", "")))
+    if not user or len(user) > LONGEST_USER or _PERSONAL.fullmatch(user):
+        return {}
+    return {"metadata": {"user_id": user}}
+
+
+_WORDS: dict[type[Any], str] = {str: "a string", dict: "an object", list: "an array"}
+_IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_PDF = frozenset({"application/pdf"})
+# Other providers' ids may hold more, and a conversation may have begun with one of them.
+_NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
+
+
+def need(value: object, kind: type[T], where: str) -> T:
+    """Return a value of the caller's that must have a type.
+
+    Raises:
+        CannotServe: it has another; `where` names it.
+    """
+    if not isinstance(value, kind):
+        raise CannotServe(f"`{where}` must be {_WORDS[kind]}.", where)
+    return value
+
+
+def system_and_turns(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Block], list[Block]]:
+    """Translate a chat's messages.
+
+    Args:
+        messages: OpenAI's.
+
+    Returns:
+        The blocks of the system prompt and the turns, either of which may be empty.
+
+    Raises:
+        CannotServe: a role or a part has no counterpart, or is malformed.
+    """
+    system: list[Block] = []
+    turns: list[Block] = []
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        match message.get("role"):
+            case "system" | "developer":
+                system += _instructions(message, where)
+            case "user":
+                _add(turns, "user", _content(message, where))
+            case "assistant":
+                _add(turns, "assistant", _answer(message, where))
+            case "tool":
+                _add(turns, "user", [_result(message, where)])
+            case _:
+                _refuse("this role; it knows system, user, assistant and tool", f"{where}.role")
+    _tidy(turns)
+    return system, turns
+
+
+def _add(turns: list[Block], role: str, blocks: list[Block]) -> None:
+    if not blocks:
+        return
+    if turns and turns[-1]["role"] == role:
+        turns[-1]["content"] += blocks
+    else:
+        turns.append({"role": role, "content": blocks})
+
+
+def _tidy(turns: list[Block]) -> None:
+    for turn in turns:
+        turn["content"].sort(key=lambda block: block["type"] != "tool_result")
+    if turns and turns[-1]["role"] == "assistant" and "text" in turns[-1]["content"][-1]:
+        last = turns[-1]["content"][-1]
+        last["text"] = last["text"].rstrip()
+
+
+def _instructions(message: Mapping[str, Any], where: str) -> list[Block]:
+    blocks = _content(message, where)
+    if any(block["type"] != "text" for block in blocks):
+        _refuse("anything but text in a system prompt", f"{where}.content")
+    return blocks
+
+
+def _answer(message: Mapping[str, Any], where: str) -> list[Block]:
+    """Translate what an assistant said and which tools it called."""
+    for field in ("audio", "function_call"):
+        if message.get(field):
+            _refuse(f"`{field}`", f"{where}.{field}")
+    refusal = need(message.get("refusal") or "", str, f"{where}.refusal")
+    calls = need(message.get("tool_calls") or [], list, f"{where}.tool_calls")
+    return [
+        *_content(message, where),
+        *_texts(refusal),
+        *[_tool_use(call, f"{where}.tool_calls[{j}]") for j, call in enumerate(calls)],
+    ]
+
+
+def _tool_use(call: object, where: str) -> Block:
+    call = need(call, dict, where)
+    if call.get("type", "function") != "function":
+        _refuse("tools that are no functions", where)
+    function = need(call.get("function"), dict, f"{where}.function")
+    return {
+        "type": "tool_use",
+        "id": _tool_id(call.get("id"), f"{where}.id"),
+        "name": need(function.get("name"), str, f"{where}.function.name"),
+        "input": _arguments(function.get("arguments") or "", f"{where}.function.arguments"),
+    }
+
+
+def _arguments(text: object, where: str) -> Block:
+    text = need(text, str, where).strip()
+    try:
+        value = json.loads(text, parse_constant=_not_json) if text else {}
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise CannotServe(f"`{where}` must be a JSON object, as text.", where)
+    return value
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _result(message: Mapping[str, Any], where: str) -> Block:
+    """Translate what a tool gave back."""
+    id = _tool_id(message.get("tool_call_id"), f"{where}.tool_call_id")
+    blocks = _content(message, where)
+    return {"type": "tool_result", "tool_use_id": id, **({"content": blocks} if blocks else {})}
+
+
+def _tool_id(id: object, where: str) -> str:
+    return _NOT_IN_IDS.sub("_", need(id, str, where))
+
+
+def _content(message: Mapping[str, Any], where: str) -> list[Block]:
+    """Translate a message's content: a string, parts, or nothing."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return _texts(content or "")
+    return [
+        block
+        for j, part in enumerate(need(content, list, f"{where}.content"))
+        for block in _blocks(need(part, dict, f"{where}.content[{j}]"), f"{where}.content[{j}]")
+    ]
+
+
+def _texts(text: str) -> list[Block]:
+    return [{"type": "text", "text": text}] if text.strip() else []
+
+
+def _blocks(part: Mapping[str, Any], where: str) -> list[Block]:
+    """Translate a part; none for a blank text."""
+    match part.get("type"):
+        case "text" | "refusal" as kind:
+            blocks = _texts(need(part.get(kind), str, f"{where}.{kind}"))
+        case "image_url":
+            blocks = [_image(need(part.get("image_url"), dict, f"{where}.image_url"), where)]
+        case "file":
+            blocks = [_document(need(part.get("file"), dict, f"{where}.file"), where)]
+        case kind:
+            _refuse(f"parts of the type `{kind}`; it takes text, image_url and file", where)
+    kept = {"cache_control": part["cache_control"]} if part.get("cache_control") else {}
+    return [{**block, **kept} for block in blocks]
+
+
+def _image(image: Mapping[str, Any], where: str) -> Block:
+    where = f"{where}.image_url.url"
+    url = need(image.get("url"), str, where)
+    if url.startswith(("https://", "http://")):
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    return {"type": "image", "source": _inline(url, _IMAGES, where)}
+
+
+def _document(file: Mapping[str, Any], where: str) -> Block:
+    if file.get("file_id"):
+        _refuse("files that lie elsewhere; send `file_data`", f"{where}.file.file_id")
+    where = f"{where}.file.file_data"
+    source = _inline(need(file.get("file_data"), str, where), _PDF, where)
+    name = file.get("filename")
+    titled = {"title": name} if isinstance(name, str) and name else {}
+    return {"type": "document", "source": source, **titled}
+
+
+def _inline(url: str, kinds: frozenset[str], where: str) -> Block:
+    """Translate a data URL into a source."""
+    head, comma, data = url.partition(",")
+    scheme, _, about = head.partition(":")
+    kind, *more = about.lower().split(";")
+    if scheme.lower() != "data" or not comma or "base64" not in more:
+        raise CannotServe(f"`{where}` must be a data URL in base64.", where)
+    kind = "image/jpeg" if kind == "image/jpg" else kind
+    if kind not in kinds:
+        _refuse(f"this media type; it takes {', '.join(sorted(kinds))}", where)
+    return {"type": "base64", "media_type": kind, "data": data}
+
+
+def _refuse(what: str, where: str) -> NoReturn:
+    raise CannotServe(f"`{where}`: Anthropic does not take {what}.", where)

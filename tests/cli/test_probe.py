@@ -1,0 +1,55 @@
+"""`check`'s one tiny request to every instance."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import Fake, make_instance
+
+from nexus_gateway.cli.check import probe_all
+from nexus_gateway.provider import Model
+from nexus_gateway.routing.pool import Pool
+from nexus_gateway.settings import Settings
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+
+class Vectors(Fake):
+    title = "Vectors"
+    models = (Model("v-1", kind="embeddings"),)
+    endpoints = {"embeddings": "/embeddings"}
+
+
+class Ears(Vectors):
+    title = "Ears"
+    endpoints = {"transcriptions": "/audio/transcriptions"}
+
+
+async def result(upstream: FakeUpstream, provider: type[Fake]) -> tuple[bool, str]:
+    pool = Pool(instances=[make_instance(upstream, provider=provider)])
+    ((_, latency_ms, said),) = await probe_all(Settings(), pool)
+    return latency_ms is not None, said
+
+
+@pytest.mark.parametrize(
+    ("provider", "reply", "said"),
+    [
+        (Fake, Reply(), (True, "ok")),
+        (Fake, Reply(status=401), (False, "the key was refused (401)")),
+        (Vectors, Reply(), (True, "ok")),
+        (Vectors, Reply(status=500), (False, "answered 500")),
+        (Ears, Reply(), (False, "offers nothing that could be checked")),
+    ],
+)
+async def test_what_is_told_of_an_instance(
+    upstream: FakeUpstream, provider: type[Fake], reply: Reply, said: tuple[bool, str]
+) -> None:
+    upstream.default = reply
+    assert await result(upstream, provider) == said
+
+
+async def test_what_is_asked(upstream: FakeUpstream) -> None:
+    for provider in (Fake, Vectors):
+        await result(upstream, provider)
+    chat, vectors = [r.body for r in upstream.requests]
+    assert (chat["model"], chat["max_tokens"]) == ("fake-large", 1)
+    assert vectors == {"model": "v-1", "input": "ping"}

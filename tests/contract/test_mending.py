@@ -1,0 +1,115 @@
+"""What some backends want different from OpenAI, and how they say what went wrong."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+import pytest
+from fakes import HELLO, serving
+
+from nexus_gateway.provider import (
+    Account,
+    Outcome,
+    Provider,
+    drop_fields,
+    rename_fields,
+    rename_roles,
+)
+from nexus_gateway.secret import Secret
+from nexus_gateway.testing.gateway import instance_of
+from nexus_gateway.testing.upstream import FakeUpstream
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "a": 1}
+
+
+def load(name: str) -> type[Provider]:
+    (point,) = metadata.entry_points(group="nexus_gateway.providers", name=name)
+    found: type[Provider] = point.load()
+    return found
+
+
+def test_what_needs_no_mending_stays_the_same_object() -> None:
+    assert rename_fields(CHAT, b="c") is CHAT
+    assert drop_fields(CHAT, "b") is CHAT
+    assert rename_roles(CHAT, developer="system") is CHAT
+
+
+def test_a_new_name_that_is_there_already_keeps_its_value() -> None:
+    assert rename_fields({"old": 1}, old="new") == {"new": 1}
+    assert rename_fields({"old": 1, "new": 2}, old="new") == {"new": 2}
+    assert drop_fields(CHAT, "a", "b") == {k: v for k, v in CHAT.items() if k != "a"}
+    told = rename_roles({"messages": [{"role": "developer"}, {"role": "user"}]}, developer="system")
+    assert [m["role"] for m in told["messages"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sent", "asked"),
+    [
+        ("openai", {"max_tokens": 5}, {"max_completion_tokens": 5}),
+        ("openai", {"tools": [1]}, {"tools": [1], "reasoning_effort": "none"}),
+        ("openai", {"tools": [1], "reasoning_effort": "low"}, None),
+        ("openai", {"model": "gpt-5.4-mini", "tools": [1]}, None),
+        ("azure", {"max_tokens": 5}, {"max_completion_tokens": 5}),
+        ("mistral", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        ("mistral", {"seed": 7, "user": "u", "stream_options": {}}, {"random_seed": 7}),
+        ("deepseek", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        ("together", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        ("openai", {"temperature": 0.5}, None),
+        ("mistral", {"temperature": 0.5}, None),
+    ],
+)
+async def test_what_a_backend_is_sent(
+    upstream: FakeUpstream, name: str, sent: dict[str, Any], asked: dict[str, Any] | None
+) -> None:
+    instance = instance_of(load(name), upstream.base_url, key="k" * 8, name=name)
+    model = sent.get("model") or instance.model
+    async with serving(instance) as served:
+        body = {**HELLO, **sent, "model": f"{name}/{model}", "stream": False}
+        assert (await served.chat(body))[0] == 200
+    (received,) = upstream.requests
+    wanted = {**HELLO, **(sent if asked is None else asked), "model": model, "stream": False}
+    assert received.body == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "headers", "body", "outcome"),
+    [
+        ("mistral", 429, {"x-ratelimit-limit-req-minute": "0"}, b"", Outcome.BAD_KEY),
+        ("mistral", 429, {"x-ratelimit-limit-req-minute": "60"}, b"", None),
+        (
+            "xai",
+            429,
+            {},
+            b'{"error":"Your team x has either used all available credits or"}',
+            Outcome.BAD_KEY,
+        ),
+        ("xai", 429, {}, b"slow down", None),
+        ("fireworks", 412, {}, b"", Outcome.BAD_KEY),
+        ("fireworks", 500, {}, b"", None),
+    ],
+)
+def test_what_a_failure_means(
+    name: str, status: int, headers: dict[str, str], body: bytes, outcome: Outcome | None
+) -> None:
+    verdict = load(name)().read_failure(status, headers, body)
+    assert (verdict and verdict.outcome) == outcome
+
+
+@pytest.mark.parametrize(
+    ("base_url", "version", "url"),
+    [
+        ("https://r.openai.azure.com", "", "/openai/v1/chat/completions"),
+        ("https://r.openai.azure.com/openai/v1", "", "/openai/v1/chat/completions"),
+        (
+            "https://r.openai.azure.com",
+            "2024-10-21",
+            "/openai/deployments/my%2Fgpt/chat/completions?api-version=2024-10-21",
+        ),
+    ],
+)
+def test_azures_addresses(base_url: str, version: str, url: str) -> None:
+    azure = load("azure")()
+    account = Account(Secret("k"), base_url, {"API_VERSION": version})
+    assert azure.url(account, "chat", "my/gpt") == "https://r.openai.azure.com" + url
+    assert azure.authorize(Secret("k")) == {"api-key": "k"}

@@ -1,0 +1,177 @@
+"""The built-in providers, found as any other plugin is: by their entry points."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import pytest
+
+from nexus_gateway.provider import API_VERSION, Account, Call, InProcess, Model, Outcome, Provider
+from nexus_gateway.secret import Secret
+from nexus_gateway.wire.chunks import Answer, fold
+
+# title, base URL, the models of its first day (the first is the default)
+EXPECTED: dict[str, tuple[str, str, tuple[Model, ...]]] = {
+    "groq": (
+        "Groq",
+        "https://api.groq.com/openai/v1",
+        (
+            Model("llama-4-scout-17b-16e-instruct", 10_000_000, True),
+            Model("llama-4-maverick", 1_000_000, True),
+        ),
+    ),
+    "gemini": (
+        "Gemini",
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        (
+            Model("gemini-2.5-flash", 1_000_000, True),
+            Model("gemini-3-flash-preview", 1_000_000, True),
+        ),
+    ),
+    "openrouter": (
+        "OpenRouter",
+        "https://openrouter.ai/api/v1",
+        (Model("deepseek/deepseek-r1-0528:free", 65_536, False),),
+    ),
+    "cerebras": (
+        "Cerebras",
+        "https://api.cerebras.ai/v1",
+        (Model("zai-glm-4.7", 131_072, False),),
+    ),
+    "demo": ("Demo", "", (Model("demo-1", 8_192, True),)),
+}
+
+
+def load(name: str) -> type[Provider]:
+    found = metadata.entry_points(group="nexus_gateway.providers", name=name)
+    cls: type[Provider] = next(iter(found)).load()
+    assert issubclass(cls, Provider)
+    return cls
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_built_in_is_what_the_readme_promises(name: str) -> None:
+    title, base_url, models = EXPECTED[name]
+    cls = load(name)
+    assert (cls.title, cls.base_url) == (title, base_url)
+    assert cls.models[: len(models)] == models
+    assert cls.default_model == models[0].id
+    assert cls.api_version == API_VERSION
+    assert cls.needs_key is (name != "demo")
+
+
+@pytest.mark.proves("S-05")
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "demo"])
+def test_a_key_travels_in_a_header_only(name: str) -> None:
+    provider = load(name)()
+    assert provider.authorize(Secret("a-key")) == {"Authorization": "Bearer a-key"}
+    assert "a-key" not in provider.base_url
+
+
+def test_gemini_tells_a_wrong_key_by_its_reason() -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
+    error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}
+    provider = load("gemini")()
+    wrong = json.dumps([{"error": {**error, "details": details}}]).encode()
+    verdict = provider.read_failure(400, {}, wrong)
+    assert verdict is not None
+    assert (verdict.outcome, verdict.error) == (Outcome.BAD_KEY, None)
+    # What a caller can bring about stays the caller's: a text in an error is escaped.
+    said = json.dumps({"error": {**error, "message": '"reason": "API_KEY_INVALID"'}}).encode()
+    assert provider.read_failure(400, {}, said) is None
+    assert provider.read_failure(500, {}, wrong) is None
+
+
+def test_openrouter_says_who_calls() -> None:
+    assert load("openrouter").headers == {"X-Title": "Nexus Gateway"}
+
+
+def test_built_ins_import_only_the_contract() -> None:
+    for name in EXPECTED:
+        module = load(name).__module__
+        assert module == f"nexus_gateway_plugins.{name}"
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Make every sleep a short one, and tell how long each would have been."""
+    naps: list[float] = []
+    sleep = asyncio.sleep
+
+    async def nap(seconds: float) -> None:
+        naps.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", nap)
+    return naps
+
+
+async def ask(chat: Mapping[str, Any]) -> list[dict[str, Any]]:
+    demo = load("demo")()
+    assert isinstance(demo, InProcess)
+    call = Call({"model": "demo-1", "stream": True, **chat}, Account(Secret(""), ""))
+    answer = Answer("chatcmpl-1", 1, "demo-1")
+    return [chunk async for chunk in demo.generate(call, answer)]
+
+
+async def test_the_demo_streams_word_by_word(slept: list[float]) -> None:
+    chunks = await ask({"messages": [{"role": "user", "content": "How are you?"}]})
+    whole = fold(chunks)
+    text = whole["choices"][0]["message"]["content"]
+    assert "demo" in text
+    assert '"How are you?"' in text
+    assert "GROQ_KEY_1" in text
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert len(chunks) == len(text.split()) + 2
+    assert slept == [0.03] * len(text.split())
+    assert chunks[-1]["usage"]["prompt_tokens"] == 3
+    assert chunks[-1]["choices"] == []
+
+
+@pytest.mark.usefixtures("slept")
+async def test_the_demo_quotes_80_characters_at_most() -> None:
+    whole = fold(await ask({"messages": [{"role": "user", "content": "x" * 200}]}))
+    assert '"' + "x" * 80 + '…"' in whole["choices"][0]["message"]["content"]
+
+
+PARTS = [
+    {"type": "text", "text": "What is"},
+    {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}},
+    {"type": "text", "text": "this?"},
+]
+
+
+@pytest.mark.usefixtures("slept")
+@pytest.mark.parametrize(
+    ("chat", "quoted"),
+    [
+        ({"messages": [{"role": "user", "content": PARTS}]}, "What is this?"),
+        ({"messages": [{"role": "user", "content": "one\n two"}]}, "one two"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "first"},
+                    {"role": "user", "content": "last"},
+                    {"role": "assistant", "content": "no"},
+                ]
+            },
+            "last",
+        ),
+        ({"messages": [{"role": "user", "content": None}]}, None),
+        ({"messages": [{"role": "user"}]}, None),
+        ({"messages": [{"role": "user", "content": [None, {"text": 5}]}]}, None),
+        ({"messages": [None]}, None),
+        ({"messages": []}, None),
+        ({}, None),
+    ],
+)
+async def test_the_demo_takes_any_content(chat: dict[str, Any], quoted: str | None) -> None:
+    text = fold(await ask(chat))["choices"][0]["message"]["content"]
+    if quoted is None:
+        assert "You asked" not in text
+    else:
+        assert f'You asked: "{quoted}".' in text

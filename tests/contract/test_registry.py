@@ -1,0 +1,117 @@
+"""Plugins found, loaded, and left out one by one."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_points import Acme, fit, point
+
+from nexus_gateway.discovery import PROVIDERS, discover
+from nexus_gateway.provider import Model, Translator
+
+
+def reason(name: str, found: object) -> str:
+    made = discover(PROVIDERS, [point(name, found)])
+    assert made.plugins == []
+    (problem,) = made.problems
+    assert (name, "nexus-acme", "0.1") == (problem.name, problem.distribution, problem.version)
+    return problem.reason
+
+
+def test_a_plugin_is_found_with_where_it_came_from():
+    found = discover(PROVIDERS, [point("acme", Acme)])
+    (plugin,) = found.plugins
+
+    assert ("acme", Acme, "nexus-acme", "0.1") == (
+        plugin.name,
+        plugin.cls,
+        plugin.distribution,
+        plugin.version,
+    )
+    assert plugin.entry_point == "nexus_acme:Cls"
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("no module acme\nmore"), "ImportError: no module acme"),
+        (SystemExit(3), "SystemExit"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_one_that_fails_to_load_is_told_in_one_line(error, said):
+    (problem,) = discover(PROVIDERS, [point("acme", error)]).problems
+
+    assert said in str(problem)
+    assert "\n" not in str(problem)
+    assert problem.reason == f"it failed to load: {type(error).__name__}"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (object(), "not a subclass"),
+        (dict, "not a subclass"),
+        (fit(api_version=2), "version"),
+        (fit(title=""), "title"),
+        (fit(base_url=None), "base_url"),
+        (fit(default_model=7), "default_model"),
+        (type("Half", (Acme, Translator), {}), "encode"),
+        (fit(models=Model("acme-1")), "comma"),
+        (fit(models=(Model("acme-1", kind="embedding"),)), "kind"),
+        (fit(models=(Model("acme-e", kind="embeddings"),)), "needs 'embeddings'"),
+        (fit(endpoints={"embedding": "/e"}), "'embedding' is not known"),
+        (fit(endpoints={"chat": "chat/completions"}), "begins with /"),
+        (fit(endpoints=5), "does not keep the contract"),
+        (fit(options={"MODEL": ""}), "'MODEL'"),
+        (fit(options={"KEY_1": ""}), "'KEY_1'"),
+        (fit(options={"region": ""}), "'region'"),
+    ],
+)
+def test_one_that_breaks_the_contract_is_left_out(found, said):
+    assert said in reason("acme", found)
+
+
+@pytest.mark.parametrize("name", ["Acme", "ac me", "ac.me", ""])
+def test_a_name_has_plain_letters(name):
+    assert "name" in reason(name, Acme)
+
+
+def test_one_bad_plugin_leaves_the_others_alone():
+    found = discover(PROVIDERS, [point("bad", ImportError("gone")), point("acme", Acme)])
+
+    assert [p.name for p in found.plugins] == ["acme"]
+    assert [p.name for p in found.problems] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    ("rivals", "winner"),
+    [(["a-first", "nexus-gateway"], "nexus-gateway"), (["b-last", "a-first"], "a-first")],
+)
+def test_of_two_with_one_name_ours_stays_else_the_first_in_the_alphabet(rivals, winner):
+    found = discover(
+        PROVIDERS, [point("acme", fit(title=rival), distribution=rival) for rival in rivals]
+    )
+
+    assert [winner] == [p.distribution for p in found.plugins]
+    assert [r for r in rivals if r != winner] == [p.distribution for p in found.problems]
+
+
+def test_of_two_with_one_title_the_second_is_left_out():
+    found = discover(PROVIDERS, [point("acme", Acme), point("other", fit())])
+
+    assert [p.name for p in found.plugins] == ["acme"]
+    assert "title" in found.problems[0].reason
+
+
+def test_names_that_would_share_variables_are_told_apart():
+    points = [point("acme-x", Acme), point("acme_x", fit(title="Two"), "nexus-second")]
+    found = discover(PROVIDERS, points)
+    (plugin,), (problem,) = found.plugins, found.problems
+
+    assert (plugin.name, problem.name) == ("acme-x", "acme_x")
+    for name in ("auto", "nexus", "response"):
+        assert "reserved" in reason(name, Acme)
+    assert "models" in reason("acme", fit(models=("acme-1",)))
+    (problem,) = discover(PROVIDERS, [point("acme", ImportError("\x1b[31mred"))]).problems
+    assert "\x1b" not in str(problem)

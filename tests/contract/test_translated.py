@@ -1,0 +1,216 @@
+"""Answers that are translated on their way: signs of life, blame, and what must not get lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fakes import Fake, make_instance, serving
+from test_abuse import Able, anthropic, form
+
+from nexus_gateway.dialects.messages.response import UNSEALED, MessageSpeaker
+from nexus_gateway.provider import (
+    Call,
+    HttpRequest,
+    InProcess,
+    Outcome,
+    Translator,
+    Verdict,
+    json_request,
+)
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.testing.wire import MessagesWire, Wire
+from nexus_gateway.wire.chunks import Answer, fold
+from nexus_gateway.wire.sse import Event
+
+HI = [{"role": "user", "content": "Hi"}]
+MESSAGES: dict[str, Any] = {"messages": HI, "max_tokens": 9}
+ANSWER = Answer("chatcmpl-1", 1, "m")
+
+
+class Slow:
+    """An upstream that lets its second word be waited for, with signs of life meanwhile."""
+
+    def __init__(self, sign: bytes, wire: type[Wire]) -> None:
+        self.sign = sign
+        self.wire = wire
+        self.base_url = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        wire = self.wire()
+        await response.write(wire.say(ANSWER.text("One")))
+        for _ in range(6):
+            await asyncio.sleep(0.05)
+            await response.write(self.sign)
+        for chunk in (ANSWER.text(" two"), ANSWER.finish()):
+            await response.write(wire.say(chunk))
+        await response.write(wire.end())
+        return response
+
+
+async def slow(sign: bytes, wire: type[Wire]) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_post("/v1/{path:.*}", Slow(sign, wire).answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("native", [False, True], ids=["openai", "anthropic"])
+async def test_comments_and_pings_are_signs_of_life(path: str, native: bool) -> None:
+    sign = b'event: ping\ndata: {"type": "ping"}\n\n' if native else b": PROCESSING\n\n"
+    async for url in slow(sign, MessagesWire if native else Wire):
+        made = FakeUpstream()
+        made.base_url = url
+        instance = anthropic(made) if native else make_instance(url)
+        body = {"input": "Hi"} if path == "/v1/responses" else MESSAGES
+        async with serving(instance, idle_timeout_ms=250) as served:
+            status, said, _ = await served.post(path, {**body, "stream": True})
+        assert (status, "idle_timeout" in said, "two" in said) == (200, False, True)
+        assert instance.health.success_rate() == 1.0
+
+
+async def test_silence_is_still_noticed(upstream: FakeUpstream) -> None:
+    upstream.default = Reply(hang_after=2, delay_s=0.01)
+    async with serving(make_instance(upstream), idle_timeout_ms=150) as served:
+        _, said, _ = await served.post("/v1/messages", {**MESSAGES, "stream": True})
+    assert "upstream_idle_timeout" in said
+
+
+async def test_a_model_that_does_not_stream_harms_nobody(upstream: FakeUpstream) -> None:
+    upstream.default = Reply(body=b'{"text": "said"}')
+    instance = make_instance(upstream, provider=Able)
+    kind = {"Content-Type": "multipart/form-data; boundary=XbX"}
+    head = 'Content-Disposition: form-data; name="{}"'
+    body = form(head.format("model")).replace(
+        b'--XbX\r\nContent-Disposition: form-data; name="file"',
+        b'--XbX\r\nContent-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n'
+        b'--XbX\r\nContent-Disposition: form-data; name="file"',
+    )
+    async with serving(instance) as served:
+        for _ in range(4):
+            status, text, _ = await served.post("/v1/audio/transcriptions", body, headers=kind)
+            assert (status, json.loads(text)["error"]["param"]) == (400, "stream")
+    assert instance.breaker.state() is State.CLOSED
+
+
+async def test_a_misspelt_model_is_the_callers(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.default = Reply(status=404, error={"message": "No such model."})
+    pair = [make_instance(upstream, n, provider=Able, name="able") for n in (1, 2)]
+    async with serving(*pair) as served:
+        body = {"model": "nobodys", "input": "x"}
+        status, text, _ = await served.post("/v1/embeddings", body)
+    assert (status, json.loads(text)["error"]["message"]) == (404, "No such model.")
+    assert upstream.hits() == 2
+    assert [i.last_reason for i in pair] == [None, None]
+    assert "nobodys" not in caplog.text
+
+
+async def test_tokens_are_counted_without_thinking_of_ours(upstream: FakeUpstream) -> None:
+    thought = {"type": "thinking", "thinking": "Hm", "signature": UNSEALED}
+    said = {"role": "assistant", "content": [thought, {"type": "text", "text": "Yes"}]}
+    async with serving(anthropic(upstream)) as served:
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            await served.post(path, {"messages": [*HI, said, *HI], "max_tokens": 9})
+    assert all(UNSEALED.encode() not in received.raw for received in upstream.requests)
+    assert upstream.hits() == 2
+
+
+class Unsendable(Fake):
+    title = "Unsendable"
+
+    def authorize(self, key: Any) -> dict[str, Any]:
+        return {"x-org": None}
+
+
+class Misplaced(InProcess):
+    title = "Misplaced"
+    default_model = "m"
+
+    async def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        raise FileNotFoundError("a bug")
+        yield answer.finish()
+
+
+class Sudden(Translator):
+    title = "Sudden"
+    base_url = "http://127.0.0.1:9"
+    default_model = "m"
+
+    def encode(self, call: Call) -> HttpRequest:
+        return json_request(call, "/chat/completions", {"stream": True}, {})
+
+    def stream(  # type: ignore[override]
+        self, events: AsyncIterator[Event], answer: Answer
+    ) -> AsyncIterator[dict[str, Any]]:
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("cls", [Unsendable, Misplaced, Sudden], ids=lambda cls: cls.__name__)
+async def test_what_a_plugin_does_wrong_is_told_of_it(
+    upstream: FakeUpstream, cls: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = make_instance(upstream, provider=cls, name="bad", origin="nexus-bad 1.0")
+    async with serving(bad, make_instance(upstream, 2)) as served:
+        headers = {"X-Routing-Mode": "round-robin"}
+        status, _, answered = await served.chat(headers=headers)
+    assert (status, answered["X-Nexus-Provider"]) == (200, "Fake (Key #2)")
+    assert "the plugin bad (nexus-bad 1.0)" in caplog.text
+    assert bad.health.success_rate() == 0.0
+
+
+class Terse(Fake):
+    def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
+        return Verdict(Outcome.REFUSED, "no")
+
+
+async def test_a_refusal_without_an_error_has_the_upstreams(upstream: FakeUpstream) -> None:
+    upstream.default = Reply(status=409, error={"message": "Not twice."})
+    async with serving(make_instance(upstream, provider=Terse)) as served:
+        status, text, _ = await served.chat()
+    assert (status, json.loads(text)["error"]["message"]) == (409, "Not twice.")
+
+
+def test_a_message_begins_when_it_has_an_id() -> None:
+    speaker = MessageSpeaker(thinking=False)
+    assert speaker.say({"id": "", "model": "", "choices": [], "prompt_filter_results": []}) == b""
+    assert b'"id":"msg_1"' in speaker.say(ANSWER.text("x"))
+
+
+def test_a_calls_name_may_come_late() -> None:
+    speaker = MessageSpeaker(thinking=False)
+    first = ANSWER.call(0, "a", "")
+    late = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
+    more = {**first, "choices": [{"index": 0, "delta": {"tool_calls": [late]}}]}
+    said = speaker.say(first) + speaker.say(more) + speaker.end()
+    assert b'"name":"f"' in said
+    assert said.count(b"content_block_start\n") == 1
+
+
+def test_whole_calls_without_any_mark_keep_apart() -> None:
+    calls = [{"function": {"name": n, "arguments": f'{{"n": {n}}}'}} for n in "12"]
+    chunk = {**ANSWER.text(""), "choices": [{"index": 0, "delta": {"tool_calls": calls}}]}
+    folded = fold([chunk])["choices"][0]["message"]["tool_calls"]
+    assert [call["function"]["name"] for call in folded] == ["1", "2"]
+
+
+async def test_a_text_says_its_charset(upstream: FakeUpstream) -> None:
+    upstream.default = Reply(body="Grüße".encode(), content_type="text/plain")
+    kind = {"Content-Type": "multipart/form-data; boundary=XbX"}
+    body = form('Content-Disposition: form-data; name="model"')
+    async with serving(make_instance(upstream, provider=Able)) as served:
+        _, text, headers = await served.post("/v1/audio/transcriptions", body, headers=kind)
+    assert (text, headers["Content-Type"]) == ("Grüße", "text/plain; charset=utf-8")

@@ -1,0 +1,851 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from cuts import cut
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from nexus_gateway.dialects.base import NotAnAnswer, Request
+from nexus_gateway.dialects.responses import RESPONSES
+from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
+from nexus_gateway.wire import sse
+from nexus_gateway.wire.chunks import Answer, Chunk, fold
+
+EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+ANSWER = Answer("chatcmpl-7", 5, "m")
+USER = {"role": "user", "content": "Hi"}
+CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+CHAT_CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "9"}
+PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,AA"}
+CHAT_PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+
+
+def parse(body: dict[str, Any]) -> Request:
+    return RESPONSES.parse(json.dumps(body).encode(), {})
+
+
+def chat_of(**fields: Any) -> dict[str, Any]:
+    request = parse({"input": "Hi", **fields})
+    assert request.obstacle is None
+    assert request.chat is not None
+    return dict(request.chat.fields)
+
+
+def messages_of(*items: Any) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = chat_of(input=list(items))["messages"]
+    return messages
+
+
+def stream_of(chunks: Iterable[Chunk], **fields: Any) -> bytes:
+    speaker = RESPONSES.speaker(parse({"input": "Hi", "stream": True, **fields}))
+    return b"".join([*map(speaker.say, chunks), speaker.end()])
+
+
+def events_of(chunks: Iterable[Chunk], **fields: Any) -> list[dict[str, Any]]:
+    told = [sse.read(event) for event in sse.split(stream_of(chunks, **fields))]
+    events = [json.loads(event.data) for event in told]
+    assert [event.name for event in told] == [event["type"] for event in events]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+def short(event: dict[str, Any]) -> str:
+    place = "".join(f" {event[k]}" for k in ("output_index", "content_index") if k in event)
+    said = [event[k] for k in ("delta", "text", "refusal", "arguments") if k in event]
+    return event["type"].removeprefix("response.") + place + "".join(f" {text}" for text in said)
+
+
+def told(*chunks: Chunk) -> list[str]:
+    return [short(event) for event in events_of(chunks)]
+
+
+def response_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
+    response: dict[str, Any] = events_of(chunks, **fields)[-1]["response"]
+    return response
+
+
+def whole_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
+    return RESPONSES.whole(parse({"input": "Hi", **fields}), fold(chunks))
+
+
+def delta(**fields: Any) -> Chunk:
+    return {**ANSWER.text(""), "choices": [{"index": 0, "delta": fields}]}
+
+
+# The request.
+
+
+def test_a_plain_request() -> None:
+    request = parse({"model": "m", "input": "Hi"})
+    assert (request.model, request.stream, request.images) == ("m", False, False)
+    assert request.own is not None
+    assert request.chat is not None
+    assert json.loads(request.own.encode("n")) == {"model": "n", "stream": False, "input": "Hi"}
+    assert json.loads(request.chat.encode("n")) == {
+        "model": "n",
+        "stream": False,
+        "messages": [USER],
+    }
+
+
+def test_a_streamed_request_asks_for_usage() -> None:
+    assert chat_of(stream=True)["stream_options"] == {"include_usage": True}
+    assert "stream_options" not in chat_of(stream=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "chat"),
+    [
+        ({"max_output_tokens": 9}, {"max_tokens": 9}),
+        ({"temperature": 1, "top_p": 0.5}, {"temperature": 1, "top_p": 0.5}),
+        ({"user": "u", "safety_identifier": "s"}, {"user": "u"}),
+        ({"prompt_cache_key": "k", "client_metadata": {"a": "b"}}, {}),
+        ({"service_tier": "flex"}, {"service_tier": "flex"}),
+        ({"service_tier": "auto"}, {}),
+        ({"text": {"format": {"type": "text"}, "verbosity": "low"}}, {"verbosity": "low"}),
+        (
+            {"text": {"format": {"type": "json_object"}}},
+            {"response_format": {"type": "json_object"}},
+        ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"a": 1}}}},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"a": 1}},
+                }
+            },
+        ),
+        ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low"}),
+        ({"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        ({"include": ["message.output_text.logprobs"]}, {"logprobs": True}),
+        ({"top_logprobs": 0, "include": ["reasoning.encrypted_content"]}, {}),
+        ({"store": False, "background": False, "truncation": "disabled"}, {}),
+        ({"store": None, "background": None, "unknown": None, "prompt": None}, {}),
+        ({"metadata": {"a": "b"}, "stream_options": {"include_obfuscation": False}}, {}),
+        ({"tool_choice": "auto", "parallel_tool_calls": True, "tools": []}, {}),
+        ({"tool_choice": "required"}, {"tool_choice": "required"}),
+    ],
+)
+def test_fields(fields: dict[str, Any], chat: dict[str, Any]) -> None:
+    assert chat_of(**fields) == {"messages": [USER], **chat}
+
+
+def test_tools() -> None:
+    named = {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
+    chat = chat_of(
+        tools=[{"type": "function", **named}, {"type": "function", "name": "g", "strict": None}],
+        tool_choice={"type": "function", "name": "f"},
+        parallel_tool_calls=False,
+    )
+    assert chat["tools"] == [
+        {"type": "function", "function": named},
+        {"type": "function", "function": {"name": "g"}},
+    ]
+    assert chat["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+    assert chat["parallel_tool_calls"] is False
+
+
+def test_instructions_come_first() -> None:
+    assert chat_of(instructions="Be kind.")["messages"] == [
+        {"role": "system", "content": "Be kind."},
+        USER,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (USER, USER),
+        ({"type": "message", **USER}, USER),
+        ({"role": "developer", "content": "x"}, {"role": "system", "content": "x"}),
+        ({"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}, USER),
+        (
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "output_text", "text": "No", "annotations": []},
+                    {"type": "refusal", "refusal": "!"},
+                ],
+            },
+            {"role": "assistant", "content": "No!"},
+        ),
+        (
+            {"role": "system", "content": [{"type": "input_text", "text": t} for t in "ab"]},
+            {"role": "system", "content": "a\nb"},
+        ),
+        (
+            {"role": "user", "content": [PICTURE, {"type": "input_text", "text": "?"}]},
+            {"role": "user", "content": [CHAT_PICTURE, {"type": "text", "text": "?"}]},
+        ),
+        (
+            {"role": "user", "content": [{**PICTURE, "detail": "low", "file_id": None}]},
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "image_url",
+                        "image_url": {**CHAT_PICTURE["image_url"], "detail": "low"},
+                    }
+                ],
+            },
+        ),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "input_file", "file_data": "data:,x", "filename": "a.txt"}],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "file", "file": {"file_data": "data:,x", "filename": "a.txt"}}
+                ],
+            },
+        ),
+    ],
+)
+def test_messages(item: Any, message: Any) -> None:
+    assert messages_of(item) == [message]
+
+
+def test_one_turn_of_the_assistant_is_one_message() -> None:
+    said = {"role": "assistant", "content": "Wait."}
+    reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
+    second = {**CALL, "call_id": "c2"}
+    items = [USER, reasoning, said, CALL, reasoning, second, OUTPUT, {**OUTPUT, "call_id": "c2"}]
+    calls = [CHAT_CALL, {**CHAT_CALL, "id": "c2"}]
+    assert messages_of(*items, said, USER) == [
+        USER,
+        {**said, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "c1", "content": "9"},
+        {"role": "tool", "tool_call_id": "c2", "content": "9"},
+        said,
+        USER,
+    ]
+
+
+def test_calls_alone_and_words_after_them() -> None:
+    assert messages_of(CALL) == [{"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]}]
+    after = {"role": "assistant", "content": "So."}
+    assert messages_of(CALL, after, OUTPUT)[0] == {
+        "role": "assistant",
+        "content": "So.",
+        "tool_calls": [CHAT_CALL],
+    }
+
+
+def test_what_an_output_shows_follows_all_outputs() -> None:
+    text = {"type": "input_text", "text": "a"}
+    rich = {**OUTPUT, "output": [text, PICTURE, text]}
+    bare = {**OUTPUT, "call_id": "c2", "output": [PICTURE]}
+    items = [CALL, {**CALL, "call_id": "c2"}, rich, bare]
+    for more in ([], [USER]):
+        _, first, second, shown, *rest = messages_of(*items, *more)
+        assert first == {"role": "tool", "tool_call_id": "c1", "content": "a\na"}
+        assert second["content"] == "The output is in the next message."
+        assert shown == {"role": "user", "content": [CHAT_PICTURE, CHAT_PICTURE]}
+        assert rest == more
+    assert parse({"input": items}).images
+
+
+OBSTACLES: list[tuple[dict[str, Any], str]] = [
+    ({"store": True}, "store"),
+    ({"previous_response_id": "resp_1"}, "previous_response_id"),
+    ({"conversation": {"id": "conv_1"}}, "conversation"),
+    ({"background": True}, "background"),
+    ({"prompt": {"id": "p"}}, "prompt"),
+    ({"max_tool_calls": 3}, "max_tool_calls"),
+    ({"truncation": "auto"}, "truncation"),
+    ({"include": ["file_search_call.results"]}, "include"),
+    ({"moderation": {}}, "moderation"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
+    ({"tool_choice": "any"}, "tool_choice"),
+    ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+    ({"text": {"tone": "x"}}, "text.tone"),
+    ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+    ({"input": [USER, {"type": "item_reference", "id": "i"}]}, "input[1].type"),
+    ({"input": [{"id": "i"}]}, "input[0].type"),
+    ({"input": [{"type": "web_search_call", "id": "i"}]}, "input[0].type"),
+    ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
+    ({"input": [{"role": "critic", "content": "x"}]}, "input[0].role"),
+    ({"input": [{"role": "system", "content": [PICTURE]}]}, "input[0].content"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]},
+        "input[0].content[0].file_id",
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "u"}]}]},
+        "input[0].content[0].file_url",
+    ),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        "input[0].content[0].type",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), OBSTACLES, ids=[param for _, param in OBSTACLES])
+def test_what_a_chat_cannot_say(fields: dict[str, Any], param: str) -> None:
+    request = parse({"input": "Hi", **fields})
+    assert request.chat is None
+    assert request.obstacle is not None
+    assert (request.obstacle.status, request.obstacle.param) == (400, param)
+    assert request.obstacle.code == "unsupported_parameter"
+    assert request.goes_as_it_is({"responses"})
+
+
+def test_an_unknown_field_is_named() -> None:
+    obstacle = parse({"input": "Hi", "seed": 1}).obstacle
+    assert obstacle is not None
+    assert obstacle.message == "`seed` is not supported by this gateway; remove it."
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"input": None}, "input"),
+        ({"input": []}, "input"),
+        ({"input": 3}, "input"),
+        ({"input": [3]}, "input[0]"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": [3]}]}, "input[0].content[0]"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0].image_url",
+        ),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file"}]}]},
+            "input[0].content[0].file_data",
+        ),
+        ({"input": [{**CALL, "arguments": {}}]}, "input[0].arguments"),
+        ({"input": [{"type": "function_call_output", "output": ""}]}, "input[0].call_id"),
+        ({"input": "Hi", "model": 3}, "model"),
+        ({"input": "Hi", "stream": "yes"}, "stream"),
+        ({"input": "Hi", "temperature": "hot"}, "temperature"),
+        ({"input": "Hi", "max_output_tokens": True}, "max_output_tokens"),
+        ({"input": "Hi", "tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"input": "Hi", "tools": [3]}, "tools[0]"),
+        ({"input": "Hi", "tool_choice": 3}, "tool_choice"),
+        ({"input": "Hi", "include": [3]}, "include"),
+        ({"input": "Hi", "text": {"format": {"type": "json_schema"}}}, "text.format.name"),
+        ({"input": [], "store": True}, "input"),
+    ],
+)
+def test_what_is_malformed(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]"])
+def test_what_is_no_object(data: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        RESPONSES.parse(data, {})
+
+
+def test_reasoning_told_by_the_gateway_goes_to_nobody() -> None:
+    response = whole_of(ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish())
+    sealed = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
+    body = {"input": [USER, *response["output"], sealed, USER]}
+    request = parse(body)
+    assert request.own is not None
+    assert request.chat is not None
+    sent = json.loads(request.own.encode("m"))["input"]
+    assert sent == [USER, response["output"][1], sealed, USER]
+    assert request.chat.fields["messages"] == [USER, {"role": "assistant", "content": "So"}, USER]
+    assert json.loads(parse({"input": "rs_open"}).own.encode("m"))["input"] == "rs_open"
+
+
+def test_the_callers_fields_stay_as_they_are() -> None:
+    fields = {
+        "input": [USER, CALL, OUTPUT, {"role": "user", "content": [PICTURE]}],
+        "instructions": "x",
+        "tools": [{"type": "function", "name": "f", "parameters": {}}],
+        "text": {"format": {"type": "text"}},
+    }
+    request = parse(fields)
+    before = copy.deepcopy(request.own.fields)
+    RESPONSES.whole(request, fold([ANSWER.text("x"), ANSWER.finish()]))
+    assert request.own.fields == before == fields
+
+
+# The answer, event by event.
+
+
+def test_a_text() -> None:
+    chunks = [ANSWER.text(""), ANSWER.text("He"), ANSWER.text("llo"), ANSWER.finish()]
+    assert told(*chunks, ANSWER.usage(3, 2)) == [
+        "created",
+        "in_progress",
+        "output_item.added 0",
+        "content_part.added 0 0",
+        "output_text.delta 0 0 He",
+        "output_text.delta 0 0 llo",
+        "output_text.done 0 0 Hello",
+        "content_part.done 0 0",
+        "output_item.done 0",
+        "completed",
+    ]
+
+
+def test_the_events_of_a_text_in_full() -> None:
+    created, going, added, part, piece, text, part_done, done, completed = events_of(
+        [ANSWER.text("Hi"), ANSWER.finish()]
+    )
+    head = {"id": "resp_7", "object": "response", "created_at": 5, "model": "m"}
+    for begun in (created, going):
+        assert begun["response"].items() >= {**head, "status": "in_progress", "output": []}.items()
+    item = {"type": "message", "id": "msg_7_0", "role": "assistant"}
+    blank = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    place = {"item_id": "msg_7_0", "output_index": 0, "content_index": 0}
+    assert added["item"] == {**item, "status": "in_progress", "content": []}
+    assert part.items() >= {**place, "part": blank}.items()
+    assert piece.items() >= {**place, "delta": "Hi", "logprobs": []}.items()
+    assert text.items() >= {**place, "text": "Hi", "logprobs": []}.items()
+    assert part_done["part"] == {**blank, "text": "Hi"}
+    whole = {**item, "status": "completed", "content": [{**blank, "text": "Hi"}]}
+    assert done["item"] == whole
+    response = completed["response"]
+    assert response.items() >= {**head, "status": "completed", "output": [whole]}.items()
+
+
+def test_a_tool_call() -> None:
+    chunks = [
+        ANSWER.text("Wait"),
+        ANSWER.call(0, "c1", "f"),
+        ANSWER.arguments(0, '{"a"'),
+        ANSWER.arguments(0, ":1}"),
+        ANSWER.finish("tool_calls"),
+    ]
+    assert told(*chunks)[5:] == [
+        "output_text.done 0 0 Wait",
+        "content_part.done 0 0",
+        "output_item.done 0",
+        "output_item.added 1",
+        'function_call_arguments.delta 1 {"a"',
+        "function_call_arguments.delta 1 :1}",
+        'function_call_arguments.done 1 {"a":1}',
+        "output_item.done 1",
+        "completed",
+    ]
+    added = next(e["item"] for e in events_of(chunks) if short(e) == "output_item.added 1")
+    item = {"type": "function_call", "id": "fc_7_1", "call_id": "c1", "name": "f"}
+    assert added == {**item, "arguments": "", "status": "in_progress"}
+    assert response_of(*chunks)["output"][1] == {
+        **item,
+        "arguments": '{"a":1}',
+        "status": "completed",
+    }
+
+
+def test_two_tool_calls_by_turns() -> None:
+    chunks = [
+        ANSWER.call(0, "c1", "f"),
+        ANSWER.call(1, "c2", "g"),
+        ANSWER.arguments(1, "{"),
+        ANSWER.arguments(0, "[]"),
+        ANSWER.arguments(1, "}"),
+        ANSWER.finish("tool_calls"),
+    ]
+    assert told(*chunks)[2:] == [
+        "output_item.added 0",
+        "output_item.added 1",
+        "function_call_arguments.delta 1 {",
+        "function_call_arguments.delta 0 []",
+        "function_call_arguments.delta 1 }",
+        "function_call_arguments.done 0 []",
+        "output_item.done 0",
+        "function_call_arguments.done 1 {}",
+        "output_item.done 1",
+        "completed",
+    ]
+
+
+def test_reasoning_and_text() -> None:
+    chunks = [ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish()]
+    assert told(*chunks)[2:] == [
+        "output_item.added 0",
+        "content_part.added 0 0",
+        "reasoning_text.delta 0 0 Hm",
+        "reasoning_text.done 0 0 Hm",
+        "content_part.done 0 0",
+        "output_item.done 0",
+        "output_item.added 1",
+        "content_part.added 1 0",
+        "output_text.delta 1 0 So",
+        "output_text.done 1 0 So",
+        "content_part.done 1 0",
+        "output_item.done 1",
+        "completed",
+    ]
+    assert response_of(*chunks)["output"][0] == {
+        "type": "reasoning",
+        "id": "rs_open_7_0",
+        "summary": [],
+        "status": "completed",
+        "content": [{"type": "reasoning_text", "text": "Hm"}],
+    }
+    assert response_of(delta(reasoning="Hm"), *chunks[1:]) == response_of(*chunks)
+
+
+def test_a_refusal_after_a_text() -> None:
+    chunks = [ANSWER.text("Er"), delta(refusal="No"), ANSWER.finish()]
+    assert told(*chunks)[5:-2] == [
+        "output_text.done 0 0 Er",
+        "content_part.done 0 0",
+        "content_part.added 0 1",
+        "refusal.delta 0 1 No",
+        "refusal.done 0 1 No",
+        "content_part.done 0 1",
+    ]
+    assert response_of(*chunks)["output"][0]["content"][1] == {"type": "refusal", "refusal": "No"}
+    assert response_of(*chunks) == whole_of(*chunks, stream=True)
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
+)
+def test_an_answer_that_is_cut_off(finish: str, reason: str) -> None:
+    chunks = [ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish(finish)]
+    assert told(*chunks)[-1] == "incomplete"
+    response = response_of(*chunks)
+    assert (response["status"], response["incomplete_details"]) == (
+        "incomplete",
+        {"reason": reason},
+    )
+    assert [item["status"] for item in response["output"]] == ["completed", "incomplete"]
+    assert response == whole_of(*chunks)
+
+
+def test_words_after_a_call_are_a_new_item() -> None:
+    chunks = [
+        ANSWER.text("a"),
+        ANSWER.call(0, "c1", "f"),
+        ANSWER.text("b"),
+        ANSWER.arguments(0, "{}"),
+        ANSWER.text("c"),
+        ANSWER.finish(),
+    ]
+    first, call, second = response_of(*chunks)["output"]
+    assert (first["content"][0]["text"], second["content"][0]["text"]) == ("a", "bc")
+    assert call["arguments"] == "{}"
+    assert [item["id"] for item in (first, call, second)] == ["msg_7_0", "fc_7_1", "msg_7_2"]
+
+
+def test_only_the_first_choice_is_told() -> None:
+    other = {**ANSWER.text("x"), "choices": [{"index": 1, "delta": {"content": "x"}}]}
+    assert told(ANSWER.text("a"), other, ANSWER.finish()) == told(ANSWER.text("a"), ANSWER.finish())
+    assert any("x" in event for event in told(other))
+
+
+def test_a_chunk_without_choices_begins_nothing() -> None:
+    early = {"id": "", "model": "", "choices": [], "prompt_filter_results": []}
+    assert response_of(early, ANSWER.text("a"), ANSWER.finish())["id"] == "resp_7"
+    assert told() == ["created", "in_progress", "completed"]
+
+
+def test_calls_get_what_they_lack() -> None:
+    bare = delta(tool_calls=[{"function": {"name": "f", "arguments": "{}"}}])
+    more = delta(tool_calls=[{"function": {"name": "oo"}}])
+    (call,) = response_of(bare, more, ANSWER.finish())["output"]
+    assert (call["call_id"], call["name"], call["arguments"]) == ("call_7_0", "foo", "{}")
+    assert whole_of(bare, more, ANSWER.finish())["output"] == [call]
+
+
+def test_logprobs_go_with_their_text() -> None:
+    probs = [{"token": t, "bytes": [1], "logprob": -1.0, "top_logprobs": []} for t in "ab"]
+    chunks = [ANSWER.text("a"), ANSWER.text("b"), ANSWER.finish()]
+    for chunk, prob in zip(chunks, probs, strict=False):
+        chunk["choices"][0]["logprobs"] = {"content": [prob]}
+    events = {short(event): event for event in events_of(chunks)}
+    assert events["output_text.delta 0 0 b"]["logprobs"] == probs[1:]
+    assert events["output_text.done 0 0 ab"]["logprobs"] == probs
+    assert response_of(*chunks)["output"][0]["content"][0]["logprobs"] == probs
+    assert response_of(*chunks) == whole_of(*chunks)
+
+
+# The response.
+
+
+def test_what_is_repeated() -> None:
+    plain = whole_of(ANSWER.finish())
+    assert plain == {
+        "id": "resp_7",
+        "object": "response",
+        "created_at": 5,
+        "status": "completed",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": None,
+        "max_output_tokens": None,
+        "metadata": {},
+        "model": "m",
+        "output": [],
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "prompt_cache_key": None,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": None,
+        "store": False,
+        "temperature": None,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": None,
+        "top_p": None,
+        "truncation": "disabled",
+        "usage": None,
+        "user": None,
+    }
+    fields: dict[str, Any] = {
+        "instructions": "Be kind.",
+        "metadata": {"a": "b"},
+        "max_output_tokens": 9,
+        "tools": [{"type": "function", "name": "f"}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "parallel_tool_calls": False,
+        "user": "u",
+    }
+    said = whole_of(
+        ANSWER.finish(), **fields, text={"verbosity": "low"}, reasoning={"effort": "low"}
+    )
+    assert said == {
+        **plain,
+        **fields,
+        "text": {"format": {"type": "text"}, "verbosity": "low"},
+        "reasoning": {"effort": "low", "summary": None},
+    }
+
+
+def test_usage() -> None:
+    chunks = [ANSWER.finish(), ANSWER.usage(9, 4, cached=3, reasoning=2)]
+    assert whole_of(*chunks)["usage"] == {
+        "input_tokens": 9,
+        "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+        "output_tokens": 4,
+        "output_tokens_details": {"reasoning_tokens": 2},
+        "total_tokens": 13,
+    }
+    beside = {**ANSWER.finish(), "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    assert response_of(beside)["usage"]["total_tokens"] == 2
+
+
+PIECES = st.lists(st.text(max_size=3), max_size=4)
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> list[Chunk]:
+    chunks = [*map(ANSWER.reasoning, draw(PIECES)), *map(ANSWER.text, draw(PIECES))]
+    calls = draw(st.integers(0, 3))
+    begun = 0
+    for index in draw(st.lists(st.integers(0, 2), max_size=9)):
+        while begun <= index < calls:
+            chunks.append(ANSWER.call(begun, f"c{begun}", "f"))
+            begun += 1
+        if index < calls:
+            chunks.append(ANSWER.arguments(index, draw(st.text(max_size=3))))
+    reason = draw(st.sampled_from(["stop", "length", "tool_calls", "content_filter"]))
+    chunks.append(ANSWER.finish(reason))
+    return chunks + draw(st.lists(st.just(ANSWER.usage(3, 4, cached=1)), max_size=1))
+
+
+@pytest.mark.unmeasured
+@given(scripts())
+def test_a_whole_answer_is_what_its_stream_ends_with(chunks: list[Chunk]) -> None:
+    assert response_of(*chunks, stream=True) == whole_of(*chunks, stream=True)
+
+
+# The official client.
+
+
+def client(body: bytes, kind: str = "text/event-stream") -> openai.OpenAI:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-type": kind}, content=body)
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    return openai.OpenAI(api_key="k", base_url="http://x/v1", http_client=http, max_retries=0)
+
+
+def texts(output: list[dict[str, Any]], kind: str) -> str:
+    return "".join(p["text"] for item in output if item["type"] == kind for p in item["content"])
+
+
+@pytest.mark.unmeasured
+@given(st.permutations(range(6)), scripts())
+def test_the_official_client_follows(order: list[int], chunks: list[Chunk]) -> None:
+    mixed = [
+        ANSWER.text("a"),
+        ANSWER.reasoning("b"),
+        ANSWER.call(7, "x", "f"),
+        ANSWER.arguments(7, "{}"),
+        ANSWER.text("c"),
+        ANSWER.call(8, "y", "g"),
+    ]
+    chunks = [mixed[i] for i in order] + chunks[:-1] + [ANSWER.finish()]
+    with (
+        client(stream_of(chunks)) as official,
+        official.responses.stream(model="m", input="Hi") as stream,
+    ):
+        final = stream.get_final_response()
+    response, whole = response_of(*chunks), fold(chunks)["choices"][0]["message"]
+    for item, expected in zip(final.output, response["output"], strict=True):
+        assert (item.type, item.id) == (expected["type"], expected["id"])
+    assert final.output_text == texts(response["output"], "message") == whole["content"]
+    assert texts(response["output"], "reasoning") == whole["reasoning_content"]
+    assert [call.arguments for call in final.output if call.type == "function_call"] == [
+        item["arguments"] for item in response["output"] if item["type"] == "function_call"
+    ]
+
+
+def test_the_official_client_builds_the_same_from_the_events() -> None:
+    chunks = [
+        ANSWER.reasoning("Hm"),
+        ANSWER.text("Hel"),
+        ANSWER.text("lo"),
+        ANSWER.call(0, "c1", "f"),
+        ANSWER.call(1, "c2", "g"),
+        ANSWER.arguments(1, "{}"),
+        ANSWER.arguments(0, '{"a":1}'),
+        ANSWER.finish("tool_calls"),
+    ]
+    snapshots: dict[str, str] = {}
+    with (
+        client(stream_of(chunks)) as official,
+        official.responses.stream(model="m", input="Hi") as stream,
+    ):
+        for event in stream:
+            if hasattr(event, "snapshot"):
+                snapshots[event.item_id] = event.snapshot
+    assert snapshots == {"msg_7_1": "Hello", "fc_7_2": '{"a":1}', "fc_7_3": "{}"}
+
+
+@pytest.mark.unmeasured
+@given(scripts())
+def test_every_event_has_its_official_form(chunks: list[Chunk]) -> None:
+    fields = {"tools": [{"type": "function", "name": "f", "parameters": {}, "strict": False}]}
+    for event in events_of([*chunks, delta(refusal="No")], **fields):
+        EVENTS.validate_python(event)
+
+
+def test_the_official_client_reads_a_whole_response() -> None:
+    response = whole_of(ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish("length"))
+    with client(json.dumps(response).encode(), "application/json") as official:
+        read = official.responses.create(model="m", input="Hi")
+    assert (read.output_text, read.status) == ("So", "incomplete")
+    assert read.incomplete_details is not None
+    assert read.incomplete_details.reason == "max_output_tokens"
+
+
+def test_the_official_client_raises_an_error_event() -> None:
+    error = {"message": "Gone.", "type": "server_error", "param": None, "code": "gone"}
+    event = RESPONSES.error_event(500, {"error": error})
+    assert event.startswith(b"event: error\n")
+    assert json.loads(sse.read(event.strip()).data) == {
+        "type": "error",
+        "message": "Gone.",
+        "param": None,
+        "code": "gone",
+        "error": error,
+    }
+    begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
+    with (
+        client(begun + event) as official,
+        official.responses.create(model="m", input="Hi", stream=True) as stream,
+        pytest.raises(openai.APIError, match="Gone"),
+    ):
+        list(stream)
+
+
+def test_an_error_is_openais() -> None:
+    assert RESPONSES.error(400, {"error": {"message": "x"}}) == {"error": {"message": "x"}}
+
+
+# A backend that speaks this dialect itself.
+
+
+def test_a_response_of_a_backend() -> None:
+    chunks = [ANSWER.text("a"), ANSWER.finish(), ANSWER.usage(9, 4, cached=3)]
+    body = json.dumps(whole_of(*chunks)).encode()
+    whole = RESPONSES.own_whole(parse({"input": "Hi"}), body, "application/json", "Me")
+    assert json.loads(whole.body) == {**whole_of(*chunks), "model": "Me"}
+    assert whole.usage == {
+        "prompt_tokens": 9,
+        "completion_tokens": 4,
+        "total_tokens": 13,
+        "prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    "body", [b"x", b"[]", b"{}", b'{"object":"response","error":{"code":"x"}}']
+)
+def test_what_is_no_response(body: bytes) -> None:
+    with pytest.raises(NotAnAnswer):
+        RESPONSES.own_whole(parse({"input": "Hi"}), body, "application/json", None)
+
+
+@pytest.mark.unmeasured
+@given(scripts(), st.lists(st.integers(0, 10_000), max_size=6))
+def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> None:
+    sent = stream_of(chunks)
+    passage = RESPONSES.passage(parse({"input": "Hi"}), "Me")
+    assert b"".join(map(passage.feed, cut(sent, places))) == sent
+    assert passage.done
+    total = passage.used().get("total_tokens")
+    assert total == (7 if "usage" in chunks[-1] else None)
+
+
+@pytest.mark.parametrize(
+    "first", [ANSWER.reasoning("a"), ANSWER.text("a"), ANSWER.call(0, "c", "f")]
+)
+def test_a_stream_begins_with_content(first: Chunk) -> None:
+    head, rest = stream_of([first, ANSWER.finish()]).split(b"event: response.output_item.added")
+    passage = RESPONSES.passage(parse({"input": "Hi"}), None)
+    assert (passage.feed(head), passage.started) == (b"", False)
+    assert passage.feed(b"event: response.output_item.added" + rest).startswith(head)
+    assert passage.started
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"type": "error", "code": "c", "message": "flat", "param": None}, "flat"),
+        ({"type": "error", "error": {"message": "nested", "code": "c"}}, "nested"),
+        ({"error": {"message": "bare", "code": "c"}}, "bare"),
+        (
+            {"type": "response.failed", "response": {"error": {"code": "c", "message": "failed"}}},
+            "failed",
+        ),
+    ],
+)
+def test_an_error_of_a_backend(event: dict[str, Any], message: str) -> None:
+    with pytest.raises(ErrorEvent) as caught:
+        RESPONSES.passage(parse({"input": "Hi"}), None).feed(sse.json_event(event))
+    assert (caught.value.error["message"], caught.value.error["code"]) == (message, "c")
+    assert caught.value.error["type"] == "upstream_error"
+    begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
+    passage = RESPONSES.passage(parse({"input": "Hi"}), None)
+    assert [passage.feed(begun), passage.feed(sse.json_event(event))] == [begun, b""]
+    assert isinstance(passage.broken, BrokenStream)
+
+
+def test_a_stream_of_a_backend_that_is_cut_off() -> None:
+    begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
+    passage = RESPONSES.passage(parse({"input": "Hi"}), None)
+    assert passage.feed(begun) == begun
+    with pytest.raises(TruncatedStream):
+        passage.end()

@@ -1,0 +1,57 @@
+"""The layers hold, plugins keep to the contract, and nothing names one machine."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Written apart, so that this file does not find itself.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.:/\-])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me"]) + r")/\w"
+)
+TEXT_FILES = ("*.py", "*.cfg", "*.toml", "*.md", "*.in", "Makefile", "Procfile", ".env.example")
+# What a plugin may import: the contract.
+CONTRACT = {"nexus_gateway.provider"}
+NOT_OURS = {".git", ".venv", ".peers", "build", "dist"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def texts() -> Iterator[Path]:
+    for pattern in (*TEXT_FILES, ".ci/*", ".gitignore"):
+        for path in ROOT.rglob(pattern):
+            if path.is_file() and not NOT_OURS & set(path.relative_to(ROOT).parts):
+                yield path
+
+
+def test_imports_keep_to_the_layers() -> None:
+    lint = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run(
+        [str(lint), "--config", "setup.cfg", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_names_a_machine() -> None:
+    named = [
+        name_of(path) for path in texts() if MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+    ]
+    assert named == []
+
+
+def test_plugins_import_only_the_package() -> None:
+    for path in ROOT.glob("plugins/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nexus_gateway"):
+                assert node.module in CONTRACT

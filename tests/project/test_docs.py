@@ -1,0 +1,98 @@
+"""What the docs say of variables, routes and versions is what the code has."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus_gateway import __version__
+from nexus_gateway.provider import Provider
+from nexus_gateway.settings import VARIABLES, Settings
+from nexus_gateway.web.app import ROUTES
+
+ROOT = Path(__file__).resolve().parents[2]
+POINTS = [
+    point
+    for point in metadata.entry_points(group="nexus_gateway.providers")
+    if point.value.startswith("nexus_gateway_plugins.")
+]
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [variable.name for variable in VARIABLES])
+def test_a_variable_is_documented(name: str) -> None:
+    assert re.search(rf"^#? ?{name}=", text(".env.example"), re.MULTILINE)
+    assert f"`{name}`" in text("README.md")
+
+
+@pytest.mark.parametrize("name", [v.name for v in VARIABLES if v.default])
+def test_the_readme_has_the_default(name: str) -> None:
+    default = next(v.default for v in VARIABLES if v.name == name)
+    assert re.search(rf"^\| `{name}` \| `{re.escape(default)}` \|", text("README.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("part", ["KEY_1", "API_KEY", "MODEL", "BASE_URL", "IMAGES"])
+def test_a_providers_variables_are_documented(part: str) -> None:
+    assert f"GROQ_{part}" in text("README.md")
+
+
+def test_env_example_knows_no_other_variable() -> None:
+    known = {variable.name for variable in VARIABLES}
+    providers = r"[A-Z][A-Z0-9]*_(?:KEY_\d+|API_KEY|API_VERSION|(?:MODEL|BASE_URL|IMAGES)(?:_\d+)?)"
+    for name in re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=", text(".env.example"), re.MULTILINE):
+        assert name in known or re.fullmatch(providers, name), name
+
+
+def test_env_example_as_it_stands_is_the_default() -> None:
+    lines = re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=(.*)$", text(".env.example"), re.MULTILINE)
+    known = {variable.name: variable.default for variable in VARIABLES}
+    assert {n: v for n, v in lines if n in known and known[n] and v.strip() != known[n]} == {}
+    assert Settings.from_env({}) == Settings()
+
+
+@pytest.mark.parametrize("path", [route.path for route in ROUTES])
+def test_a_route_is_documented(path: str) -> None:
+    assert re.sub(r"\{(\w+)[^}]*\}", r"{\1}", path) in text("README.md")
+
+
+def test_versions_agree() -> None:
+    assert metadata.version("nexus-gateway") == __version__
+    assert __version__ in text("README.md")
+    assert __version__ in text("CHANGELOG.md")
+
+
+def example(kind: type[Provider]) -> type[Any]:
+    """Run the README's example of a kind of provider and return its class."""
+    blocks = re.findall(r"```python\n(.*?)```", text("README.md"), re.DOTALL)
+    source = next(block for block in blocks if f"class Acme({kind.__name__})" in block)
+    names: dict[str, Any] = {"__name__": "nexus_acme"}
+    exec(source, names)
+    found: type[Any] = names["Acme"]
+    return found
+
+
+def test_the_example_of_a_provider_runs() -> None:
+    acme = example(Provider)
+    assert issubclass(acme, Provider)
+    assert acme.models[0].id == acme.default_model
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
+def test_a_provider_is_in_the_table_as_it_is(point: metadata.EntryPoint) -> None:
+    cls: type[Provider] = point.load()
+    if point.name == "demo":
+        return
+    known = {m.id: m for m in cls.models}.get(cls.default_model)
+    model = f"`{cls.default_model}`" if known else f"set `{point.name.upper()}_MODEL`"
+    size = f"{known.context:,} | {'yes' if known.images else 'no'}" if known else " | "
+    kinds = ("embeddings", "completions", "transcriptions", "messages")
+    offers = ", ".join(kind for kind in kinds if kind in cls.endpoints)
+    assert f"| {cls.title} | {model} | {size} | {offers} |" in text("README.md")
+    assert f"{point.name.upper()}_" in text(".env.example")

@@ -1,0 +1,116 @@
+"""What is installed on a host is what was looked at: pinned, hashed, and nothing more."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+PINS = ROOT / "deploy" / "requirements.txt"
+LINE = re.compile(
+    r"(?P<name>[a-z0-9-]+)==(?P<version>[0-9][0-9a-z.]*)(?: ; [^\\]+)?"
+    r"(?P<hashes>(?: --hash=sha256:[0-9a-f]{64})+)"
+)
+BUILT_WITH = {"setuptools"}
+
+
+def logical_lines() -> list[str]:
+    text = PINS.read_text(encoding="utf-8").replace(" \\\n    ", " ")
+    return [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+
+
+def pins() -> dict[str, Version]:
+    found = (LINE.fullmatch(line) for line in logical_lines())
+    return {canonicalize_name(m["name"]): Version(m["version"]) for m in found if m}
+
+
+def asked(section: str, option: str) -> list[Requirement]:
+    """Return the requirements that a part of setup.cfg names."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = parser[section][option].splitlines()
+    return [Requirement(line) for line in lines if line.strip()]
+
+
+def runtime() -> list[Requirement]:
+    return asked("options", "install_requires") + asked("options.extras_require", "fast")
+
+
+@pytest.mark.proves("S-09")
+def test_every_line_is_a_pin_with_hashes_and_nothing_else() -> None:
+    assert len(logical_lines()) == len(pins()) > 10
+    for line in logical_lines():
+        assert LINE.fullmatch(line), line.split(" --hash")[0]
+
+
+@pytest.mark.proves("S-09")
+def test_the_pins_are_what_the_settings_ask_for() -> None:
+    for wanted in runtime():
+        pinned = pins()[canonicalize_name(wanted.name)]
+        assert wanted.specifier.contains(pinned), wanted
+    build = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = re.search(r'requires = \["(setuptools[^"]*)"\]', build)
+    assert named
+    assert Requirement(named[1]).specifier.contains(pins()["setuptools"])
+
+
+@pytest.mark.proves("S-09")
+def test_all_that_is_needed_is_pinned_and_no_more() -> None:
+    needed: set[str] = set()
+    waiting = [canonicalize_name(wanted.name) for wanted in runtime()]
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        for text in metadata.requires(name) or ():
+            further = Requirement(text)
+            # typing-extensions goes with Python 3.13; the pins are for every version.
+            if further.marker is None or further.marker.evaluate({"python_version": "3.11"}):
+                waiting.append(canonicalize_name(further.name))
+    assert set(pins()) == needed | BUILT_WITH
+
+
+@pytest.mark.proves("S-09")
+def test_the_core_needs_three_packages() -> None:
+    names = [wanted.name for wanted in asked("options", "install_requires")]
+    assert names == ["aiohttp", "aiohttp-sse", "python-dotenv"]
+
+
+@pytest.mark.proves("S-09")
+def test_the_host_installs_the_pins_and_nothing_beside_them() -> None:
+    script = (ROOT / "deploy" / "install.sh").read_text(encoding="utf-8")
+    installs = [line for line in script.splitlines() if "pip install" in line]
+    assert len(installs) == 2
+    assert "--require-hashes -r deploy/requirements.txt" in installs[0]
+    assert "--no-deps --no-build-isolation ." in installs[1]
+
+
+# What the advisories of aiohttp name as mended: smuggling, memory without bounds, endless loops.
+MENDED = ["3.9.4", "3.10.11", "3.13.3", "3.13.4"]
+
+
+@pytest.mark.proves("S-10")
+@pytest.mark.parametrize("version", ["3.9.3", "3.10.10", "3.13.2", "3.13.3"])
+def test_no_aiohttp_with_a_known_hole_is_accepted(version: str) -> None:
+    (aiohttp,) = [wanted for wanted in runtime() if wanted.name == "aiohttp"]
+    assert not aiohttp.specifier.contains(version)
+    assert all(pins()["aiohttp"] >= Version(mended) for mended in MENDED)
+    assert aiohttp.specifier.contains(metadata.version("aiohttp"))
+
+
+@pytest.mark.proves("S-10")
+def test_no_form_is_read_by_aiohttp() -> None:
+    for path in (ROOT / "nexus_gateway").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                whole = ast.unparse(node.func)
+                assert not whole.endswith(("request.post", ".multipart", ".add_static")), path

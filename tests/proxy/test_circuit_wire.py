@@ -1,0 +1,340 @@
+"""Circuits, parks and toggles under load, over real sockets; the clock moves by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from clock import FakeClock
+from fakes import HELLO, KEYS, Served, make_instance, serving
+
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.upstream import client
+from nexus_gateway.web.responder import CallerSink
+
+Answer = tuple[int, str]
+
+
+@pytest.fixture
+async def crowd() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client that opens as many connections as it needs."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+def ask(
+    crowd: aiohttp.ClientSession, gateway: Served, count: int, policy: str = "smart"
+) -> list[asyncio.Task[Answer]]:
+    async def one() -> Answer:
+        url, headers = gateway.url + "/v1/chat/completions", {"X-Routing-Mode": policy}
+        async with crowd.post(url, json=HELLO, headers=headers) as answer:
+            return answer.status, await answer.text()
+
+    return [asyncio.create_task(one()) for _ in range(count)]
+
+
+def shut(instance: Instance) -> None:
+    for _ in range(3):
+        instance.breaker.failure(instance.breaker.acquire())
+
+
+async def all_but_one(
+    asked: list[asyncio.Task[Answer]], upstream: FakeUpstream, key: str
+) -> asyncio.Task[Answer]:
+    """Wait until a single one is left, which a key's upstream has, and return it."""
+    async with asyncio.timeout(30):
+        while sum(task.done() for task in asked) < len(asked) - 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        while not upstream.hits(key):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    (left,) = [task for task in asked if not task.done()]
+    return left
+
+
+async def leave(probe: asyncio.Task[Answer], upstream: FakeUpstream, instance: Instance) -> None:
+    """Let a probe's caller go, and wait until the gateway has let go as well."""
+    probe.cancel()
+    (received,) = [r for r in upstream.requests if r.key == instance.key.reveal()]
+    assert await received.gone()
+    async with asyncio.timeout(5):
+        while instance.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a crowd in one process connect however late its loop is; nobody is to blame for that."""
+    monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(total=None, sock_connect=60))
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.proves("I-13", "F10")
+@pytest.mark.parametrize(
+    ("policy", "count"), [("smart", 500), ("fastest", 50), ("round-robin", 50)]
+)
+async def test_one_of_five_hundred_probes_and_the_others_go_elsewhere(
+    upstream: FakeUpstream, crowd: aiohttp.ClientSession, policy: str, count: int
+) -> None:
+    clock = FakeClock()
+    shaky, sound = (make_instance(upstream, n, clock) for n in (1, 2))
+    upstream.defaults[KEYS[0]] = Reply(hang=True)
+    async with serving(shaky, sound, clock=clock, first_token_timeout_ms=60_000) as gateway:
+        shut(shaky)
+        clock.advance(60)
+        asked = ask(crowd, gateway, count, policy)
+        probe = await all_but_one(asked, upstream, KEYS[0])
+        answers = [task.result() for task in asked if task is not probe]
+        assert {(status, "[DONE]" in text) for status, text in answers} == {(200, True)}
+        assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, count - 1)
+        await leave(probe, upstream, shaky)
+        assert shaky.breaker.state() is State.HALF_OPEN
+        assert shaky.breaker.admits()
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.proves("I-13", "I-12", "F11", "F08")
+async def test_with_nobody_else_the_others_are_told_at_once_and_a_probe_that_leaves_frees_its_place(
+    upstream: FakeUpstream, crowd: aiohttp.ClientSession
+) -> None:
+    clock = FakeClock()
+    instance = make_instance(upstream, clock=clock)
+    upstream.default = Reply(hang=True)
+    async with serving(instance, clock=clock, first_token_timeout_ms=60_000) as gateway:
+        shut(instance)
+        clock.advance(60)
+        asked = ask(crowd, gateway, 500)
+        probe = await all_but_one(asked, upstream, KEYS[0])
+        assert {task.result()[0] for task in asked if task is not probe} == {503}
+        assert upstream.hits() == 1
+        await leave(probe, upstream, instance)
+        assert instance.breaker.state() is State.HALF_OPEN
+        upstream.default = Reply()
+        assert (await gateway.chat())[0] == 200
+        assert instance.breaker.state() is State.CLOSED
+
+
+@pytest.mark.proves("I-13", "F09")
+@pytest.mark.parametrize("reply", [Reply(hang=True), Reply(status=500), Reply(cut_after=1)])
+async def test_a_probe_that_fails_or_hangs_shuts_it_for_another_minute(
+    upstream: FakeUpstream, reply: Reply
+) -> None:
+    clock = FakeClock()
+    shaky, sound = (make_instance(upstream, n, clock) for n in (1, 2))
+    upstream.defaults[KEYS[0]] = reply
+    async with serving(shaky, sound, clock=clock, first_token_timeout_ms=200) as gateway:
+        for round_number in (1, 2):
+            shut(shaky) if round_number == 1 else None
+            clock.advance(60)
+            turns = {"X-Routing-Mode": "round-robin"}
+            statuses = [(await gateway.chat(headers=turns))[0] for _ in range(4)]
+            assert statuses == [200] * 4
+            assert upstream.hits(KEYS[0]) == round_number
+            assert shaky.breaker.state() is State.OPEN
+            assert shaky.breaker.ready_in_s() == 60
+
+
+@pytest.mark.proves("F40", "I-50")
+async def test_a_drain_lets_a_probe_end(upstream: FakeUpstream) -> None:
+    clock = FakeClock()
+    instance = make_instance(upstream, clock=clock)
+    upstream.default = Reply(text="a b c", delay_s=0.1)
+    async with serving(instance, clock=clock) as gateway:
+        shut(instance)
+        clock.advance(60)
+        probe = asyncio.create_task(gateway.chat())
+        async with asyncio.timeout(5):
+            while not upstream.open:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        gateway.gateway.drain.begin()
+        status, text, headers = await gateway.chat()
+        assert (status, headers["Connection"]) == (503, "close")
+        assert "shutting_down" in text
+        assert int(headers["Retry-After"]) >= 1
+        assert (await probe)[1].endswith("[DONE]\n\n")
+        assert instance.breaker.state() is State.CLOSED
+        assert await gateway.gateway.drain.wait(1)
+
+
+@pytest.mark.proves("I-01", "I-10", "F07")
+async def test_a_key_that_fails_is_left_alone_after_three_and_hides_no_sibling(
+    upstream: FakeUpstream,
+) -> None:
+    clock = FakeClock()
+    bad, good = (make_instance(upstream, n, clock) for n in (1, 2))
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    async with serving(bad, good, clock=clock) as gateway:
+        turns = {"X-Routing-Mode": "round-robin"}
+        statuses = [(await gateway.chat(headers=turns))[0] for _ in range(12)]
+    assert statuses == [200] * 12
+    assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (3, 12)
+    assert (bad.breaker.state(), good.breaker.state()) == (State.OPEN, State.CLOSED)
+
+
+@pytest.mark.proves("I-15")
+async def test_a_stream_counts_at_its_end(upstream: FakeUpstream) -> None:
+    instance = make_instance(upstream)
+    async with serving(instance, max_attempts=1) as gateway:
+        for last, state in ((Reply(), State.CLOSED), (Reply(cut_after=3), State.OPEN)):
+            upstream.script(Reply(status=500), Reply(status=500), last)
+            for _ in range(3):
+                await gateway.chat()
+            assert instance.breaker.state() is state
+
+
+@pytest.mark.proves("I-14")
+async def test_streams_from_before_it_opened_neither_open_nor_close_it(
+    upstream: FakeUpstream, crowd: aiohttp.ClientSession
+) -> None:
+    clock = FakeClock()
+    instance = make_instance(upstream, clock=clock)
+    late = {"delay_s": 0.3, "text": "a b"}
+    upstream.script(*[Reply(**late)] * 4, *[Reply(**late, cut_after=1)] * 4)
+    async with serving(instance, clock=clock, max_attempts=1) as gateway:
+        asked = ask(crowd, gateway, 8)
+        async with asyncio.timeout(5):
+            while upstream.open < 8:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        shut(instance)
+        clock.advance(20)
+        answers = await asyncio.gather(*asked)
+        assert sum("[DONE]" in text for _, text in answers) == 4
+        assert instance.breaker.state() is State.OPEN
+        assert instance.breaker.ready_in_s() == 40
+        assert instance.in_flight == 0
+
+
+@pytest.mark.proves("I-06")
+async def test_a_success_that_began_before_ends_no_park(upstream: FakeUpstream) -> None:
+    clock = FakeClock()
+    instance = make_instance(upstream, clock=clock)
+    limited = Reply(status=429, headers={"Retry-After": "7"})
+    upstream.script(Reply(delay_s=0.1, text="a b"), *[limited] * 4)
+    async with serving(instance, clock=clock) as gateway:
+        early = asyncio.create_task(gateway.chat())
+        async with asyncio.timeout(5):
+            while not upstream.open:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await gateway.chat())[0] == 429
+        assert (await early)[0] == 200
+        assert instance.parked_for_s() == 7
+        clock.advance(6.9)
+        assert (await gateway.chat())[0] == 429
+        assert upstream.hits() == 2
+        for _ in range(3):
+            clock.advance(7)
+            await gateway.chat()
+        assert upstream.hits() == 5
+        assert instance.breaker.state() is State.CLOSED
+
+
+@pytest.mark.proves("I-11", "F41")
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+async def test_a_wall_clock_that_jumps_changes_nothing(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
+    parked, shaky, sound = (make_instance(upstream, n) for n in (1, 2, 3))
+    upstream.default = Reply(text="a b c d", delay_s=0.04)
+    async with serving(parked, shaky, sound) as gateway:
+        parked.park(30)
+        shut(shaky)
+        running = asyncio.create_task(gateway.chat())
+        async with asyncio.timeout(5):
+            while not upstream.open:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + jump_s)
+        later = [await gateway.chat() for _ in range(2)]
+        assert [status for status, *_ in [await running, *later]] == [200] * 3
+        assert 20 < parked.parked_for_s() <= 30
+        assert shaky.breaker.state() is State.OPEN
+        assert 50 < shaky.breaker.ready_in_s() <= 60
+        assert upstream.hits(KEYS[2]) == 3
+
+
+@pytest.mark.proves("I-17", "F43")
+async def test_a_storm_of_toggles_cuts_no_stream(
+    upstream: FakeUpstream, crowd: aiohttp.ClientSession
+) -> None:
+    upstream.default = Reply(text="a b c", delay_s=0.1)
+    instances = [make_instance(upstream, n) for n in (1, 2)]
+    async with serving(*instances) as gateway:
+
+        async def toggle(enabled: bool) -> int:
+            body = {"name": instances[0].name, "enabled": enabled}
+            return (await gateway.post("/v1/providers/toggle", body))[0]
+
+        before = ask(crowd, gateway, 20, "round-robin")
+        async with asyncio.timeout(5):
+            while upstream.open < 20:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert await toggle(False) == 200
+        hits = upstream.hits(KEYS[0])
+        assert hits == 10
+        during = ask(crowd, gateway, 10)
+        whole = await asyncio.gather(*before, *during)
+        assert upstream.hits(KEYS[0]) == hits
+        storm = [toggle(random.random() < 0.5) for _ in range(60)]
+        whole += (await asyncio.gather(asyncio.gather(*ask(crowd, gateway, 30)), *storm))[0]
+        assert {(status, text[-8:]) for status, text in whole} == {(200, "[DONE]\n\n")}
+        for enabled in (False, True, True):
+            assert await toggle(enabled) == 200
+            assert (await gateway.health())["providers"][0]["enabled"] is enabled
+        assert [i.in_flight for i in instances] == [0, 0]
+        assert {i.breaker.state() for i in instances} == {State.CLOSED}
+
+
+ENDS = {
+    "whole": Reply(),
+    "refused": Reply(status=400),
+    "bad key": Reply(status=401),
+    "limited": Reply(status=429),
+    "fails": Reply(status=500),
+    "breaks": Reply(cut_after=2),
+    "left before the head": Reply(hang=True),
+    "left before the first word": Reply(hang_after=0),
+    "left in its midst": Reply(hang_after=2),
+    "left in a pause": Reply(status=500),
+    "our own fault": Reply(),
+}
+
+
+@pytest.mark.proves("I-16")
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("end", ENDS)
+async def test_nothing_stays_in_flight_however_it_ends(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, end: str, stream: bool
+) -> None:
+    upstream.default = ENDS[end]
+    if not stream and ENDS[end].hang_after is not None:
+        upstream.default = Reply(hang=True)  # a whole answer has no midst
+    instance = make_instance(upstream)
+
+    async def fault(*args: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    if end == "our own fault":
+        monkeypatch.setattr(CallerSink, "start" if stream else "whole", fault)
+    attempts = 6 if "pause" in end else 2
+    async with serving(instance, max_attempts=attempts) as gateway:
+        asked = asyncio.create_task(gateway.chat(stream=stream))
+        if end.startswith("left"):
+            async with asyncio.timeout(5):
+                while not (instance.in_flight and upstream.requests):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.03)
+            asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        async with asyncio.timeout(5):
+            while instance.in_flight or gateway.gateway.drain.in_flight:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        tried = upstream.hits()
+        await asyncio.sleep(0.05)
+        assert upstream.hits() == tried
+        assert instance.breaker.state() is State.CLOSED or end in ("fails", "left in a pause")

@@ -1,0 +1,201 @@
+"""Who lets himself be waited for gets company."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fakes import KEYS, Served, make_instance, serving
+
+from nexus_gateway.errors import Overloaded
+from nexus_gateway.proxy.context import Errand, Terms
+from nexus_gateway.proxy.hedging import Race
+from nexus_gateway.proxy.record import Report
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.lease import Lease
+from nexus_gateway.routing.scheduler import Target
+from nexus_gateway.testing.conformance.conversations import read_stream
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.upstream.attempt import Upstream
+from nexus_gateway.upstream.streams import AnswerStream
+
+HEDGED = {"X-Nexus-Hedge": "true", "X-Routing-Mode": "round-robin"}
+SLOW = Reply(head_delay_s=5)
+
+
+@pytest.fixture
+async def served(upstream: FakeUpstream) -> AsyncIterator[Served]:
+    """A gateway whose instances have a past of quick answers, and that has saved some hedges."""
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances) as gateway:
+        for instance in instances:
+            for _ in range(20):
+                instance.health.observe_first_token(30)
+        for _ in range(60):
+            gateway.gateway.scheduler.hedges.request()
+        yield gateway
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_the_first_to_speak_wins_and_the_loser_is_closed(
+    upstream: FakeUpstream, served: Served
+) -> None:
+    upstream.defaults[KEYS[0]] = SLOW
+    status, text, headers = await served.chat(headers=HEDGED)
+    assert (status, read_stream(text).text) == (200, Reply().text)
+    assert headers["X-Nexus-Provider"] == "Fake (Key #2)"
+    assert headers["X-Nexus-Attempts"] == "2"
+    assert await upstream.requests[0].gone()
+    loser, winner = served.instances
+    assert (loser.in_flight, winner.in_flight) == (0, 0)
+    assert loser.health.success_rate() == 1  # slow, but no failure
+    assert loser.health.latency_ms() >= 30
+
+
+async def test_the_first_one_may_win_after_all(upstream: FakeUpstream, served: Served) -> None:
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.1)
+    upstream.defaults[KEYS[1]] = SLOW
+    _, text, headers = await served.chat(headers=HEDGED)
+    assert read_stream(text).text == Reply().text
+    assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
+    assert await upstream.requests[1].gone()
+
+
+async def test_a_quick_answer_has_no_company(upstream: FakeUpstream, served: Served) -> None:
+    for instance in served.instances:
+        for _ in range(64):
+            instance.health.observe_first_token(3000)
+    assert (await served.chat(headers=HEDGED))[0] == 200
+    assert upstream.hits() == 1
+
+
+@pytest.mark.parametrize("trouble", [Reply(status=500), Reply(reset=True)])
+async def test_a_hedge_that_fails_leaves_the_first_alone(
+    upstream: FakeUpstream, served: Served, trouble: Reply
+) -> None:
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
+    upstream.defaults[KEYS[1]] = trouble
+    _, text, headers = await served.chat(headers=HEDGED)
+    assert read_stream(text).text == Reply().text
+    assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
+    assert served.instances[1].health.success_rate() == 0
+
+
+async def test_what_this_process_lacks_for_a_hedge_leaves_the_first_alone(
+    upstream: FakeUpstream, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a file descriptor: without the hedge nobody would have noticed."""
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
+    plain = Upstream.stream
+
+    async def stream(self: Upstream, instance: Instance, *more: Any) -> AnswerStream:
+        if instance is served.instances[1]:
+            raise Overloaded
+        return await plain(self, instance, *more)
+
+    monkeypatch.setattr(Upstream, "stream", stream)
+    status, text, headers = await served.chat(headers=HEDGED)
+    assert (status, read_stream(text).text) == (200, Reply().text)
+    assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
+    assert [i.in_flight for i in served.instances] == [0, 0]
+    assert served.instances[1].health.success_rate() != 0
+
+
+class Words:
+    """An answer that notes whether it was closed."""
+
+    closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_caller_who_leaves_as_both_speak_leaves_no_answer_open(served: Served) -> None:
+    gateway, answers = served.gateway, [Words(), Words()]
+    target, scheduler = Target(tuple(served.instances)), gateway.scheduler
+    both, asked = asyncio.Event(), iter(answers)
+
+    async def ask(errand: Errand, lease: Lease) -> Any:
+        words = next(asked)
+        await both.wait()
+        return words
+
+    errand: Any = Errand(
+        *(None, target, Terms("smart"), None, Report(0.0), 0.0, 0.0, None)  # type: ignore[arg-type]
+    )
+    lease = scheduler.lease(target, "smart", errand.trail)
+    race = Race(errand, scheduler, ask, lambda *_: None, (1000, 6))
+    running = asyncio.create_task(race.run(lease))
+    while len(race._runners) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    both.set()
+    while race._runners:  # noqa: ASYNC110 - until the loser is being cut off
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [words.closed for words in answers] == [True, True]
+    assert [i.in_flight for i in served.instances] == [0, 0]
+
+
+async def test_where_both_fail_the_next_attempt_follows(
+    upstream: FakeUpstream, served: Served
+) -> None:
+    upstream.script(Reply(status=500, head_delay_s=0.1), key=KEYS[0])
+    upstream.script(Reply(status=500, head_delay_s=0.1), key=KEYS[1])
+    status, _, headers = await served.chat(headers=HEDGED)
+    assert (status, headers["X-Nexus-Attempts"]) == (200, "3")
+
+
+async def test_a_refusal_ends_both(upstream: FakeUpstream, served: Served) -> None:
+    upstream.defaults[KEYS[0]] = SLOW
+    upstream.defaults[KEYS[1]] = Reply(status=400)
+    assert (await served.chat(headers=HEDGED))[0] == 400
+    assert await upstream.requests[0].gone()
+    assert [i.in_flight for i in served.instances] == [0, 0]
+
+
+async def test_a_caller_who_leaves_ends_both(upstream: FakeUpstream, served: Served) -> None:
+    upstream.default = SLOW
+    asking = asyncio.create_task(served.chat(headers=HEDGED))
+    while upstream.hits() < 2:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.01)
+    before = [i.health.latency_ms() for i in served.instances]
+    asking.cancel()
+    assert await upstream.requests[0].gone()
+    assert await upstream.requests[1].gone()
+    assert [i.in_flight for i in served.instances] == [0, 0]
+    assert [i.health.latency_ms() for i in served.instances] == before
+
+
+async def test_one_in_twenty_at_most(upstream: FakeUpstream, served: Served) -> None:
+    upstream.default = Reply(head_delay_s=0.06)
+    while served.gateway.scheduler.hedges.take():
+        pass
+    bodies = [served.chat(headers=HEDGED) for _ in range(60)]
+    assert {answer[0] for answer in await asyncio.gather(*bodies)} == {200}
+    assert 60 < upstream.hits() <= 63
+
+
+async def test_nobody_is_hedged_who_did_not_ask(upstream: FakeUpstream, served: Served) -> None:
+    upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
+    assert (await served.chat(headers={"X-Routing-Mode": "round-robin"}))[0] == 200
+    assert upstream.hits() == 1
+    status, text, _ = await served.chat(headers={"X-Nexus-Hedge": "maybe"})
+    assert status == 400
+    assert "X-Nexus-Hedge" in text
+
+
+async def test_the_owner_may_ask_for_all(upstream: FakeUpstream) -> None:
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    upstream.defaults[KEYS[0]] = SLOW
+    async with serving(*instances, hedge=True) as served:
+        for _ in range(20):
+            instances[0].health.observe_first_token(30)
+            served.gateway.scheduler.hedges.request()
+        assert (await served.chat(headers={"X-Routing-Mode": "round-robin"}))[0] == 200
+        upstream.defaults.clear()
+        assert (await served.chat(headers={"X-Nexus-Hedge": "false"}))[0] == 200

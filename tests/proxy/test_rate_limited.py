@@ -1,0 +1,191 @@
+"""Rate limits on the wire: who is nearly out of quota, and requests that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import pytest
+from clock import FakeClock
+from fakes import KEYS, make_instance, serving
+
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+ROUND = {"X-Routing-Mode": "round-robin"}
+
+
+def quota(left: int, limit: int = 100, reset: str = "60s") -> Reply:
+    kind = "x-ratelimit-{}-requests"
+    said = {"remaining": str(left), "limit": str(limit), "reset": reset}
+    return Reply(headers={kind.format(word): value for word, value in said.items()})
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_who_has_nothing_left_is_spared_before_he_fails(upstream: FakeUpstream) -> None:
+    clock = FakeClock()
+    upstream.defaults[KEYS[0]] = quota(0)
+    instances = [make_instance(upstream, n, clock) for n in (1, 2)]
+    async with serving(*instances, clock=clock) as served:
+        for _ in range(6):
+            assert (await served.chat(headers=ROUND))[0] == 200
+        assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, 5)
+        assert [p["quotaLeft"] for p in (await served.health())["providers"]] == ["0.0%", None]
+        clock.advance(60)
+        assert (await served.chat(headers=ROUND))[0] == 200
+        assert upstream.hits(KEYS[0]) == 2
+
+
+async def test_he_is_asked_where_there_is_nobody_else(upstream: FakeUpstream) -> None:
+    upstream.default = quota(0)
+    async with serving(make_instance(upstream)) as served:
+        assert [(await served.chat())[0] for _ in range(3)] == [200] * 3
+
+
+async def test_who_has_little_left_is_chosen_less(upstream: FakeUpstream) -> None:
+    upstream.defaults[KEYS[0]] = quota(2)
+    instances = [make_instance(upstream, n) for n in (1, 2)]
+    async with serving(*instances) as served:
+        served_by = Counter(
+            [(await served.chat(stream=False))[2]["X-Nexus-Provider"] for _ in range(60)]
+        )
+    assert 1 <= served_by["Fake (Key #1)"] <= 20  # of 30, a fifth, as it has a fiftieth left
+
+
+def limited(wait_s: float) -> Reply:
+    return Reply(status=429, headers={"Retry-After": str(wait_s)})
+
+
+async def test_a_server_that_asks_for_a_rest_gets_it(upstream: FakeUpstream) -> None:
+    clock = FakeClock()
+    upstream.script(Reply(status=503, headers={"Retry-After": "7"}))
+    instance = make_instance(upstream, clock=clock)
+    async with serving(instance, clock=clock) as served:
+        status, _, headers = await served.chat()
+        assert (status, headers["Retry-After"]) == (503, "7")
+        assert instance.park_reason() == "resting"
+        assert instance.health.success_rate() == 0
+        clock.advance(6.9)
+        assert (await served.chat())[0] == 503
+        assert upstream.hits() == 1
+        clock.advance(0.1)
+        assert (await served.chat())[0] == 200
+
+
+@pytest.mark.proves("F05")
+async def test_without_a_queue_all_parked_is_said_at_once(upstream: FakeUpstream) -> None:
+    upstream.default = limited(3)
+    async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
+        status, _, headers = await served.chat()
+        assert (status, headers["Retry-After"]) == (429, "3")
+        assert headers["x-should-retry"] == "true"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_request_waits_for_the_first_to_return(
+    upstream: FakeUpstream, stream: bool
+) -> None:
+    upstream.script(limited(0.2))
+    async with serving(make_instance(upstream), queue_timeout_ms=2000) as served:
+        began_s = time.monotonic()
+        status, _, headers = await served.chat(stream=stream)
+        assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
+        assert time.monotonic() - began_s >= 0.2
+
+
+async def test_it_does_not_wait_for_who_returns_too_late(upstream: FakeUpstream) -> None:
+    upstream.default = limited(60)
+    async with serving(make_instance(upstream), queue_timeout_ms=2000) as served:
+        began_s = time.monotonic()
+        status, _, headers = await served.chat()
+        assert (status, headers["Retry-After"]) == (429, "60")
+        assert time.monotonic() - began_s < 1
+        assert (await served.chat(headers={"X-Request-Timeout-Ms": "50"}))[0] == 429
+
+
+@pytest.mark.proves("I-41")
+async def test_the_line_is_in_order_and_bounded(upstream: FakeUpstream) -> None:
+    upstream.script(limited(0.3))
+    refused: list[int] = []
+    async with serving(make_instance(upstream), queue_timeout_ms=5000, queue_limit=4) as served:
+
+        async def ask(number: int) -> None:
+            body = {"messages": [{"role": "user", "content": str(number)}]}
+            status, text, _ = await served.chat(body)
+            if status != 200:
+                assert "queue_full" in text
+                refused.append(number)
+
+        tasks = []
+        for number in range(6):
+            tasks.append(asyncio.create_task(ask(number)))
+            await asyncio.sleep(0.03)
+        await asyncio.gather(*tasks)
+    assert refused == [4, 5]
+    came = [received.body["messages"][0]["content"] for received in upstream.requests]
+    assert came == ["0", "0", "1", "2", "3"]
+
+
+async def test_a_caller_who_leaves_the_line_lets_the_next_one_go(upstream: FakeUpstream) -> None:
+    upstream.script(limited(0.3))
+    async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
+        first = asyncio.create_task(served.chat())
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(served.chat())
+        await asyncio.sleep(0.05)
+        first.cancel()
+        assert (await second)[0] == 200
+        assert upstream.hits() == 2
+
+
+async def test_an_instance_that_is_switched_on_is_noticed(upstream: FakeUpstream) -> None:
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    upstream.defaults[KEYS[0]] = limited(1.5)
+    async with serving(*instances, queue_timeout_ms=5000) as served:
+        instances[1].disable()
+        asking = asyncio.create_task(served.chat())
+        await asyncio.sleep(0.1)
+        instances[1].enable()
+        began_s = time.monotonic()
+        assert (await asking)[2]["X-Nexus-Provider"] == "Fake (Key #2)"
+        assert time.monotonic() - began_s < 1
+
+
+@pytest.mark.parametrize(
+    "trouble", [Reply(status=404), limited(0)], ids=["does not know its model", "wait 0 s"]
+)
+async def test_who_is_there_and_says_no_is_not_waited_for(
+    upstream: FakeUpstream, trouble: Reply
+) -> None:
+    upstream.default = trouble
+    async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
+        began_s = time.monotonic()
+        assert (await served.chat())[0] in (429, 503)
+        assert time.monotonic() - began_s < 2
+        assert upstream.hits() == 1
+
+
+async def test_somebody_else_is_waited_for_beside_who_refused(upstream: FakeUpstream) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=404)
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    async with serving(*instances, queue_timeout_ms=5000) as served:
+        instances[1].park(0.25)
+        assert (await served.chat())[2]["X-Nexus-Provider"] == "Fake (Key #2)"
+        assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, 1)
+
+
+async def test_a_retry_that_is_not_granted_does_not_hold_up_the_line(
+    upstream: FakeUpstream,
+) -> None:
+    """It would look for its chance a thousand times a second, and nobody else could pass."""
+    upstream.script(Reply(status=500))
+    async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
+        retries = served.gateway.scheduler.retries
+        for _ in range(12):
+            retries.retry()
+        began_s = time.monotonic()
+        assert (await served.chat())[0] == 503
+        assert time.monotonic() - began_s < 2
+        assert retries.denied <= 2
+        assert (await served.chat())[0] == 200

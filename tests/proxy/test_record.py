@@ -1,0 +1,146 @@
+"""What is known of a request once it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fakes import HELLO, KEYS, make_instance, serving
+from records import ended
+
+from nexus_gateway.proxy import record as log
+from nexus_gateway.proxy.record import AttemptRecord, Report, RequestRecord, record_of
+from nexus_gateway.secret import Secret
+from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.telemetry.timeline import Timelines
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+ROUND = {"X-Routing-Mode": "round-robin"}
+
+
+async def test_the_whole_story(upstream: FakeUpstream) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    told: list[RequestRecord] = []
+    keys = (Secret("a-caller"), Secret("another"))
+    async with serving(
+        make_instance(upstream), make_instance(upstream, 2), gateway_keys=keys
+    ) as served:
+        served.gateway.observers.append(told.append)
+        head = {**ROUND, "Authorization": "Bearer another", "X-Request-Id": "mine"}
+        await served.chat({**HELLO, "model": "fake", "stream": True}, headers=head)
+    (record,) = told
+    assert (record.id, record.endpoint, record.caller) == ("mine", "chat", "key-2")
+    assert (record.asked_model, record.model, record.stream) == ("fake", "fake-large", True)
+    assert (record.instance, record.provider) == ("Fake (Key #2)", "fake")
+    assert [(a.instance, a.outcome, a.status) for a in record.attempts] == [
+        ("Fake (Key #1)", "failure", 500),
+        ("Fake (Key #2)", "success", 200),
+    ]
+    assert record.attempts[0].reason == "answered 500"
+    assert (record.status, record.outcome, record.policy) == (200, "success", "round-robin")
+    assert 0 < record.upstream_ms <= record.first_ms <= record.total_ms
+    assert record.tokens.completion
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "outcome", "attempts"),
+    [
+        (Reply(status=400), 400, "upstream_refused", ["refused"]),
+        (Reply(status=429), 429, "rate_limit_exceeded", ["rate_limited"]),
+        (Reply(status=500), 503, "no_candidate", ["failure", "failure", "failure"]),
+        (Reply(cut_after=2, delay_s=0.02), 200, "failure", ["failure"]),
+    ],
+)
+async def test_how_it_may_end(
+    upstream: FakeUpstream, reply: Reply, status: int, outcome: str, attempts: list[str]
+) -> None:
+    upstream.default = reply
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers.append(told.append)
+        await served.chat()
+    assert (told[0].status, told[0].outcome) == (status, outcome)
+    assert [a.outcome for a in told[0].attempts] == attempts
+    assert told[0].answered is (status == 200)
+    first_ms = view_of_request(told[0])["firstMs"]
+    assert (first_ms is None) is (status != 200), "who got no answer has no time to its beginning"
+    assert told[0].moves == [], "one that is asked again is no other"
+
+
+async def test_a_caller_who_leaves(upstream: FakeUpstream) -> None:
+    upstream.default = Reply(hang=True)
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers.append(told.append)
+        asking = asyncio.create_task(served.chat())
+        while not upstream.hits():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        while not told:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+    assert (told[0].status, told[0].outcome) == (499, "cancelled")
+    assert [a.outcome for a in told[0].attempts] == ["cancelled"]
+
+
+async def test_an_observer_that_fails_costs_nothing(upstream: FakeUpstream) -> None:
+    def fail(record: RequestRecord) -> None:
+        raise RuntimeError
+
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers += [fail, told.append]
+        assert (await served.chat())[0] == 200
+    assert len(told) == 1
+
+
+async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstream) -> None:
+    told: list[RequestRecord] = []
+    async with serving(make_instance(upstream)) as served:
+        served.gateway.observers.append(told.append)
+        assert (await served.chat({"messages": 1}))[0] == 400
+    assert (told[0].status, told[0].instance, told[0].attempts) == (400, "", ())
+
+
+@pytest.mark.parametrize(
+    ("told", "bill"),
+    [(0.125, 0.125), (0, 0.0), (-1, None), ("much", None), (1e9, None), (None, None), (True, None)],
+)
+def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
+    report = Report(0.0, usage={"cost": told})
+    times = {"ended_s": 0.0, "total_ms": 1.0}
+    made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
+    assert made.billed_usd == bill
+
+
+def test_the_log_has_room_for_all_that_a_record_says() -> None:
+    report = Report(0.0, outcome="failure", nobody="x" * 5000)
+    assert len(report.why() or "") == log.LONGEST_WHY
+
+
+def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
+    report = Report(0.0)
+    details = {"prompt_tokens_details": {"cached_tokens": 3}, "cost": 1, "service_tier": 2}
+    report.add_usage({"completion_tokens": 5})
+    report.resumed = 1
+    report.add_usage({"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16, **details})
+    assert report.usage == {"prompt_tokens": 7, "completion_tokens": 14, "total_tokens": 16}
+    report.usage = {**report.usage, "cost": 0.125}
+    times = {"ended_s": 0.0, "total_ms": 1.0}
+    made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
+    assert made.billed_usd is None
+    assert made.tokens.cached is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "moved"),
+    [("", ""), ("A", ""), ("AAA", ""), ("AB", "A"), ("AABA", "AB"), ("ABC", "AB")],
+)
+def test_a_fail_over_is_that_another_instance_is_asked(asked: str, moved: str) -> None:
+    attempts = tuple(AttemptRecord(who, "fake", "failure", "reset", 0, 1.0) for who in asked)
+    record = ended(attempts=attempts, instance=asked[-1:], status=503)
+    assert "".join(attempt.instance for attempt in record.moves) == moved
+    assert view_of_request(record)["failedOver"] is bool(moved)
+    lines = Timelines()
+    lines.observe(record)
+    assert lines.as_json(0)[""][0][3] == len(moved), "as Prometheus is told"

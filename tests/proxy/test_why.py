@@ -1,0 +1,339 @@
+"""Why a request went as it did: in the log, in its record, in its span."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from clock import FakeClock
+from fakes import HELLO, KEYS, make_instance, serving
+from intruder import raw, request
+from opentelemetry.trace import StatusCode
+from test_traces import SAMPLED, TRACE, UNSAMPLED, Spans, traced
+
+from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.secret import Secret
+from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.testing.gateway import Served
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+ROUND = {"X-Routing-Mode": "round-robin"}
+CUT = "broke in the middle of its answer: cut its answer off"
+BREAKS = {
+    CUT: Reply(cut_after=2, delay_s=0.03),
+    "broke in the middle of its answer: sent an error instead of an answer": Reply(
+        error_after=2, delay_s=0.02, error={"message": "what it says itself"}
+    ),
+    "broke in the middle of its answer: fell silent": Reply(hang_after=2),
+    "broke in the middle of its answer: sent something that is not an answer": Reply(
+        garbage_after=2, delay_s=0.02
+    ),
+}
+Fields = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="nexus_gateway")
+
+
+@pytest.fixture
+def told() -> list[RequestRecord]:
+    return []
+
+
+def lines(caplog: pytest.LogCaptureFixture, message: str) -> list[Fields]:
+    """Return the fields of the lines that say something, without those that hold nothing."""
+    found = [r for r in caplog.records if r.name == "nexus_gateway" and r.message == message]
+    return [
+        {"level": r.levelname, **{k: v for k, v in vars(r)["fields"].items() if v is not None}}
+        for r in found
+    ]
+
+
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("why", BREAKS)
+async def test_a_stream_that_breaks_says_why_and_when(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, told: list[RequestRecord], why: str
+) -> None:
+    upstream.default = BREAKS[why]
+    idle_timeout_ms = 100 if "silent" in why else 60_000
+    async with serving(make_instance(upstream), idle_timeout_ms=idle_timeout_ms) as served:
+        served.gateway.observers.append(told.append)
+        await served.chat()
+    (record,), (line,) = told, lines(caplog, "chat")
+    (attempt,) = record.attempts
+    assert (attempt.outcome, attempt.reason, attempt.status) == ("failure", why, 200)
+    assert record.first_ms < attempt.duration_ms <= record.total_ms
+    assert record.why == line["why"] == f"Fake (Key #1): {why}"
+    assert (line["status"], line["outcome"], line["attempts"]) == (200, "failure", 1)
+    assert "what it says itself" not in caplog.text
+
+
+async def test_what_was_gone_on_with_says_who_broke(
+    upstream: FakeUpstream, told: list[RequestRecord]
+) -> None:
+    upstream.defaults[KEYS[0]] = BREAKS[CUT]
+    upstream.defaults[KEYS[2]] = Reply(status=500)
+    instances = [make_instance(upstream, n) for n in (1, 2, 3)]
+    async with serving(*instances, resume=True) as served:
+        served.gateway.observers.append(told.append)
+        await served.chat(headers=ROUND)
+        for instance in instances[1:]:
+            instance.disable()
+        await served.chat(headers=ROUND)
+        instances[2].enable()
+        await served.chat(headers=ROUND)
+    (whole, alone, both), broke = told, f"Fake (Key #1): {CUT}"
+    assert (whole.outcome, whole.resumed, whole.why) == ("success", 1, broke)
+    assert whole.attempts[0].duration_ms > 20  # it took its time till it broke
+    assert alone.outcome == "failure"
+    assert alone.why is not None
+    assert alone.why.startswith(broke)
+    assert alone.why.endswith("; left out: Fake (Key #2) disabled, Fake (Key #3) disabled")
+    assert both.why is not None
+    assert "Fake (Key #3): answered 500" in both.why
+    assert [a.outcome for a in both.attempts].count("failure") >= 2
+
+
+async def test_a_fail_over_says_why_and_what_went_well_at_once_says_nothing(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, told: list[RequestRecord]
+) -> None:
+    upstream.script(Reply(status=500), key=KEYS[0])
+    async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
+        served.gateway.observers.append(told.append)
+        for _ in range(2):
+            await served.chat({**HELLO, "model": "fake"}, headers=ROUND)
+    moved, good = lines(caplog, "chat")
+    assert moved["why"] == told[0].why == "Fake (Key #1): answered 500"
+    assert (moved["outcome"], moved["attempts"]) == ("success", 2)
+    assert "why" not in good
+    assert told[1].why is None
+    for line in (moved, good):
+        assert (line["asked"], line["model"]) == ("fake", "fake-large")
+        assert line["policy"] == "round-robin"
+        assert "trace_id" not in line
+
+
+async def test_where_nobody_is_asked_it_says_what_stands_in_the_way(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, told: list[RequestRecord]
+) -> None:
+    clock = FakeClock()
+    refused, limited, off = (make_instance(upstream, n, clock) for n in (1, 2, 3))
+    async with serving(refused, limited, off, clock=clock) as served:
+        served.gateway.observers.append(told.append)
+        refused.park_bad_key()
+        limited.park(20)
+        off.disable()
+        status, _, headers = await served.chat()
+        explained = await served.chat(headers={"X-Nexus-Explain": "true"})
+    assert status == 503
+    assert "X-Nexus-Explain" not in headers
+    way = "Fake (Key #1) key refused 600s, Fake (Key #2) rate limited 20s, Fake (Key #3) disabled"
+    line, _ = lines(caplog, "chat")
+    assert told[0].attempts == ()
+    assert told[0].why == line["why"] == f"smart: nobody; left out: {way}"
+    assert explained[2]["X-Nexus-Explain"] == view_of_request(told[0])["why"] == told[0].why
+    assert "first_ms" not in line
+
+
+@pytest.mark.parametrize("queue_timeout_ms", [0, 50])
+async def test_after_attempts_those_are_named_who_could_not_be_asked(
+    upstream: FakeUpstream, told: list[RequestRecord], queue_timeout_ms: int
+) -> None:
+    upstream.default = Reply(status=401)
+    clock = FakeClock()
+    instances = [make_instance(upstream, n, clock) for n in (1, 2)]
+    async with serving(*instances, clock=clock, queue_timeout_ms=queue_timeout_ms) as served:
+        served.gateway.observers.append(told.append)
+        instances[1].park(30)
+        await served.chat()
+    (record,) = told
+    assert record.why is not None
+    assert record.why.startswith("Fake (Key #1): the key was refused (401); left out: ")
+    assert record.why.endswith("Fake (Key #2) rate limited 30s")
+
+
+async def test_a_body_at_fault_names_the_field_and_not_its_words(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(make_instance(upstream)) as served:
+        await served.chat({"messages": "a canary"})
+        await served.chat(b"{a canary")
+    by_field, by_syntax = lines(caplog, "chat")
+    assert by_field["why"] == "`messages` is at fault"
+    assert by_syntax["outcome"] == "invalid_request_error"
+    assert "canary" not in caplog.text + str([vars(r) for r in caplog.records])
+
+
+LOCKS: dict[str, Any] = {"gateway_keys": (Secret("a-caller"),), "admin_token": Secret("an-admin")}
+KEY = "Authorization: Bearer a-caller"
+REFUSED = [
+    (request("POST /v1/chat/completions"), 401, "POST", "/v1/chat/completions", "invalid_api_key"),
+    (request("GET /.env?key=canary", KEY), 404, "GET", "/.env", "unknown_path"),
+    (request("PUT /v1/models", KEY), 405, "PUT", "/v1/models", "method_not_allowed"),
+    (request("GET /%0a%1b%5b2J"), 404, "GET", "/\n\x1b[2J", "unknown_path"),
+]
+
+
+@pytest.mark.parametrize(("sent", "status", "method", "path", "reason"), REFUSED)
+async def test_what_no_door_took_in_has_one_line(
+    upstream: FakeUpstream,
+    caplog: pytest.LogCaptureFixture,
+    sent: bytes,
+    status: int,
+    method: str,
+    path: str,
+    reason: str,
+) -> None:
+    async with serving(make_instance(upstream), **LOCKS) as served:
+        assert (await raw(served.url, sent))[0] == status
+    (line,) = lines(caplog, "refused")
+    assert line.pop("id").startswith("req-")
+    about = {"method": method, "path": path, "reason": reason, "peer": "127.0.0.1"}
+    assert line == {"level": "INFO", "status": status, **about}
+    assert len(caplog.records) == 1
+    assert "canary" not in str([vars(r) for r in caplog.records])
+
+
+async def test_nor_is_there_more_of_what_a_door_refused(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(make_instance(upstream)) as served:
+        await served.chat({})
+        async with served.session.get(served.url + "/v1/models") as answer:
+            assert answer.status == 200
+    assert len(lines(caplog, "chat")) == len(caplog.records) == 1
+
+
+async def fail(served: Served, times: int) -> None:
+    for _ in range(times):
+        await served.chat(headers=ROUND)
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_circuit_has_a_line_when_it_opens_and_one_when_it_closes(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    shaky, sound = (make_instance(upstream, n, clock) for n in (1, 2))
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    async with serving(shaky, sound, clock=clock) as served:
+        await fail(served, 6)
+        for _ in range(3):  # probes that fail
+            clock.advance(60)
+            await fail(served, 2)
+        (opened,) = lines(caplog, "circuit opened")
+        assert opened.pop("id") in {line["id"] for line in lines(caplog, "chat")}
+        about = {"on": shaky.name, "failures": 3, "probe_in_s": 60, "why": "answered 500"}
+        assert opened == {"level": "WARNING", **about}
+        assert not lines(caplog, "circuit closed")
+        del upstream.defaults[KEYS[0]]
+        clock.advance(60)
+        await fail(served, 4)
+    assert len(lines(caplog, "circuit opened")) == 1
+    (closed,) = lines(caplog, "circuit closed")
+    assert (closed["level"], closed["on"]) == ("INFO", shaky.name)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_also_where_answers_break_or_come_in_one_piece(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, stream: bool
+) -> None:
+    clock = FakeClock()
+    upstream.default = Reply(cut_after=1) if stream else Reply(status=500)
+    async with serving(make_instance(upstream, clock=clock), clock=clock, max_attempts=1) as served:
+        for _ in range(3):
+            await served.chat(stream=stream)
+        (opened,) = lines(caplog, "circuit opened")
+        assert opened["why"] == (CUT if stream else "answered 500")
+        upstream.default = Reply()
+        clock.advance(60)
+        await served.chat(stream=stream)
+    assert len(lines(caplog, "circuit closed")) == 1
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_probe_whose_caller_leaves_leaves_no_warning_alone(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    upstream.default = Reply(status=500)
+    shaky = make_instance(upstream, clock=clock)
+    async with serving(shaky, clock=clock, max_attempts=1) as served:
+        await fail(served, 3)
+        assert len(lines(caplog, "circuit opened")) == 1
+        upstream.default = Reply(hang_after=1)
+        clock.advance(60)
+        asking = asyncio.create_task(served.chat())
+        async with asyncio.timeout(5):
+            while shaky.breaker.state() is not State.CLOSED:  # noqa: ASYNC110 - nor of it
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            while shaky.in_flight:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        assert not lines(caplog, "circuit closed")
+        upstream.default = Reply()
+        await served.chat()
+    assert len(lines(caplog, "circuit closed")) == 1
+
+
+async def test_a_span_says_it_too_and_its_trace_is_in_the_log(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans, instance = Spans(), make_instance(upstream)
+    upstream.default = BREAKS[CUT]
+    async with traced(spans, instance, max_attempts=1) as served:
+        await served.chat(headers={"traceparent": SAMPLED})
+        broken, (attempt,) = await spans.of(2)
+        spans.memory.clear()
+        instance.park_bad_key()
+        await served.chat()
+        nobody, _ = await spans.of(1)
+        await served.chat(headers={"traceparent": UNSAMPLED})
+    assert broken.status.status_code is nobody.status.status_code is StatusCode.ERROR
+    assert broken.status.description == f"Fake (Key #1): {CUT}"
+    assert attempt.status.description == CUT
+    left_out = "smart: nobody; left out: Fake (Key #1) key refused 600s"
+    assert nobody.status.description == (nobody.attributes or {})["nexus.why"] == left_out
+    first, second, unsampled = lines(caplog, "chat")
+    assert first["trace_id"] == TRACE
+    assert second["trace_id"] == f"{nobody.context.trace_id:032x}"
+    assert "trace_id" not in unsampled
+
+
+async def test_each_line_about_a_request_names_its_trace(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="nexus_gateway")
+    upstream.default = Reply(status=500)
+    async with traced(Spans(), make_instance(upstream), max_attempts=1) as served:
+        for _ in range(3):
+            await served.chat(headers={"traceparent": SAMPLED})
+    ours = [r for r in caplog.records if r.name == "nexus_gateway"]
+    assert {r.message.partition(":")[0] for r in ours} == {
+        *("lease", "attempt failed", "circuit opened", "chat")
+    }
+    assert {vars(r)["fields"]["trace_id"] for r in ours} == {TRACE}
+
+
+async def test_a_caller_who_leaves_is_no_riddle(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.script(Reply(status=500), key=KEYS[0])
+    upstream.defaults[KEYS[1]] = Reply(hang=True)
+    async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
+        asking = asyncio.create_task(served.chat(headers=ROUND))
+        async with asyncio.timeout(5):
+            while not upstream.hits(KEYS[1]):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            while not lines(caplog, "chat"):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+    (line,) = lines(caplog, "chat")
+    assert (line["status"], line["outcome"]) == (499, "cancelled")
+    assert line["why"] == "Fake (Key #1): answered 500"

@@ -1,0 +1,226 @@
+"""Why an instance was chosen: in the debug log, and in the answer's headers for an admin."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from random import Random
+
+import pytest
+from clock import FakeClock
+from fakes import KEYS, Other, make_instance, serving
+
+from nexus_gateway.errors import NoCandidate
+from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.lease import Trail
+from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
+from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.secret import Secret
+from nexus_gateway.telemetry.log import LineFormatter
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+EXPLAIN = {"X-Nexus-Explain": "true"}
+FAILED = Verdict(Outcome.FAILURE, "answered 500")
+
+
+class Pool:
+    """A scheduler and instances under a clock of their own."""
+
+    def __init__(self, size: int) -> None:
+        self.clock = FakeClock()
+        policies = {"smart": Smart(), "fastest": Fastest(), "round-robin": RoundRobin()}
+        self.scheduler = Scheduler(self.clock, Random(1), policies)
+        more = {"key": Secret("a-key"), "clock": self.clock}
+        self.instances = [make_instance(number=n + 1, **more) for n in range(size)]
+
+    def told(self, trail: Trail | None = None, images: bool = False) -> str:
+        trail = trail or Trail()
+        trail.explanations = []
+        try:
+            target = Target(tuple(self.instances), images=images)
+            self.scheduler.lease(target, "fastest", trail)
+        except NoCandidate:
+            pass
+        return trail.explanations[-1]
+
+
+def fail(instance: Instance, times: int) -> None:
+    for _ in range(times):
+        instance.breaker.failure(instance.breaker.acquire())
+
+
+def test_who_was_chosen_among_whom_and_who_was_left_out() -> None:
+    pool = Pool(6)
+    slow, off, limited, broken, bad_key, best = pool.instances
+    slow.health.observe_latency(2320, 8000)
+    slow.in_flight = 2
+    off.disable()
+    limited.park(29.6)
+    fail(broken, 3)
+    pool.clock.advance(48)
+    limited.park(29.6)
+    bad_key.park_bad_key()
+    best.health.observe_latency(600, 8000)
+    assert pool.told() == (
+        "fastest: Fake (Key #6) 92.5% of 2; Fake (Key #1) 71.0% (2 in flight); "
+        "left out: Fake (Key #2) disabled, Fake (Key #3) rate limited 30s, "
+        "Fake (Key #4) open 12s, Fake (Key #5) key refused 600s"
+    )
+
+
+def test_the_choice_is_the_same_with_and_without() -> None:
+    chosen = []
+    for explanations in (None, []):
+        pool = Pool(5)
+        for instance, share in zip(pool.instances, (1, 2, 3, 4, 5), strict=True):
+            instance.health.observe_latency(share * 1000, 8000)
+        target = Target(tuple(pool.instances))
+        names = []
+        for _ in range(30):
+            trail = Trail(explanations=explanations)
+            names.append(pool.scheduler.lease(target, "smart", trail).instance.name)
+        chosen.append(names)
+    assert chosen[0] == chosen[1]
+
+
+def test_what_was_tried_comes_with_its_reason() -> None:
+    pool = Pool(2)
+    trail = Trail()
+    trail.add(pool.instances[0], FAILED, 5)
+    assert pool.told(trail) == (
+        "fastest: Fake (Key #2) 100.0% of 1; left out: Fake (Key #1) tried (answered 500)"
+    )
+
+
+def test_a_retry_beyond_the_budget_goes_to_nobody_in_trouble() -> None:
+    pool = Pool(3)
+    trail = Trail()
+    trail.add(pool.instances[0], Verdict(Outcome.RATE_LIMITED, "answered 429"), 5)
+    fail(pool.instances[1], 1)
+    for _ in range(20):
+        pool.scheduler.retries.retry()
+    assert pool.told(trail) == (
+        "fastest: Fake (Key #3) 100.0% of 1; left out: "
+        "Fake (Key #1) tried (answered 429), Fake (Key #2) failed of late"
+    )
+
+
+def test_a_last_resort_and_nobody_at_all() -> None:
+    pool = Pool(1)
+    fail(pool.instances[0], 3)
+    told = "probed early, as nobody else is left; left out: Fake (Key #1) open 60s"
+    assert pool.told() == f"fastest: Fake (Key #1) {told}"
+    assert pool.told() == "fastest: nobody; left out: Fake (Key #1) being probed"
+
+
+def test_in_a_large_pool_some_are_named_and_the_rest_counted() -> None:
+    pool = Pool(40)
+    for instance in pool.instances[20:]:
+        instance.disable()
+    told = pool.told()
+    assert "% of 20; " in told
+    assert "; and 11 more; left out: " in told
+    assert told.endswith("Fake (Key #28) disabled, and 12 more")
+
+
+def test_the_debug_log_tells_each_decision_and_info_does_not(caplog) -> None:
+    pool = Pool(2)
+    target = Target(tuple(pool.instances))
+    with caplog.at_level(logging.INFO, "nexus_gateway"):
+        pool.scheduler.lease(target, "smart", Trail())
+    assert not caplog.records
+    with caplog.at_level(logging.DEBUG, "nexus_gateway"):
+        pool.scheduler.lease(target, "smart", Trail(id="req-7"))
+        pool.scheduler.hedges._saved = 5.0
+        pool.scheduler.hedge(target, "smart", Trail(id="req-7", running=[pool.instances[0]]))
+        for instance in pool.instances:
+            instance.disable()
+        with pytest.raises(NoCandidate):
+            pool.scheduler.lease(target, "smart", Trail())
+    leased, hedged, refused = caplog.records
+    assert leased.getMessage().startswith("lease: smart: Fake (Key #")
+    assert leased.fields == {"id": "req-7", "attempt": 1}
+    assert hedged.getMessage().startswith("hedge: smart: Fake (Key #2) 100.0%")
+    assert "left out: Fake (Key #1) being asked" in hedged.getMessage()
+    assert refused.getMessage().startswith("no lease: smart: nobody; left out: ")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.usefixtures("each_way")
+async def test_the_header_tells_after_a_fail_over(upstream: FakeUpstream, stream: bool) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    one, two = make_instance(upstream), make_instance(upstream, 2, provider=Other, name="other")
+    async with serving(one, two) as served:
+        head = {**EXPLAIN, "X-Routing-Mode": "round-robin"}
+        status, _, headers = await served.chat(stream=stream, headers=head)
+        _, _, plain = await served.chat(stream=stream)
+    assert status == 200
+    assert headers["X-Nexus-Explain"] == (
+        "round-robin: Other (Key #2) 100.0% of 1; left out: Fake (Key #1) tried (answered 500)"
+    )
+    assert "X-Nexus-Explain" not in plain
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_an_error_tells_as_well_and_the_header_is_safe(upstream: FakeUpstream) -> None:
+    class Odd(Other):
+        title = "Ödd\r\nX-Evil: 1" + "y" * 2000
+
+    async with serving(make_instance(upstream, provider=Odd)) as served:
+        served.instances[0].disable()
+        status, _, headers = await served.chat(headers=EXPLAIN)
+    assert status == 503
+    assert headers["X-Nexus-Explain"].startswith("smart: nobody; left out: ?dd??X-Evil: 1")
+    assert len(headers["X-Nexus-Explain"]) == 1000
+    assert "X-Evil" not in headers
+
+
+async def test_it_takes_the_right_of_admin_calls(upstream: FakeUpstream) -> None:
+    keys = {"gateway_keys": (Secret("caller-key"),), "admin_token": Secret("admin-token")}
+    keys["viewer_token"] = Secret("viewer-token")
+    caller = {"Authorization": "Bearer caller-key"}
+    admin = {"Authorization": "Bearer admin-token", "x-api-key": "caller-key"}
+    async with serving(make_instance(upstream), **keys) as served:
+        status, body, headers = await served.chat(headers={**EXPLAIN, **caller})
+        assert (status, "ADMIN_TOKEN" in body) == (401, True)
+        assert "X-Nexus-Explain" not in headers
+        assert not upstream.hits()
+        assert (await served.chat(headers={**caller, "X-Nexus-Explain": "false"}))[0] == 200
+        status, _, headers = await served.chat(headers={**EXPLAIN, **admin})
+        assert status == 200
+        assert re.fullmatch(r"smart: Fake \(Key #1\) [\d.]+% of 1", headers["X-Nexus-Explain"])
+        looks = {"Authorization": "Bearer viewer-token", "x-api-key": "caller-key"}
+        status, _, headers = await served.chat(headers={**EXPLAIN, **looks})
+        assert (status, "X-Nexus-Explain" in headers) == (200, True)
+        assert (await served.chat(headers={**EXPLAIN, "Authorization": "Bearer viewer-token"}))[
+            0
+        ] == 401
+        status, body, _ = await served.chat(headers={**caller, "X-Nexus-Explain": "perhaps"})
+        assert (status, "invalid_explain" in body) == (400, True)
+    async with serving(make_instance(upstream), host="0.0.0.0") as served:
+        status, body, _ = await served.chat(headers=EXPLAIN)
+        assert (status, "admin_closed" in body) == (403, True)
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+async def test_a_requests_line_tells_who_asked_who_answered_and_how_long_it_took(
+    upstream: FakeUpstream, style: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    keys = (Secret("a-caller"), Secret("another"))
+    instances = make_instance(upstream), make_instance(upstream, 2)
+    caplog.set_level(logging.INFO, "nexus_gateway")
+    async with serving(*instances, gateway_keys=keys) as served:
+        head = {"Authorization": "Bearer another", "X-Request-Id": "mine"}
+        await served.chat(headers={**head, "X-Routing-Mode": "round-robin"})
+    (record,) = [r for r in caplog.records if r.getMessage() == "chat"]
+    line = LineFormatter(style, []).format(record)
+    about = json.loads(line) if style == "json" else dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line))
+    assert (about["id"], about["caller"]) == ("mine", "key-2")
+    assert about["instance"].strip('"') == "Fake (Key #2)"
+    assert int(about["attempts"]) == 2
+    assert 0 <= int(about["first_ms"]) <= int(about["ms"])
+    assert about["outcome"] == "success"

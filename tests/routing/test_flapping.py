@@ -1,0 +1,150 @@
+"""An upstream that works half of the time, beside two that always do."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from clock import FakeClock
+from fakes import KEYS, make_instance, serving
+
+from nexus_gateway.errors import NoCandidate
+from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.lease import Lease, Trail
+from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
+from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+SUCCESS = Verdict(Outcome.SUCCESS, "ok")
+FAILURE = Verdict(Outcome.FAILURE, "answered 500", 500)
+POLICIES = ("smart", "fastest", "round-robin")
+MOST_ATTEMPTS = 3
+Fails = Callable[[float, random.Random], bool]
+
+
+def by_chance(now: float, rng: random.Random) -> bool:
+    return rng.random() < 0.5
+
+
+def by_turns(now: float, rng: random.Random) -> bool:
+    return now % 30 < 15
+
+
+class Simulation:
+    """Ten minutes of callers in virtual time: what is tried, how long it takes, how it ends."""
+
+    def __init__(self, policy: str, fails: Fails) -> None:
+        self.clock = FakeClock(0.0)
+        self.rng = random.Random(38)
+        policies = {"smart": Smart(), "fastest": Fastest(), "round-robin": RoundRobin()}
+        self.scheduler = Scheduler(self.clock, self.rng, policies)
+        self.instances = [make_instance(number=n, clock=self.clock) for n in (1, 2, 3)]
+        self.flapper = self.instances[0]
+        self.target = Target(tuple(self.instances))
+        self.policy, self.fails = policy, fails
+        self.outcomes = Counter[str]()
+        self.attempts = Counter[str]()
+        self.turns: list[State] = []
+        self._order = itertools.count()
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+
+    def at(self, when: float, do: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (when, next(self._order), do))
+
+    def run(self, seconds: int, per_s: int) -> None:
+        for n in range(seconds * per_s):
+            self.at(n / per_s, lambda: self.attempt(Trail()))
+        while self._agenda:
+            self.clock.now, _, do = heapq.heappop(self._agenda)
+            do()
+            state = self.flapper.breaker.state()
+            if not self.turns or self.turns[-1] is not state:
+                self.turns.append(state)
+
+    def attempt(self, trail: Trail) -> None:
+        try:
+            lease = self.scheduler.lease(self.target, self.policy, trail)
+        except NoCandidate:
+            self.outcomes["error"] += 1
+            return
+        self.attempts[lease.instance.name] += 1
+        latency_s = self.rng.uniform(0.2, 0.6)
+        if lease.instance is self.flapper and self.fails(self.clock(), self.rng):
+            self.at(self.clock() + latency_s, lambda: self.fail(lease, trail))
+        else:
+            self.at(self.clock() + latency_s, lambda: lease.first_token(latency_s * 1000, 8000))
+            self.at(self.clock() + latency_s + 1, lambda: self.succeed(lease))
+
+    def succeed(self, lease: Lease) -> None:
+        lease.end(SUCCESS)
+        self.outcomes["success"] += 1
+
+    def fail(self, lease: Lease, trail: Trail) -> None:
+        lease.end(FAILURE)
+        trail.add(lease.instance, FAILURE, 1)
+        if len(trail.attempts) < MOST_ATTEMPTS:
+            self.attempt(trail)
+        else:
+            self.outcomes["error"] += 1
+
+
+@pytest.mark.proves("F38")
+@pytest.mark.parametrize("fails", [by_chance, by_turns])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_callers_of_a_flapper_do_well_and_its_load_falls(policy: str, fails: Fails) -> None:
+    simulation = Simulation(policy, fails)
+    simulation.run(seconds=600, per_s=5)
+    outcomes, attempts = simulation.outcomes, simulation.attempts
+    assert outcomes.total() == 3000
+    assert outcomes["success"] >= 2970
+    share = attempts[simulation.flapper.name] / attempts.total()
+    assert 0 < share < 0.15  # a third would be its due
+    assert [i.in_flight for i in simulation.instances] == [0, 0, 0]
+    if policy == "fastest":
+        return  # it stays with the best one
+    turned = Counter(simulation.turns)
+    assert turned[State.OPEN] >= 3
+    assert turned[State.CLOSED] + turned[State.HALF_OPEN] >= 3
+    others = [attempts[i.name] for i in simulation.instances[1:]]
+    assert min(others) > 0.8 * max(others)
+
+
+def recovers(now: float, rng: random.Random) -> bool:
+    return now < 120 and rng.random() < 0.5
+
+
+@pytest.mark.parametrize("policy", ["smart", "round-robin"])
+def test_a_flapper_that_has_come_round_has_its_share_again(policy: str) -> None:
+    simulation = Simulation(policy, recovers)
+    simulation.run(seconds=900, per_s=5)
+    assert simulation.flapper.breaker.state() is State.CLOSED
+    assert simulation.flapper.health.success_rate() > 0.95
+    assert simulation.attempts[simulation.flapper.name] > 0.2 * simulation.attempts.total()
+
+
+def shut_ones(instances: list[Instance]) -> list[str]:
+    return [i.name for i in instances if i.breaker.state() is not State.CLOSED]
+
+
+@pytest.mark.proves("F38")
+async def test_over_a_socket_no_caller_sees_a_flapper(upstream: FakeUpstream) -> None:
+    clock = FakeClock()
+    instances = [make_instance(upstream, n, clock) for n in (1, 2, 3)]
+    rng = random.Random(38)
+    upstream.script(*[Reply(status=rng.choice((200, 500))) for _ in range(500)], key=KEYS[0])
+    hits: list[int] = []
+    async with serving(*instances, clock=clock, first_token_timeout_ms=20_000) as gateway:
+        for _ in range(200):
+            assert (await gateway.chat())[0] == 200
+            hits.append(upstream.hits(KEYS[0]))
+            clock.advance(0.5)
+    assert shut_ones(instances[1:]) == []
+    assert 3 <= hits[-1] < 0.2 * 200
+    assert upstream.hits() <= 1.2 * 200

@@ -1,0 +1,139 @@
+"""From what a caller calls the model to who may serve it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from plugin_points import Acme, Local, point
+
+from nexus_gateway.dialects.base import Request
+from nexus_gateway.dialects.embeddings import EMBEDDINGS
+from nexus_gateway.dialects.messages import MESSAGES
+from nexus_gateway.errors import InvalidRequest, NotFound
+from nexus_gateway.provider import Model
+from nexus_gateway.routing.pool import Pool, build_pool
+from nexus_gateway.routing.resolver import resolve, target_of
+
+ACME_1, ACME_2 = "Acme (Key #1)", "Acme (Key #2)"
+EVERYBODY = [ACME_1, ACME_2, "Local"]
+
+
+@pytest.fixture
+def pool() -> Pool:
+    env = {"ACME_KEY_1": "a", "ACME_KEY_2": "b"}
+    return build_pool(env, lambda: 0.0, entry_points=[point("acme", Acme), point("local", Local)])
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "asked"),
+    [
+        (None, EVERYBODY, None),
+        ("", EVERYBODY, None),
+        ("auto", EVERYBODY, None),
+        ("nexus", EVERYBODY, None),
+        ("acme-2", [ACME_1, ACME_2], "acme-2"),
+        ("local-1", ["Local"], "local-1"),
+        ("acme", [ACME_1, ACME_2], None),
+        ("acme/some/model", [ACME_1, ACME_2], "some/model"),
+        (ACME_2, [ACME_2], None),
+        ("ACME", [ACME_1, ACME_2], None),
+        ("Acme/some/Model", [ACME_1, ACME_2], "some/Model"),
+        (ACME_2.lower(), [ACME_2], None),
+        ("Local", ["Local"], None),
+        ("gpt-4o", EVERYBODY, None),
+        ("acme/", EVERYBODY, None),
+        ("nobody/gpt-4o", EVERYBODY, None),
+    ],
+)
+def test_a_model_finds_its_instances(pool, model, names, asked):
+    target = resolve(pool.instances, model, images=True, strict=False)
+
+    assert names == [i.name for i in target.instances]
+    assert (asked, True) == (target.model, target.images)
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "nobody/gpt-4o", "acme/"])
+def test_strictly_an_unknown_model_is_not_found(pool, model):
+    with pytest.raises(NotFound, match="acme-1") as caught:
+        resolve(pool.instances, model, images=False, strict=True)
+
+    assert (
+        caught.value.code,
+        caught.value.param,
+        caught.value.status,
+    ) == ("model_not_found", "model", 404)
+
+
+class Embedder(Acme):
+    title = "Embedder"
+    default_model = "e-chat"
+    models = (Model("e-chat"), Model("e-1", kind="embeddings"), Model("e-2", kind="embeddings"))
+    endpoints = {"chat": "/chat/completions", "embeddings": "/embeddings"}
+
+
+class Anything(Embedder):
+    title = "Anything"
+    default_model = "any-chat"
+    models = ()
+
+
+@pytest.fixture
+def kinds() -> Pool:
+    env = {"EMBEDDER_KEY_1": "a", "ANYTHING_KEY_1": "b", "ACME_KEY_1": "c"}
+    classes = {"embedder": Embedder, "anything": Anything, "acme": Acme}
+    return build_pool(env, lambda: 0.0, entry_points=[point(n, c) for n, c in classes.items()])
+
+
+def embeddings(model: str) -> Request:
+    return EMBEDDINGS.parse(json.dumps({"model": model, "input": "x"}).encode(), {})
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "asked"),
+    [
+        ("e-2", ["Embedder"], "e-2"),
+        ("embedder", ["Embedder"], "e-1"),
+        ("embedder/e-9", ["Embedder"], "e-9"),
+        ("anything", ["Anything"], "any-chat"),
+        ("nobodys", ["Anything"], "nobodys"),
+        ("e-chat", ["Anything"], "e-chat"),
+    ],
+)
+def test_an_embedding_model_is_never_exchanged(kinds, model, names, asked):
+    target = target_of(kinds, embeddings(model), strict=False)
+
+    assert [f"{name} (Key #1)" for name in names] == [i.name for i in target.instances]
+    assert [asked] * len(names) == [target.model_of(i) for i in target.instances]
+
+
+@pytest.mark.parametrize("model", ["acme", "acme/e-1", "Acme (Key #1)"])
+def test_who_is_named_and_does_not_offer_it_is_said(kinds, model):
+    with pytest.raises(NotFound, match="offers embeddings") as caught:
+        target_of(kinds, embeddings(model), strict=False)
+
+    assert caught.value.code == "endpoint_not_offered"
+
+
+@pytest.mark.parametrize("model", ["auto", "acme", "claude-x"])
+def test_what_nobody_can_be_told_is_the_requests_own_obstacle(kinds, model):
+    tool = {"type": "web_search_20250305", "name": "web_search"}
+    body = {"model": model, "messages": [{"role": "user", "content": "x"}], "tools": [tool]}
+    request = MESSAGES.parse(json.dumps(body).encode(), {})
+    with pytest.raises(InvalidRequest) as caught:
+        target_of(kinds, request, strict=False)
+
+    assert caught.value.param == "tools[0].type"
+
+
+@pytest.mark.parametrize(("model", "ours"), [("nobodys", True), ("e-2", False), ("embedder", True)])
+def test_a_pairing_that_was_guessed_is_known_as_such(kinds, model, ours):
+    assert target_of(kinds, embeddings(model), strict=False).chosen_by_us == ours
+
+
+def test_strictly_only_models_of_the_kind_are_named(kinds):
+    with pytest.raises(NotFound) as caught:
+        target_of(kinds, embeddings("nobodys"), strict=True)
+
+    assert "e-1" in caught.value.message
+    assert "auto" not in caught.value.message

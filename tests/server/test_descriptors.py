@@ -1,0 +1,118 @@
+"""File descriptors run out, and come back; and nobody reads the log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fakes import HELLO, KEYS, make_instance, serving
+from processes import process
+from raw import asking, connected
+
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.server import process as descriptors
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process")
+
+
+@pytest.mark.proves("I-58")
+async def test_callers_wait_while_none_are_left_and_are_served_after(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    env = {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url}
+    async with process(tmp_path, **env) as gateway, aiohttp.ClientSession() as session:
+        pid = gateway.process.pid
+
+        async def chat() -> int:
+            url = gateway.url + "/v1/chat/completions"
+            async with session.post(url, json=HELLO) as response:
+                await response.read()
+                return response.status
+
+        assert await chat() == 200
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] == hard  # raised at the start
+        taken = len(os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (taken + 5, hard))
+        address = ("127.0.0.1", int(gateway.url.rpartition(":")[2]))
+        crowd = [socket.create_connection(address) for _ in range(20)]
+        await asyncio.sleep(0.2)
+        assert await chat() == 200  # on the connection that was there before
+        for one in crowd:
+            one.close()
+        async with asyncio.timeout(10), aiohttp.ClientSession() as fresh:
+            while True:
+                try:
+                    async with fresh.get(gateway.url + "/health") as response:
+                        assert response.status == 200
+                        break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.1)
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0
+    assert "".join(gateway.log).count("no file descriptors are left") <= 1
+    assert "Traceback" not in "".join(gateway.log)
+
+
+def test_a_shortage_is_told_once_and_other_faults_as_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(descriptors.Shortage())
+    for _ in range(1000):
+        error = OSError(24, "Too many open files")
+        loop.call_exception_handler({"message": "accept", "exception": error})
+    loop.call_exception_handler({"message": "something else"})
+    loop.close()
+    said = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert said == ["no file descriptors are left", "something else"]
+
+
+@pytest.mark.proves("I-58")
+@pytest.mark.usefixtures("each_way")
+async def test_no_instance_is_blamed_for_what_this_process_lacks(upstream: FakeUpstream) -> None:
+    instance = make_instance(upstream)
+    async with serving(instance) as served, connected(served) as (reader, writer):
+        await served.health()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        next_one = os.dup(0)
+        os.close(next_one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_one, hard))
+        try:
+            writer.write(asking(stream=True))
+            async with asyncio.timeout(2):
+                head = await reader.readuntil(b"\r\n\r\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"Retry-After: 1\r\n" in head
+        assert instance.breaker.state() is State.CLOSED
+        assert instance.health.success_rate() in (None, 1)
+        assert (await served.chat())[0] == 200
+
+
+@pytest.mark.proves("F44")
+async def test_it_serves_on_when_nobody_reads_its_log(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.default = Reply(status=400)
+    env = {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url}
+    async with process(tmp_path, **env) as gateway, aiohttp.ClientSession() as session:
+        transport = gateway.process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+        transport.close()
+        for _ in range(3):
+            url = gateway.url + "/v1/chat/completions"
+            async with session.post(url, json=HELLO) as response:
+                assert response.status == 400
+            await asyncio.sleep(0.15)  # lines are held a moment
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0

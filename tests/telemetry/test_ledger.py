@@ -1,0 +1,493 @@
+"""The ledger: what is noted of a request, what is not, and what may be wrong with its file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fakes import HELLO, KEYS, make_instance, serving
+from processes import process
+from records import ended
+
+from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.secret import Secret
+from nexus_gateway.telemetry import ledger, ledger_writer
+from nexus_gateway.telemetry.ledger import VERSION, LedgerFile, LedgerRefused, ask, may_pass, prune
+from nexus_gateway.telemetry.ledger_writer import LedgerWriter, Row, row_of
+from nexus_gateway.telemetry.pricing import Spent
+from nexus_gateway.telemetry.usage import FIGURES, Question
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.web.handlers.events import figures
+
+USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+ADMIN = {"Authorization": "Bearer an-admin"}
+
+
+def record(**more: object) -> RequestRecord:
+    return ended(**{"usage": USED, **more})
+
+
+def rows(path: Path, columns: str = "id") -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(f"SELECT {columns} FROM requests ORDER BY rowid").fetchall()
+    finally:
+        connection.close()
+
+
+def is_noted(path: Path, count: int) -> bool:
+    """Tell whether so many stand in a ledger, which may not be made yet."""
+    try:
+        return path.exists() and len(rows(path)) >= count
+    except sqlite3.OperationalError:
+        return False
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def is_private(path: Path) -> bool:
+    return os.name != "posix" or path.stat().st_mode & 0o077 == 0
+
+
+def spoil_all(path: Path) -> None:
+    path.write_bytes(b"no database " * 1000)
+    for beside in path.parent.glob("*-*"):
+        beside.unlink()
+
+
+def count(path: Path) -> int:
+    answer = ask(str(path), Question())
+    return 0 if answer is None else dict(zip(FIGURES, answer.total, strict=True))["requests"]
+
+
+def until(is_so: Callable[[], object]) -> None:
+    end_s = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_writer, "GATHER_S", 0.01)
+    monkeypatch.setattr(ledger_writer, "RETRY_S", 0.01)
+    monkeypatch.setattr(ledger, "BUSY_S", 0.01)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.sqlite3"
+
+
+@pytest.fixture
+def writer(path: Path, quick: None):
+    made = LedgerWriter(str(path))
+    yield made
+    made.close()
+
+
+def begun(writer: LedgerWriter, path: Path) -> LedgerWriter:
+    writer.start()
+    until(lambda: path.exists() and ask(str(path), Question()) is not None)
+    return writer
+
+
+async def test_what_is_noted(upstream: FakeUpstream, path: Path) -> None:
+    upstream.defaults[KEYS[0]] = Reply(status=500)
+    keys = (Secret("a-caller"), Secret("another"))
+    async with serving(
+        make_instance(upstream), make_instance(upstream, 2), gateway_keys=keys, ledger=str(path)
+    ) as served:
+        head = {"X-Routing-Mode": "round-robin", "Authorization": "Bearer another"}
+        body = {**HELLO, "model": "fake", "stream": True}
+        body["stream_options"] = {"include_usage": True}
+        await served.chat(body, headers={**head, "X-Request-Id": "mine"})
+    columns = "id, key, endpoint, asked_model, stream, instance, provider, model, attempts"
+    assert rows(path, columns) == [
+        ("mine", "key-2", "chat", "fake", 1, "Fake (Key #2)", "fake", "fake-large", 2)
+    ]
+    ((prompt, completion, cost, status, outcome, first_ms, total_ms, ended_s),) = rows(
+        path,
+        "prompt_tokens, completion_tokens, cost_usd, status, outcome, first_ms, total_ms, ended_s",
+    )
+    assert (cost, status, outcome) == (None, 200, "success")
+    assert prompt
+    assert completion
+    assert 0 < float(str(first_ms)) <= float(str(total_ms))
+    assert abs(float(str(ended_s)) - time.time()) < 60
+    whole = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    for secret in (*KEYS, "a-caller", "another", "Hello"):
+        assert secret.encode() not in whole
+    assert is_private(path)
+
+
+async def test_without_a_ledger_nothing_is_kept(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served:
+        assert not any("ledger" in str(observer) for observer in served.gateway.observers)
+        async with served.session.get(served.url + "/v1/usage") as response:
+            assert response.status == 404
+            assert (await response.json())["error"]["code"] == "ledger_off"
+
+
+def test_what_a_caller_wrote_can_be_stored(writer: LedgerWriter, path: Path) -> None:
+    begun(writer, path).observe(record(asked_model="half \ud83d", model="\x00ü"))
+    until(lambda: count(path))
+    assert rows(path, "asked_model, model") == [("half ?", "\x00ü")]
+
+
+def test_a_record_that_no_database_takes_costs_no_other(
+    writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(writer, path).observe(record(id="\ud83d"))
+    until(lambda: "1 are lost" in caplog.text)
+    writer.observe(record(id="next"))
+    until(lambda: count(path))
+    assert rows(path) == [("next",)]
+
+
+def test_what_was_lost_when_its_cost_was_known_counts_as_spent_once(
+    writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    billed = record(id="\ud83d", provider="openrouter", billed_usd=1.0)
+    begun(writer, path).observe(billed)
+    until(lambda: "1 are lost" in caplog.text)
+    assert writer.spent({}) == Spent(1.0, priced=1.0)
+
+
+def test_of_what_could_not_wait_nobody_knows_the_cost(writer: LedgerWriter, path: Path) -> None:
+    begun(writer, path)._limit = 0
+    writer.observe(record(provider="openrouter", billed_usd=1.0))
+    assert writer.spent({}) == Spent(None, priced=0.0)
+
+
+@pytest.mark.parametrize(
+    ("fails", "spent"),
+    [("price", Spent(2.0, priced=2 / 3)), ("row", Spent(3.0, priced=1.0))],
+)
+def test_a_record_of_which_no_row_can_be_made_is_lost_alone_and_counted(
+    writer: LedgerWriter,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fails: str,
+    spent: Spent,
+) -> None:
+    def cost_usd(one: RequestRecord) -> float:
+        if (fails, one.id) == ("price", "odd"):
+            raise ArithmeticError("no such price")
+        return 1.0
+
+    def odd_row_of(one: RequestRecord, cost_usd: float | None) -> Row:
+        if (fails, one.id) == ("row", "odd"):
+            raise ValueError("no such row")
+        return row_of(one, cost_usd)
+
+    monkeypatch.setattr(writer._prices, "cost_usd", cost_usd)
+    monkeypatch.setattr(ledger_writer, "row_of", odd_row_of)
+    for id in ("before", "odd", "after"):
+        writer.observe(record(id=id))
+    begun(writer, path)
+    until(lambda: count(path) == 2)
+    assert rows(path) == [("before",), ("after",)]
+    assert writer.spent({}) == spent
+    until(lambda: "written again" in caplog.text)
+    assert f"no such {fails}" in caplog.text
+    assert caplog.messages[-1] == "the ledger is written again; 1 requests are lost"
+
+
+def test_what_is_left_is_written_at_the_end(path: Path) -> None:
+    writer = LedgerWriter(str(path))
+    writer.start()
+    for number in range(1200):
+        writer.observe(record(id=str(number)))
+    writer.close()
+    assert rows(path) == [(str(number),) for number in range(1200)]
+
+
+def test_a_locked_file_is_waited_for(
+    writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nexus_gateway")
+    begun(writer, path)
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    writer.observe(record())
+    until(lambda: "locked" in caplog.text)
+    writer.observe(record(id="req-2"))
+    assert writer.waiting == 2
+    lock.execute("COMMIT")
+    lock.close()
+    until(lambda: count(path) == 2)
+    until(lambda: "written again" in caplog.text)
+    assert rows(path) == [("req-1",), ("req-2",)]
+    assert caplog.text.count("is behind") == 1
+
+
+async def test_a_locked_file_fails_no_start_no_request_and_no_end(
+    upstream: FakeUpstream, path: Path, caplog: pytest.LogCaptureFixture, quick: None
+) -> None:
+    path.parent.mkdir()
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    async with serving(make_instance(upstream), ledger=str(path)) as served:
+        assert (await served.chat())[0] == 200
+    lock.execute("COMMIT")
+    lock.close()
+    assert "the ledger lacks 1 requests" in caplog.text
+    assert count(path) == 0
+
+
+async def test_a_full_disk_fails_no_request(
+    upstream: FakeUpstream,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = ("PRAGMA max_page_count = 4",)
+    monkeypatch.setattr(ledger, "SETUP", (*ledger.SETUP, *full))
+    async with serving(make_instance(upstream), ledger=str(path)) as served:
+        for _ in range(40):
+            assert (await served.chat(headers={"X-Request-Id": "x" * 64}))[0] == 200
+        while "full" not in caplog.text:
+            assert (await served.chat(headers={"X-Request-Id": "x" * 64}))[0] == 200
+    assert "could not be written" in caplog.text
+
+
+def test_more_than_can_wait_is_counted(
+    writer: LedgerWriter,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(writer, "_limit", 2)
+    for number in range(5):
+        writer.observe(record(id=str(number)))
+    begun(writer, path)
+    until(lambda: count(path) == 2)
+    until(lambda: "3 are lost" in caplog.text)
+
+
+def test_what_was_lost_is_said_once_with_the_end_of_its_cause(
+    writer: LedgerWriter,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "nexus_gateway")
+    begun(writer, path)
+    lock = sqlite3.connect(path, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    writer.observe(record())
+    until(lambda: "cannot be written" in caplog.text)
+    monkeypatch.setattr(writer, "_limit", 0)
+    for _ in range(7):
+        writer.observe(record())
+    monkeypatch.setattr(writer, "_limit", 10)
+    lock.execute("COMMIT")
+    lock.close()
+    until(lambda: "written again" in caplog.text)
+    assert caplog.messages[-1] == "the ledger is written again; 7 requests are lost"
+    writer.observe(record(id="req-2"))
+    until(lambda: count(path) == 2)
+    assert "faster than they can be noted" not in caplog.text
+
+
+def test_a_file_that_was_taken_away_is_made_anew(
+    writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(writer, path).observe(record())
+    until(lambda: count(path))
+    path.rename(path.with_name("old"))
+    for name in ("ledger.sqlite3-wal", "ledger.sqlite3-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+    writer.observe(record(id="req-2"))
+    until(lambda: count(path))
+    assert rows(path) == [("req-2",)]
+    writer.observe(record(id="req-3"))
+    until(lambda: count(path) == 2)
+    assert caplog.messages == [f"the ledger {path} was moved or removed; a new one is begun"]
+
+
+def foreign(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+
+
+def newer(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda path: path.write_bytes(b"no database " * 1000), "not a database"),
+        (foreign, "no ledger"),
+        (newer, "newer gateway"),
+        (lambda path: path.mkdir(), "unable to open"),
+    ],
+    ids=["text", "foreign", "newer", "folder"],
+)
+async def test_a_file_that_cannot_be_used_is_left_alone(
+    upstream: FakeUpstream,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path], object],
+    told: str,
+) -> None:
+    path.parent.mkdir()
+    spoil(path)
+    before = content(path)
+    async with serving(make_instance(upstream), ledger=str(path)) as served:
+        await asyncio.to_thread(until, lambda: caplog.messages)
+        assert (await served.chat())[0] == 200
+        async with served.session.get(served.url + "/v1/usage") as response:
+            assert response.status == 503, "zeros would be a lie"
+            error = (await response.json())["error"]
+        assert error["code"] == "ledger_unreadable"
+        assert "log" in error["message"]
+        feed = served.gateway.observers[0].__self__  # type: ignore[attr-defined]
+        found = figures(served.gateway, feed)
+        assert (found["spentUsd"], found["priced"]) == (None, None)
+    (line,) = caplog.messages
+    assert line.startswith(f"no ledger is kept: {path} (")
+    assert told in line
+    assert "LEDGER" in line
+    assert before == content(path)
+
+
+def test_a_folder_that_cannot_be_made(
+    tmp_path: Path, quick: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    writer = LedgerWriter(str(tmp_path / "file" / "ledger.sqlite3"))
+    writer.start()
+    until(lambda: caplog.messages)
+    writer.observe(record())
+    writer.close()
+    assert writer.waiting == 0
+    assert len(caplog.messages) == 1
+
+
+def test_several_write_the_same_file(path: Path, quick: None) -> None:
+    """What is made at the same time, and written at the same time, is all there."""
+    writers = [LedgerWriter(str(path)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for number in range(80):
+        writers[number % 4].observe(record(id=str(number)))
+        time.sleep(0.001)
+    until(lambda: not any(writer.waiting for writer in writers) and count(path) == 80)
+    for writer in writers:
+        writer.close()
+    assert {id for (id,) in rows(path)} == {str(number) for number in range(80)}
+
+
+def test_what_may_pass() -> None:
+    assert not may_pass(OSError())
+    assert not may_pass(LedgerRefused())
+    assert not may_pass(sqlite3.OperationalError())
+
+
+def test_pruning(path: Path) -> None:
+    assert prune(str(path), 100.0) == 0
+    file = LedgerFile(str(path))
+    row_at = (row_of(record(ended_s=at), None) for at in (1.0, 2.0, 3.0))
+    file.write(list(row_at))
+    file.close()
+    assert prune(str(path), 3.0) == 2
+    assert rows(path, "ended_s") == [(3.0,)]
+
+
+async def test_the_admin_call(upstream: FakeUpstream, path: Path) -> None:
+    token = Secret("an-admin")
+    async with serving(make_instance(upstream), admin_token=token, ledger=str(path)) as served:
+
+        async def usage(query: str = "", status: int = 200) -> dict[str, object]:
+            url = f"{served.url}/v1/usage{query}"
+            async with served.session.get(url, headers=ADMIN) as response:
+                assert response.status == status
+                found: dict[str, object] = await response.json()
+                return found
+
+        async with served.session.get(served.url + "/v1/usage") as response:
+            assert response.status == 401
+        await asyncio.to_thread(until, path.exists)
+        assert (await usage())["data"] == []
+        await served.chat(stream=False)
+        await asyncio.to_thread(until, lambda: count(path))
+        said = await usage("?by=model&since=1h")
+        assert (said["object"], said["by"], said["timezone"]) == ("usage", "model", "UTC")
+        assert [row["model"] for row in said["data"]] == ["fake-large"]  # type: ignore[attr-defined]
+        assert (await usage("?until=1h"))["data"] == []
+        for query, word in (
+            ("by=x", "by"),
+            ("since=x", "since"),
+            ("until=x", "until"),
+            ("a=", "a"),
+        ):
+            error = (await usage("?" + query, 400))["error"]
+            assert error["param"] == word  # type: ignore[index]
+        spoil_all(path)
+        error = (await usage(status=503))["error"]
+        assert error["code"] == "ledger_unreadable"  # type: ignore[index]
+
+
+async def command(*words: str, cwd: Path, **env: str) -> str:
+    done = await asyncio.create_subprocess_exec(
+        *[sys.executable, "-m", "nexus_gateway", *words],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await done.communicate()
+    assert done.returncode == 0
+    return out.decode()
+
+
+async def test_who_is_killed_has_noted_all_but_the_last_second(tmp_path: Path) -> None:
+    env = {"LEDGER": "sqlite:///ledger.db", "GROQ_KEY_1": "a-groq-key"}
+    async with (
+        FakeUpstream() as upstream,
+        process(tmp_path, GROQ_BASE_URL=upstream.base_url, **env) as gateway,
+        aiohttp.ClientSession() as session,
+    ):
+        for _ in range(5):
+            await session.post(gateway.url + "/v1/chat/completions", json=HELLO)
+        async with asyncio.timeout(10):
+            while not is_noted(tmp_path / "ledger.db", 5):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.02)
+        gateway.signal(signal.SIGKILL)
+        await gateway.exit_code()
+    said = json.loads(
+        await command("usage", "--format", "json", cwd=tmp_path, LEDGER=env["LEDGER"])
+    )
+    assert said["total"]["requests"] == 5
+    assert "Groq (Key #1)" in str(said["data"])
+
+
+async def test_who_is_told_to_end_has_noted_all(tmp_path: Path) -> None:
+    async with (
+        process(tmp_path, "--demo", LEDGER="", XDG_STATE_HOME=str(tmp_path)) as gateway,
+        aiohttp.ClientSession() as session,
+    ):
+        await session.post(gateway.url + "/v1/chat/completions", json={"messages": 1})
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0
+    assert rows(tmp_path / "nexus-gateway" / "ledger.sqlite3", "status") == [(400,)]

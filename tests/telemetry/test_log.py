@@ -1,0 +1,155 @@
+"""What the log writes, and what it never does."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+
+import pytest
+from aiohttp.http_exceptions import BadHttpMessage
+
+from nexus_gateway.proxy.record import LONGEST_WHY
+from nexus_gateway.secret import Secret
+from nexus_gateway.telemetry.log import LONGEST_VALUE, configure, hold
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were(monkeypatch):
+    root, ours = logging.getLogger(), logging.getLogger("nexus_gateway")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+class Stderr:
+    """What was written to stderr up to now."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._text = ""
+
+    def getvalue(self) -> str:
+        self._text += self._capsys.readouterr().err
+        return self._text
+
+
+@pytest.fixture
+def stderr(capsys) -> Stderr:
+    return Stderr(capsys)
+
+
+def say(message: str, *args: object, **fields: object) -> None:
+    logging.getLogger("nexus_gateway").info(message, *args, extra={"fields": fields})
+
+
+def test_text_is_one_line_with_fields(stderr):
+    configure("info", "text", [])
+    say("chat", id="req-1", status=200, why="no first token")
+
+    assert re.fullmatch(r"\d\d:\d\d:\d\d info +chat +.*\n", stderr.getvalue())
+    assert 'id=req-1 status=200 why="no first token"' in stderr.getvalue()
+
+
+def test_json_is_one_object_a_line(stderr):
+    configure("info", "json", [])
+    say("chat", id="req-1", status=200)
+
+    entry = json.loads(stderr.getvalue())
+    assert tuple(entry[k] for k in ("level", "message", "id", "status")) == (
+        "info",
+        "chat",
+        "req-1",
+        200,
+    )
+
+
+@pytest.mark.proves("S-18")
+def test_a_value_cannot_forge_a_line_and_is_cut(stderr):
+    configure("info", "text", [])
+    say("chat\n00:00:00 error forged", model="a\n00:00:00 error forged", long="x" * 5000)
+
+    assert stderr.getvalue().count("\n") == 1
+    assert len(stderr.getvalue()) < 400
+
+
+def test_why_has_more_room_as_it_is_in_our_words(stderr):
+    configure("info", "json", [])
+    say("chat", why="x" * 5000, model="x" * 5000)
+
+    entry = json.loads(stderr.getvalue())
+    assert (len(entry["why"]), len(entry["model"])) == (LONGEST_WHY, LONGEST_VALUE)
+
+
+def test_what_is_not_http_is_not_told_by_aiohttp_as_well(stderr):
+    configure("info", "text", [])
+    theirs = logging.getLogger("aiohttp.server")
+    for error in (BadHttpMessage("noise"), RuntimeError("a fault")):
+        theirs.error("Error handling request", exc_info=error)
+
+    assert "a fault" in stderr.getvalue()
+    assert stderr.getvalue().count("Error handling request") == 1
+
+
+@pytest.mark.proves("S-06")
+def test_a_plain_key_is_hidden_in_text_fields_and_tracebacks(stderr):
+    configure("info", "text", [Secret("canary-0123456789"), Secret("short"), Secret("")])
+    say("key canary-0123456789 in a short text", header="Bearer canary-0123456789")
+    try:
+        raise RuntimeError("canary-0123456789")
+    except RuntimeError:
+        logging.getLogger("nexus_gateway").exception("failed")
+    logging.getLogger("aiohttp.client").warning("canary-0123456789")
+
+    assert "canary" not in stderr.getvalue()
+    assert "short" in stderr.getvalue()
+    assert stderr.getvalue().count("***") >= 4
+
+
+def test_the_level_is_ours_and_others_are_heard_from_warning_on(stderr):
+    configure("warning", "text", [])
+    say("quiet")
+    logging.getLogger("aiohttp.access").info("quiet")
+    logging.getLogger("aiohttp.server").warning("loud")
+
+    assert "quiet" not in stderr.getvalue()
+    assert "loud" in stderr.getvalue()
+
+
+@pytest.mark.proves("F44")
+def test_a_broken_stderr_is_borne(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    configure("info", "text", [])
+    say("nobody hears this")
+
+
+@pytest.mark.proves("S-06")
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_key_is_masked_before_anything_is_cut_or_escaped(stderr, style):
+    key = 'canary-"quoted"-0123456789'
+    configure("info", style, [Secret(key)])
+    say("it said %s", key, near_the_cut="x" * 190 + key)
+
+    assert "canary" not in stderr.getvalue()
+
+
+def test_set_up_anew_it_loses_no_line_and_goes_on_to_wait(stderr):
+    calls = []
+    configure("info", "text", [])
+    hold(lambda after_s, flush: calls.append(flush))
+    say("before")
+    assert "before" not in stderr.getvalue()
+
+    configure("debug", "json", [])
+    assert "before" in stderr.getvalue()
+    say("after")
+    assert "after" not in stderr.getvalue()
+    calls[-1]()
+    hold(None)
+    assert json.loads(stderr.getvalue().splitlines()[-1])["message"] == "after"

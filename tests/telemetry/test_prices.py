@@ -1,0 +1,207 @@
+"""Costs, as the installed price list has them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import genai_prices
+import pytest
+from fakes import HELLO, Fake, make_instance, serving
+from test_ledger import record
+
+from nexus_gateway.telemetry import pricing
+from nexus_gateway.telemetry.pricing import Prices, Spent, spent_on
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.web.handlers.events import figures
+from nexus_gateway.wire.usage import tokens_of
+
+NOW_S = datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp()
+
+
+def used(prompt: int, completion: int = 0, cached: int = 0, written: int = 0) -> dict[str, Any]:
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    details = {"cached_tokens": cached, "cache_write_tokens": written}
+    return {**usage, "prompt_tokens_details": details}
+
+
+def cost(known: Prices, provider: str, model: str, usage: Any, **more: Any) -> float | None:
+    one = record(provider=provider, model=model, usage=usage, **{"ended_s": NOW_S, **more})
+    return known.cost_usd(one)
+
+
+def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
+    tokens = tokens_of(usage)
+    asked = genai_prices.Usage(
+        input_tokens=tokens.prompt,
+        cache_read_tokens=tokens.cached,
+        cache_write_tokens=tokens.cache_written,
+        output_tokens=tokens.completion,
+    )
+    at = datetime.fromtimestamp(NOW_S, UTC)
+    return genai_prices.calc_price(
+        asked, model, provider_id=provider, genai_request_timestamp=at
+    ).total_price
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "theirs"),
+    [
+        ("openai", "gpt-4o-mini", None),
+        ("anthropic", "claude-sonnet-4-5", None),
+        ("gemini", "gemini-2.5-pro", ("google", "gemini-2.5-pro")),
+        ("xai", "grok-4.3", ("x-ai", "grok-4.3")),
+        ("deepseek", "deepseek-v4-pro", None),
+        ("fireworks", "accounts/fireworks/models/gpt-oss-120b", None),
+        (
+            *("groq", "llama-4-scout-17b-16e-instruct"),
+            ("groq", "meta-llama/llama-4-scout-17b-16e-instruct"),
+        ),
+    ],
+)
+def test_a_cost_is_what_the_package_says(
+    provider: str, model: str, theirs: tuple[str, str] | None
+) -> None:
+    known = Prices()
+    large = used(900_000, 5000, 250_000, 9000)
+    for usage in (used(1000), used(1000, 200, 300, 400), used(99_999, 1), large):
+        told = cost(known, provider, model, usage)
+        expected = float(by_the_package(*(theirs or (provider, model)), usage))
+        assert told == pytest.approx(expected, abs=1e-12)
+        assert told
+
+
+def test_some_are_asked_for_each_time() -> None:
+    about = ("openrouter", "qwen/qwen3-coder-flash", used(50_000, 10))
+    assert cost(Prices(), *about) == pytest.approx(float(by_the_package(*about)))
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "usage", "more"),
+    [
+        ("demo", "demo-1", used(10, 10), {}),
+        ("local", "gpt-4o-mini", used(10, 10), {}),
+        ("openai", "a-model-of-mine", used(10, 10), {}),
+        ("openai", "", used(10, 10), {}),
+        ("openai", "gpt-4o-mini", {}, {}),
+        ("openai", "gpt-4o-mini", {"completion_tokens": 10}, {}),
+        ("openai", "whisper-1", used(10, 10), {"endpoint": "transcriptions"}),
+        (
+            *("openai", "gpt-4o-mini"),
+            {**used(10, 10), "prompt_tokens_details": {"audio_tokens": 5}},
+            {},
+        ),
+    ],
+)
+def test_what_nobody_can_tell_is_not_guessed(
+    provider: str, model: str, usage: Any, more: dict[str, Any]
+) -> None:
+    assert cost(Prices(), provider, model, usage, **more) is None
+
+
+def test_embeddings_write_nothing() -> None:
+    usage = {"prompt_tokens": 1_000, "total_tokens": 1_000}
+    assert cost(Prices(), "openai", "text-embedding-3-small", usage) == pytest.approx(2e-5)
+
+
+def test_the_bill_goes_before_the_list() -> None:
+    about, bill = used(10, 10), {"billed_usd": 0.125}
+    assert cost(Prices(), "openrouter", "a/model:free", about, **bill) == 0.125
+    assert cost(Prices(), "openai", "a-model-of-mine", about, **bill) is None
+    assert cost(Prices(), "openrouter", "nobody/knows", about) is None
+
+
+def test_what_somebody_else_went_on_with_has_no_price() -> None:
+    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10)) is not None
+    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10), resumed=1) is None
+    assert cost(Prices(), "openrouter", "a/b", used(10, 10), resumed=1, billed_usd=0.1) is None
+
+
+def test_a_list_is_looked_into_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Prices()
+    assert not known.is_loaded
+    cost(known, "openai", "gpt-4o-mini", used(10, 10))
+    assert known.is_loaded
+    monkeypatch.setattr(pricing, "_model", None)
+    monkeypatch.setattr(pricing, "_asking", None)
+    assert cost(known, "openai", "gpt-4o-mini", used(20, 10))
+    # A quarter of an hour later the price may be another.
+    assert cost(known, "openai", "gpt-4o-mini", used(20, 10), ended_s=NOW_S + 900) is None
+
+
+def test_without_the_package_nothing_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "genai_prices.data_snapshot", None)
+    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10)) is None
+
+
+def test_nothing_is_fetched() -> None:
+    code = """
+import sys
+from types import SimpleNamespace
+from nexus_gateway.wire.usage import Tokens
+from nexus_gateway.telemetry.pricing import Prices, Spent, spent_on
+from nexus_gateway.testing import FakeUpstream, Reply
+
+def refuse(event, about):
+    assert not event.startswith("socket."), event
+
+sys.addaudithook(refuse)
+about = {"provider": "openai", "model": "gpt-4o-mini", "endpoint": "chat", "ended_s": 1e9}
+print(Prices().cost_usd(SimpleNamespace(tokens=Tokens(10, completion=10), resumed=0, **about)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert float(done.stdout or 0), done.stderr
+
+
+async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_path: Path) -> None:
+    usage = {"include_usage": True}
+    gpt = make_instance(upstream, provider=Fake, name="openai", model="gpt-4o-mini")
+    ours = make_instance(upstream, provider=Fake, name="ours", model="ours-1")
+    async with serving(gpt, ours, ledger=str(tmp_path / "ledger.sqlite3")) as served:
+        feed = served.gateway.observers[0].__self__
+
+        def told() -> tuple[float | None, float | None]:
+            found = figures(served.gateway, feed)
+            return found["spentUsd"], found["priced"]
+
+        async def until(priced: float) -> float:
+            async with asyncio.timeout(20):
+                while told()[1] != priced:  # noqa: ASYNC110 - nothing tells of it
+                    await asyncio.sleep(0.05)
+            spent_usd = told()[0]
+            assert spent_usd is not None
+            return spent_usd
+
+        assert told() == (0.0, None)
+        body = {**HELLO, "stream": True, "stream_options": usage}
+        await served.chat({**body, "model": "openai"})
+        spent_usd = await until(1.0)
+        assert spent_usd > 0
+        await served.chat({**body, "model": "ours"})
+        assert await until(0.5) == spent_usd, "no sum is told without the share that it is of"
+        upstream.default = Reply(status=400)
+        await served.chat({**body, "model": "openai"})
+        await asyncio.to_thread(served.gateway.ledger.close)  # type: ignore[union-attr]
+        assert told() == (spent_usd, 0.5), "who got nothing is asked for nothing"
+        assert figures(served.gateway, feed)["since"] == round(feed.since_s * 1000)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "may_know", "spent"),
+    [
+        ((0.0, 0, 0), True, Spent(0.0, None)),
+        ((0.0, 0, 0), False, Spent(None, None)),
+        ((0.0, 0, 5), True, Spent(None, 0.0)),
+        ((0.5, 3, 1), False, Spent(0.5, 0.75)),  # as the upstream billed
+    ],
+)
+def test_nothing_is_said_to_be_spent_only_where_it_is_known(
+    numbers: tuple[float, int, int], may_know: bool, spent: Spent
+) -> None:
+    assert spent_on(*numbers, may_know=may_know) == spent

@@ -1,0 +1,219 @@
+"""What is asked of the ledger, and how it is told; without a file."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus_gateway.settings import default_place, read_place
+from nexus_gateway.telemetry.ledger import COLUMNS, SCHEMA
+from nexus_gateway.telemetry.usage import (
+    BY,
+    FIGURES,
+    Question,
+    answer_of,
+    as_json,
+    moment_s,
+    queries,
+)
+
+NOW_S = datetime(2026, 3, 10, 15, 30, 20, tzinfo=UTC).timestamp()
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def utc(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("text", "at_s"),
+    [
+        ("24h", NOW_S - 86400),
+        ("7d", NOW_S - 7 * 86400),
+        (" 90 M ", NOW_S - 5400),
+        ("today", utc("2026-03-10")),
+        ("Yesterday", utc("2026-03-09")),
+        ("2026-01-31", utc("2026-01-31")),
+        ("2026-01-31T10:00", utc("2026-01-31T10:00")),
+        ("2026-01-31T10:00:00+02:00", utc("2026-01-31T08:00")),
+        ("2026-01-31T10:00Z", utc("2026-01-31T10:00")),
+    ],
+)
+def test_a_moment(text: str, at_s: float) -> None:
+    assert moment_s(text, NOW_S, is_local=False) == at_s
+
+
+def test_a_local_moment(berlin: None) -> None:
+    assert moment_s("today", NOW_S, is_local=True) == utc("2026-03-09T23:00")
+    assert moment_s("2026-07-01", NOW_S, is_local=True) == utc("2026-06-30T22:00")
+    # The day on which clocks went forward has 23 hours.
+    monday_s = utc("2026-03-30T10:00")
+    assert moment_s("yesterday", monday_s, is_local=True) == utc("2026-03-28T23:00")
+    assert moment_s("today", monday_s, is_local=True) == utc("2026-03-29T22:00")
+
+
+@pytest.mark.parametrize("text", ["", "soon", "7", "7y", "2026-13-01", "-1d", "9" * 30])
+def test_no_moment(text: str) -> None:
+    with pytest.raises(ValueError, match="24h or 7d"):
+        moment_s(text, NOW_S, is_local=True)
+
+
+@given(st.text(max_size=12))
+def test_whatever_is_written_is_a_moment_or_told_to_be_none(text: str) -> None:
+    told = "24h or 7d"
+    try:
+        moment_s(text, NOW_S, is_local=False)
+    except ValueError as error:
+        told = str(error)
+    assert "24h or 7d" in told
+
+
+@pytest.mark.parametrize("text", ["999999w", "0001-01-01", "9999-12-31T23:59-10:00"])
+def test_a_moment_far_away_can_be_told(text: str) -> None:
+    at_s = moment_s(text, NOW_S, is_local=False)
+    assert as_json(Question("day", at_s), answer_of([], [0] * len(FIGURES)))["since"]
+
+
+def table(*rows: dict[str, object]) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    for statement in SCHEMA:
+        connection.execute(statement)
+    names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
+    assert len(names) == COLUMNS
+    empty: dict[str, object] = dict.fromkeys(names, 0) | {"outcome": "success", "cost_usd": None}
+    for row in rows:
+        values = list((empty | row).values())
+        connection.execute(f"INSERT INTO requests VALUES ({','.join('?' * COLUMNS)})", values)
+    return connection
+
+
+def told(connection: sqlite3.Connection, question: Question) -> dict[object, dict[str, object]]:
+    by_group, of_all, values = queries(question)
+    total = connection.execute(of_all, values).fetchone()
+    answer = answer_of(connection.execute(by_group, values).fetchall(), total)
+    told = as_json(question, answer)
+    assert sum(row["requests"] for row in told["data"]) == told["total"]["requests"]
+    return {row.pop(question.by): row for row in told["data"]} | {"total": told["total"]}
+
+
+def test_the_figures() -> None:
+    used = {"prompt_tokens": 10, "completion_tokens": 5, "attempts": 1}
+    connection = table(
+        {"model": "a", **used, "cost_usd": 0.25, "stream": 1, "first_ms": 100, "total_ms": 200},
+        {"model": "a", **used, "cost_usd": 0.5, "total_ms": 400, "attempts": 3},
+        {"model": "b", **used},
+        {"model": "", "outcome": "rate_limit_exceeded", "total_ms": 9000},
+        {"model": "b", "outcome": "cancelled", "total_ms": 9000},
+    )
+    by_model = told(connection, Question("model"))
+    assert list(by_model) == ["a", "b", None, "total"]
+    assert by_model["a"] == {
+        "requests": 2,
+        "failed": 0,
+        "attempts": 4,
+        "prompt_tokens": 20,
+        "cached_tokens": 0,
+        "completion_tokens": 10,
+        "reasoning_tokens": 0,
+        "cost_usd": 0.75,
+        "unpriced": 0,
+        "first_ms": 100,
+        "total_ms": 300,
+    }
+    assert (by_model["b"]["unpriced"], by_model["b"]["failed"]) == (1, 0)
+    assert (by_model[None]["failed"], by_model[None]["cost_usd"]) == (1, None)
+    assert (by_model["total"]["requests"], by_model["total"]["failed"]) == (5, 1)
+
+
+def test_since_is_included_and_until_is_not() -> None:
+    connection = table(*({"ended_s": at} for at in (10.0, 20.0, 30.0)))
+    assert told(connection, Question("key", 10.0, 30.0))["total"]["requests"] == 2
+    assert told(connection, Question("key", 40.0))["total"]["requests"] == 0
+
+
+def test_a_day_begins_where_the_reader_is(berlin: None) -> None:
+    connection = table({"ended_s": utc("2026-03-09T22:30")}, {"ended_s": utc("2026-03-09T23:30")})
+    assert list(told(connection, Question("day"))) == ["2026-03-09", "total"]
+    local = told(connection, Question("day", is_local=True))
+    assert list(local) == ["2026-03-09", "2026-03-10", "total"]
+    hours = told(connection, Question("hour", is_local=True))
+    assert list(hours) == ["2026-03-09 23:00", "2026-03-10 00:00", "total"]
+
+
+@pytest.mark.parametrize("by", BY)
+def test_nothing_is_told_apart_where_nothing_is(by: str) -> None:
+    total = told(table(), Question(by))["total"]
+    assert list(total) == list(FIGURES)
+    assert (total["requests"], total["failed"], total["cost_usd"]) == (0, 0, None)
+
+
+def test_only_what_is_known_gets_into_a_query() -> None:
+    with pytest.raises(ValueError, match="one of: instance"):
+        queries(Question("id; DROP TABLE requests"))
+
+
+def test_times_have_their_offset(berlin: None) -> None:
+    question = Question("day", utc("2026-03-10T12:00"), is_local=True)
+    said = as_json(question, answer_of([], [0] * len(FIGURES)))
+    assert (said["since"], said["until"]) == ("2026-03-10T13:00:00+01:00", None)
+    assert said["timezone"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("off", ""),
+        (" OFF ", ""),
+        ("sqlite:///ledger.db", "ledger.db"),
+        ("sqlite:///data/a b.db", "data/a b.db"),
+        ("sqlite:////var/lib/ledger.db", "/var/lib/ledger.db"),
+        ("sqlite:///~/ledger.db", os.path.expanduser("~/ledger.db")),
+    ],
+)
+def test_a_place(text: str, path: str) -> None:
+    assert read_place(text) == path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "on",
+            "true",
+            "ledger.db",
+            "sqlite://",
+            "sqlite:///",
+            "sqlite://host/db",
+            "sqlite:ledger",
+        ),
+        *("postgresql:///a", "sqlite:///a/", "sqlite:///:memory:", "sqlite:///a?mode=ro"),
+    ],
+)
+def test_no_place(text: str) -> None:
+    with pytest.raises(ValueError, match="sqlite:///"):
+        read_place(text)
+
+
+def test_the_place_of_those_who_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/some")
+    ours = "nexus-gateway/ledger.sqlite3"
+    assert default_place({}, "linux") == f"sqlite:////some/.local/state/{ours}"
+    assert default_place({"XDG_STATE_HOME": "/x"}, "linux") == f"sqlite:////x/{ours}"
+    assert default_place({"XDG_STATE_HOME": "x"}, "linux").startswith("sqlite:////some/")
+    assert "Application Support" in default_place({}, "darwin")
+    assert default_place({"LOCALAPPDATA": "C:/a"}, "win32") == f"sqlite:///C:/a/{ours}"

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nexus_gateway.provider import Outcome
+from nexus_gateway.upstream.failures import LONGEST_REST_S, classify
+from nexus_gateway.wire.error_objects import normalise_error, read_error
+
+NOW_S = 1_790_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "outcome"),
+    [
+        (400, {}, Outcome.REFUSED),
+        (413, {}, Outcome.REFUSED),
+        *((status, {}, Outcome.REFUSED) for status in (414, 415, 431)),
+        (422, {}, Outcome.REFUSED),
+        (404, {}, Outcome.REFUSED),
+        (403, {"metadata": {"reasons": ["hate"]}}, Outcome.REFUSED),
+        (403, {"code": "content_filter"}, Outcome.REFUSED),
+        (401, {}, Outcome.BAD_KEY),
+        (402, {}, Outcome.BAD_KEY),
+        (403, {}, Outcome.BAD_KEY),
+        (429, {"code": "insufficient_quota"}, Outcome.BAD_KEY),
+        (429, {"type": "insufficient_quota"}, Outcome.BAD_KEY),
+        (429, {}, Outcome.RATE_LIMITED),
+        *((status, {}, Outcome.FAILURE) for status in (301, 307, 405, 408, 409, 425, 418)),
+        *((status, {}, Outcome.FAILURE) for status in (500, 502, 503, 504, 520, 529)),
+    ],
+)
+def test_the_table(status: int, error: dict[str, Any], outcome: Outcome) -> None:
+    verdict = classify(status, {}, json.dumps({"error": error}).encode(), NOW_S)
+    assert verdict.outcome is outcome
+    assert verdict.status == status
+    assert verdict.reason
+    assert (verdict.error is not None) == (outcome is Outcome.REFUSED)
+    assert (verdict.park_s == 10) == (outcome is Outcome.RATE_LIMITED)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        (b'{"error": {"message": "m", "code": 42}}', "m", "42"),
+        (b'{"error": "plain"}', "plain", None),
+        (b'[{"error": {"message": "m"}}]', "m", None),
+        (b'{"object": "error", "message": "m", "code": null}', "m", None),
+        (b"<html>", "The upstream gave no reason.", None),
+        (b"", "The upstream gave no reason.", None),
+        (b'{"error": {"message": "m", "code": {}, "type": 5, "param": []}}', "m", None),
+    ],
+)
+def test_errors_come_in_one_shape(body: bytes, message: str, code: str | None) -> None:
+    error = read_error(body)
+    assert (error["message"], error["code"], error["param"]) == (message, code, None)
+    assert isinstance(error["type"], str)
+
+
+def test_what_an_upstream_adds_is_kept() -> None:
+    assert normalise_error({"message": "m", "more": 1})["more"] == 1
+
+
+def test_a_server_in_trouble_may_ask_for_a_rest() -> None:
+    assert classify(503, {"Retry-After": "7"}, b"", NOW_S).park_s == 7
+    assert classify(529, {"Retry-After": "600"}, b"", NOW_S).park_s == LONGEST_REST_S
+    assert classify(503, {}, b"", NOW_S).park_s is None
+    assert classify(408, {"Retry-After": "7"}, b"", NOW_S).park_s is None
+
+
+def test_a_404_without_a_reason_may_be_a_wrong_address() -> None:
+    assert "address" in classify(404, {}, b"<html>", 0.0).reason
+    assert "address" not in classify(404, {}, b'{"error": {"message": "no model"}}', 0.0).reason

@@ -1,0 +1,344 @@
+"""The direct path: bytes from transport to transport, on connections that are aiohttp's own."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import trustme
+from fakes import HELLO, Fake, make_instance, serving
+from raw import BODY, EVENT, FINISH, HEAD, Wire, chunked, listening
+
+from nexus_gateway.testing.gateway import Served
+from nexus_gateway.upstream import direct
+from nexus_gateway.upstream.direct import Borrowed, Connections
+
+STREAM = {**HELLO, "stream": True}
+
+
+@asynccontextmanager
+async def gateway(wire: Wire, **settings: int) -> AsyncIterator[Served]:
+    async with listening(wire) as url, serving(make_instance(url), **settings) as served:
+        yield served
+
+
+async def said(served: Served, body: dict[str, object] = STREAM) -> tuple[int, bytes]:
+    async with served.session.post(f"{served.url}/v1/chat/completions", json=body) as response:
+        return response.status, await response.read()
+
+
+GOOD = HEAD + b"\r\n" + chunked(BODY)
+EXPECTED = BODY.replace(b'"m"', b'"Fake (Key #1)"')
+
+
+@pytest.fixture
+def direct_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no other path, so that nothing passes because of it."""
+
+    async def none(*args: object, **how: object) -> None:
+        raise AssertionError("the plain way was taken")
+
+    monkeypatch.setattr("nexus_gateway.upstream.client.Client._plain", none)
+
+
+@pytest.mark.usefixtures("direct_only")
+async def test_a_connection_is_used_again() -> None:
+    wire = Wire(GOOD)
+    async with gateway(wire) as served:
+        for _ in range(4):
+            assert await said(served) == (200, EXPECTED)
+    assert (wire.connections, wire.served) == (1, 4)
+
+
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"Connection: close\r\n\r\n" + chunked(BODY),
+        GOOD + b"HTTP/1.1 200 OK\r\n",
+        GOOD + b"x",
+    ],
+    ids=["it says so", "another answer behind", "a byte too many"],
+)
+async def test_a_connection_is_not_used_again(answer: bytes) -> None:
+    wire = Wire(answer)
+    async with gateway(wire) as served:
+        for _ in range(3):
+            assert await said(served) == (200, EXPECTED)
+    assert wire.connections == 3
+
+
+@pytest.mark.proves("F45")
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize("what", ["closed", "a word nobody asked for"])
+async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> None:
+    wire = Wire(GOOD)
+    async with gateway(wire) as served:
+        assert await said(served) == (200, EXPECTED)
+        if what == "closed":
+            wire.writers[0].close()
+        else:
+            wire.writers[0].write(GOOD)
+        await asyncio.sleep(0.05)
+        assert await said(served) == (200, EXPECTED)
+    assert wire.connections == 2
+
+
+@pytest.mark.proves("F47")
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(BODY), BODY),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + GOOD,
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n" + BODY,
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + BODY,
+        HEAD + b"Content-Encoding: gzip\r\n\r\n" + chunked(gzip.compress(BODY)),
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX: a\r\n b\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY),
+    ],
+    ids=["a length", "100 first", "until the end", "HTTP/1.0", "gzip", "a folded line"],
+)
+@pytest.mark.parametrize("bytewise", [False, True])
+async def test_however_an_answer_is_framed(
+    answer: bytes, bytewise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bytewise:
+        take = direct.Exchange.data_received
+
+        def each_byte(self: direct.Exchange, data: bytes) -> None:
+            for at in range(len(data)):
+                receiver = self._transport.get_protocol()
+                one = data[at : at + 1]
+                take(self, one) if receiver is self else receiver.data_received(one)
+
+        monkeypatch.setattr(direct.Exchange, "data_received", each_byte)
+    async with gateway(Wire(answer)) as served:
+        assert await said(served) == (200, EXPECTED)
+
+
+@pytest.mark.usefixtures("direct_only")
+async def test_an_error_is_read_by_aiohttp_and_its_connection_used_again() -> None:
+    limited = (
+        b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 2\r\n\r\n{}"
+    )
+    wire = Wire(limited)
+    async with (
+        gateway(wire) as served,
+        served.session.post(f"{served.url}/v1/chat/completions", json=STREAM) as response,
+    ):
+        assert response.status == 429
+        assert response.headers["Retry-After"] == "7"
+
+
+@pytest.mark.proves("F18", "I-31")
+@pytest.mark.usefixtures("direct_only")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"\r\n" + chunked(BODY)[:120],
+        HEAD + b"\r\n" + chunked(BODY)[:300] + b"zz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 500\r\n\r\n"
+        + BODY[:200],
+    ],
+    ids=["cut in a chunk", "a broken size", "shorter than it said"],
+)
+async def test_an_answer_that_breaks_is_said_to(answer: bytes) -> None:
+    wire = Wire(answer)
+    async with gateway(wire, idle_timeout_ms=200) as served:
+        status, data = await said(served)
+    assert status == 200
+    assert b"one " in data
+    assert b'"error"' in data
+    assert b"[DONE]" not in data
+
+
+async def test_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", ours)
+    wire = Wire(GOOD)
+    async with listening(wire, theirs) as url, serving(make_instance(url)) as served:
+        for _ in range(3):
+            assert await said(served) == (200, EXPECTED)
+    assert wire.connections == 1
+
+
+class Flood(Wire):
+    """Sends a long answer, as fast as it is taken."""
+
+    chunk = chunked(EVENT % (b"x" * 60_000) + b"\n\n", 70_000)[: -len(b"0\r\n\r\n")]
+    chunks = 400
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"\r\n")
+        for _ in range(self.chunks):
+            writer.write(self.chunk)
+            await writer.drain()
+            self.sent += 1
+        writer.write(chunked(FINISH + b"\n\ndata: [DONE]\n\n"))
+        await writer.drain()
+
+
+@pytest.mark.proves("F25", "F31", "I-38")
+@pytest.mark.usefixtures("each_way")
+async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -> None:
+    flood = Flood(b"")
+    async with gateway(flood) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = b'{"stream":true,"messages":[{"role":"user","content":"x"}]}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % len(body) + body)
+        await asyncio.wait_for(reader.readexactly(100), 5)
+        before = -1
+        while flood.sent != before:  # until it stands still
+            before = flood.sent
+            await asyncio.sleep(0.2)
+        assert flood.sent < flood.chunks * 0.8
+
+        async with served.session.get(f"{served.url}/health") as response:
+            assert response.status == 200
+
+        size, tail = 0, b""
+        while b"\r\n0\r\n\r\n" not in tail:
+            piece = await asyncio.wait_for(reader.read(1 << 20), 5)
+            assert piece
+            size, tail = size + len(piece), (tail + piece)[-200:]
+        assert b"[DONE]" in tail
+        assert size > flood.chunks * 60_000
+        writer.close()
+
+
+ERROR = b'data: {"error":{"message":"overloaded"}}'
+
+
+@pytest.mark.proves("F16")
+@pytest.mark.usefixtures("each_way")
+@pytest.mark.parametrize("more", [b"data: [DONE]\n\n", FINISH + b"\n\ndata: [DONE]\n\n", b""])
+async def test_an_error_behind_the_first_words_in_one_read_is_a_free_fail_over(more: bytes) -> None:
+    first = b"\n\n".join([EVENT % b"one ", EVENT % b"two ", ERROR, b""])
+    bad = Wire(HEAD + b"\r\n" + chunked(first + more, 1000))
+    good = Wire(GOOD)
+    async with listening(bad) as one, listening(good) as two:
+        instances = make_instance(one), make_instance(two, 2)
+        async with serving(*instances) as served:
+            for _ in range(4):
+                status, data = await said(served)
+                assert status == 200
+                assert b"error" not in data
+                assert data.endswith(b"[DONE]\n\n")
+    assert good.served == 4
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_last_event_without_its_empty_line_ends_the_stream_all_the_same() -> None:
+    start = b'event: message_start\ndata: {"type":"message_start","message":{"usage":{}}}\n\n'
+    delta = (
+        b"event: content_block_delta\n"
+        b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"x"}}'
+    )
+
+    class Native(Fake):
+        endpoints = {"messages": "/messages"}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"\r\n" + chunked(start + delta + b"\n\n")[: -len(b"0\r\n\r\n")])
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.write(chunked(delta))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, serving(make_instance(url, provider=Native)) as served:
+        body = {**STREAM, "max_tokens": 9, "model": "fake-large"}
+        async with (
+            asyncio.timeout(5),
+            served.session.post(f"{served.url}/v1/messages", json=body) as response,
+        ):
+            data = await response.read()
+        assert b"error" in data
+        assert served.gateway.drain.in_flight == 0
+
+
+class Stub:
+    """A connection of aiohttp's pool, and its transport, as far as a `Borrowed` sees them."""
+
+    def __init__(self, unsent: int) -> None:
+        self.protocol = self.transport = self
+        self.get_write_buffer_size = lambda: unsent
+        self.is_closing = lambda: False
+        self.set_protocol = lambda protocol: None
+        self.done: list[str] = []
+        self.release = lambda: self.done.append("release")
+        self.close = lambda: self.done.append("close")
+
+
+@pytest.mark.parametrize(("unsent", "done"), [(0, "release"), (1, "close")])
+def test_a_connection_with_an_unsent_request_is_not_used_again(unsent: int, done: str) -> None:
+    stub = Stub(unsent)
+    Borrowed(stub).give_back(reusable=True)
+    assert stub.done == [done]
+
+
+@pytest.mark.proves("F31", "I-38")
+async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
+    whole = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 1_000_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    wire = Wire(head % len(whole) + whole)
+    async with gateway(wire) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = b'{"stream":false,"messages":[{"role":"user","content":"x"}]}'
+        one = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+        writer.write(one % (len(body), body) * 60)
+        before = -1
+        while wire.served != before:
+            before = wire.served
+            await asyncio.sleep(0.2)
+        assert 0 < wire.served < 30
+        writer.close()
+
+
+async def test_an_aiohttp_that_has_moved_is_used_the_plain_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def moved(self: Connections, origin: str) -> None:
+        raise AttributeError("connection_key")
+
+    monkeypatch.setattr(Connections, "borrow", moved)
+    with caplog.at_level(logging.WARNING):
+        async with gateway(Wire(GOOD)) as served:
+            for _ in range(3):
+                assert await said(served) == (200, EXPECTED)
+    assert [r.message for r in caplog.records if "plain way" in r.message] == [
+        f"aiohttp {aiohttp.__version__} is not as expected: taking the plain way"
+    ]
+
+
+def test_the_seam_finds_what_it_needs_in_this_aiohttp() -> None:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
+
+    for name in ("connection_lost", "data_received", "read", "set_response_params", "should_close"):
+        assert hasattr(ResponseHandler, name), name
+    for name in ("close", "protocol", "release", "transport"):
+        assert hasattr(Connection, name), name
+    assert hasattr(aiohttp.ClientRequest, "connection_key")
+    assert hasattr(aiohttp.web.RequestHandler, "writing_paused")

@@ -1,0 +1,748 @@
+"""The page in a real browser: what it shows, what it does, and what it must never do.
+
+Chromium and axe-core are put in place by `make browser`; where they can't be had, these tests are
+skipped, but never in CI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import page_states
+import pytest
+import pytest_asyncio
+from clock import FakeClock
+from fakes import HELLO, KEYS, Fake, make_instance, serving
+from processes import process
+from records import ended
+
+from nexus_gateway.secret import Secret
+from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.testing.gateway import Served
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.web.handlers import events
+
+playwright = pytest.importorskip("playwright.async_api")
+expect = playwright.expect
+
+CHROMIUM = shutil.which("chromium") or ""
+AXE = Path(__file__).parents[2] / ".venv" / "axe" / "package" / "axe.min.js"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(
+        not CHROMIUM and not os.environ.get("CI"), reason="there is no chromium: make browser"
+    ),
+]
+SOON_MS = 2000
+BY_TURNS = {"X-Routing-Mode": "round-robin"}
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 900}},
+    "narrow": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+}
+WATCH = """
+window.violations = [];
+addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDirective));
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    assert CHROMIUM, "there is no chromium: make browser"
+    async with playwright.async_playwright() as play:
+        started = await play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        await started.close()
+
+
+@dataclass
+class Opened:
+    """The page in a tab, and what went on in it."""
+
+    page: Any
+    errors: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def row(self, name: str) -> Any:
+        return self.page.locator("#instances > li").filter(has_text=name)
+
+    @property
+    def requests(self) -> Any:
+        return self.page.locator("#requests > details")
+
+    async def is_live(self, within_ms: float = 5000) -> None:
+        await expect(self.page.locator("#link-text")).to_have_text("Live", timeout=within_ms)
+
+
+@contextlib.asynccontextmanager
+async def opened(browser: Any, url: str, **look: Any) -> AsyncIterator[Opened]:
+    context = await browser.new_context(**look)
+    page = await context.new_page()
+    tab = Opened(page)
+    page.on("console", lambda said: said.type == "error" and tab.errors.append(said.text))
+    page.on("pageerror", lambda error: tab.errors.append(str(error)))
+    page.on("request", lambda request: tab.asked.append(request.url))
+    await page.add_init_script(WATCH)
+    try:
+        await page.goto(url)
+        yield tab
+    finally:
+        await context.close()
+
+
+@contextlib.asynccontextmanager
+async def two(**settings: Any) -> AsyncIterator[tuple[Served, FakeUpstream]]:
+    async with FakeUpstream() as upstream:
+        instances = make_instance(upstream), make_instance(upstream, 2)
+        async with serving(*instances, **settings) as served:
+            yield served, upstream
+
+
+async def test_it_loads_in_peace(browser: Any) -> None:
+    async with two() as (served, _):
+        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=BY_TURNS)
+        async with opened(browser, served.url) as tab:
+            await tab.is_live()
+            await expect(tab.page.locator("#verdict")).to_have_text("Both instances serve.")
+            await expect(tab.page).to_have_title("● All serve – Nexus Gateway")
+            await expect(tab.requests).to_have_count(2)
+            assert tab.errors == []
+            assert {urlsplit(url).netloc for url in tab.asked} == {urlsplit(served.url).netloc}
+            assert await tab.page.evaluate("violations") == []
+
+
+async def test_a_script_put_into_it_does_not_run(browser: Any) -> None:
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.page.evaluate(
+            """() => {
+                const script = document.createElement("script");
+                script.textContent = "window.ran = true";
+                document.body.append(script);
+                const image = document.createElement("img");
+                image.setAttribute("onerror", "window.ran = true");
+                image.src = "data:,";
+                document.body.append(image);
+            }"""
+        )
+        await tab.page.wait_for_function("violations.length >= 2", timeout=SOON_MS)
+        assert await tab.page.evaluate("window.ran") is None
+
+
+async def test_a_fault_shows_at_once(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=BY_TURNS)
+        row = tab.row("Fake (Key #1)")
+        await expect(row.locator(".word")).to_have_text("Serving")
+        await expect(row.locator(".ttft .n")).to_contain_text("ms /")
+        upstream.defaults[KEYS[0]] = Reply(status=503, error={"message": "On fire."})
+        for _ in range(6):
+            await served.chat(headers=BY_TURNS)
+        await expect(row.locator(".word")).to_have_text("Circuit open", timeout=SOON_MS)
+        await expect(row.locator(".reason")).to_contain_text("503", timeout=SOON_MS)
+        await expect(tab.page.locator("#verdict")).to_have_text(
+            "1 of 2 instances serves.", timeout=SOON_MS
+        )
+        await expect(row.locator(".until")).to_contain_text("probe in")
+        await expect(tab.page.locator("#reasons")).to_contain_text("Fake (Key #1): circuit open")
+        await expect(tab.page.locator(".tile.failovers .value")).to_have_text("3")
+
+
+async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        upstream.defaults[KEYS[0]] = Reply(status=503)
+        await served.chat(headers=BY_TURNS)
+        await tab.page.get_by_role("button", name="Failed over").click()
+        await expect(tab.requests).to_have_count(1)
+        await tab.page.locator("summary").press("Enter")
+        made = tab.page.locator(".attempts-made li")
+        await expect(made).to_have_count(2)
+        await expect(made.nth(0)).to_contain_text("Fake (Key #1)")
+        await expect(made.nth(0)).to_contain_text("answered 503")
+        await expect(made.nth(1)).to_contain_text("answered")
+        pause = tab.page.locator("#pause")
+        await served.chat()
+        await expect(pause).to_have_text("Go on (1 new)")
+        await expect(tab.page.locator("details")).to_have_count(1)
+        await tab.page.locator("summary").press("Enter")
+        await tab.page.get_by_role("button", name="All", exact=True).click()
+        await expect(tab.requests).to_have_count(2)
+        await tab.page.locator("details.moved").hover()
+        await served.chat()
+        await expect(pause).to_have_text("Pause (1 new)")
+        await expect(tab.page.locator("details")).to_have_count(2)
+        await tab.page.get_by_role("button", name="Errors").click()
+        await expect(tab.page.locator("details")).to_have_count(0)
+        await expect(tab.page.locator("#no-requests")).to_be_visible()
+        await tab.page.get_by_role("button", name="All", exact=True).click()
+        await expect(tab.page.locator("details")).to_have_count(3)
+
+
+async def test_what_another_worker_tells_late_stands_where_it_ended(browser: Any) -> None:
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.is_live()
+        feed = served.gateway.observers[0].__self__
+        for at_s, model in ((20, "third"), (10, "first")):
+            feed.observe(ended(ended_s=float(at_s), asked_model=model))
+            await expect(tab.requests.filter(has_text=model)).to_have_count(1)
+        late = ((15, "second"), (30, "fourth"))
+        feed.hear([view_of_request(ended(ended_s=float(s), asked_model=m)) for s, m in late])
+        models = tab.requests.locator(".model")
+        await expect(models).to_have_text(["fourth", "third", "second", "first"])
+        await tab.page.reload()
+        await expect(models).to_have_text(["fourth", "third", "second", "first"])
+
+
+async def test_the_switch_stops_traffic(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        switch = tab.page.get_by_role("switch", name="Fake (Key #1)")
+        await switch.press("Space")
+        await expect(switch).to_have_attribute("aria-checked", "false")
+        await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
+        for _ in range(4):
+            await served.chat(headers=BY_TURNS)
+        assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (0, 4)
+        await switch.click()
+        await expect(switch).to_have_attribute("aria-checked", "true")
+        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=BY_TURNS)
+        assert upstream.hits(KEYS[0]) == 1
+
+
+async def test_the_admin_token_is_asked_for_once(browser: Any) -> None:
+    token = "an-admin-token"
+    async with (
+        two(admin_token=Secret(token)) as (served, _),
+        opened(browser, served.url) as tab,
+    ):
+        dialog = tab.page.get_by_role("dialog")
+        tries = {
+            "a-wrong-token": "",
+            "schlüssel": "Not accepted. This call needs the ADMIN_TOKEN",
+            token: "A token has only plain letters",
+        }
+        for offered, said in tries.items():
+            await expect(tab.page.locator("#ask-problem")).to_contain_text(said)
+            await dialog.get_by_label("Token").fill(offered)
+            await dialog.get_by_role("button", name="Go on").click()
+        await tab.is_live()
+        await tab.page.get_by_role("switch", name="Fake (Key #1)").click()
+        await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
+        await tab.page.reload()
+        await tab.is_live()
+        await expect(dialog).not_to_be_visible()
+        assert await tab.page.evaluate("document.cookie + Object.keys(localStorage)") == ""
+        assert not any("token" in url for url in tab.asked)
+
+
+async def test_a_viewer_looks_and_switches_with_the_admins_token_only(browser: Any) -> None:
+    tokens = {"admin_token": Secret("an-admin"), "viewer_token": Secret("a-viewer")}
+    async with two(**tokens) as (served, _), opened(browser, served.url) as tab:
+        dialog, switch = tab.page.get_by_role("dialog"), tab.page.get_by_role("switch").first
+
+        async def give(token: str, title: str) -> None:
+            await expect(dialog.get_by_role("heading")).to_have_text(title)
+            await dialog.get_by_label("Token").fill(token)
+            await dialog.get_by_role("button", name="Go on").click()
+
+        await give("a-viewer", "Viewer or admin token")
+        await tab.is_live()
+        await switch.click()
+        await expect(dialog.get_by_role("heading")).to_have_text("Admin token")
+        await dialog.get_by_role("button", name="Cancel").click()
+        await expect(dialog).not_to_be_visible()
+        await expect(switch).to_be_enabled()
+        await expect(tab.page.locator("#notice-text")).not_to_be_visible()
+        await expect(switch).to_have_attribute("aria-checked", "true")
+        assert served.instances[0].enabled
+
+        await switch.click()
+        await give("a-wrong-one", "Admin token")
+        await give("an-admin", "Admin token")
+        await expect(switch).to_have_attribute("aria-checked", "false")
+        assert not served.instances[0].enabled
+        await expect(tab.page.locator("#notice-text")).not_to_be_visible()
+        await tab.page.reload()
+        await tab.is_live()
+        await switch.click()
+        await expect(switch).to_have_attribute("aria-checked", "true")
+        await expect(dialog).not_to_be_visible()
+
+
+async def test_it_comes_back_after_a_restart(browser: Any, tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        context = opened(browser, first.url)
+        tab = await context.__aenter__()
+        await tab.is_live()
+        first.signal(signal.SIGTERM)
+        await first.exit_code()
+    try:
+        await expect(tab.page.locator("#link-text")).to_contain_text("Gone since")
+        port = str(urlsplit(first.url).port)
+        async with process(tmp_path, "--port", port):
+            await tab.is_live()
+            await expect(tab.page.locator("#verdict")).to_have_text("The one instance is ready.")
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+class Marked(Fake):
+    title = "<img src=x onerror=alert(1)>"
+    default_model = "<b>bold</b>"
+
+
+async def test_markup_in_names_is_text(browser: Any) -> None:
+    model = "<script>window.ran = true</script>"
+    async with FakeUpstream() as upstream, serving(make_instance(upstream, provider=Marked)) as it:
+        upstream.default = Reply(status=500, error={"message": "<i>no</i>"})
+        await it.chat({**HELLO, "model": model, "stream": True})
+        async with opened(browser, it.url) as tab:
+            await expect(tab.page.locator("#instances h3")).to_have_text(f"{Marked.title} (Key #1)")
+            await expect(tab.page.locator("#instances .model")).to_have_text("<b>bold</b>")
+            await expect(tab.page.locator("summary .model")).to_have_text(model)
+            await tab.page.locator("summary").click()
+            await expect(tab.page.locator(".attempts-made .by").first).to_contain_text("<img")
+            marks = "main img, main b, main i, main script"
+            await expect(tab.page.locator(marks)).to_have_count(0)
+            assert await tab.page.evaluate("[window.ran, violations.length]") == [None, 0]
+
+
+async def test_a_prompt_is_streamed_through_a_routing_mode(browser: Any) -> None:
+    async with two() as (served, upstream), opened(browser, served.url) as tab:
+        await tab.is_live()
+        page = tab.page
+        await page.get_by_label("Prompt").fill("Are you there?")
+        await page.get_by_label("Routing mode").select_option("round-robin")
+        await page.get_by_label("Model").select_option("Fake (Key #2)")
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#answer")).to_have_text(Reply().text)
+        await expect(page.locator("#answered")).to_contain_text("Fake (Key #2) answered: first")
+        asked = upstream.requests[0].body
+        assert asked["messages"] == [{"role": "user", "content": "Are you there?"}]
+        await expect(tab.requests).to_have_count(1)
+        assert "Are you there" not in await page.locator("#requests").inner_text()
+        upstream.default = Reply(text="on and on " * 100, delay_s=0.05)
+        await page.get_by_role("button", name="Send").click()
+        await expect(page.locator("#answer")).to_contain_text("on and")
+        await page.get_by_role("button", name="Stop").click()
+        await expect(page.locator("#answered")).to_have_text("Stopped.")
+        assert await upstream.requests[-1].gone()
+
+
+async def serious_findings(page: Any) -> list[Any]:
+    """Return what axe-core finds that keeps somebody out; skip where there is no axe-core."""
+    if not AXE.exists() and not os.environ.get("CI"):
+        pytest.skip("there is no axe-core: make browser")
+    await page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = await page.evaluate("axe.run()")
+    return [
+        (v["id"], [n["html"][:200] for n in v["nodes"]])
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_everybody_can_use_it(browser: Any, look: str, tmp_path: Path) -> None:
+    """No serious finding of axe-core, nothing wider than the screen, and a picture."""
+    async with two() as (served, upstream):
+        upstream.defaults[KEYS[0]] = Reply(status=429, headers={"Retry-After": "60"})
+        for _ in range(3):
+            await served.chat(headers=BY_TURNS)
+        async with opened(browser, served.url, **LOOKS[look]) as tab:
+            await tab.is_live()
+            await tab.requests.last.locator("summary").click()
+            await expect(tab.page.locator(".attempts-made li").first).to_be_visible()
+            assert await serious_findings(tab.page) == []
+            assert await tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+            picture = await tab.page.screenshot(path=tmp_path / f"{look}.png")
+            assert picture.startswith(b"\x89PNG")
+
+
+async def told(browser: Any, url: str, body: str, given: Any) -> Any:
+    """Call the functions that put states into words, as the page would; return what they say."""
+    script = f"""async (text) => {{
+        const s = await import("/static/states.js");
+        const given = JSON.parse(text);
+        const found = (() => {{ {body} }})();
+        return JSON.stringify(found);
+    }}"""
+    async with opened(browser, url) as tab:
+        # As text, since whatever is handed over in pieces takes ten times as long.
+        return json.loads(await tab.page.evaluate(script, json.dumps(given)))
+
+
+async def test_every_state_has_its_word(browser: Any) -> None:
+    cells = list(page_states.cells())
+    given = [page_states.instance(**cell) for cell in cells]
+    body = "return given.map((i) => s.stateOf(i)).map(({ word, kind, does }) => [word, kind, does])"
+    async with two() as (served, _):
+        said = await told(browser, served.url, body, given)
+    wrong = [
+        (cell, got, page_states.said_of(cell))
+        for cell, got in zip(cells, said, strict=True)
+        if tuple(got) != page_states.said_of(cell)
+    ]
+    assert wrong == []
+
+
+async def test_headline_sentence_and_rows_count_alike(browser: Any) -> None:
+    cases = [[page_states.instance(**cell) for cell in all] for all, *_ in page_states.HEADLINES]
+    beside = [page_states.instance(**cell) for cell, *_ in page_states.BESIDE]
+    slow, shut, half = page_states.SLOW, page_states.SHUT, page_states.HALF
+    troubled = [slow, {"success": 75.0}, {}, half, {**shut, "success": 50.0}, shut]
+    order = [
+        page_states.instance(name, **cell) for name, cell in zip("ABCDEF", troubled, strict=True)
+    ]
+    never = page_states.instance(**page_states.READY, latency_ms=None)
+    older = page_states.instance()  # from a gateway that does not say `judged`
+    del older["metrics"]["judged"]
+    body = """
+        const now = (i) => ({ ...i, state: s.stateOf(i, 2000) });
+        const row = (i) => [i.state.until, s.rowReasonOf(i, i.state), s.troublesOf([i])];
+        const verdict = ({ kind, text, short }) => [kind, text, short];
+        return [
+            given.beside.map(now).map(row),
+            given.cases.map((all) => verdict(s.verdictOf(all.map(now), "healthy"))),
+            verdict(s.verdictOf(given.order.map(now), "draining")),
+            s.troublesOf(given.order.map(now)),
+            [given.never, given.older].map((i) => Object.values(s.figuresOf(i))),
+        ];
+    """
+    given = {"beside": beside, "cases": cases, "order": order, "never": never, "older": older}
+    async with two() as (served, _):
+        rows, verdicts, draining, troubles, figures = await told(browser, served.url, body, given)
+    assert rows == [list(said) for _, *said in page_states.BESIDE]
+    assert verdicts == [list(said) for _, *said in page_states.HEADLINES]
+    assert draining == ["wait", "The gateway is shutting down.", "Shutting down"]
+    # The worst first: who gets nothing and has the least behind him.
+    assert troubles == "E: circuit open  ·  F: circuit open  ·  and 3 more"
+    assert figures == [["–", "–", "–"], ["90.0%", "100.0%", "10.0%"]]
+
+
+async def test_nobody_is_said_to_serve_who_has_not_shown_it(browser: Any) -> None:
+    clock = FakeClock()
+    async with FakeUpstream() as upstream:
+        instances = [make_instance(upstream, number, clock) for number in (1, 2)]
+        async with serving(*instances, clock=clock) as it, opened(browser, it.url) as tab:
+            row, headline = tab.row("Fake (Key #1)"), tab.page.locator("#verdict")
+            await expect(headline).to_have_text("Both instances are ready.")
+            await expect(tab.page).to_have_title("○ All ready – Nexus Gateway")
+            await expect(row.locator(".now")).to_have_text("Readynot asked yet")
+            for cell in ("health", "success", "wait"):
+                await expect(row.locator(f".{cell} dd")).to_have_text("–")
+            upstream.default = Reply(status=500)
+            for _ in range(3):
+                await it.chat(headers=BY_TURNS)
+            await expect(headline).to_have_text("Nobody serves.", timeout=SOON_MS)
+            clock.advance(60)
+            await expect(headline).to_have_text(
+                "Nobody serves; 2 wait for a probe.", timeout=SOON_MS
+            )
+            await expect(tab.page).to_have_title("✕ Nobody serves – Nexus Gateway")
+            await expect(row.locator(".success dd")).to_have_text("0.0%")
+            await expect(row.locator(".wait dd")).to_have_text("–")  # nothing has ever begun
+            drawn = tab.page.locator(".sparkline .served[d^=M]")
+            await expect(row.locator(".sparkline .failed")).to_have_attribute("d", re.compile("M"))
+            await expect(drawn).to_have_count(0)
+            upstream.default = Reply()
+            await it.chat()
+            await expect(drawn).to_have_count(2)  # who answered, and all together
+            assert tab.errors == []
+
+
+MINUTE, DAY = 60, 86_400
+SPAN = ("in 15 minutes", "in the last 15 minutes")
+ALL_KNOWN = {"spentUsd": 12.0, "priced": 1.0}
+# What the gateway knows and since when, and what stands in the cost's tile.
+COSTS: list[tuple[dict[str, Any], int, str]] = [
+    ({"spentUsd": None, "priced": None}, DAY, "–no ledger or prices"),
+    ({"spentUsd": None, "priced": 0.0}, DAY, "–no price known"),
+    ({"spentUsd": 0.0, "priced": None}, MINUTE, "$0.00since HH:MM"),
+    ({"spentUsd": 1.5, "priced": 0.5719}, DAY, "$1.5000for 57% of requests"),
+    ({"spentUsd": 1.5, "priced": 0.9999}, DAY, "$1.5000for 99% of requests"),
+    (ALL_KNOWN, MINUTE, "$12.00since HH:MM"),
+    (ALL_KNOWN, 2 * DAY, "$12.00since D MMM"),
+]
+
+
+async def test_a_figure_says_of_what_it_is(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = events.figures
+    now: dict[str, Any] = {"known": ALL_KNOWN, "up_s": 0}
+
+    def figures(gateway: Any, feed: Any) -> dict[str, Any]:
+        found = real(gateway, feed)
+        return {**found, "since": found["at"] - now["up_s"] * 1000, **now["known"]}
+
+    def matching(text: str) -> re.Pattern[str]:
+        written = re.escape(text).replace("HH:MM", r"\d\d:\d\d").replace(r"D\ MMM", r"\d+ \w{3,4}")
+        return re.compile(f"^{written}$")
+
+    monkeypatch.setattr(events, "figures", figures)
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        more, peace = tab.page.locator(".tile.rate .more"), tab.page.locator("#reasons")
+        for known, up_s, cost in COSTS:
+            now.update(known=known, up_s=up_s)
+            await tab.page.reload()
+            await expect(tab.page.locator(".tile.cost dd")).to_have_text(matching(cost))
+            short, long = ("since HH:MM",) * 2 if up_s < 15 * MINUTE else SPAN
+            await expect(more).to_have_text(matching(f"0 {short}"))
+            await expect(peace).to_have_text(matching(f"No request {long}."))
+
+
+async def test_a_key_that_opens_both_doors_is_asked_for_once(browser: Any) -> None:
+    key = "one-gateway-key"
+    async with two(gateway_keys=(Secret(key),)) as (served, _), opened(browser, served.url) as tab:
+        dialog, send = tab.page.get_by_role("dialog"), tab.page.get_by_role("button", name="Send")
+        for offered in ("schlüssel", key):
+            await dialog.get_by_label("Token").fill(offered)
+            await dialog.get_by_role("button", name="Go on").click()
+        await tab.is_live()
+        await send.click()
+        await expect(tab.page.locator("#answered")).to_contain_text("answered: first word after")
+        await tab.page.get_by_role("switch").first.click()
+        await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
+        await expect(dialog).not_to_be_visible()
+
+
+async def test_another_key_is_asked_for_and_the_clock_waits(browser: Any) -> None:
+    settings = {"admin_token": Secret("an-admin"), "gateway_keys": (Secret("a-caller"),)}
+    async with two(**settings) as (served, _), opened(browser, served.url) as tab:
+        dialog, problem = tab.page.get_by_role("dialog"), tab.page.locator("#ask-problem")
+
+        async def give(token: str) -> None:
+            await dialog.get_by_label("Token").fill(token)
+            await dialog.get_by_role("button", name="Go on").click()
+
+        await give("an-admin")
+        await tab.is_live()
+        await tab.page.get_by_role("button", name="Send").click()
+        await expect(dialog.get_by_role("heading")).to_have_text("Gateway key")
+        await expect(problem).to_have_text("")  # what was given for another door is no mistake
+        await give("wrong")
+        await expect(problem).to_contain_text("Not accepted. This call needs a valid gateway key")
+        await tab.page.evaluate(
+            "const now = performance.now; performance.now = () => now.call(performance) + 6e5"
+        )
+        await give("a-caller")
+        took = tab.page.locator("#answered")
+        await expect(took).to_contain_text("Fake (Key #")
+        await expect(took).not_to_contain_text("min")
+        assert (
+            await tab.page.evaluate("sessionStorage.getItem('nexus-gateway.viewer')") == "an-admin"
+        )
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_a_locked_page_says_so_and_everybody_can_read_it(browser: Any, look: str) -> None:
+    async with (
+        two(admin_token=Secret("a-token")) as (served, _),
+        opened(browser, served.url, **LOOKS[look]) as tab,
+    ):
+        await tab.page.get_by_role("button", name="Cancel").click()
+        await expect(tab.page.locator("#verdict")).to_have_text("Locked.")
+        await expect(tab.page).to_have_title("○ Locked – Nexus Gateway")
+        notice = tab.page.locator("#notice-text")
+        await expect(notice).to_have_text("Enter a token to see this gateway.")
+        await expect(tab.page.locator("#no-requests")).not_to_be_visible()
+        assert await serious_findings(tab.page) == []
+
+
+async def test_a_closed_page_says_why(browser: Any) -> None:
+    async with two(host="0.0.0.0") as (served, _), opened(browser, served.url) as tab:
+        await expect(tab.page.locator("#verdict")).to_have_text("Closed.")
+        await expect(tab.page.locator("#notice-text")).to_contain_text("Set ADMIN_TOKEN")
+        await expect(tab.page.locator("#no-requests")).not_to_be_visible()
+
+
+async def test_what_is_read_neither_moves_away_nor_goes(browser: Any) -> None:
+    """With a row open, the keyboard in the list, and 200 that have come since."""
+    async with two() as (served, _):
+        feed = served.gateway.observers[0].__self__
+        feed.observe(ended(ended_s=1.5, asked_model="broke", outcome="failure"))
+        for at_s in range(1, 200):
+            feed.observe(ended(ended_s=float(at_s), asked_model=f"at-{at_s}"))
+        async with opened(browser, served.url) as tab:
+            models, pause = tab.requests.locator(".model"), tab.page.locator("#pause")
+            await expect(tab.requests).to_have_count(200)
+            await tab.requests.last.locator("summary").press("Enter")
+            await expect(pause).to_have_text("Go on")
+            await pause.click()
+            for at_s in range(200, 210):
+                feed.observe(ended(ended_s=float(at_s), asked_model=f"at-{at_s}"))
+            await expect(models.first).to_have_text("at-209")
+            await expect(tab.requests).to_have_count(201)
+            await expect(tab.requests.last).to_have_attribute("open", "")
+            await expect(models.last).to_have_text("at-1")
+
+            await tab.page.get_by_role("button", name="Errors").click()
+            await expect(models).to_have_text(["broke"])
+            await tab.page.get_by_role("button", name="All", exact=True).click()
+            await tab.page.get_by_role("switch").last.focus()
+            await tab.page.keyboard.press("Tab")
+            await expect(tab.page.get_by_label("Prompt")).to_be_focused()
+            second = tab.requests.nth(1).locator("summary")
+            await tab.requests.first.locator("summary").focus()
+            await tab.page.keyboard.press("Tab")
+            await expect(second).to_be_focused()
+            feed.observe(ended(ended_s=300.0, asked_model="newest"))
+            await expect(pause).to_have_text("Pause (1 new)")
+            await expect(second).to_be_focused()
+            await expect(models.first).to_have_text("at-209")
+            await pause.focus()
+            await expect(models.first).to_have_text("newest")
+
+
+async def test_what_it_shows_is_no_news_whichever_worker_tells_it_again(browser: Any) -> None:
+    """Another worker, to which the page came back, tells what it had not heard of till then."""
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.is_live()
+        feed, pause = served.gateway.observers[0].__self__, tab.page.locator("#pause")
+        first, second, third = (
+            view_of_request(ended(ended_s=at_s, asked_model=f"at-{at_s:.0f}"))
+            for at_s in (1.0, 2.0, 3.0)
+        )
+        feed.hear([first])
+        await expect(tab.requests).to_have_count(1)
+        await pause.click()
+        feed.hear([first, second, second])
+        feed.hear([third])
+        await expect(pause).to_have_text("Go on (2 new)")
+        await pause.click()
+        await expect(tab.requests.locator(".model")).to_have_text(["at-3", "at-2", "at-1"])
+
+
+async def test_a_row_says_in_words_what_it_shows(browser: Any) -> None:
+    async with two() as (served, _), opened(browser, served.url) as tab:
+        await tab.is_live()
+        feed = served.gateway.observers[0].__self__
+        none = {"attempts": (), "instance": "", "outcome": "no_candidate"}
+        told = [
+            view_of_request(ended(ended_s=1.0, outcome="failure")),
+            {**view_of_request(ended(ended_s=2.0, asked_model="moved")), "failedOver": True},
+            {**view_of_request(ended(ended_s=3.0, status=503, **none)), "firstMs": None},
+        ]
+        why = "smart: nobody; left out: Fake (Key #1) key refused 397s"
+        feed.hear([told[0], told[1], {**told[2], "why": why, "failed": True}])
+        await expect(tab.requests).to_have_count(3)
+        rows = [" ".join(text.split()) for text in await tab.requests.all_text_contents()]
+        said = (
+            ("503 failed fake", "nobody0 attempts –"),
+            ("200 failed over moved", ")1 attempt 5 ms"),
+            ("200 failed fake", ")1 attempt 5 ms"),
+        )
+        for row, words in zip(rows, said, strict=True):
+            assert all(word in row for word in words), row
+        await tab.requests.first.locator("summary").click()
+        nobody = tab.page.locator(".attempts-made li")
+        await expect(nobody).to_have_text(
+            "Nobody was asked. Left out: Fake (Key #1) key refused 397s"
+        )
+        assert (await nobody.bounding_box())["height"] < 60
+        await tab.page.get_by_role("button", name="Failed over").click()
+        await expect(tab.requests.locator(".model")).to_have_text(["moved"])
+
+
+class Long(Fake):
+    title = "Fireworks and More"
+    default_model = "hf.co/somebody/Coder-480B-A35B-Instruct-1M-GGUF:UD-Q4_K_XL-rather-long"
+
+
+WIDTHS = (320, 360, 390, 430, 520, 640, 700, 759, 760, 761, 785, 820, 860, 900, 940, 1000)
+WIDTHS += (1001, 1060, 1120, 1121, 1180, 1190, 1219, 1240, 1260, 1261, 1280, 1360, 1920, 2560)
+# What sticks out of its panel, or writes over the edge of its own place.
+STRAYS = """() => {
+    const write = (where, text) => {
+        for (const node of document.querySelectorAll(where)) node.textContent = text;
+    };
+    write(".tile.cost .value", "$12,345.67");
+    write(".tile.tokens .value", "99,999");
+    write(".cell.ttft span", "999 ms / 9.99 s");
+    write(".cell.speed span", "1,234.5");
+    const found = [];
+    if (document.scrollingElement.scrollWidth > innerWidth) found.push("the page");
+    const beyond = (inner, outer) => inner.left < outer.left - 1 || inner.right > outer.right + 1;
+    for (const panel of document.querySelectorAll(".panel, .tiles, .bar, .title, .verdict")) {
+        const edge = panel.getBoundingClientRect();
+        for (const node of panel.querySelectorAll(":not(.unseen, option)")) {
+            const box = node.getBoundingClientRect();
+            if (box.width && node.closest("dt") === null && beyond(box, edge)) {
+                found.push(`${node.tagName}.${node.className} out of its panel`);
+            }
+        }
+    }
+    const places = ".tile dt, .tile dd, .cell dd, .columns > span, summary > :not(.cut), .button";
+    for (const place of document.querySelectorAll(places)) {
+        const edge = place.getBoundingClientRect();
+        const texts = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) {
+            if (texts.currentNode.parentElement.closest(".unseen")) continue;
+            const range = document.createRange();
+            range.selectNodeContents(texts.currentNode);
+            for (const box of range.getClientRects()) {
+                if (beyond(box, edge)) found.push(`${place.className}: ${texts.currentNode.data}`);
+            }
+        }
+    }
+    return found;
+}"""
+
+
+async def test_it_fits_every_screen_and_unfolds_on_a_narrow_one(browser: Any) -> None:
+    async with FakeUpstream() as upstream:
+        upstream.defaults[KEYS[1]] = Reply(status=429, headers={"Retry-After": "60"})
+        both = [make_instance(upstream, number, provider=Long) for number in (1, 2)]
+        async with serving(*both) as served:
+            feed = served.gateway.observers[0].__self__
+            for at_s in range(120):
+                feed.observe(ended(ended_s=float(at_s), asked_model=Long.default_model))
+            await served.chat({**HELLO, "model": "fake-large"}, headers=BY_TURNS)
+            await served.chat({**HELLO, "model": "fake-large"}, headers=BY_TURNS)
+            async with opened(browser, served.url, reduced_motion="reduce") as tab:
+                await tab.is_live()
+                page, details = tab.page, tab.page.locator("#requests > details")
+                await tab.requests.first.locator("summary").click()
+                for width in WIDTHS:
+                    await page.set_viewport_size({"width": width, "height": 900})
+                    assert await page.evaluate(STRAYS) == [], width
+                knob = "getComputedStyle(document.querySelector('.switch'), '::after')"
+                assert await page.evaluate(f"{knob}.transitionDuration") == "0s"
+
+                await page.set_viewport_size({"width": 390, "height": 844})
+                await expect(details).to_have_count(50)
+                more = page.locator("#more-requests")
+                await more.press("Enter")
+                await expect(details.nth(50).locator("summary")).to_be_focused()
+                await more.press("Enter")
+                await expect(more).not_to_be_visible()
+                await expect(details).to_have_count(122)
+                success = page.locator(".cell.success").first
+                await expect(success).not_to_be_visible()
+                unfold = page.get_by_role("button", name="More of Fireworks and More (Key #1)")
+                await unfold.press("Enter")
+                await expect(success).to_be_visible()
+                less = page.get_by_role("button", name="Less of", expanded=True)
+                await expect(less).to_have_count(1)
+                assert await page.evaluate(STRAYS) == []
+                assert await page.evaluate("violations") == []

@@ -1,0 +1,405 @@
+"""Callers who send what is no HTTP, or hold on to a connection and do nothing with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from contextlib import AsyncExitStack
+from itertools import product
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from fakes import make_instance, serving
+from raw import CHAT, asking, connected, say
+
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.web import connections
+
+BODY = CHAT % b"false"
+START = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+IN_CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+GET = b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n"
+
+NO_HTTP = {
+    "noise": b"\x00\x01\x02\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50,
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/1.2": b"GET /health HTTP/1.2\r\nHost: x\r\n\r\n",
+    "no host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two hosts": GET % (b"/health", b"Host: y\r\n"),
+    "a port that is none": GET % (b"http://x:99999999/health", b""),
+    "NUL in the path": GET % (b"/he\0alth", b""),
+    "NUL in a field": GET % (b"/health", b"X: a\0b\r\n"),
+    "a control character": GET % (b"/health", b"X-Routing-Mode: a\x01b\r\n"),
+    "a bare CR": GET % (b"/health", b"X: a\rX-Request-Id: b\r\n"),
+    "bare LFs": START.replace(b"\r", b"") + LENGTH.replace(b"\r", b"") + b"\n" + BODY,
+    "a folded line": START + b"X: a\r\n b\r\n" + LENGTH + b"\r\n" + BODY,
+    "a folded coding": START + b"Transfer-Encoding:\r\n chunked\r\n\r\n" + IN_CHUNKS,
+    "a space before the colon": START + b"Transfer-Encoding : chunked\r\n\r\n" + IN_CHUNKS,
+    "a space in a name": START + b"X Y: a\r\n" + LENGTH + b"\r\n" + BODY,
+    "no colon": START + b"XY\r\n" + LENGTH + b"\r\n" + BODY,
+    "the same length twice": START + LENGTH * 2 + b"\r\n" + BODY,
+    "two lengths": START + LENGTH + b"Content-Length: 5\r\n\r\n" + BODY,
+    "a list of lengths": START + b"Content-Length: 59, 59\r\n\r\n" + BODY,
+    "a length with a sign": START + b"Content-Length: +59\r\n\r\n" + BODY,
+    "a negative length": START + b"Content-Length: -1\r\n\r\n" + BODY,
+    "a hexadecimal length": START + b"Content-Length: 0x10\r\n\r\n" + BODY,
+    "a length with a grouping": START + b"Content-Length: 5_9\r\n\r\n" + BODY,
+    "a length beyond 64 bits": START + b"Content-Length: 99999999999999999999999\r\n\r\n" + BODY,
+    "a length and chunks": START + LENGTH + CHUNKED + b"\r\n" + IN_CHUNKS,
+    "chunks and a length": START + CHUNKED + LENGTH + b"\r\n" + IN_CHUNKS,
+    "an unknown coding": START + b"Transfer-Encoding: xchunked\r\n\r\n" + IN_CHUNKS,
+    "two codings": START + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + IN_CHUNKS,
+    "a coding after the chunks": START + b"Transfer-Encoding: chunked, gzip\r\n\r\n" + IN_CHUNKS,
+    "chunks twice": START + CHUNKED * 2 + b"\r\n" + IN_CHUNKS,
+    "a coding with a tab": START + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + IN_CHUNKS,
+    "chunks in HTTP/1.0": START.replace(b"1.1", b"1.0") + CHUNKED + b"\r\n" + IN_CHUNKS,
+    "a size that is none": START + CHUNKED + b"\r\nzz\r\n" + BODY,
+    "a negative size": START + CHUNKED + b"\r\n-1\r\n" + BODY,
+    "a size with a prefix": START + CHUNKED + b"\r\n0x5\r\nhello\r\n0\r\n\r\n",
+    "a size beyond 64 bits": START + CHUNKED + b"\r\n" + b"f" * 18 + b"\r\n",
+    "a chunk longer than told": START + CHUNKED + b"\r\n5\r\nhello!!\r\n0\r\n\r\n",
+    "chunks with bare LFs": START + CHUNKED + b"\r\n5\nhello\n0\n\n",
+    "noise behind a request": asking() + b"\0\0\r\n\r\n",
+}
+TOO_LARGE = {
+    "a field": START + b"X: " + b"a" * 9000 + b"\r\n\r\n",
+    "a field without end": START + b"X: " + b"a" * 30_000,
+    "an address": GET % (b"/" + b"a" * 9000, b""),
+}
+SERVED = {
+    "as usual": (asking(), [200]),
+    "in chunks": (START + CHUNKED + b"\r\n" + IN_CHUNKS, [200]),
+    "chunks with extensions": (
+        START + CHUNKED + b"\r\n%x;a=b\r\n%b\r\n0\r\nX: y\r\n\r\n" % (len(BODY), BODY),
+        [200],
+    ),
+    "HTTP/1.0": (asking().replace(b"1.1", b"1.0"), [200]),
+    "three in a row": (asking() * 3, [200, 200, 200]),
+    "a surplus": (asking() + b"GET /hea", [200]),
+    "on request": (asking(b"Expect: 100-continue"), [100, 200]),
+    "an expectation nobody knows": (asking(b"Expect: magic"), [200]),
+    "an upgrade nobody offers": (asking(b"Connection: upgrade", b"Upgrade: h2c"), [200]),
+    "a type that is none": (asking(b"Content-Type: ;;;="), [200]),
+    "no such path": (GET % (b"/%zz/%ff", b""), [404]),
+    "a tunnel": (b"CONNECT evil:443 HTTP/1.1\r\nHost: x\r\n\r\n", [404]),
+    "compressed": (asking(b"Content-Encoding: gzip"), [415]),
+    "2 GiB told": (START + b"Content-Length: 2147483648\r\n\r\n" + BODY, [413]),
+    "2 GiB asked for": (
+        START + b"Expect: 100-continue\r\nContent-Length: 2147483648\r\n\r\n",
+        [413],
+    ),
+    "an odd mode": (asking(b"X-Routing-Mode: smart, fastest"), [400]),
+    "200 fields": (asking(*(b"X-%d: a" % n for n in range(200))), [400]),
+}
+
+
+def no_http(served: bytes) -> Any:
+    head, _, body = served.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/json" in head
+    assert b"X-Request-Id: req-" in head
+    assert b"aiohttp" not in head
+    return json.loads(body)["error"]
+
+
+@pytest.mark.proves("F36", "F35", "S-15")
+async def test_what_is_no_http_is_refused_and_its_connection_closed(
+    upstream: FakeUpstream,
+) -> None:
+    async with serving(make_instance(upstream), idle_timeout_ms=300) as served:
+        for name, data in NO_HTTP.items():
+            seen = await say(served, data)
+            assert (seen.statuses, seen.closed) == ([400], True), name
+            assert no_http(seen.data)["code"] == "bad_http", name
+        for name, data in TOO_LARGE.items():
+            seen = await say(served, data)
+            assert (seen.statuses, seen.closed) == ([431], True), name
+            assert "longer than 8 KB" in no_http(seen.data)["message"]
+        assert (await served.health())["inFlightRequests"] == 0
+    assert upstream.hits() == 0
+
+
+@pytest.mark.proves("F32", "F35", "F36")
+@pytest.mark.usefixtures("each_way")
+async def test_what_is_odd_but_http_gets_its_status(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served:
+        asked = (say(served, data, answers=len(told)) for data, told in SERVED.values())
+        for (name, (_, statuses)), seen in zip(
+            SERVED.items(), await asyncio.gather(*asked), strict=True
+        ):
+            assert seen.statuses == statuses, name
+        assert (await say(served, b"GET /health\r\n\r\n")).closed  # HTTP/0.9
+        assert (await served.health())["inFlightRequests"] == 0
+
+
+@pytest.mark.proves("F36")
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/audio/transcriptions"])
+async def test_chunks_that_go_bad_later_are_refused_at_once(
+    upstream: FakeUpstream, path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = b"Content-Type: multipart/form-data; boundary=XbX\r\n"
+    start = START.replace(b"/v1/chat/completions", path) + kind + CHUNKED + b"\r\n"
+    async with serving(make_instance(upstream)) as served, connected(served) as (reader, writer):
+        writer.write(start + b"5\r\n--XbX\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"zz\r\n")
+        seen = await asyncio.wait_for(reader.read(), 2)  # till it is closed
+        assert seen.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(seen.split(b"\r\n\r\n")[1])["error"]["code"] == "bad_http"
+        assert served.gateway.drain.in_flight == 0
+    assert not [r for r in caplog.records if "Unhandled" in r.message]
+
+
+@pytest.mark.proves("F32")
+async def test_chunks_without_end_are_cut_off_at_the_limit(upstream: FakeUpstream) -> None:
+    async with (
+        serving(make_instance(upstream), max_body_mb=1) as served,
+        connected(served) as (reader, writer),
+    ):
+        writer.write(START + CHUNKED + b"\r\n")
+        piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        for _ in range(17):
+            writer.write(piece)
+        assert (await asyncio.wait_for(reader.readline(), 2)).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.proves("F35")
+@pytest.mark.usefixtures("each_way")
+async def test_no_word_of_a_body_becomes_a_header(upstream: FakeUpstream) -> None:
+    body = {"model": "fake/a\r\nX-Evil: 1", "messages": [{"role": "user", "content": "x"}]}
+    async with serving(make_instance(upstream)) as served:
+        for stream in (True, False):
+            asked = json.dumps({**body, "stream": stream}).encode()
+            seen = await say(served, asking(body=asked), answers=1)
+            assert seen.statuses == [200]
+            assert b"\nX-Evil" not in seen.data.split(b"\r\n\r\n")[0]
+            assert upstream.requests[-1].body["model"] == "a\r\nX-Evil: 1"
+
+
+ODD_JSON = {
+    "NUL": (b'"a\\u0000b"', "a\0b"),
+    "a lone pair": (b'"\\ud83d\\ude00"', "\U0001f600"),
+    "the same key twice": (b'{"a":1,"a":2}', {"a": 2}),
+    "a mark": (b'"\xef\xbb\xbf"', "\ufeff"),
+}
+
+
+@pytest.mark.proves("F34", "S-22")
+@pytest.mark.usefixtures("each_way")
+async def test_what_goes_on_is_what_was_read(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served:
+        for name, (text, value) in ODD_JSON.items():
+            seen = await say(served, asking(body=BODY[:-1] + b',"x":%b}' % text), answers=1)
+            assert seen.statuses == [200], name
+            assert upstream.requests[-1].body["x"] == value, name
+            assert upstream.requests[-1].raw.count(b'"a"') < 2
+
+
+@pytest.mark.usefixtures("each_way")
+async def test_a_stream_in_http_1_0_ends_with_its_connection(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served:
+        seen = await say(served, asking(stream=True).replace(b"1.1", b"1.0"))
+    head, _, body = seen.data.partition(b"\r\n\r\n")
+    assert (seen.statuses, seen.closed) == ([200], True)
+    assert b"Transfer-Encoding" not in head
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.fixture
+def short_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
+    monkeypatch.setattr(connections, "LINGER_S", 0.1)
+
+
+@pytest.mark.proves("F33")
+@pytest.mark.usefixtures("short_heads")
+async def test_heads_that_never_end_are_let_go_and_disturb_nobody(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream), idle_timeout_ms=200) as served:
+        port = int(served.url.rsplit(":", 1)[1])
+        slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
+        for _, writer in slow[150:]:
+            writer.write(START + b"Content-Length: 99\r\n\r\n{")  # and no more of the body
+        began = time.monotonic()
+        while time.monotonic() - began < 0.1:
+            for _, writer in slow[:100]:  # the next fifty say nothing at all
+                writer.write(b"GET / HTTP/1.1\r\nX-Y: z")
+            asked = time.monotonic()
+            assert (await served.chat())[0] == 200
+            assert time.monotonic() - asked < 2
+        for reader, writer in slow:
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), 5)
+            writer.transport.abort()
+
+
+@pytest.mark.proves("F33")
+@pytest.mark.usefixtures("short_heads")
+async def test_a_second_head_may_take_no_longer_but_a_pause_may(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served:
+        async with connected(served) as (reader, writer):
+            writer.write(asking())
+            await asyncio.wait_for(reader.read(2**16), 2)
+            await asyncio.sleep(0.4)
+            writer.write(asking())  # after a pause, on the same connection
+            assert await asyncio.wait_for(reader.read(2**16), 2)
+            writer.write(b"GET / HTTP/1.1\r\nX:")
+            assert await asyncio.wait_for(reader.read(), 2) == b""
+        async with connected(served) as (reader, writer):
+            begun, rest = asking()[:20], asking()[20:]
+            writer.write(begun)
+            await asyncio.sleep(0.1)
+            writer.write(rest[:-10])
+            await asyncio.sleep(0.3)  # in the body, which has limits of its own
+            writer.write(rest[-10:])
+            assert (await asyncio.wait_for(reader.readline(), 2)).startswith(b"HTTP/1.1 200 ")
+
+
+LONG = Reply(text="word " * 10 + "x" * 6_000_000)
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
+    """Counts the connections that the gateway has lost."""
+    gone = asyncio.Semaphore(0)
+    note = connections.Caller.connection_lost
+
+    def lose(self: connections.Caller, error: BaseException | None) -> None:
+        note(self, error)
+        gone.release()
+
+    monkeypatch.setattr(connections.Caller, "connection_lost", lose)
+    return gone
+
+
+@pytest.mark.proves("F30", "F31", "I-38")
+@pytest.mark.usefixtures("each_way")
+async def test_a_caller_who_takes_nothing_is_let_go(
+    upstream: FakeUpstream, lost: asyncio.Semaphore
+) -> None:
+    upstream.default = LONG
+    instance = make_instance(upstream)
+    async with serving(instance, write_timeout_ms=200) as served, AsyncExitStack() as stack:
+        for stream, half_closed in product((True, False), repeat=2):
+            reader, writer = await stack.enter_async_context(connected(served, 1024))
+            writer.write(asking(stream=stream))
+            await asyncio.wait_for(reader.readexactly(20), 5)
+            if half_closed:
+                writer.write_eof()
+        async with asyncio.timeout(10):
+            for _ in range(4):
+                await lost.acquire()
+        assert await served.gateway.drain.wait(2)
+        assert instance.in_flight == 0
+        assert instance.breaker.state() is State.CLOSED
+        assert instance.health.success_rate() in (None, 1)
+
+
+@pytest.mark.proves("I-38")
+@pytest.mark.usefixtures("each_way")
+async def test_a_caller_who_reads_slowly_is_kept(upstream: FakeUpstream) -> None:
+    upstream.default = LONG
+    async with (
+        serving(make_instance(upstream), write_timeout_ms=200) as served,
+        connected(served, 1024) as (reader, writer),
+    ):
+        writer.write(asking(stream=True))
+        size, tail = 0, b""
+        while b"0\r\n\r\n" not in tail:
+            piece = await asyncio.wait_for(reader.read(400_000), 5)
+            assert piece
+            size, tail = size + len(piece), (tail + piece)[-20:]
+            if size < 5_000_000:
+                await asyncio.sleep(0.04)
+        assert size > 6_000_000
+
+
+class Wire:
+    """A transport in which as much waits whenever one looks."""
+
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return 100
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.proves("I-38")
+def test_a_caller_who_takes_as_much_as_is_written_is_kept() -> None:
+    caller, wire = object.__new__(connections.Caller), Wire()
+    caller._wire, caller._unsent, caller._taken_at = wire, 0, 0.0
+    caller.head_since, caller._paused, caller._drain_waiter = None, True, None
+    for now in range(20):
+        caller.look(now, head_s=60, write_s=5)
+        caller.resume_writing()
+        caller.pause_writing()
+    assert not wire.aborted
+    for now in range(20, 30):
+        caller.look(now, head_s=60, write_s=5)
+    assert wire.aborted
+
+
+@pytest.mark.proves("I-40")
+@pytest.mark.usefixtures("each_way")
+async def test_one_request_too_many_is_refused_before_its_body_is_read(
+    upstream: FakeUpstream,
+) -> None:
+    upstream.default = Reply(hang_after=1)
+    async with serving(make_instance(upstream), max_concurrent=2) as served:
+        url = served.url + "/v1/chat/completions"
+        body = {"stream": True, "messages": [{"role": "user", "content": "x"}]}
+        async with served.session.post(url, json=body), served.session.post(url, json=body):
+            seen = await say(served, START + b"Content-Length: 99999\r\n\r\n{", answers=1)
+            assert seen.statuses == [503]
+            assert b"Retry-After: 1\r\n" in seen.data
+            assert b"x-should-retry: true\r\n" in seen.data
+            assert b'"overloaded"' in seen.data
+            assert (await served.health())["inFlightRequests"] == 2
+        upstream.default = Reply()
+        async with asyncio.timeout(2):
+            while (await served.chat())[0] != 200:
+                pass
+    async with serving(make_instance(upstream), max_concurrent=0) as served:
+        assert (await served.chat())[0] == 200
+
+
+async def test_an_aiohttp_that_has_moved_serves_without_a_watch(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "_USED", ("no_such_thing",))
+    async with serving(make_instance(upstream)) as served:
+        assert (await served.chat())[0] == 200
+    assert f"aiohttp {aiohttp.__version__} is not as expected" in caplog.text
+
+
+def test_the_seam_finds_what_it_needs_in_this_aiohttp() -> None:
+    for name in (*connections._USED, "handle_error", "force_close", "data_received"):
+        assert hasattr(web.RequestHandler, name), name
+
+
+@pytest.mark.proves("I-59")
+async def test_a_fault_beyond_all_handlers_is_told_in_openais_shape(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("internal detail")
+
+    async with serving(make_instance(upstream)) as served:
+        monkeypatch.setattr("nexus_gateway.web.middleware.gateway_of", fail)
+        monkeypatch.setattr("nexus_gateway.web.middleware.request_id", fail)
+        seen = await say(served, asking())
+        assert (seen.statuses, seen.closed) == ([500], True)
+        assert no_http(seen.data)["code"] == "internal_error"
+        assert b"internal detail" not in seen.data
+        monkeypatch.undo()
+        assert (await served.chat())[0] == 200

@@ -1,0 +1,134 @@
+"""The official client, changed in nothing but its base URL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+from fakes import Served, make_instance, serving
+
+from nexus_gateway.secret import Secret
+from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+
+pytestmark = pytest.mark.usefixtures("each_way")
+
+Client = openai.AsyncOpenAI
+HELLO = [{"role": "user", "content": "Hello!"}]
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture
+async def served(upstream: FakeUpstream) -> AsyncIterator[Served]:
+    async with serving(make_instance(upstream), gateway_keys=(Secret("caller"),)) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[Client]:
+    url = served.url + "/v1"
+    async with Client(base_url=url, api_key="caller", max_retries=0) as made:
+        yield made
+
+
+async def test_whole_and_streamed(client: Client) -> None:
+    whole = await client.chat.completions.create(model="auto", messages=HELLO)
+    assert whole.choices[0].message.content == Reply().text
+    assert whole.model == "Fake (Key #1)"
+    assert whole.usage.completion_tokens
+    stream = await client.chat.completions.create(model="fake", messages=HELLO, stream=True)
+    parts = [chunk async for chunk in stream]
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == Reply().text
+    assert parts[-1].choices[0].finish_reason == "stop"
+
+
+async def test_usage_chunk(client: Client) -> None:
+    stream = await client.chat.completions.create(
+        model="auto", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    *_, last = [chunk async for chunk in stream]
+    assert last.choices == []
+    assert last.usage.prompt_tokens == 7
+
+
+async def test_tools(client: Client, upstream: FakeUpstream) -> None:
+    upstream.default = Reply(tool_calls=True)
+    whole = await client.chat.completions.create(model="auto", messages=HELLO, tools=[TOOL])
+    (call,) = whole.choices[0].message.tool_calls
+    assert (call.id, call.function.name) == ("call_1", "get_weather")
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    assert whole.choices[0].finish_reason == "tool_calls"
+    stream = await client.chat.completions.create(
+        model="auto", messages=HELLO, tools=[TOOL], stream=True
+    )
+    calls = [
+        call
+        async for chunk in stream
+        for choice in chunk.choices
+        for call in choice.delta.tool_calls or []
+    ]
+    assert calls[0].function.name == "get_weather"
+    assert json.loads("".join(c.function.arguments or "" for c in calls)) == {"city": "Paris"}
+    assert upstream.requests[0].body["tools"] == [TOOL]
+
+
+async def test_models(client: Client) -> None:
+    listed = [model.id async for model in await client.models.list()]
+    assert "fake-large" in listed
+    assert (await client.models.retrieve("fake/vendor/model")).id == "fake/vendor/model"
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("nobody")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply(status=400), openai.BadRequestError),
+        (Reply(status=422), openai.UnprocessableEntityError),
+        (Reply(status=404), openai.NotFoundError),
+        (Reply(status=429, headers={"Retry-After": "1"}), openai.RateLimitError),
+        (Reply(status=401), openai.InternalServerError),
+        (Reply(status=500), openai.InternalServerError),
+    ],
+)
+async def test_errors_are_the_clients_own(
+    client: Client,
+    upstream: FakeUpstream,
+    reply: Reply,
+    error: type[openai.APIStatusError],
+    stream: bool,
+) -> None:
+    upstream.default = reply
+    with pytest.raises(error) as raised:
+        await client.chat.completions.create(model="fake/x", messages=HELLO, stream=stream)
+    assert raised.value.request_id
+    assert raised.value.body["message"]
+
+
+async def test_a_wrong_key(served: Served) -> None:
+    async with Client(base_url=served.url + "/v1", api_key="no", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError):
+            await client.models.list()
+
+
+@pytest.mark.proves("I-31")
+async def test_a_broken_stream_raises(client: Client, upstream: FakeUpstream) -> None:
+    upstream.default = Reply(cut_after=3, delay_s=0.01)
+    stream = await client.chat.completions.create(model="auto", messages=HELLO, stream=True)
+    with pytest.raises(openai.APIError, match="connection broke"):
+        async for _ in stream:
+            pass
+
+
+@pytest.mark.proves("I-22")
+async def test_a_client_that_retries_does_not_multiply(
+    served: Served, upstream: FakeUpstream
+) -> None:
+    upstream.default = Reply(status=500)
+    async with Client(base_url=served.url + "/v1", api_key="caller", max_retries=5) as client:
+        with pytest.raises(openai.InternalServerError):
+            await client.chat.completions.create(model="auto", messages=HELLO)
+    assert upstream.hits() == 3

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus_gateway.wire.chunks import Answer, fold, has_content
+
+ANSWER = Answer("chatcmpl-1", 5, "m")
+
+
+@given(st.lists(st.text(min_size=1), min_size=1))
+def test_text_is_joined(texts: list[str]) -> None:
+    whole = fold([*map(ANSWER.text, texts), ANSWER.finish(), ANSWER.usage(2, 3)])
+    assert (whole["id"], whole["object"], whole["model"]) == ("chatcmpl-1", "chat.completion", "m")
+    (choice,) = whole["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "".join(texts)}
+    assert choice["finish_reason"] == "stop"
+    assert whole["usage"]["total_tokens"] == 5
+
+
+def test_tool_calls_are_gathered_by_index() -> None:
+    chunks = [
+        ANSWER.call(1, "b", "second"),
+        ANSWER.call(0, "a", "first"),
+        ANSWER.arguments(0, '{"x":'),
+        ANSWER.arguments(1, "{}"),
+        ANSWER.arguments(0, "1}"),
+        ANSWER.finish("tool_calls"),
+    ]
+    message = fold(chunks)["choices"][0]["message"]
+    assert message["content"] is None
+    assert [(c["id"], c["type"]) for c in message["tool_calls"]] == [
+        ("a", "function"),
+        ("b", "function"),
+    ]
+    functions = [c["function"] for c in message["tool_calls"]]
+    assert functions == [
+        {"name": "first", "arguments": '{"x":1}'},
+        {"name": "second", "arguments": "{}"},
+    ]
+
+
+def test_what_is_not_known_is_kept() -> None:
+    odd = {"choices": [{"index": 1, "delta": {"audio": {"id": 1}}, "seed": 4}], "service": "x"}
+    logs = [{"choices": [{"index": 1, "delta": {}, "logprobs": {"content": [n]}}]} for n in (1, 2)]
+    whole = fold([ANSWER.reasoning("Hm"), odd, *logs])
+    first, second = whole["choices"]
+    assert first["message"]["reasoning_content"] == "Hm"
+    assert second["message"]["audio"] == {"id": 1}
+    assert (second["seed"], whole["service"]) == (4, "x")
+    assert second["logprobs"] == {"content": [1, 2]}
+
+
+def test_what_counts_as_content() -> None:
+    for chunk in (
+        ANSWER.text("x"),
+        ANSWER.reasoning("x"),
+        ANSWER.call(0, "a", "f"),
+        ANSWER.finish(),
+    ):
+        assert has_content(chunk)
+    for nothing in (ANSWER.text(""), ANSWER.usage(1, 1), {}, {"choices": None}, {"choices": [5]}):
+        assert not has_content(nothing)

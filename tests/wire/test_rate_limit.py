@@ -1,0 +1,173 @@
+"""What upstreams say of their rate limits, in every form."""
+
+from __future__ import annotations
+
+import email.utils
+
+import pytest
+from clock import FakeClock
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from nexus_gateway.routing.quotas import FLOOR, MOST, Quotas, discount
+from nexus_gateway.upstream.failures import classify
+from nexus_gateway.wire.rate_limits import LONGEST_PARK_S, Quota, read_quotas, retry_after_s
+
+NOW_S = 1_790_000_000.0
+
+
+def date(seconds: float) -> str:
+    return email.utils.formatdate(NOW_S + seconds, usegmt=True)
+
+
+@pytest.mark.proves("I-05", "F06")
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7),
+        ({"Retry-After": "0"}, 0),
+        ({"Retry-After": "1.5"}, 1.5),
+        ({"Retry-After": date(30)}, 30),
+        ({"Retry-After": date(-30)}, 0),
+        ({"Retry-After": "-5"}, None),
+        ({"Retry-After": "abc"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "1e9"}, 3600),
+        ({"retry-after-ms": "700", "Retry-After": "9"}, 0.7),
+        ({"x-ratelimit-reset-requests": "1m30.5s"}, 90.5),
+        ({"x-ratelimit-reset-tokens": "250ms"}, 0.25),
+        ({"x-ratelimit-reset-requests": "6m0s", "X-RateLimit-Reset-Tokens": "2h"}, 3600),
+        ({"x-ratelimit-reset-tokens": "1d"}, 3600),
+        ({"x-ratelimit-reset": "12"}, 12),
+        ({"RateLimit-Reset": "12"}, 12),
+        ({"anthropic-ratelimit-requests-reset": "2026-09-21T14:14:10Z"}, 50),
+        ({"anthropic-ratelimit-requests-reset": "2026-09-21T16:13:30+02:00"}, 10),
+        ({"x-ratelimit-reset": str(NOW_S + 20)}, 20),
+        ({"x-ratelimit-reset": str((NOW_S + 20) * 1000)}, 20),
+        ({"x-ratelimit-reset": "soon"}, None),
+        ({"x-ratelimit-reset": "Tomorrow"}, None),
+        # Cerebras: the day's limit is far from its end, the minute's has nothing left.
+        (
+            {
+                "x-ratelimit-remaining-requests-day": "14000",
+                "x-ratelimit-reset-requests-day": "33011.4",
+                "x-ratelimit-remaining-tokens-minute": "0",
+                "x-ratelimit-reset-tokens-minute": "11.4",
+            },
+            11.4,
+        ),
+        # All say that something is left: the request was too large for one of them.
+        (
+            {
+                "x-ratelimit-remaining-requests": "20",
+                "x-ratelimit-reset-requests": "60s",
+                "x-ratelimit-remaining-tokens": "90",
+                "x-ratelimit-reset-tokens": "7.5s",
+            },
+            7.5,
+        ),
+    ],
+)
+def test_how_long_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
+    assert retry_after_s(CIMultiDict(headers), {}, NOW_S) == pytest.approx(wait_s)
+
+
+def test_google_says_it_in_the_body() -> None:
+    body = b"""[{"error": {"code": 429, "message": "m", "status": "RESOURCE_EXHAUSTED", "details": [
+        {"@type": "type.googleapis.com/google.rpc.Help"},
+        {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37.5s"}]}}]"""
+    assert classify(429, {}, body, NOW_S).park_s == 37.5
+
+
+@pytest.mark.proves("I-05")
+@given(st.text(), st.sampled_from(["Retry-After", "retry-after-ms", "x-ratelimit-reset-tokens"]))
+def test_no_text_is_too_odd(text: str, name: str) -> None:
+    wait_s = retry_after_s({name: text}, {}, NOW_S)
+    assert wait_s is None or 0 <= wait_s <= LONGEST_PARK_S
+
+
+@pytest.mark.parametrize(
+    ("headers", "quotas"),
+    [
+        ({"Content-Type": "text/event-stream"}, []),
+        (
+            {
+                "X-RateLimit-Limit-Requests": "60",
+                "x-ratelimit-remaining-requests": "7",
+                "x-ratelimit-reset-requests": "1s",
+            },
+            [Quota("requests", 7, 60, 1)],
+        ),
+        (
+            {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "30"},
+            [Quota("", 0, 20, 30)],
+        ),
+        (
+            {
+                "anthropic-ratelimit-input-tokens-limit": "50000",
+                "anthropic-ratelimit-input-tokens-remaining": "49000",
+                "anthropic-ratelimit-input-tokens-reset": "2026-09-21T14:13:50Z",
+            },
+            [Quota("input-tokens", 49000, 50000, 30)],
+        ),
+        ({"x-ratelimit-remaining-req-minute": "3"}, [Quota("req-minute", 3)]),
+        ({"x-ratelimit-remaining-tokens": "many"}, [Quota("tokens")]),
+    ],
+)
+def test_what_is_left(headers: dict[str, str], quotas: list[Quota]) -> None:
+    assert read_quotas(CIMultiDict(headers), NOW_S) == quotas
+
+
+def test_the_nearest_limit_counts() -> None:
+    quotas = Quotas(FakeClock())
+    assert quotas.left(0) is None
+    quotas.note([Quota("requests", 30, 60, 60), Quota("tokens", 500, 10_000, 60)], 1)
+    assert quotas.left(1) == pytest.approx(0.05)
+    assert discount(quotas.left(1)) == pytest.approx(0.5)
+
+
+def test_nobody_is_spared_for_ever_by_what_he_said() -> None:
+    clock = FakeClock()
+    quotas = Quotas(clock)
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 400 + "d"}
+    quotas.note(read_quotas(headers, 0), 1)
+    assert quotas.left(1) == 0
+    clock.advance(LONGEST_PARK_S)
+    assert quotas.left(1) is None
+
+
+def test_limits_that_are_called_anew_each_time_are_not_kept() -> None:
+    quotas = Quotas(FakeClock())
+    for number in range(1000):
+        quotas.note([Quota(f"x{number}", 5.0, 10.0, 3600.0)], number)
+    assert len(quotas._said) == MOST
+
+
+def test_requests_sent_since_are_taken_off() -> None:
+    quotas = Quotas(FakeClock())
+    quotas.note([Quota("requests", 4, 40)], 10)
+    assert [quotas.left(asked) for asked in (10, 12, 14, 15)] == [0.1, 0.05, 0.0, 0.0]
+    quotas.note([Quota("requests", 39, 40)], 9)  # this answer was overtaken
+    assert quotas.left(14) == 0.0
+    quotas.note([Quota("requests", 40, 40)], 14)
+    assert quotas.left(14) == 1.0
+
+
+def test_what_was_said_holds_until_the_limit_is_whole_again() -> None:
+    clock = FakeClock()
+    quotas = Quotas(clock)
+    quotas.note([Quota("requests", 0, 60, 7)], 1)
+    clock.advance(6.9)
+    assert quotas.left(1) == 0.0
+    clock.advance(0.1)
+    assert quotas.left(1) is None
+    quotas.note([Quota("requests", 0, 60)], 1)
+    clock.advance(60)
+    assert quotas.left(1) is None
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_less_is_liked_less(one: float, other: float) -> None:
+    assert FLOOR <= discount(min(one, other)) <= discount(max(one, other)) <= 1

@@ -1,0 +1,79 @@
+"""What a usage tells, whatever an upstream put into it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus_gateway.wire.usage import MOST, UNKNOWN, Tokens, count, tokens_of
+
+USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({}, UNKNOWN),
+        ({"completion_tokens": 3}, Tokens(completion=3)),
+        (
+            {
+                **USED,
+                "prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 1},
+                "completion_tokens_details": {"reasoning_tokens": 2},
+            },
+            Tokens(12, 8, 1, 3, 2),
+        ),
+        # Reasoning that is in the total alone.
+        ({**USED, "total_tokens": 40}, Tokens(12, completion=28)),
+        ({"prompt_tokens": 7, "total_tokens": 7}, Tokens(7)),
+        (
+            {**USED, "prompt_tokens_details": {"audio_tokens": 5}},
+            Tokens(12, completion=3, is_text=False),
+        ),
+        (
+            {**USED, "completion_tokens_details": {"audio_tokens": 5}},
+            Tokens(12, completion=3, is_text=False),
+        ),
+        ({**USED, "completion_tokens_details": {"audio_tokens": 0}}, Tokens(12, completion=3)),
+        ({"prompt_tokens": 1, "prompt_tokens_details": [1]}, Tokens(1)),
+    ],
+)
+def test_a_usage(usage: dict[str, object], tokens: Tokens) -> None:
+    assert tokens_of(usage) == tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "spoken"),
+    [
+        (UNKNOWN, None),
+        (Tokens(reasoning=2), None),
+        (Tokens(completion=9), 9),
+        (Tokens(completion=9, reasoning=2), 7),
+        (Tokens(completion=9, reasoning=10), 0),
+    ],
+)
+def test_what_was_only_thought_was_not_spoken(tokens: Tokens, spoken: int | None) -> None:
+    assert tokens.spoken == spoken
+
+
+@pytest.mark.parametrize("told", [None, "9", True, -1, 2.5, MOST + 1, 2**70, float("nan"), [1]])
+def test_what_is_no_number_of_tokens(told: object) -> None:
+    assert count(told) is None
+    assert tokens_of({"prompt_tokens": told, "completion_tokens": told}) == UNKNOWN
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(USED)), inner)
+    ),
+    max_leaves=5,
+)
+FIELDS = [*USED, "prompt_tokens_details", "completion_tokens_details"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), ODD))
+def test_whatever_is_told_all_are_counts(usage: dict[str, object]) -> None:
+    for told in tokens_of(usage)[:-1]:
+        assert told is None or (type(told) is int and told >= 0)
