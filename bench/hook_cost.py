@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from nexus_gateway.hooks import Answering, Exchange, Hook, Used
+from nexus_gateway.hooks import Hook, HookRequest, HookResponse, HookResult
 from nexus_gateway.provider import Provider
 from nexus_gateway.testing.gateway import instance_of, serving
 from nexus_gateway.testing.reply import Reply
@@ -31,13 +31,13 @@ class Local(Provider):
 class Idle(Hook):
     """Is called at each of the three moments and does nothing."""
 
-    async def before_routing(self, exchange: Exchange) -> None:
+    async def before_routing(self, exchange: HookRequest) -> None:
         """Do nothing."""
 
-    async def before_answer(self, exchange: Exchange, answer: Answering) -> None:
+    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
         """Do nothing."""
 
-    async def at_end(self, exchange: Exchange, used: Used) -> None:
+    async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
         """Do nothing."""
 
 

@@ -14,9 +14,9 @@ import sys
 import time
 
 from nexus_gateway.provider import Outcome, Provider, Verdict
-from nexus_gateway.routing.lease import Trail
+from nexus_gateway.routing.lease import AttemptHistory
 from nexus_gateway.routing.policies import OUR_POLICIES, policies
-from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.testing.gateway import instance_of
 
 SIZES = (10, 100, 1000)
@@ -32,23 +32,23 @@ class Local(Provider):
     needs_key = True
 
 
-def pool(size: int) -> Target:
+def pool(size: int) -> RoutingTarget:
     """Return instances that have all served before, each at a speed of its own."""
     instances = tuple(instance_of(Local, key="k", number=n) for n in range(1, size + 1))
     scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
     for number, instance in enumerate(instances):
-        lease = scheduler.lease(Target((instance,)), "smart", Trail())
+        lease = scheduler.lease(RoutingTarget((instance,)), "smart", AttemptHistory())
         lease.first_token(100.0 + number % 50, LIMIT_MS)
         lease.came(50, 1.0)
         lease.end(DONE)
-    return Target(instances)
+    return RoutingTarget(instances)
 
 
-def cost_ns(scheduler: Scheduler, target: Target, policy: str, choices: int) -> float:
+def cost_ns(scheduler: Scheduler, target: RoutingTarget, policy: str, choices: int) -> float:
     """Return the CPU time of one choice, in nanoseconds."""
     begun_ns = time.process_time_ns()
     for _ in range(choices):
-        scheduler.lease(target, policy, Trail()).end(DONE)
+        scheduler.lease(target, policy, AttemptHistory()).end(DONE)
     return (time.process_time_ns() - begun_ns) / choices
 
 

@@ -31,7 +31,7 @@ from nexus_gateway.telemetry.pricing import Spent
 from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.wire.usage import Tokens
+from nexus_gateway.wire.usage import TokenUsage
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -103,7 +103,7 @@ def past(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
     if age_s < 240 and rng.random() < 0.12:
         broken = "Cerebras (Key #1)"
         attempts.insert(0, AttemptRecord(broken, "", "failure", "answered 502", 502, 31.0))
-    tokens = Tokens(12, completion=rng.randint(40, 300))
+    tokens = TokenUsage(12, completion=rng.randint(40, 300))
     return RequestRecord(
         id=f"req-{rng.getrandbits(48):012x}",
         ended_s=ended_s,

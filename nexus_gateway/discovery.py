@@ -1,6 +1,6 @@
 """From entry points to plugins: found, loaded, and left out by name where they are broken.
 
-Providers, policies and hooks come through one door; each is a `Kind` with a group of entry points
+Providers, policies and hooks come through one door; each is a `PluginKind` with a group of entry points
 and its own idea of what a fit class is.
 """
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[T]):
+class PluginKind(Generic[T]):
     """A kind of plugin.
 
     Args:
@@ -88,7 +88,7 @@ class PluginProblem:
 
 
 @dataclass(slots=True)
-class Found(Generic[T]):
+class Discovered(Generic[T]):
     """What is installed of one kind.
 
     Args:
@@ -108,7 +108,7 @@ class Found(Generic[T]):
                 return f"{plugin.name} of {plugin.distribution}"
         return next((f"{n} of {OURS}" for n in self.idle if prefix(n) == prefix(name)), None)
 
-    def leave_out(self, kind: Kind[T], plugin: Plugin[T], reason: str) -> None:
+    def leave_out(self, kind: PluginKind[T], plugin: Plugin[T], reason: str) -> None:
         """Make a plugin that was loaded one that cannot be used."""
         about = (plugin.name, plugin.distribution, plugin.version, plugin.entry_point)
         self.problems.append(PluginProblem(kind.word, *about, reason))
@@ -129,10 +129,10 @@ class _Unfit(Exception):
 
 
 def discover(
-    kind: Kind[T],
+    kind: PluginKind[T],
     entry_points: Iterable[metadata.EntryPoint] | None = None,
     wanted: Callable[[str], bool] | None = None,
-) -> Found[T]:
+) -> Discovered[T]:
     """Find and load the installed plugins of a kind.
 
     Where two have one name, ours stays, else the distribution first in the alphabet. No plugin's
@@ -144,7 +144,7 @@ def discover(
         wanted: whether one of ours, by its name, is asked for: what is not isn't imported. Those
             of others are: only their class can tell whether they need to be asked for.
     """
-    found: Found[T] = Found()
+    found: Discovered[T] = Discovered()
     points = metadata.entry_points(group=kind.group) if entry_points is None else entry_points
     for (distribution, version), point in _in_order(points):
         if wanted and distribution == OURS and not wanted(point.name):
@@ -160,7 +160,7 @@ def discover(
     return found
 
 
-def make(kind: Kind[T], found: Found[T]) -> dict[str, T]:
+def make(kind: PluginKind[T], found: Discovered[T]) -> dict[str, T]:
     """Make an object of each plugin, in the order of the names; what cannot be made is left out."""
     made: dict[str, T] = {}
     for plugin in sorted(found.plugins, key=lambda p: p.name):
@@ -191,7 +191,7 @@ def _in_order(
     return sorted(found, key=precedence)
 
 
-def _load(kind: Kind[T], entry_point: metadata.EntryPoint, found: Found[T]) -> type[T]:
+def _load(kind: PluginKind[T], entry_point: metadata.EntryPoint, found: Discovered[T]) -> type[T]:
     """Load one plugin and check it against the contract and those present."""
     name = entry_point.name
     if not NAME.fullmatch(name):
@@ -273,6 +273,6 @@ def _endpoint_faults(cls: type[Provider]) -> Iterator[str]:
             yield f"its endpoint {name!r} needs a path that begins with /"
 
 
-PROVIDERS: Kind[Provider] = Kind(
+PROVIDERS: PluginKind[Provider] = PluginKind(
     "provider", "nexus_gateway.providers", _provider_faults, frozenset(RESERVED)
 )

@@ -10,7 +10,7 @@ Whatever hook is installed is at work, in the order of the names. Each method th
 overrides is called; one that it does not override costs nothing. A hook that cannot be loaded
 stops the start: a gateway without it might let through what it should stop.
 
-A hook that raises anything but `Refused`, or is not done within `deadline_s`, has failed. Then the
+A hook that raises anything but `Rejected`, or is not done within `deadline_s`, has failed. Then the
 request is refused with a 500 that tells nothing of the cause (`fail_open = False`), or goes on as
 if the hook were not there (`fail_open = True`). `at_end` comes after the answer and can hold
 nothing up.
@@ -26,7 +26,7 @@ from nexus_gateway.errors import GatewayError
 from nexus_gateway.provider import API_VERSION
 
 
-class Refused(GatewayError):
+class Rejected(GatewayError):
     """Raised by a hook: the caller gets this and nothing else.
 
     Args:
@@ -46,7 +46,7 @@ class Refused(GatewayError):
 
 
 @dataclass(slots=True)
-class Exchange:
+class HookRequest:
     """A request on its way.
 
     Args:
@@ -73,7 +73,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class HookResponse:
     """An answer that is about to go to the caller.
 
     Args:
@@ -92,7 +92,7 @@ class Answering:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class HookResult:
     """What became of a request.
 
     Args:
@@ -131,7 +131,7 @@ class Hook:
     deadline_s: ClassVar[float] = 1.0
     fail_open: ClassVar[bool] = False
 
-    async def before_routing(self, exchange: Exchange) -> Mapping[str, Any] | None:
+    async def before_routing(self, exchange: HookRequest) -> Mapping[str, Any] | None:
         """Look at a request before anybody is chosen for it.
 
         Returns:
@@ -143,7 +143,7 @@ class Hook:
         """
         return None
 
-    async def before_answer(self, exchange: Exchange, answer: Answering) -> Any:
+    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> Any:
         """Look at an answer before its first byte goes out: whole, or the beginning of a stream.
 
         Returns:
@@ -154,11 +154,11 @@ class Hook:
         """
         return None
 
-    async def at_end(self, exchange: Exchange, used: Used) -> None:
+    async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
         """Learn what became of a request, after its answer; failing here hurts nobody."""
 
 
-def moments(hook: Hook) -> list[str]:
+def overridden(hook: Hook) -> list[str]:
     """Return the names of the methods that a hook overrides, and is called by."""
     names = ("before_routing", "before_answer", "at_end")
     return [name for name in names if getattr(type(hook), name) is not getattr(Hook, name)]

@@ -19,7 +19,7 @@ OFF = "off"
 URL = "sqlite:///"
 
 
-def read_place(text: str) -> str:
+def parse_ledger_url(text: str) -> str:
     """Read a place, written as SQLAlchemy does: `sqlite:///relative` or `sqlite:////absolute`.
 
     Returns:
@@ -39,7 +39,7 @@ def read_place(text: str) -> str:
     return os.path.expanduser(path) if path.startswith("~/") else path
 
 
-def default_place(env: Mapping[str, str], platform: str) -> str:
+def default_ledger_url(env: Mapping[str, str], platform: str) -> str:
     """Return where the ledger is kept when nobody says, as LEDGER would say it.
 
     Args:
@@ -68,8 +68,8 @@ _ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _URL = re.compile(r"https?://[^\s/?#]+\S*")
 _YES = frozenset({"true", "1", "yes", "on"})
 _NO = frozenset({"false", "0", "no", "off"})
-LONGEST_MS = 86_400_000
-MOST_WORKERS = 256
+MAX_MS = 86_400_000
+MAX_WORKERS = 256
 
 
 class _Wrong(ValueError):
@@ -95,7 +95,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return read
 
 
-def read_flag(text: str) -> bool:
+def parse_bool(text: str) -> bool:
     """Read true or false.
 
     Raises:
@@ -125,7 +125,7 @@ def _url(text: str) -> str:
     return text.strip()
 
 
-def read_secret(text: str) -> Secret:
+def parse_secret(text: str) -> Secret:
     """Read a key.
 
     Raises:
@@ -142,7 +142,7 @@ def read_secret(text: str) -> Secret:
 
 
 def _secrets(text: str) -> tuple[Secret, ...]:
-    return tuple(read_secret(part.strip(" ")) for part in text.split(","))
+    return tuple(parse_secret(part.strip(" ")) for part in text.split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +162,11 @@ class Variable:
     read: Callable[[str], Any]
 
 
-_MS = _number(1, LONGEST_MS)
+_MS = _number(1, MAX_MS)
 VARIABLES: tuple[Variable, ...] = (
     Variable("HOST", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.", _host),
     Variable("PORT", "3000", "Port to listen on; 0 for any free one.", _number(0, 65535)),
-    Variable("WEB_CONCURRENCY", "1", "How many worker processes serve.", _number(1, MOST_WORKERS)),
+    Variable("WEB_CONCURRENCY", "1", "How many worker processes serve.", _number(1, MAX_WORKERS)),
     Variable("CORS_ORIGIN", "*", "Origin whose pages may read answers, or * for all.", _origin),
     Variable("FIRST_TOKEN_TIMEOUT_MS", "8000", "Longest wait for a stream's first content.", _MS),
     Variable("IDLE_TIMEOUT_MS", "30000", "Longest silence in a stream or a caller's body.", _MS),
@@ -181,7 +181,7 @@ VARIABLES: tuple[Variable, ...] = (
         "KEEPALIVE_MS",
         "0",
         "Send comments every so often until a stream begins; 0 for never.",
-        _number(0, LONGEST_MS),
+        _number(0, MAX_MS),
     ),
     Variable("SHUTDOWN_TIMEOUT_MS", "10000", "How long streams may go on after SIGTERM.", _MS),
     Variable("MAX_ATTEMPTS", "6", "Most attempts for one request.", _number(1, 100)),
@@ -189,20 +189,20 @@ VARIABLES: tuple[Variable, ...] = (
         "QUEUE_TIMEOUT_MS",
         "0",
         "Longest wait for a rate limited or broken instance to return; 0 refuses at once.",
-        _number(0, LONGEST_MS),
+        _number(0, MAX_MS),
     ),
     Variable("QUEUE_LIMIT", "100", "Most requests that wait so.", _number(1, 100_000)),
     Variable(
         "HEDGE",
         "false",
         "Ask a second instance where a stream's first content is unusually late.",
-        read_flag,
+        parse_bool,
     ),
     Variable(
         "RESUME",
         "false",
         "Let another instance go on with a streamed text that breaks in its midst.",
-        read_flag,
+        parse_bool,
     ),
     Variable(
         "MAX_CONCURRENT",
@@ -211,7 +211,7 @@ VARIABLES: tuple[Variable, ...] = (
         _number(0, 1_000_000),
     ),
     Variable("MAX_BODY_MB", "20", "Largest body that is taken.", _number(1, 1024)),
-    Variable("STRICT_MODELS", "false", "Answer 404 to unknown models.", read_flag),
+    Variable("STRICT_MODELS", "false", "Answer 404 to unknown models.", parse_bool),
     Variable(
         "RESPONSE_MODEL",
         "instance",
@@ -222,23 +222,23 @@ VARIABLES: tuple[Variable, ...] = (
         "STREAM_USAGE",
         "true",
         "Ask upstreams for a stream's usage also where the caller does not.",
-        read_flag,
+        parse_bool,
     ),
-    Variable("DIRECT_PATH", "true", "Carry bytes past aiohttp's own streams.", read_flag),
-    Variable("METRICS", "true", "Count for GET /metrics (extra `metrics`).", read_flag),
+    Variable("DIRECT_PATH", "true", "Carry bytes past aiohttp's own streams.", parse_bool),
+    Variable("METRICS", "true", "Count for GET /metrics (extra `metrics`).", parse_bool),
     Variable("GATEWAY_KEYS", "", "Keys that callers need, separated by commas.", _secrets),
-    Variable("ADMIN_TOKEN", "", "Token that admin calls need.", read_secret),
+    Variable("ADMIN_TOKEN", "", "Token that admin calls need.", parse_secret),
     Variable(
         "VIEWER_TOKEN",
         "",
         "Token that opens the admin calls that only look, and nothing else.",
-        read_secret,
+        parse_secret,
     ),
     Variable(
         "LEDGER",
         "",
         "Where what was used is noted: sqlite:///path or off; a file of the user's where unset.",
-        read_place,
+        parse_ledger_url,
     ),
     Variable(
         "LOG_LEVEL",
@@ -321,13 +321,13 @@ class Settings:
                 except ValueError as error:
                     problems.append(f"{variable.name} {error}.")
         settings = cls(**values)
-        problems += _shared(settings)
+        problems += _duplicate_secrets(settings)
         if problems:
             raise ConfigError(problems)
         return settings
 
 
-def _shared(settings: Settings) -> Iterator[str]:
+def _duplicate_secrets(settings: Settings) -> Iterator[str]:
     """Tell which credentials are the same: who holds one would have the other's rights as well."""
     held = {
         "VIEWER_TOKEN": (settings.viewer_token,),

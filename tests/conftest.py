@@ -11,7 +11,7 @@ import pytest
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.upstream.client import open_client
 from nexus_gateway.web import app
-from nexus_gateway.web.responder import CallerSink
+from nexus_gateway.web.responder import Responder
 
 pytest_plugins = ("running",)
 
@@ -34,5 +34,5 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     way: str = request.param
     if way == "plain":
         monkeypatch.setattr(app, "open_client", lambda direct: open_client(direct=False))
-        monkeypatch.setattr(CallerSink, "_may_be_raw", lambda sink: False)
+        monkeypatch.setattr(Responder, "_may_be_raw", lambda sink: False)
     return way

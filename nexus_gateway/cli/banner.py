@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from nexus_gateway import __version__
 from nexus_gateway.cli.text import paragraph, show, table
 from nexus_gateway.discovery import prefix
-from nexus_gateway.hooks import Hook, moments
+from nexus_gateway.hooks import Hook, overridden
 from nexus_gateway.routing.policies import OUR_POLICIES, Policy
 from nexus_gateway.routing.pool import DEMO, Pool
 from nexus_gateway.settings import Settings
@@ -41,7 +41,7 @@ class Prepared:
     plugins: Extras
 
 
-class Start(TypedDict):
+class StartupReport(TypedDict):
     """What is told at the start; a worker sends it to the supervisor, who tells it.
 
     Args:
@@ -55,7 +55,7 @@ class Start(TypedDict):
     remarks: list[str]
 
 
-def start_of(ready: Prepared, host: str, port: int, workers: int = 1) -> Start:
+def startup_report(ready: Prepared, host: str, port: int, workers: int = 1) -> StartupReport:
     """Return what is to be told.
 
     Args:
@@ -65,14 +65,14 @@ def start_of(ready: Prepared, host: str, port: int, workers: int = 1) -> Start:
         workers: how many serve.
     """
     if ready.settings.log_format != "json":
-        return Start(screen=[*_screen(ready, host, port, workers)], said={}, remarks=[])
-    found = _remarks(ready.settings, ready.pool, host)
+        return StartupReport(screen=[*_screen(ready, host, port, workers)], said={}, remarks=[])
+    found = _warnings(ready.settings, ready.pool, host)
     # How grave it is, the log says in its own way.
     remarks = [f"{kind}: {text}" if kind == LEFT_OUT else text for kind, text in found]
-    return Start(screen=[], said=_fields(ready, host, port, workers), remarks=remarks)
+    return StartupReport(screen=[], said=_fields(ready, host, port, workers), remarks=remarks)
 
 
-def tell(start: Start) -> None:
+def announce(start: StartupReport) -> None:
     """Tell it on stderr."""
     if start["screen"]:
         show(start["screen"])
@@ -110,7 +110,7 @@ def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str
     if absent := _absent(pool):
         hint = f"(set {prefix(absent[0])}_KEY_1 or its like)"
         yield from paragraph(f"without a key: {', '.join(absent)} {hint}", indent="  ", hang="    ")
-    for kind, text in _remarks(settings, pool, host):
+    for kind, text in _warnings(settings, pool, host):
         yield from paragraph(f"{kind}: {text}" if kind else text, indent="  ", hang="    ")
     yield ""
     address = f"http://{_reachable(host)}:{port}"
@@ -145,7 +145,7 @@ def _at_work(plugins: Extras) -> Iterator[str]:
     if added := [name for name in plugins["policy_by_name"] if name not in OUR_POLICIES]:
         yield f"  policies: also {', '.join(added)}"
     for name, hook in plugins["hooks"].items():
-        yield f"  hook {name}: {', '.join(moments(hook)) or 'overrides nothing'}"
+        yield f"  hook {name}: {', '.join(overridden(hook)) or 'overrides nothing'}"
 
 
 def _absent(pool: Pool) -> list[str]:
@@ -155,7 +155,7 @@ def _absent(pool: Pool) -> list[str]:
     return [*pool.idle, *loaded]
 
 
-def _remarks(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, str]]:
+def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, str]]:
     """Say what the owner should know, each with its kind."""
     if {i.provider_name for i in pool.instances} == {DEMO} and not pool.problems:
         yield "", "no key is set: the demo answers, and no model is asked"

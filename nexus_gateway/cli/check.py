@@ -64,7 +64,7 @@ async def _ask_for_vectors(upstream: Upstream, instance: Instance) -> None:
     """Ask one who has no chat; what else there is to ask costs more than a word."""
     model = instance.model_for(EMBEDDINGS.kind)
     request = EMBEDDINGS.parse(json_codec.dumps({"model": model, "input": "ping"}), {})
-    if not request.goes_as_it_is(instance.provider.endpoints):
+    if not request.can_pass_through(instance.provider.endpoints):
         raise failure("offers nothing that could be checked")
     await upstream.whole(instance, model, request, LONGEST_S)
 

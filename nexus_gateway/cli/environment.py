@@ -5,7 +5,7 @@ import os
 import sys
 
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.settings import default_place
+from nexus_gateway.settings import default_ledger_url
 
 DEFAULT_ENV_FILE = ".env"
 
@@ -49,4 +49,4 @@ def serve_environment(arguments: argparse.Namespace) -> dict[str, str]:
 
 def with_ledger(env: dict[str, str]) -> dict[str, str]:
     """Return the settings, and where the ledger is kept if they do not say."""
-    return {**env, "LEDGER": env.get("LEDGER") or default_place(env, sys.platform)}
+    return {**env, "LEDGER": env.get("LEDGER") or default_ledger_url(env, sys.platform)}

@@ -73,11 +73,11 @@ def _fill_standard_places() -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from nexus_gateway.cli import workers
-    from nexus_gateway.server.process import hold_hangups
+    from nexus_gateway.server.process import block_sighup
 
     _fill_standard_places()
     if not arguments.reload:
-        hold_hangups()
+        block_sighup()
     if place := workers.place(os.environ):
         return workers.work(arguments, place)
     if not arguments.reload and (settings := workers.settings_of_several(arguments)):

@@ -11,7 +11,7 @@ from pathlib import Path
 from nexus_gateway import __version__
 from nexus_gateway.cli.text import show, table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.server.sockets import why_not
+from nexus_gateway.server.sockets import os_error_text
 from nexus_gateway.testing.faults import WrongFault, assign
 from nexus_gateway.testing.mock import Mock, Step, read_script
 
@@ -53,7 +53,7 @@ async def _run(server: Mock, steps: list[Step]) -> int:
     try:
         await server.__aenter__()
     except OSError as error:
-        raise ConfigError([f"cannot listen: {why_not(error)}."]) from None
+        raise ConfigError([f"cannot listen: {os_error_text(error)}."]) from None
     try:
         show(_screen(server))
         script = asyncio.create_task(server.play(steps))

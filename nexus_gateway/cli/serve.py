@@ -22,7 +22,7 @@ from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.policies import POLICIES, policies
 from nexus_gateway.routing.pool import DEMO, Pool, build_pool
 from nexus_gateway.server import process
-from nexus_gateway.server.reload import Fresh, as_started, secrets_of
+from nexus_gateway.server.reload import LoadedConfig, keep_fixed, secrets_of
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry import log
 
@@ -32,9 +32,9 @@ def serve(arguments: argparse.Namespace) -> int:
     ready = prepare(arguments)
 
     def announce(host: str, port: int) -> None:
-        banner.tell(banner.start_of(ready, host, port))
+        banner.announce(banner.startup_report(ready, host, port))
 
-    def read() -> Fresh:
+    def read() -> LoadedConfig:
         return reread(arguments, ready)
 
     return process.run(ready.settings, ready.pool, announce, read=read, **ready.plugins)
@@ -57,7 +57,7 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     return Prepared(settings, pool, plugins)
 
 
-def reread(arguments: argparse.Namespace, running: Prepared) -> Fresh:
+def reread(arguments: argparse.Namespace, running: Prepared) -> LoadedConfig:
     """Read the settings once more, for a gateway that serves.
 
     Raises:
@@ -69,8 +69,8 @@ def reread(arguments: argparse.Namespace, running: Prepared) -> Fresh:
         check_keys(pool)
     # Policies and hooks are loaded at the start only, and so is what was wrong with them.
     pool.problems += [p for p in running.pool.problems if p.kind == POLICIES.word]
-    fixed = as_started(Settings.from_env(env), running.settings)[1]
-    return Fresh(settings, pool, (*fixed, *_late_plugins(running, pool)))
+    fixed = keep_fixed(Settings.from_env(env), running.settings)[1]
+    return LoadedConfig(settings, pool, (*fixed, *_late_plugins(running, pool)))
 
 
 def has_keys(pool: Pool) -> bool:
@@ -134,7 +134,7 @@ def configure(
     settings, pool = Settings(), Pool()
     try:
         settings = Settings.from_env(env)
-        settings = settings if running is None else as_started(settings, running)[0]
+        settings = settings if running is None else keep_fixed(settings, running)[0]
     except ConfigError as error:
         problems += error.problems
     try:

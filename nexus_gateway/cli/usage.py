@@ -14,14 +14,14 @@ from importlib.util import find_spec
 from nexus_gateway.cli.environment import environment, with_ledger
 from nexus_gateway.cli.text import table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.settings import URL, read_place
+from nexus_gateway.settings import URL, parse_ledger_url
 from nexus_gateway.telemetry import ledger
 from nexus_gateway.telemetry.usage import (
     FIGURES,
     NOTHING,
-    Answer,
     Figures,
-    Question,
+    UsageQuery,
+    UsageReport,
     as_json,
     moment_s,
 )
@@ -52,7 +52,7 @@ def usage(arguments: argparse.Namespace) -> int:
             before_s = _moment_s(arguments.prune_before, "--prune-before", now_s)
             print(f"{ledger.prune(path, before_s)} requests removed from {path}")
             return 0
-        question = Question(
+        question = UsageQuery(
             arguments.by,
             _moment_s(arguments.since, "--since", now_s) if arguments.since else None,
             _moment_s(arguments.until, "--until", now_s) if arguments.until else None,
@@ -73,7 +73,7 @@ def _path(arguments: argparse.Namespace) -> str:
     source = "--ledger" if given else "LEDGER"
     text = given or with_ledger(environment(arguments.env_file))["LEDGER"]
     try:
-        path = read_place(text)
+        path = parse_ledger_url(text)
     except ValueError as error:
         raise ConfigError([f"{source} {error}."]) from None
     if not path:
@@ -88,7 +88,7 @@ def _moment_s(text: str, flag: str, now_s: float) -> float:
         raise ConfigError([f"{flag} {error}."]) from None
 
 
-def _tell_table(path: str, question: Question, answer: Answer) -> None:
+def _tell_table(path: str, question: UsageQuery, answer: UsageReport) -> None:
     if not answer.rows:
         when = "in that time" if question.since_s or question.until_s else "yet"
         print(f"No request is noted in {path} {when}.")
@@ -122,17 +122,17 @@ def _notes(total: Figures) -> Iterator[str]:
         yield f"The price of {unpriced:,} of these requests is not known."
 
 
-def _tell_json(path: str, question: Question, answer: Answer) -> None:
+def _tell_json(path: str, question: UsageQuery, answer: UsageReport) -> None:
     print(json.dumps(as_json(question, answer), indent=2))
 
 
-def _tell_csv(path: str, question: Question, answer: Answer) -> None:
+def _tell_csv(path: str, question: UsageQuery, answer: UsageReport) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow((question.by, *FIGURES))
     writer.writerows((name, *figures) for name, figures in answer.rows)
 
 
-_TELL: dict[str, Callable[[str, Question, Answer], None]] = {
+_TELL: dict[str, Callable[[str, UsageQuery, UsageReport], None]] = {
     "table": _tell_table,
     "json": _tell_json,
     "csv": _tell_csv,

@@ -13,8 +13,8 @@ from typing import Any
 
 from nexus_gateway.cli.environment import WRONG_SETTINGS, serve_environment
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.server.channel import PLACE, Place
-from nexus_gateway.server.sockets import can_share_a_port, listen, why_not
+from nexus_gateway.server.channel import PLACE, WorkerSpec
+from nexus_gateway.server.sockets import can_share_a_port, listen, os_error_text
 from nexus_gateway.settings import Settings
 
 logger = logging.getLogger("nexus_gateway")
@@ -22,13 +22,13 @@ logger = logging.getLogger("nexus_gateway")
 CANNOT_LISTEN = 1
 
 
-def place(environ: MutableMapping[str, str]) -> Place | None:
+def place(environ: MutableMapping[str, str]) -> WorkerSpec | None:
     """Return this process's place among workers; None where it is none.
 
     It is taken out of the environment, as what a plugin starts is no worker.
     """
     text = environ.pop(PLACE, "")
-    return Place.from_text(text) if text else None
+    return WorkerSpec.from_text(text) if text else None
 
 
 def settings_of_several(arguments: argparse.Namespace) -> Settings | None:
@@ -55,7 +55,7 @@ def settings_of_several(arguments: argparse.Namespace) -> Settings | None:
 def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
     """Keep several workers until a signal ends them."""
     from nexus_gateway.cli import banner
-    from nexus_gateway.server.supervisor import Nursery, Supervisor
+    from nexus_gateway.server.supervisor import Supervisor, WorkerSpawner
     from nexus_gateway.telemetry import log
 
     log.configure(settings.log_level, settings.log_format, settings.secrets)
@@ -63,14 +63,14 @@ def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
         sockets = listen(settings.host, settings.port, settings.web_concurrency)
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
-        logger.error("cannot listen on %s: %s", where, why_not(error))
+        logger.error("cannot listen on %s: %s", where, os_error_text(error))
         return CANNOT_LISTEN
 
     def announce(introduction: dict[str, Any]) -> None:
-        banner.tell(introduction["start"])
+        banner.announce(introduction["start"])
 
     async def run() -> int:
-        nursery = Nursery(_command(arguments), os.environ, settings.host, sockets)
+        nursery = WorkerSpawner(_command(arguments), os.environ, settings.host, sockets)
         return await Supervisor(nursery, announce).run()
 
     return asyncio.run(run())
@@ -83,7 +83,7 @@ def _command(arguments: argparse.Namespace) -> list[str]:
     return [sys.executable, "-m", "nexus_gateway", *arguments.words]
 
 
-def work(arguments: argparse.Namespace, place: Place) -> int:
+def work(arguments: argparse.Namespace, place: WorkerSpec) -> int:
     """Be a worker until the supervisor ends it."""
     from nexus_gateway.cli import banner, serve
     from nexus_gateway.server import process, worker
@@ -99,7 +99,7 @@ def work(arguments: argparse.Namespace, place: Place) -> int:
     # The sockets are where they are, whatever .env says by now; who may call depends on it.
     settings = replace(written, host=place.host, port=place.port)
     introduction = {
-        "start": banner.start_of(ready, place.host, place.port, written.web_concurrency),
+        "start": banner.startup_report(ready, place.host, place.port, written.web_concurrency),
         "keyed": serve.has_keys(ready.pool),
         "shutdown_timeout_ms": written.shutdown_timeout_ms,
         "HOST": written.host,

@@ -1,8 +1,8 @@
 """What a dialect is: a request in its words, and the ways to answer it.
 
 A request that a backend takes in its own form goes as it is, and so does the answer; the
-dialect only watches (`Passage`) whether the answer has begun and has ended. Any other request
-goes as a chat, and the answer's chunks are put into the dialect's words (`Speaker`).
+dialect only watches (`EventFilter`) whether the answer has begun and has ended. Any other request
+goes as a chat, and the answer's chunks are put into the dialect's words (`StreamEncoder`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from nexus_gateway.wire import sse
 from nexus_gateway.wire.chunks import Chunk
 
 
-class NotAnAnswer(Exception):
+class InvalidAnswer(Exception):
     """A 2xx whose body is no answer; the text, in our words, says what it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class FullResponse:
     """An answer in one piece.
 
     Args:
@@ -38,7 +38,7 @@ class Whole:
     content_type: str = "application/json"
 
 
-class Passage(Protocol):
+class EventFilter(Protocol):
     """Watches a stream that passes as it is.
 
     Attributes:
@@ -61,13 +61,13 @@ class Passage(Protocol):
         """Return what was used so far, counted or estimated, in OpenAI's shape."""
 
 
-class Speaker(Protocol):
+class StreamEncoder(Protocol):
     """Tells one streamed answer, chunk by chunk, in the words of a dialect."""
 
-    def say(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """Return the events that tell a chunk, b"" for none."""
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """Return the events that end an answer that is whole."""
 
 
@@ -87,7 +87,7 @@ class Pieces:
         return self._pieces
 
 
-class OwnBody(Protocol):
+class NativeBody(Protocol):
     """A request's body in its own dialect."""
 
     @property
@@ -122,17 +122,17 @@ class Request:
     dialect: Dialect
     model: str | None
     stream: bool
-    own: OwnBody = field(repr=False)
+    native: NativeBody = field(repr=False)
     chat: Body | None = field(default=None, repr=False)
     images: bool = False
-    obstacle: InvalidRequest | None = None
+    untranslatable: InvalidRequest | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    altered: bool = False
+    changed_by_hook: bool = False
     trace: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def goes_as_it_is(self, endpoints: Container[str]) -> bool:
+    def can_pass_through(self, endpoints: Container[str]) -> bool:
         """Tell whether a backend takes it in its own form."""
-        return not self.altered and self.dialect.endpoint in endpoints
+        return not self.changed_by_hook and self.dialect.endpoint in endpoints
 
     def traced(self, trace: Mapping[str, str]) -> Self:
         """Return the same request with other headers for a trace."""
@@ -144,20 +144,20 @@ class Request:
     @property
     def lacks_usage(self) -> bool:
         """Whether it is for a stream that could be asked for its usage, and does not ask."""
-        body = self.chat or self.own
+        body = self.chat or self.native
         may_ask = self.stream and self.dialect.has_stream_options
         return may_ask and isinstance(body, Body) and not body.asks_usage
 
     @property
     def has_own_stream_options(self) -> bool:
         """Whether its caller wrote some options of streams himself."""
-        body = self.chat or self.own
+        body = self.chat or self.native
         return isinstance(body, Body) and body.has_own_stream_options
 
     @property
     def replayable(self) -> bool:
         """Whether another attempt can be made."""
-        return self.own.replayable
+        return self.native.replayable
 
 
 class Incoming(Protocol):
@@ -204,12 +204,12 @@ class Dialect(ABC):
 
     @abstractmethod
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        """Check a body; see `read`."""
+        """Check a body; see `parse_event`."""
 
     @abstractmethod
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check an answer in this dialect; put the instance's name into it where it has a place.
 
         Args:
@@ -222,15 +222,15 @@ class Dialect(ABC):
             NotAnAnswer: it is none.
         """
 
-    def passage(self, request: Request, label: str | None) -> Passage:
+    def event_filter(self, request: Request, label: str | None) -> EventFilter:
         """Return a watch for a stream in this dialect; as `own_whole`."""
         raise NotImplementedError(f"{self.endpoint} has no stream")
 
-    def whole(self, request: Request, completion: Chunk) -> Chunk:
+    def encode_full(self, request: Request, completion: Chunk) -> Chunk:
         """Put a whole chat completion into this dialect's words."""
         raise NotImplementedError(f"{self.endpoint} is no chat")
 
-    def speaker(self, request: Request) -> Speaker:
+    def stream_encoder(self, request: Request) -> StreamEncoder:
         """Return what tells a chat's chunks in this dialect's words."""
         raise NotImplementedError(f"{self.endpoint} is no chat")
 

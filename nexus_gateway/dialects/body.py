@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.wire import json_codec
 
-DEEPEST = 200
-MOST_CONTAINERS = 50_000
+MAX_DEPTH = 200
+MAX_CONTAINERS = 50_000
 # Before it is parsed: texts hold brackets too, so this is no more than a first sieve.
-MOST_BRACKETS = 500_000
+MAX_BRACKETS = 500_000
 _CONTAINERS = (dict, list)
 # Fields by which a body has chosen other gateways' upstream or key; they never travel on.
 UNTRUSTED = frozenset({"api_base", "base_url", "api_key"})
@@ -97,15 +97,15 @@ def parse_object(data: bytes) -> dict[str, Any]:
         InvalidRequest: it is none; the message says what is wrong and where.
     """
     brackets = data.count(b"{") + data.count(b"[")
-    if brackets > MOST_BRACKETS:
+    if brackets > MAX_BRACKETS:
         raise InvalidRequest("The body holds too many objects and arrays.")
     try:
         body = json_codec.loads_exact(data)
     except json_codec.JSONError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
     if not isinstance(body, dict):
-        raise InvalidRequest(f"The body must be a JSON object, not {kind_of(body)}.")
-    if brackets > DEEPEST:
+        raise InvalidRequest(f"The body must be a JSON object, not {json_type(body)}.")
+    if brackets > MAX_DEPTH:
         _check_shape(body)
     return body
 
@@ -121,10 +121,10 @@ def _check_shape(body: dict[str, Any]) -> None:
         depth += 1
         below = [child for node in level for child in _children(node) if type(child) in _CONTAINERS]
         count += len(below)
-        if depth > DEEPEST or count > MOST_CONTAINERS:
+        if depth > MAX_DEPTH or count > MAX_CONTAINERS:
             raise InvalidRequest(
-                f"The body is nested more than {DEEPEST} deep, or holds more than "
-                f"{MOST_CONTAINERS} objects and arrays."
+                f"The body is nested more than {MAX_DEPTH} deep, or holds more than "
+                f"{MAX_CONTAINERS} objects and arrays."
             )
         level = below
 
@@ -133,7 +133,7 @@ def _children(node: Any) -> Iterable[Any]:
     return node.values() if type(node) is dict else node
 
 
-def sendable(body: Body, model: str | None) -> Body:
+def validated(body: Body, model: str | None) -> Body:
     """Return a body that can be sent on; what cannot is said before any attempt.
 
     Args:
@@ -167,7 +167,7 @@ def optional(fields: Mapping[str, Any], name: str, kind: type, words: str, at: s
     if value is None:
         return None
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        refuse(at + name, words, value)
+        wrong_type(at + name, words, value)
     return value
 
 
@@ -178,12 +178,12 @@ def required(fields: Mapping[str, Any], name: str, kind: type, words: str, at: s
     return optional(fields, name, kind, words, at)
 
 
-def refuse(where: str, words: str, value: object) -> NoReturn:
+def wrong_type(where: str, words: str, value: object) -> NoReturn:
     """Say that a field must be something else."""
-    raise InvalidRequest(f"`{where}` must be {words}, not {kind_of(value)}.", param=where)
+    raise InvalidRequest(f"`{where}` must be {words}, not {json_type(value)}.", param=where)
 
 
-def kind_of(value: object) -> str:
+def json_type(value: object) -> str:
     """Name a JSON value's type as people do."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
     names |= {int: "a number", float: "a number", type(None): "null"}

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, NotAnAnswer, Request, Whole
-from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
+from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
+from nexus_gateway.dialects.body import Body, optional, parse_object, validated, wrong_type
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chat_passthrough import Splice, find_model, set_model
+from nexus_gateway.wire.chat_passthrough import ChatPassthrough, find_model, set_model
 from nexus_gateway.wire.chunks import Chunk, choices, is_usage_only
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
@@ -29,13 +29,13 @@ class ChatSpeaker:
     def __init__(self, usage_wanted: bool) -> None:
         self._usage_wanted = usage_wanted
 
-    def say(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """Return a chunk's event; none for usage that nobody asked for."""
         if is_usage_only(chunk) and not self._usage_wanted:
             return b""
         return sse.json_event(chunk)
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """Return `[DONE]`."""
         return sse.DONE
 
@@ -54,24 +54,24 @@ class ChatCompletions(Dialect):
         optional(fields, "stream_options", dict, "an object")
         images = check_messages(fields.get("messages"))
         streamed = stream if stream is not None else model is None
-        body = sendable(Body(fields, streamed), model)
+        body = validated(Body(fields, streamed), model)
         return Request(self, model, streamed, body, body, images)
 
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check a chat completion and set its `model`."""
         return completion(body, label)
 
-    def passage(self, request: Request, label: str | None) -> Splice:
+    def event_filter(self, request: Request, label: str | None) -> ChatPassthrough:
         """Return the way through for a stream of chunks."""
-        return Splice(label, usage_wanted(request))
+        return ChatPassthrough(label, usage_wanted(request))
 
-    def whole(self, request: Request, completion: Chunk) -> Chunk:
+    def encode_full(self, request: Request, completion: Chunk) -> Chunk:
         """Return the completion."""
         return completion
 
-    def speaker(self, request: Request) -> ChatSpeaker:
+    def stream_encoder(self, request: Request) -> ChatSpeaker:
         """Return what tells the chunks as they are."""
         return ChatSpeaker(usage_wanted(request))
 
@@ -81,13 +81,13 @@ def usage_wanted(request: Request) -> bool:
     return request.chat is not None and request.chat.asks_usage
 
 
-def completion(body: bytes, label: str | None) -> Whole:
+def completion(body: bytes, label: str | None) -> FullResponse:
     """Check a completion, of a chat or of a prompt, and set its `model`.
 
     Raises:
         NotAnAnswer: it is none.
     """
-    return Whole(labelled(body, label), usage_in(completed(body)))
+    return FullResponse(labelled(body, label), usage_in(completed(body)))
 
 
 def completed(body: bytes) -> Chunk:
@@ -98,7 +98,7 @@ def completed(body: bytes) -> Chunk:
     """
     answer = answered(body)
     if not choices(answer):
-        raise NotAnAnswer("answered 200 without an answer")
+        raise InvalidAnswer("answered 200 without an answer")
     return answer
 
 
@@ -111,11 +111,11 @@ def answered(body: bytes) -> dict[str, Any]:
     try:
         answer = json_codec.loads(body)
     except json_codec.JSONError:
-        raise NotAnAnswer("answered with something that is not JSON") from None
+        raise InvalidAnswer("answered with something that is not JSON") from None
     if not isinstance(answer, dict):
-        raise NotAnAnswer("answered 200 without an answer")
+        raise InvalidAnswer("answered 200 without an answer")
     if answer.get("error"):
-        raise NotAnAnswer("answered 200 with an error")
+        raise InvalidAnswer("answered 200 with an error")
     return answer
 
 
@@ -146,7 +146,7 @@ def check_messages(messages: object) -> bool:
     if messages is None:
         raise InvalidRequest("The field `messages` is missing.", param="messages")
     if not isinstance(messages, list):
-        refuse("messages", "an array", messages)
+        wrong_type("messages", "an array", messages)
     if not messages:
         raise InvalidRequest("`messages` must not be empty.", param="messages")
     return any([_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)])
@@ -154,17 +154,17 @@ def check_messages(messages: object) -> bool:
 
 def _check_message(where: str, message: object) -> bool:
     if not isinstance(message, dict):
-        refuse(where, "an object", message)
+        wrong_type(where, "an object", message)
     if not isinstance(message.get("role"), str):
-        refuse(f"{where}.role", "a string", message.get("role"))
+        wrong_type(f"{where}.role", "a string", message.get("role"))
     content = message.get("content")
     if content is None or isinstance(content, str):
         return False
     if not isinstance(content, list):
-        refuse(f"{where}.content", "a string, an array of parts or null", content)
+        wrong_type(f"{where}.content", "a string, an array of parts or null", content)
     for i, part in enumerate(content):
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            refuse(f"{where}.content[{i}]", "an object with a `type`", part)
+            wrong_type(f"{where}.content[{i}]", "an object with a `type`", part)
     return any(part["type"] in _IMAGE_PARTS for part in content)
 
 
@@ -188,18 +188,20 @@ class Completions(Dialect):
         if prompt is None:
             raise InvalidRequest("The field `prompt` is missing.", param="prompt")
         if not isinstance(prompt, (str, list)):
-            refuse("prompt", "a string or an array", prompt)
-        return Request(self, model, stream, sendable(Body(fields, stream), model))
+            wrong_type("prompt", "a string or an array", prompt)
+        return Request(self, model, stream, validated(Body(fields, stream), model))
 
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check a completion and set its `model`."""
         return completion(body, label)
 
-    def passage(self, request: Request, label: str | None) -> Splice:
+    def event_filter(self, request: Request, label: str | None) -> ChatPassthrough:
         """Return the way through for a stream of chunks, as a chat's: only the texts differ."""
-        return Splice(label, isinstance(request.own, Body) and request.own.asks_usage)
+        return ChatPassthrough(
+            label, isinstance(request.native, Body) and request.native.asks_usage
+        )
 
 
 COMPLETIONS = Completions()

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, NotAnAnswer, Request, Whole
-from nexus_gateway.dialects.body import Body, optional, parse_object, refuse, sendable
+from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
+from nexus_gateway.dialects.body import Body, optional, parse_object, validated, wrong_type
 from nexus_gateway.dialects.chat import answered, usage_in
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import ANY_MODEL
@@ -40,25 +40,25 @@ class Embeddings(Dialect):
         if given is None:
             raise InvalidRequest("The field `input` is missing.", param="input")
         if not isinstance(given, (str, list)):
-            refuse("input", "a string or an array", given)
-        return Request(self, model, False, sendable(Body(fields), model))
+            wrong_type("input", "a string or an array", given)
+        return Request(self, model, False, validated(Body(fields), model))
 
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check a list of vectors; its `model` stays: it tells what the vectors compare with."""
         if len(body) > _PARSED_UP_TO:
-            return Whole(body, _large(body))
+            return FullResponse(body, _large(body))
         answer = answered(body)
         if not isinstance(answer.get("data"), list):
-            raise NotAnAnswer("answered 200 without an answer")
-        return Whole(body, usage_in(answer))
+            raise InvalidAnswer("answered 200 without an answer")
+        return FullResponse(body, usage_in(answer))
 
 
 def _large(body: bytes) -> Mapping[str, Any]:
     """Check a large list of vectors by its ends; return its usage."""
     if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}") and b'"data"' in body):
-        raise NotAnAnswer("answered 200 without an answer")
+        raise InvalidAnswer("answered 200 without an answer")
     found = _USAGE.search(body, len(body) - _TAIL) or _USAGE.search(body[:_TAIL])
     try:
         usage = json_codec.loads(found[1]) if found else {}

@@ -19,8 +19,8 @@ from nexus_gateway.dialects.base import Pieces
 from nexus_gateway.dialects.body import UNTRUSTED
 from nexus_gateway.errors import InvalidRequest, UnsupportedMedia
 
-LONGEST_HEAD = 8 * 1024
-MOST_FIELDS = 100
+MAX_HEAD_BYTES = 8 * 1024
+MAX_FIELDS = 100
 CRLF = b"\r\n"
 END = b"--"
 _BOUNDARY = re.compile(
@@ -134,7 +134,7 @@ class Reader:
             self.file_end = end + len(CRLF)
         else:
             self.fields.append(Part(name, head, bytes(self.data[value_at:end])))
-        if len(self.fields) > MOST_FIELDS:
+        if len(self.fields) > MAX_FIELDS:
             raise InvalidRequest("The form has too many fields.")
         self._at, self._head = end + len(CRLF), None
         return True
@@ -145,8 +145,8 @@ class Reader:
         if not (self._mark + CRLF).startswith(start) and start != self._mark + END:
             raise InvalidRequest(_NO_FORM + "it does not begin with its boundary.")
         self.whole = start == self._mark + END
-        head_end = self.data.find(CRLF + CRLF, begin, begin + LONGEST_HEAD)
-        if self.whole or (head_end < 0 and len(self.data) < begin + LONGEST_HEAD):
+        head_end = self.data.find(CRLF + CRLF, begin, begin + MAX_HEAD_BYTES)
+        if self.whole or (head_end < 0 and len(self.data) < begin + MAX_HEAD_BYTES):
             return False
         if head_end < 0:
             raise InvalidRequest(_NO_FORM + "a part has no head, or too long a one.")
@@ -174,12 +174,12 @@ class Reader:
         return None
 
 
-LONGEST_FIELDS = 256 * 1024
+MAX_FIELDS_BYTES = 256 * 1024
 # So much of a body is kept for another attempt; a longer one can be sent once.
-LONGEST_KEPT = 1024 * 1024
+MAX_KEPT_BYTES = 1024 * 1024
 
 
-class Form:
+class StreamedForm:
     """A multipart body: its fields are read, its file is passed on.
 
     Args:
@@ -210,7 +210,7 @@ class Form:
     ) -> None:
         self.content_type = content_type
         self.replayable = True
-        self.waits = False
+        self.is_waiting_for_caller = False
         self.on_piece: Callable[[], None] | None = None
         self._mark = mark
         self._fields = fields
@@ -254,7 +254,7 @@ class Form:
             given += 1
         while piece := await self._next():
             self._kept_size += len(piece)
-            if self._kept_size > LONGEST_KEPT:
+            if self._kept_size > MAX_KEPT_BYTES:
                 self._kept.clear()
                 self.replayable = False
             else:
@@ -262,15 +262,17 @@ class Form:
             yield piece
 
     async def _next(self) -> bytes:
-        self.waits = True
+        self.is_waiting_for_caller = True
         piece = await anext(self._rest, b"")
-        self.waits = False
+        self.is_waiting_for_caller = False
         if self.on_piece is not None:
             self.on_piece()
         return piece
 
 
-async def read_form(content_type: str, pieces: AsyncIterator[bytes], length: int | None) -> Form:
+async def read_form(
+    content_type: str, pieces: AsyncIterator[bytes], length: int | None
+) -> StreamedForm:
     """Read a form as far as it must be known.
 
     Args:
@@ -287,14 +289,14 @@ async def read_form(content_type: str, pieces: AsyncIterator[bytes], length: int
     async for piece in pieces:
         reader.feed(piece)
         at, size = reader.file_at, len(reader.data)
-        enough = reader.model_is_first or (at is not None and size - at > LONGEST_KEPT)
+        enough = reader.model_is_first or (at is not None and size - at > MAX_KEPT_BYTES)
         if at is not None and enough:
             left = None if length is None else length - at
             about = (content_type, mark, reader.first, bytes(reader.data[at:]), pieces, left)
-            return Form(*about, names_model=not reader.model_is_first)
+            return StreamedForm(*about, names_model=not reader.model_is_first)
         if reader.whole:
             break
-        if at is None and size > LONGEST_FIELDS:
+        if at is None and size > MAX_FIELDS_BYTES:
             raise InvalidRequest("The fields before the file are too long.")
     if not reader.whole:
         raise InvalidRequest("The form was cut off: its last boundary is missing.")
@@ -305,7 +307,7 @@ async def read_form(content_type: str, pieces: AsyncIterator[bytes], length: int
         )
     file = bytes(reader.data[reader.file_at : reader.file_end]) + mark + END + CRLF
     about = (content_type, mark, reader.fields, file, _nothing(), len(file))
-    return Form(*about, names_model=False)
+    return StreamedForm(*about, names_model=False)
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -5,31 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, Incoming, NotAnAnswer, Request, Whole
+from nexus_gateway.dialects.base import Dialect, FullResponse, Incoming, InvalidAnswer, Request
 from nexus_gateway.dialects.chat import answered, usage_in
 from nexus_gateway.dialects.multipart import read_form
 from nexus_gateway.errors import ErrorEvent, UnsupportedMedia
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import EventPassage, Mark
+from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
 
 JSON = "application/json"
 # What `text`, `srt` and `vtt` may be called; markup is a page about something else.
 _TEXTS = frozenset({"text/plain", "text/vtt", "application/x-subrip"})
 
 
-class TranscriptPassage(EventPassage):
+class TranscriptPassage(EventPassthrough):
     """Watches a transcript's events."""
 
-    telling = (b"transcript.text.done", b'"error"')
+    markers = (b"transcript.text.done", b'"error"')
 
-    def _mark(self, value: dict[str, Any]) -> Mark:
+    def _mark(self, value: dict[str, Any]) -> EventKind:
         if value.get("error"):
             raise ErrorEvent(normalise_error(value["error"]))
         if value.get("type") == "transcript.text.done":
             used = usage_in(value)
             self.usage = dict(_as_chat(used)) if used else None
-            return Mark.END
-        return Mark.CONTENT if value.get("delta") or value.get("text") else Mark.NOTHING
+            return EventKind.END
+        return EventKind.CONTENT if value.get("delta") or value.get("text") else EventKind.NOTHING
 
 
 class Transcriptions(Dialect):
@@ -49,23 +49,23 @@ class Transcriptions(Dialect):
         return Request(self, form.value("model"), stream, form)
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        """Refuse: a form is read, see `read`."""
+        """Refuse: a form is read, see `parse_event`."""
         raise UnsupportedMedia("Send the body as Content-Type: multipart/form-data.")
 
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check a transcript; as text or subtitles it may be anything but a page."""
         if content_type != JSON:
             if "ml" in content_type:
-                raise NotAnAnswer("answered with a page")
-            return Whole(body, {}, content_type if content_type in _TEXTS else "text/plain")
+                raise InvalidAnswer("answered with a page")
+            return FullResponse(body, {}, content_type if content_type in _TEXTS else "text/plain")
         answer = answered(body)
         if "text" not in answer:
-            raise NotAnAnswer("answered 200 without an answer")
-        return Whole(body, _as_chat(usage_in(answer)))
+            raise InvalidAnswer("answered 200 without an answer")
+        return FullResponse(body, _as_chat(usage_in(answer)))
 
-    def passage(self, request: Request, label: str | None) -> TranscriptPassage:
+    def event_filter(self, request: Request, label: str | None) -> TranscriptPassage:
         """Watch a transcript's events."""
         return TranscriptPassage()
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nexus_gateway.dialects.base import Request, Whole
+from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.errors import UpstreamRefused
-from nexus_gateway.proxy.record import Report
+from nexus_gateway.proxy.record import RequestState
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease, Trail
-from nexus_gateway.routing.scheduler import Target
-from nexus_gateway.upstream.streams import Outlet
+from nexus_gateway.routing.lease import AttemptHistory, Lease
+from nexus_gateway.routing.scheduler import RoutingTarget
+from nexus_gateway.upstream.streams import ResponseWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class CallerGone(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestOptions:
     """What a caller wants beside the answer.
 
     Args:
@@ -49,16 +49,16 @@ class Terms:
     timeout_s: float | None = None
 
 
-class Sink(Outlet, Protocol):
+class Sink(ResponseWriter, Protocol):
     """Where an answer goes. Each method raises CallerGone when nobody is there any more."""
 
-    async def start(self, report: Report) -> None:
+    async def start(self, report: RequestState) -> None:
         """Let a stream begin; its head goes out no later than its first events."""
 
     async def fail(self, status: int, body: dict[str, Any]) -> None:
         """End the stream with an error event; the status is what it would have had."""
 
-    async def whole(self, report: Report, answer: Whole) -> None:
+    async def whole(self, report: RequestState, answer: FullResponse) -> None:
         """Send an answer in one piece."""
 
 
@@ -70,7 +70,7 @@ class Memory(Sink, Protocol):
 
 
 @dataclass(slots=True)
-class Errand:
+class RequestContext:
     """One request on its way.
 
     Attributes:
@@ -85,10 +85,10 @@ class Errand:
     """
 
     request: Request
-    target: Target
-    terms: Terms
+    target: RoutingTarget
+    terms: RequestOptions
     sink: Sink
-    report: Report
+    report: RequestState
     until_s: float
     patience_s: float
     original: Request
@@ -97,7 +97,7 @@ class Errand:
     refusal: UpstreamRefused | None = None
 
     @property
-    def trail(self) -> Trail:
+    def trail(self) -> AttemptHistory:
         """What was tried so far."""
         return self.report.trail
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from nexus_gateway.errors import GatewayError
 from nexus_gateway.provider import Outcome, Verdict
-from nexus_gateway.proxy.context import Errand
+from nexus_gateway.proxy.context import RequestContext
 from nexus_gateway.routing.lease import Lease
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.upstream.failures import AttemptFailed
@@ -24,12 +24,12 @@ from nexus_gateway.upstream.streams import AnswerStream
 UNUSUAL = 0.95
 _NOBODYS = Verdict(Outcome.CANCELLED, "somebody else was quicker")
 _LACKING = Verdict(Outcome.CANCELLED, "not for two at a time")
-Ask = Callable[[Errand, Lease], Coroutine[Any, Any, AnswerStream]]
-Failed = Callable[[Errand, Lease, Verdict, float], None]
+Ask = Callable[[RequestContext, Lease], Coroutine[Any, Any, AnswerStream]]
+Failed = Callable[[RequestContext, Lease, Verdict, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class Winner:
     """An answer that has begun: whose it is, and when it was asked for."""
 
     lease: Lease
@@ -37,7 +37,7 @@ class Spoken:
     begun_s: float
 
 
-class Race:
+class HedgedAttempt:
     """One request's attempts at a stream, of which two may run at a time.
 
     Args:
@@ -50,7 +50,7 @@ class Race:
 
     def __init__(
         self,
-        errand: Errand,
+        errand: RequestContext,
         scheduler: Scheduler,
         ask: Ask,
         failed: Failed,
@@ -63,7 +63,7 @@ class Race:
         self._limit_ms, self._most_attempts = limits
         self._runners: dict[asyncio.Task[AnswerStream], tuple[Lease, float]] = {}
 
-    async def run(self, lease: Lease) -> Spoken | None:
+    async def run(self, lease: Lease) -> Winner | None:
         """Wait for the first content of one attempt, or of two.
 
         Args:
@@ -74,7 +74,7 @@ class Race:
         """
         self._scheduler.hedges.request()
         self._start(lease)
-        spoken: Spoken | None = None
+        spoken: Winner | None = None
         try:
             try:
                 spoken = await self._first(lease)
@@ -87,7 +87,7 @@ class Race:
             raise
         return spoken
 
-    async def _first(self, lease: Lease) -> Spoken | None:
+    async def _first(self, lease: Lease) -> Winner | None:
         usual_ms = lease.instance.health.first_token_ms(UNUSUAL)
         patience_s = None if usual_ms is None else usual_ms / 1000
         spoken = None
@@ -117,7 +117,7 @@ class Race:
                 errand.report.hedged = True
                 self._start(lease)
 
-    def _heard(self, task: asyncio.Task[AnswerStream]) -> Spoken | None:
+    def _heard(self, task: asyncio.Task[AnswerStream]) -> Winner | None:
         """Take what became of an attempt; None where it failed."""
         lease, begun_s = self._runners[task]
         error = task.exception()
@@ -126,7 +126,7 @@ class Race:
             answer = task.result()
             del self._runners[task]
             self._errand.note_lease(lease)
-            return Spoken(lease, answer, begun_s)
+            return Winner(lease, answer, begun_s)
         del self._runners[task]
         self._errand.trail.running.remove(lease.instance)
         if isinstance(error, AttemptFailed):

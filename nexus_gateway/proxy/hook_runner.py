@@ -13,20 +13,20 @@ from functools import partial
 from importlib import metadata
 from typing import Any, TypeVar
 
-from nexus_gateway.dialects.base import Request, Whole
-from nexus_gateway.dialects.body import Body, sendable
+from nexus_gateway.dialects.base import FullResponse, Request
+from nexus_gateway.dialects.body import Body, validated
 from nexus_gateway.dialects.chat import check_messages
-from nexus_gateway.discovery import Found, Kind, discover, make, version_fault
+from nexus_gateway.discovery import Discovered, PluginKind, discover, make, version_fault
 from nexus_gateway.errors import HookFailed
-from nexus_gateway.hooks import Answering, Exchange, Hook, Refused, Used, moments
+from nexus_gateway.hooks import Hook, HookRequest, HookResponse, HookResult, Rejected, overridden
 from nexus_gateway.provider import CHAT
-from nexus_gateway.proxy.record import Report
+from nexus_gateway.proxy.record import RequestState
 from nexus_gateway.wire import json_codec
 
 logger = logging.getLogger("nexus_gateway")
 
 
-def _faults(cls: object) -> Iterator[str]:
+def _contract_errors(cls: object) -> Iterator[str]:
     if not (isinstance(cls, type) and issubclass(cls, Hook)):
         yield "it is not a subclass of nexus_gateway.hooks.Hook"
         return
@@ -35,12 +35,12 @@ def _faults(cls: object) -> Iterator[str]:
         yield "its `deadline_s` is not a number of seconds"
 
 
-HOOKS: Kind[Hook] = Kind("hook", "nexus_gateway.hooks", _faults)
+HOOKS: PluginKind[Hook] = PluginKind("hook", "nexus_gateway.hooks", _contract_errors)
 
 
 def hooks(
     entry_points: Iterable[metadata.EntryPoint] | None = None,
-) -> tuple[dict[str, Hook], Found[Hook]]:
+) -> tuple[dict[str, Hook], Discovered[Hook]]:
     """Make the installed hooks.
 
     Args:
@@ -57,7 +57,7 @@ LAST_WORDS_S = 2.0
 T = TypeVar("T")
 
 
-class HookChain:
+class HookRunner:
     """The hooks, in their order.
 
     Args:
@@ -69,15 +69,15 @@ class HookChain:
 
     def __init__(self, hooks: Mapping[str, Hook]) -> None:
         def called_at(moment: str) -> list[tuple[str, Hook]]:
-            return [(name, hook) for name, hook in hooks.items() if moment in moments(hook)]
+            return [(name, hook) for name, hook in hooks.items() if moment in overridden(hook)]
 
-        self.moments = {name: moments(hook) for name, hook in hooks.items()}
+        self.moments = {name: overridden(hook) for name, hook in hooks.items()}
         self._at_request = called_at("before_routing")
         self._at_answer = called_at("before_answer")
         self._at_end = called_at("at_end")
         self._running: set[asyncio.Task[None]] = set()
 
-    async def before_routing(self, exchange: Exchange, request: Request) -> Request:
+    async def before_routing(self, exchange: HookRequest, request: Request) -> Request:
         """Let the hooks see a request; return it, or what they made of it.
 
         Raises:
@@ -93,8 +93,8 @@ class HookChain:
         return request
 
     async def before_answer(
-        self, exchange: Exchange, answering: Answering, whole: Whole | None
-    ) -> Whole | None:
+        self, exchange: HookRequest, answering: HookResponse, whole: FullResponse | None
+    ) -> FullResponse | None:
         """Let the hooks see an answer; return the whole one, or what they made of it.
 
         Raises:
@@ -111,7 +111,7 @@ class HookChain:
                 answering = replace(answering, body=json_codec.loads(changed))
         return whole
 
-    def at_end(self, exchange: Exchange, used: Used) -> None:
+    def at_end(self, exchange: HookRequest, used: HookResult) -> None:
         """Tell the hooks what became of a request, without anybody waiting for them."""
         for name, hook in self._at_end:
             task = asyncio.create_task(_told_at_end(name, hook, exchange, used))
@@ -126,7 +126,7 @@ class HookChain:
                 task.cancel()
 
 
-async def _told_at_end(name: str, hook: Hook, exchange: Exchange, used: Used) -> None:
+async def _told_at_end(name: str, hook: Hook, exchange: HookRequest, used: HookResult) -> None:
     try:
         async with asyncio.timeout(hook.deadline_s):
             await hook.at_end(exchange, used)
@@ -143,7 +143,7 @@ async def _called(
         async with asyncio.timeout(hook.deadline_s):
             returned = await call()
         return None if returned is None else checked(returned)
-    except Refused:
+    except Rejected:
         raise
     except BaseException as error:
         _pass_on_cancellation()
@@ -163,7 +163,7 @@ def _pass_on_cancellation() -> None:
         raise asyncio.CancelledError
 
 
-def _parsed(whole: Whole) -> Any:
+def _parsed(whole: FullResponse) -> Any:
     """Return an answer's JSON value, None where it is none."""
     try:
         return json_codec.loads(whole.body) if "json" in whole.content_type else None
@@ -180,47 +180,49 @@ def _with_body(request: Request, fields: Any) -> tuple[Request, Mapping[str, Any
     if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), str | None):
         raise TypeError("before_routing returned something that is no body")
     model = fields.get("model") or request.model
-    body = sendable(Body(fields, request.stream or None), model)
+    body = validated(Body(fields, request.stream or None), model)
     if request.chat is None:
-        return replace(request, model=model, own=body), fields
+        return replace(request, model=model, native=body), fields
     body = Body(fields, request.stream)
     images = check_messages(fields.get("messages"))
     if request.dialect.endpoint == CHAT:
-        return replace(request, model=model, own=body, chat=body, images=images), fields
-    return replace(request, model=model, chat=body, images=images, altered=True), fields
+        return replace(request, model=model, native=body, chat=body, images=images), fields
+    return replace(request, model=model, chat=body, images=images, changed_by_hook=True), fields
 
 
-class Hooked:
+class RequestHooks:
     """The hooks' view of one request.
 
     Args:
         chain: the hooks.
     """
 
-    def __init__(self, chain: HookChain) -> None:
+    def __init__(self, chain: HookRunner) -> None:
         self._chain = chain
-        self._exchange: Exchange | None = None
+        self._exchange: HookRequest | None = None
 
     async def begin(self, request: Request, id: str, caller: str) -> Request:
         """Let the hooks see a request that is in order; return it, or what they made of it."""
-        own = request.own.fields if isinstance(request.own, Body) else None
+        own = request.native.fields if isinstance(request.native, Body) else None
         body = own if request.chat is None else request.chat.fields
         endpoint = request.dialect.endpoint
         about = (id, endpoint, caller, request.model, request.stream)
-        self._exchange = Exchange(*about, body=body, own=own)
+        self._exchange = HookRequest(*about, body=body, own=own)
         return await self._chain.before_routing(self._exchange, request)
 
-    async def look(self, report: Report, whole: Whole | None) -> Whole | None:
+    async def before_response(
+        self, report: RequestState, whole: FullResponse | None
+    ) -> FullResponse | None:
         """Let the hooks see an answer before its first byte goes out (a `sink.Look`)."""
         assert self._exchange is not None
-        answering = Answering(*_who(report), report.attempts)
+        answering = HookResponse(*_who(report), report.attempts)
         return await self._chain.before_answer(self._exchange, answering, whole)
 
-    def end(self, report: Report, status: int, took_ms: float) -> None:
+    def end(self, report: RequestState, status: int, took_ms: float) -> None:
         """Tell the hooks what became of it; nothing of a request that was not in order."""
         if self._exchange is None:
             return
-        used = Used(
+        used = HookResult(
             *_who(report),
             attempts=report.attempts,
             status=status,
@@ -232,7 +234,7 @@ class Hooked:
         self._chain.at_end(self._exchange, used)
 
 
-def _who(report: Report) -> tuple[str, str, str]:
+def _who(report: RequestState) -> tuple[str, str, str]:
     """Return the instance, its provider and the model of a report."""
     instance = report.instance
     return (instance.name, instance.provider_name, report.model) if instance else ("", "", "")

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.routing.lease import Lease
-from nexus_gateway.routing.scheduler import Target
+from nexus_gateway.routing.scheduler import RoutingTarget
 
 # Somebody may return sooner than was said: switched on, or proved well by another request.
 LOOK_EVERY_S = 0.1
 
 
 @dataclass(slots=True)
-class _Line:
+class _Waiters:
     """Those who wait for the same; whoever holds `turn` is the first of them."""
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -39,14 +39,16 @@ class RequestQueue:
         self._timeout_s = timeout_s
         self._limit = limit
         self._length = 0
-        self._lines: dict[int, _Line] = {}
+        self._lines: dict[int, _Waiters] = {}
 
     @property
     def open(self) -> bool:
         """Whether requests may wait at all."""
         return self._timeout_s > 0
 
-    async def lease(self, target: Target, give: Callable[[], Lease], longest_s: float) -> Lease:
+    async def lease(
+        self, target: RoutingTarget, give: Callable[[], Lease], longest_s: float
+    ) -> Lease:
         """Give a lease, at once or after a wait in line.
 
         Args:
@@ -65,7 +67,7 @@ class RequestQueue:
             except NoCandidate as nobody:
                 if self._length >= self._limit or not _returns_by(until_s, nobody):
                     raise
-            line = self._lines[id(target)] = _Line()
+            line = self._lines[id(target)] = _Waiters()
         elif self._length >= self._limit:
             raise NoCandidate(
                 "Everybody who could serve this is away, and too many wait already (QUEUE_LIMIT).",
@@ -76,7 +78,7 @@ class RequestQueue:
         return await self._wait(target, line, give, until_s)
 
     async def _wait(
-        self, target: Target, line: _Line, give: Callable[[], Lease], until_s: float
+        self, target: RoutingTarget, line: _Waiters, give: Callable[[], Lease], until_s: float
     ) -> Lease:
         line.length += 1
         self._length += 1

@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Attempt, Lease, Span, Trail, story
-from nexus_gateway.wire.usage import Tokens, completion_tokens, count, tokens_of
+from nexus_gateway.routing.lease import Attempt, AttemptHistory, Lease, Span, summary
+from nexus_gateway.wire.usage import TokenUsage, completion_tokens, count, parse_usage
 
 LONGEST_WHY = 1000  # in our words, of several attempts; here, in records and in spans
 
@@ -34,7 +34,7 @@ class Trace(Protocol):
 
 
 @dataclass(slots=True)
-class Report:
+class RequestState:
     """What became of one request, for the answer's headers and for the log.
 
     Attributes:
@@ -64,7 +64,7 @@ class Report:
     asked_model: str | None = None
     stream: bool = False
     policy: str = ""
-    trail: Trail = field(default_factory=Trail)
+    trail: AttemptHistory = field(default_factory=AttemptHistory)
     trace: Trace | None = None
     answering: bool = False
     broken: Attempt | None = None
@@ -105,7 +105,7 @@ class Report:
         if self.outcome == "success" and self.attempts <= 1:
             return None
         failed = [*self.trail.attempts, *([self.broken] if self.broken else [])]
-        told = [part for part in (story(failed), self.nobody) if part]
+        told = [part for part in (summary(failed), self.nobody) if part]
         return "; ".join(told)[:LONGEST_WHY] or None
 
     def add_usage(self, used: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ class RequestRecord(NamedTuple):
     first_ms: float
     upstream_ms: float
     total_ms: float
-    tokens: Tokens
+    tokens: TokenUsage
     billed_usd: float | None
     why: str | None = None
 
@@ -222,7 +222,7 @@ Observer = Callable[[RequestRecord], None]
 
 
 def record_of(
-    report: Report,
+    report: RequestState,
     *,
     id: str,
     endpoint: str,
@@ -263,7 +263,7 @@ def record_of(
         first_ms=report.total_ms,
         upstream_ms=report.upstream_ms,
         total_ms=total_ms,
-        tokens=tokens_of(report.usage),
+        tokens=parse_usage(report.usage),
         billed_usd=None if report.resumed else _bill(report.usage.get("cost")),
         why=report.why(),
     )
@@ -275,7 +275,7 @@ def _bill(cost: object) -> float | None:
     return float(cost) if 0 <= cost < HIGHEST_USD else None
 
 
-def _attempts(report: Report) -> list[AttemptRecord]:
+def _attempts(report: RequestState) -> list[AttemptRecord]:
     """Return the attempts; the one that brought the answer is not among those that failed."""
     made = [_failed(attempt) for attempt in report.trail.attempts]
     if report.broken is not None:

@@ -18,24 +18,24 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from nexus_gateway.dialects.base import Request, Whole
+from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.discovery import prefix
 from nexus_gateway.errors import BrokenStream, GatewayError, NoCandidate, UpstreamRefused
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.proxy import resumption
-from nexus_gateway.proxy.context import Errand, Sink, Terms
-from nexus_gateway.proxy.hedging import Race
+from nexus_gateway.proxy.context import RequestContext, RequestOptions, Sink
+from nexus_gateway.proxy.hedging import HedgedAttempt
 from nexus_gateway.proxy.queue import RequestQueue
-from nexus_gateway.proxy.record import Report
+from nexus_gateway.proxy.record import RequestState
 from nexus_gateway.proxy.resumption import Joining, Remembering
-from nexus_gateway.routing.lease import Attempt, Lease, Trail
-from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.routing.lease import Attempt, AttemptHistory, Lease
+from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream.attempt import Upstream
 from nexus_gateway.upstream.failures import AttemptFailed
 from nexus_gateway.upstream.streams import AnswerStream
 from nexus_gateway.wire.error_objects import masked
-from nexus_gateway.wire.usage import tokens_of
+from nexus_gateway.wire.usage import parse_usage
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -46,7 +46,7 @@ class AttemptLog:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
-    def ended(self, lease: Lease, verdict: Verdict, trail: Trail) -> None:
+    def ended(self, lease: Lease, verdict: Verdict, trail: AttemptHistory) -> None:
         """Tell what an attempt's end did to the circuit, and of a key that was refused.
 
         Args:
@@ -60,10 +60,10 @@ class AttemptLog:
         if turned is None:
             return
         if not turned.opened:
-            logger.info("circuit closed", extra={"fields": {**trail.named(), "on": name}})
+            logger.info("circuit closed", extra={"fields": {**trail.log_fields(), "on": name}})
             return
         fields = {
-            **trail.named(),
+            **trail.log_fields(),
             "on": name,
             "failures": turned.since_good,
             "probe_in_s": round(lease.instance.available_in_s() or 0),
@@ -71,9 +71,9 @@ class AttemptLog:
         }
         logger.warning("circuit opened", extra={"fields": fields})
 
-    def failed(self, lease: Lease, verdict: Verdict, trail: Trail) -> None:
+    def failed(self, lease: Lease, verdict: Verdict, trail: AttemptHistory) -> None:
         """Tell of an attempt that brought nothing."""
-        fields = {**trail.named(), "on": lease.instance.name, "why": verdict.reason}
+        fields = {**trail.log_fields(), "on": lease.instance.name, "why": verdict.reason}
         logger.debug("attempt failed", extra={"fields": fields})
         self.ended(lease, verdict, trail)
 
@@ -114,12 +114,17 @@ class Relay:
         self._clock = clock
         self._log = AttemptLog()
 
-    def report(self) -> Report:
+    def report(self) -> RequestState:
         """Begin the report of a request that has just come."""
-        return Report(self._clock())
+        return RequestState(self._clock())
 
     async def serve(
-        self, request: Request, target: Target, terms: Terms, sink: Sink, report: Report
+        self,
+        request: Request,
+        target: RoutingTarget,
+        terms: RequestOptions,
+        sink: Sink,
+        report: RequestState,
     ) -> None:
         """Serve one request.
 
@@ -141,11 +146,11 @@ class Relay:
             until_s = min(until_s, report.started_s + terms.timeout_s)
         way = (request, target, terms, sink, report, until_s, patience_s)
         report.nobody = ""
-        report.trail.turn_the_page()  # where others are there by now, it is served once more
+        report.trail.new_round()  # where others are there by now, it is served once more
         before = len(report.trail.attempts)
-        await self._run(Errand(*way, original=request, memory=memory, before=before))
+        await self._run(RequestContext(*way, original=request, memory=memory, before=before))
 
-    async def _run(self, errand: Errand) -> None:
+    async def _run(self, errand: RequestContext) -> None:
         """Make attempts until one has brought an answer; raises as `serve`."""
         try:
             while not await self._attempt(errand):
@@ -155,10 +160,10 @@ class Relay:
                 raise
             raise errand.refusal from None
 
-    async def _attempt(self, errand: Errand) -> bool:
+    async def _attempt(self, errand: RequestContext) -> bool:
         """Make one attempt; False when another one may follow."""
         lease = await self._lease(errand)
-        answer: AnswerStream | Whole
+        answer: AnswerStream | FullResponse
         try:
             await self._pause(errand, lease)
             begun_s = self._clock()
@@ -168,7 +173,7 @@ class Relay:
                 answer = await self._begin(errand, lease)
             else:
                 limits = self._settings.first_token_timeout_ms, self._settings.max_attempts
-                race = Race(errand, self.scheduler, self._begin, self._failed, limits)
+                race = HedgedAttempt(errand, self.scheduler, self._begin, self._failed, limits)
                 spoken = await race.run(lease)
                 if spoken is None:
                     return False
@@ -182,7 +187,7 @@ class Relay:
         await self._deliver(errand, lease, answer, begun_s)
         return True
 
-    async def _lease(self, errand: Errand) -> Lease:
+    async def _lease(self, errand: RequestContext) -> Lease:
         made = len(errand.trail.attempts) - errand.before
         left_s = errand.until_s - self._clock()
         over = left_s <= 0 or not errand.request.replayable
@@ -195,21 +200,23 @@ class Relay:
             else:
                 lease = self.scheduler.lease(errand.target, policy, errand.trail)
         except NoCandidate:
-            errand.report.nobody = self.scheduler.nobody(errand.target, policy, errand.trail)
+            errand.report.nobody = self.scheduler.explain_unavailable(
+                errand.target, policy, errand.trail
+            )
             raise
         errand.note_lease(lease)
         return lease
 
-    def _give(self, errand: Errand) -> Lease:
+    def _give(self, errand: RequestContext) -> Lease:
         """Give a lease; who waits for the next one may come back to whom he has tried."""
         try:
             return self.scheduler.lease(errand.target, errand.terms.policy, errand.trail)
         except NoCandidate as nobody:
             if nobody.retry_after_s:
-                errand.trail.turn_the_page()
+                errand.trail.new_round()
             raise
 
-    async def _pause(self, errand: Errand, lease: Lease) -> None:
+    async def _pause(self, errand: RequestContext, lease: Lease) -> None:
         pause_s = self.scheduler.backoff_s(lease, errand.trail)
         if not pause_s:
             return
@@ -217,13 +224,13 @@ class Relay:
             raise self.scheduler.no_candidate(errand.target, errand.trail)
         await asyncio.sleep(pause_s)
 
-    async def _begin(self, errand: Errand, lease: Lease) -> AnswerStream:
+    async def _begin(self, errand: RequestContext, lease: Lease) -> AnswerStream:
         return await self._upstream.stream(*errand.attempt(lease))
 
-    async def _whole(self, errand: Errand, lease: Lease) -> Whole:
+    async def _whole(self, errand: RequestContext, lease: Lease) -> FullResponse:
         return await self._upstream.whole(*errand.attempt(lease), self._share_s(errand))
 
-    def _share_s(self, errand: Errand) -> float:
+    def _share_s(self, errand: RequestContext) -> float:
         """Return how long one attempt at a whole answer may take.
 
         Half of the time left as long as somebody else could be tried: a whole answer has no
@@ -232,7 +239,9 @@ class Relay:
         left_s = max(errand.patience_s - self._clock(), 0.001)
         return left_s / 2 if errand.others() > 0 else left_s
 
-    def _failed(self, errand: Errand, lease: Lease, verdict: Verdict, begun_s: float) -> None:
+    def _failed(
+        self, errand: RequestContext, lease: Lease, verdict: Verdict, begun_s: float
+    ) -> None:
         """End an attempt that brought nothing; raises UpstreamRefused where that is the answer."""
         lease.end(verdict)
         now_s = self._clock()
@@ -241,7 +250,7 @@ class Relay:
         errand.trail.add(lease.instance, verdict, (now_s - begun_s) * 1000)
         self._judge(errand, lease, verdict)
 
-    def _judge(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
+    def _judge(self, errand: RequestContext, lease: Lease, verdict: Verdict) -> None:
         """Pass a refusal on to the caller; let any other failure go to the next candidate."""
         self._log.failed(lease, verdict, errand.trail)
         if verdict.outcome is not Outcome.REFUSED:
@@ -250,7 +259,7 @@ class Relay:
         refusal = UpstreamRefused(verdict.status, error)
         if verdict.status != 404 or not errand.target.chosen_by_us:
             raise refusal
-        if errand.target.guessed and errand.target.model is not None:
+        if errand.target.is_fallback and errand.target.model is not None:
             errand.refusal = refusal  # the next one may know it; if nobody does, this is the answer
         else:
             name, own = lease.instance.name, prefix(lease.instance.provider_name)
@@ -261,13 +270,17 @@ class Relay:
             lease.instance.last_reason = f"does not know {lease.model!r} (404)"
 
     async def _deliver(
-        self, errand: Errand, lease: Lease, answer: AnswerStream | Whole, begun_s: float
+        self,
+        errand: RequestContext,
+        lease: Lease,
+        answer: AnswerStream | FullResponse,
+        begun_s: float,
     ) -> None:
         report = errand.report
         report.answering = report.began = True
         now_s = self._clock()
         report.time(begun_s, now_s)
-        if isinstance(answer, Whole):
+        if isinstance(answer, FullResponse):
             lease.answered(report.upstream_ms, self._settings.response_timeout_ms)
             lease.used(answer.usage)
             self._end(errand, lease, _SUCCESS)
@@ -278,12 +291,12 @@ class Relay:
             await self._stream(errand, lease, answer, now_s)
 
     async def _stream(
-        self, errand: Errand, lease: Lease, answer: AnswerStream, first_s: float
+        self, errand: RequestContext, lease: Lease, answer: AnswerStream, first_s: float
     ) -> None:
         verdict, broken = _CANCELLED, None
         try:
             await errand.sink.start(errand.report)
-            await answer.pour(errand.sink)
+            await answer.write_to(errand.sink)
             verdict = _SUCCESS
         except BrokenStream as error:
             verdict, broken = Verdict(Outcome.FAILURE, _BROKE + error.reason), error
@@ -294,7 +307,10 @@ class Relay:
                 lease.used(used)
                 errand.report.outcome = verdict.outcome.value
                 spent_s = self._clock() - first_s
-                if verdict is _SUCCESS and (tokens := tokens_of(used).spoken or 0) > 1:
+                if (
+                    verdict is _SUCCESS
+                    and (tokens := parse_usage(used).output_without_reasoning or 0) > 1
+                ):
                     lease.came(tokens - 1, spent_s)
                 self._end(errand, lease, verdict)
             finally:
@@ -309,12 +325,12 @@ class Relay:
             told = masked(broken.body(), lease.instance.key)
             await errand.sink.fail(BROKEN_STATUS, told)
 
-    def _end(self, errand: Errand, lease: Lease, verdict: Verdict) -> None:
+    def _end(self, errand: RequestContext, lease: Lease, verdict: Verdict) -> None:
         lease.end(verdict)
         if lease.turned is not None:
             self._log.ended(lease, verdict, errand.trail)
 
-    async def _resume(self, errand: Errand, broken: Attempt) -> bool:
+    async def _resume(self, errand: RequestContext, broken: Attempt) -> bool:
         """Let somebody else go on with an answer that broke; False where nobody can."""
         memory = errand.memory
         said = memory.said() if memory is not None else None

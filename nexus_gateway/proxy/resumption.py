@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from nexus_gateway.dialects.base import Request, Whole
-from nexus_gateway.dialects.body import Body, sendable
+from nexus_gateway.dialects.base import FullResponse, Request
+from nexus_gateway.dialects.body import Body, validated
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.errors import BrokenStream
 from nexus_gateway.proxy.context import Memory, Said, Sink
-from nexus_gateway.proxy.record import Report
-from nexus_gateway.upstream.streams import Pipe
+from nexus_gateway.proxy.record import RequestState
+from nexus_gateway.upstream.streams import RawWriter
 from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.chunks import Chunk, choices, finished, has_content
 
@@ -82,7 +82,7 @@ def read_said(blocks: Iterable[bytes]) -> Said | None:
 
 
 def _chunks(block: bytes) -> list[Chunk]:
-    data = [sse.read(event).data for event in sse.split(block)]
+    data = [sse.parse_event(event).data for event in sse.split(block)]
     values = [json_codec.loads(text) for text in data if text and text != "[DONE]"]
     return [value for value in values if isinstance(value, dict)]
 
@@ -101,8 +101,8 @@ def continued(request: Request, said: Said) -> Request:
     for name in _LIMITS:
         if isinstance(fields.get(name), int):
             fields[name] = max(1, fields[name] - said.pieces)
-    body = sendable(Body(fields, True), request.model)
-    return replace(request, own=body, chat=body)
+    body = validated(Body(fields, True), request.model)
+    return replace(request, native=body, chat=body)
 
 
 def under_one_head(block: bytes, said: Said) -> bytes:
@@ -113,7 +113,7 @@ def under_one_head(block: bytes, said: Said) -> bytes:
     """
     out: list[bytes] = []
     for event in sse.split(block):
-        data = sse.read(event).data
+        data = sse.parse_event(event).data
         if not data or data == "[DONE]":
             out.append(event + b"\n\n")
             continue
@@ -179,14 +179,14 @@ class Remembering:
         """End the stream."""
         await self._sink.end(data)
 
-    def pipe(self) -> Pipe | None:
+    def pipe(self) -> RawWriter | None:
         """Return a way to write without waiting, that remembers as well."""
         pipe = self._sink.pipe()
         return None if pipe is None else _RememberingPipe(pipe, self.remember)
 
 
 class _RememberingPipe:
-    def __init__(self, pipe: Pipe, remember: Callable[[bytes], None]) -> None:
+    def __init__(self, pipe: RawWriter, remember: Callable[[bytes], None]) -> None:
         self._write = pipe.write
         self._remember = remember
         self.drain = pipe.drain
@@ -208,7 +208,7 @@ class Joining:
         self._sink = sink
         self._said = said
 
-    async def start(self, report: Report) -> None:
+    async def start(self, report: RequestState) -> None:
         """Tell in a comment who goes on."""
         assert report.instance is not None
         name = report.instance.name.replace("\r", " ").replace("\n", " ")
@@ -223,7 +223,7 @@ class Joining:
         """End the stream."""
         await self._sink.end(under_one_head(data, self._said))
 
-    def pipe(self) -> Pipe | None:
+    def pipe(self) -> RawWriter | None:
         """Say that each block has to be looked into."""
         return None
 
@@ -231,6 +231,6 @@ class Joining:
         """End the stream with an error event."""
         await self._sink.fail(status, body)
 
-    async def whole(self, report: Report, answer: Whole) -> None:
+    async def whole(self, report: RequestState, answer: FullResponse) -> None:
         """Never asked: what is gone on with is a stream."""
         raise NotImplementedError("a stream is gone on with by a stream")

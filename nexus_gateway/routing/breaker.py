@@ -80,7 +80,7 @@ class Breaker:
         """When it last opened or closed, in seconds of its clock, and whether it opened."""
         return self._turn
 
-    def follow(self, turn: tuple[float, bool]) -> None:
+    def merge_remote(self, turn: tuple[float, bool]) -> None:
         """Open or close as the same circuit did elsewhere, if that was later than its own turn."""
         if turn <= self._turn:
             return
@@ -105,7 +105,7 @@ class Breaker:
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 
     @property
-    def untroubled(self) -> bool:
+    def is_healthy(self) -> bool:
         """Whether it is closed, and the last that was heard was good."""
         return self.state() is State.CLOSED and self._failures == 0
 
@@ -115,7 +115,7 @@ class Breaker:
         return self._failures
 
     @property
-    def awaits_good(self) -> bool:
+    def awaits_success(self) -> bool:
         """Whether it opened and no answer has ended well since, though it may be closed again.
 
         Where it was closed in another process, that one waits.
@@ -148,7 +148,7 @@ class Breaker:
             self._move(State.HALF_OPEN)
         return self.acquire()
 
-    def proved(self, permit: Permit) -> Permit:
+    def first_token(self, permit: Permit) -> Permit:
         """Say that a permit's attempt has its first content; return the permit to go on with."""
         if not (permit.probe and self._is_current(permit)):
             return permit

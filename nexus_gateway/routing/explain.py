@@ -3,7 +3,7 @@
     smart: Groq (Key #1) 92.5% of 2; Gemini (Key #1) 71.0%; left out: Cerebras (Key #1) open 12s
 
 First who was chosen, by which policy and of how many candidates; then the other candidates, the
-best score first; then who was left out and why. A `Scene` is looked at before the choice, as the
+best score first; then who was left out and why. A `Decision` is looked at before the choice, as the
 choice itself changes what is looked at.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Trail
-from nexus_gateway.routing.quotas import discount
+from nexus_gateway.routing.lease import AttemptHistory
+from nexus_gateway.routing.quotas import quota_factor
 
 # In a large pool so many of each kind are named; the rest are counted.
 MOST_NAMED = 8
@@ -23,7 +23,7 @@ _PARKS = {"bad_key": "key refused", "rate_limited": "rate limited", "resting": "
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Decision:
     """What there was to choose from.
 
     Args:
@@ -46,7 +46,7 @@ class Scene:
             first = f"{name} {how} of {len(self.candidates)}"
         return self._told([first, *_some(others)])
 
-    def nobody(self) -> str:
+    def explain_unavailable(self) -> str:
         """Tell that nobody could be chosen."""
         return self._told(["nobody"])
 
@@ -56,13 +56,13 @@ class Scene:
         return f"{self.policy}: " + "; ".join(parts)
 
 
-def look(
+def capture_decision(
     policy: str,
     instances: Sequence[Instance],
     able: Collection[Instance],
     candidates: Collection[Instance],
-    trail: Trail,
-) -> Scene:
+    trail: AttemptHistory,
+) -> Decision:
     """Look at what there is to choose from.
 
     Args:
@@ -73,17 +73,17 @@ def look(
         trail: what was tried.
     """
     ranked = sorted(candidates, key=lambda i: -i.health.score())
-    return Scene(
+    return Decision(
         policy,
-        {i.name: _standing(i) for i in ranked},
-        [f"{i.name} {_obstacle(i, able, trail)}" for i in instances if i not in candidates],
+        {i.name: _state(i) for i in ranked},
+        [f"{i.name} {_exclusion(i, able, trail)}" for i in instances if i not in candidates],
     )
 
 
-def nobody(
-    policy: str, instances: Sequence[Instance], able: Collection[Instance], trail: Trail
+def explain_unavailable(
+    policy: str, instances: Sequence[Instance], able: Collection[Instance], trail: AttemptHistory
 ) -> str:
-    """Tell why nobody could be chosen: as a `Scene` does, but for whom the trail tells of.
+    """Tell why nobody could be chosen: as a `Decision` does, but for whom the trail tells of.
 
     Args:
         policy: the way to route.
@@ -93,23 +93,23 @@ def nobody(
     """
     others = [i for i in instances if not trail.tried(i)]
     first = [] if trail.attempts else [f"{policy}: nobody"]
-    left_out = ", ".join(_some([f"{i.name} {_obstacle(i, able, trail)}" for i in others]))
+    left_out = ", ".join(_some([f"{i.name} {_exclusion(i, able, trail)}" for i in others]))
     return "; ".join([*first, *([f"left out: {left_out}"] if left_out else [])])
 
 
-def _standing(instance: Instance) -> str:
+def _state(instance: Instance) -> str:
     """Write a candidate's score, and what is held against it."""
     against = []
     if instance.in_flight:
         against.append(f"{instance.in_flight} in flight")
-    share = discount(instance.quota_left())
+    share = quota_factor(instance.quota_left())
     if share < 1:
         against.append(f"quota x{share:.2f}")
     score = f"{instance.health.score() * 100:.1f}%"
     return f"{score} ({', '.join(against)})" if against else score
 
 
-def _obstacle(instance: Instance, able: Collection[Instance], trail: Trail) -> str:
+def _exclusion(instance: Instance, able: Collection[Instance], trail: AttemptHistory) -> str:
     """Say why an instance is not among the candidates."""
     if not instance.enabled:
         return "disabled"
@@ -124,13 +124,13 @@ def _obstacle(instance: Instance, able: Collection[Instance], trail: Trail) -> s
         return f"open {_seconds(breaker.ready_in_s())}"
     if not breaker.admits():
         return "being probed"
-    if trail.troubled(instance.provider_name):
+    if trail.failures_of(instance.provider_name):
         return "its provider failed"
     left = instance.quota_left()
     return "rate limit used up" if left is not None and left <= 0 else "failed of late"
 
 
-def _tried(instance: Instance, trail: Trail) -> str:
+def _tried(instance: Instance, trail: AttemptHistory) -> str:
     if instance in trail.running:
         return "being asked"
     reasons = [a.verdict.reason for a in trail.attempts if a.instance is instance]

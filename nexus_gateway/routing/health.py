@@ -20,9 +20,9 @@ from math import ceil
 
 HALF_LIFE_S = 120.0
 FLOOR = 0.05  # an instance with no chance at all could never show that it is back
-RECENT = 64  # of the first tokens, by which is told what is unusually slow
-ENOUGH = 20
-FORGOTTEN = 0.01  # of one request, or one second: less evidence than this is none
+WINDOW = 64  # of the first tokens, by which is told what is unusually slow
+MIN_SAMPLES = 20
+MIN_WEIGHT = 0.01  # of one request, or one second: less evidence than this is none
 SHORTEST_S = 0.05  # of what is timed to tell a speed
 
 
@@ -55,7 +55,7 @@ class Sample:
 NOTHING = Sample()
 
 
-class Decayed:
+class DecayingMean:
     """A weighted mean whose samples lose half of their weight in each half-life.
 
     Args:
@@ -84,7 +84,7 @@ class Decayed:
         self._weight = self._weight * factor + weight
         self._sum = self._sum * factor + value
 
-    def seen(self) -> Sample:
+    def local(self) -> Sample:
         """Return what was added here, as of the last time something was."""
         return Sample(self._at_s, self._weight, self._sum)
 
@@ -99,7 +99,7 @@ class Decayed:
         if self.heard is not NOTHING:
             heard = self.heard.at(now, self._half_life_s)
             weight, total = weight + heard.weight, total + heard.sum
-        return total / weight if weight >= FORGOTTEN else None
+        return total / weight if weight >= MIN_WEIGHT else None
 
 
 class Health:
@@ -111,15 +111,15 @@ class Health:
     """
 
     def __init__(self, clock: Callable[[], float], *, half_life_s: float = HALF_LIFE_S) -> None:
-        self._successes = Decayed(clock, half_life_s)
-        self._shares = Decayed(clock, half_life_s)
-        self._latencies = Decayed(clock, half_life_s)
-        self._tokens = Decayed(clock, half_life_s)  # in each second
-        self._first_tokens_ms: deque[float] = deque(maxlen=RECENT)
-        self._untold_ms: deque[float] = deque(maxlen=RECENT)
+        self._successes = DecayingMean(clock, half_life_s)
+        self._shares = DecayingMean(clock, half_life_s)
+        self._latencies = DecayingMean(clock, half_life_s)
+        self._tokens = DecayingMean(clock, half_life_s)  # in each second
+        self._first_tokens_ms: deque[float] = deque(maxlen=WINDOW)
+        self._untold_ms: deque[float] = deque(maxlen=WINDOW)
 
     @property
-    def _means(self) -> dict[str, Decayed]:
+    def _means(self) -> dict[str, DecayingMean]:
         return {
             "successes": self._successes,
             "shares": self._shares,
@@ -127,11 +127,11 @@ class Health:
             "tokens": self._tokens,
         }
 
-    def seen(self) -> dict[str, Sample]:
+    def local(self) -> dict[str, Sample]:
         """Return what was seen here, by the name of what was measured."""
-        return {name: mean.seen() for name, mean in self._means.items()}
+        return {name: mean.local() for name, mean in self._means.items()}
 
-    def hear(self, samples: Mapping[str, Sample]) -> None:
+    def merge_remote(self, samples: Mapping[str, Sample]) -> None:
         """Take what all others have seen, in the place of what they had seen before."""
         for name, mean in self._means.items():
             mean.heard = samples.get(name, NOTHING)
@@ -162,11 +162,11 @@ class Health:
         self._untold_ms.clear()
         return found
 
-    def hear_first_tokens(self, ttfts_ms: Iterable[float]) -> None:
+    def merge_first_tokens(self, ttfts_ms: Iterable[float]) -> None:
         """Note those that others have seen, as if they had just been seen here."""
         self._first_tokens_ms.extend(ttfts_ms)
 
-    def first_token_ms(self, share: float, *, of_at_least: int = ENOUGH) -> float | None:
+    def first_token_ms(self, share: float, *, of_at_least: int = MIN_SAMPLES) -> float | None:
         """Return the time in which a share of the recent streams, of all processes, had theirs.
 
         Args:

@@ -29,7 +29,7 @@ Marks = Mapping[str, Sequence[Any]]
 
 
 @dataclass(slots=True)
-class Elsewhere:
+class RemoteCounts:
     """What the other processes do with an instance.
 
     Args:
@@ -81,7 +81,7 @@ class Instance:
         self.enabled = True
         self.in_flight = 0
         self.total_requests = 0
-        self.elsewhere = Elsewhere()
+        self.elsewhere = RemoteCounts()
         self.breaker = Breaker(clock)
         self.health = Health(clock)
         self.quotas = Quotas(clock)
@@ -119,7 +119,7 @@ class Instance:
         if reason != self._reason:
             self._reason, self._reason_s = reason, self._clock()
 
-    def take_settings_of(self, other: Instance) -> None:
+    def update_from(self, other: Instance) -> None:
         """Serve from now on as another instance of the same key is set to: its model and such."""
         self.model, self.account = other.model, other.account
         self._takes_images = other._takes_images
@@ -158,7 +158,7 @@ class Instance:
         """Whether a stream may be asked for its usage by `stream_options`."""
         return self.provider.stream_usage and self._clock() >= self._usage_left_until_s
 
-    def leave_usage(self) -> bool:
+    def disable_stream_usage(self) -> bool:
         """Note that it refused to be asked so; tell whether that is news."""
         news = not self._usage_left_until_s
         self._usage_left_until_s = self._clock() + USAGE_LEFT_S
@@ -166,13 +166,13 @@ class Instance:
 
     def quota_left(self) -> float | None:
         """Return the share left of the rate limit that is nearest, None when none is known."""
-        return self.quotas.left(self.total_requests)
+        return self.quotas.share_left(self.total_requests)
 
     def park(self, seconds: float) -> None:
         """Leave it alone because of a rate limit; a park gets longer, never shorter."""
         self._rate_limited_until_s = max(self._rate_limited_until_s, self._clock() + seconds)
 
-    def rest(self, seconds: float) -> None:
+    def cool_down(self, seconds: float) -> None:
         """Leave it alone as it failed and asks for it; a rest gets longer, never shorter."""
         self._resting_until_s = max(self._resting_until_s, self._clock() + seconds)
 
@@ -241,7 +241,7 @@ class Instance:
         """
         return self.enabled and self.breaker.state() is State.CLOSED and not self.parked_for_s()
 
-    def marks(self) -> dict[str, list[Any]]:
+    def export_state(self) -> dict[str, list[Any]]:
         """Return what was decided about it; what never was, is left out."""
         turned_s, opened = self.breaker.turn
         found: dict[str, list[Any]] = {
@@ -255,7 +255,7 @@ class Instance:
         }
         return {name: mark for name, mark in found.items() if mark[0]}
 
-    def follow(self, marks: Marks) -> None:
+    def merge_state(self, marks: Marks) -> None:
         """Do as was decided elsewhere, where that is newer, or a longer park."""
         if (toggle := marks.get("toggle")) and toggle[0] > self._toggled_s:
             self._toggled_s, self.enabled = toggle[0], bool(toggle[1])
@@ -271,6 +271,6 @@ class Instance:
                 self._bad_key_until_s, self._bad_key_s = until_s, at_s
                 self.bad_keys_in_a_row = max(self.bad_keys_in_a_row, in_a_row)
         if circuit := marks.get("circuit"):
-            self.breaker.follow((circuit[0], bool(circuit[1])))
+            self.breaker.merge_remote((circuit[0], bool(circuit[1])))
         if (reason := marks.get("reason")) and reason[0] > self._reason_s:
             self._reason_s, self._reason = reason[0], reason[1] or None

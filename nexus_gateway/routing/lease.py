@@ -38,7 +38,7 @@ class Span(Protocol):
 _TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
 
 
-class Turned(NamedTuple):
+class CircuitChange(NamedTuple):
     """What an attempt's end did to its instance's circuit.
 
     Args:
@@ -67,7 +67,7 @@ class Lease:
         self._is_probe = permit.probe
         self._ended = False
         self.span: Span | None = None
-        self.turned: Turned | None = None
+        self.turned: CircuitChange | None = None
         instance.in_flight += 1
         instance.total_requests += 1
 
@@ -75,7 +75,7 @@ class Lease:
         """Note that a stream has begun, after how long, and what would have been too long."""
         self.instance.health.observe_latency(latency_ms, limit_ms)
         self.instance.health.observe_first_token(latency_ms)
-        self._permit = self.instance.breaker.proved(self._permit)
+        self._permit = self.instance.breaker.first_token(self._permit)
         if self.span is not None:
             self.span.first_content()
 
@@ -108,10 +108,10 @@ class Lease:
         elif verdict.outcome is Outcome.FAILURE:
             since_good = breaker.failure(self._permit)
             if since_good and not self._is_probe:
-                self.turned = Turned(True, since_good)
+                self.turned = CircuitChange(True, since_good)
             instance.health.failure()
             if verdict.park_s is not None:
-                instance.rest(verdict.park_s)
+                instance.cool_down(verdict.park_s)
         else:
             breaker.release(self._permit)
         if verdict.outcome is Outcome.RATE_LIMITED:
@@ -125,10 +125,10 @@ class Lease:
 
     def _succeed(self) -> None:
         instance = self.instance
-        awaited = instance.breaker.awaits_good
+        awaited = instance.breaker.awaits_success
         counts = instance.breaker.success(self._permit)
         if counts and awaited:
-            self.turned = Turned(False)
+            self.turned = CircuitChange(False)
         instance.health.success()
         instance.good_key()
         # What began before the circuit opened, or before the park, says nothing of why it did.
@@ -146,7 +146,7 @@ class Attempt:
 
 
 @dataclass(slots=True)
-class Trail:
+class AttemptHistory:
     """What was tried for one request.
 
     Attributes:
@@ -164,7 +164,7 @@ class Trail:
     explanations: list[str] | None = None
     _past: int = 0
 
-    def named(self) -> dict[str, str | None]:
+    def log_fields(self) -> dict[str, str | None]:
         """Return by which names the log's lines about the request go."""
         names: dict[str, str | None] = {"id": self.id or None}
         if self.trace_id:
@@ -181,7 +181,7 @@ class Trail:
         past, present = self.attempts[: self._past], self.attempts[self._past :]
         return [a for a in past if a.verdict.outcome is Outcome.REFUSED] + present
 
-    def turn_the_page(self) -> None:
+    def new_round(self) -> None:
         """Let by-gones be by-gones: after a wait whoever failed may do well.
 
         Whoever has refused will say the same.
@@ -201,18 +201,18 @@ class Trail:
         found = (a.verdict.outcome for a in reversed(self._present) if a.instance is instance)
         return next(found, None)
 
-    def troubled(self, provider_name: str) -> int:
+    def failures_of(self, provider_name: str) -> int:
         """Count a provider's failures; a bad key or a rate limit is its key's, not its own."""
         return sum(
             a.instance.provider_name == provider_name and a.verdict.outcome is Outcome.FAILURE
             for a in self._present
         )
 
-    def story(self) -> str:
+    def summary(self) -> str:
         """Tell what was tried and why it failed."""
-        return story(self.attempts)
+        return summary(self.attempts)
 
 
-def story(attempts: Iterable[Attempt]) -> str:
+def summary(attempts: Iterable[Attempt]) -> str:
     """Tell who was asked and why he failed."""
     return "; ".join(f"{a.instance.name}: {a.verdict.reason}" for a in attempts)

@@ -21,10 +21,10 @@ from itertools import count
 from random import Random
 from typing import ClassVar
 
-from nexus_gateway.discovery import OURS, Found, Kind, discover, make, version_fault
+from nexus_gateway.discovery import OURS, Discovered, PluginKind, discover, make, version_fault
 from nexus_gateway.provider import API_VERSION
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.quotas import discount
+from nexus_gateway.routing.quotas import quota_factor
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -92,12 +92,12 @@ class Smart(Policy):
 
 
 def _weight(instance: Instance) -> float:
-    return liking(instance) / (1 + instance.in_flight)
+    return effective_score(instance) / (1 + instance.in_flight)
 
 
-def liking(instance: Instance) -> float:
+def effective_score(instance: Instance) -> float:
     """Return an instance's score, less where it is near to its rate limit."""
-    return instance.health.score() * discount(instance.quota_left())
+    return instance.health.score() * quota_factor(instance.quota_left())
 
 
 class _Turns:
@@ -123,7 +123,9 @@ class Fastest(Policy):
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
         """Choose the best."""
-        best = max(candidates, key=lambda c: (liking(c), -c.in_flight, -self._turns.since(c)))
+        best = max(
+            candidates, key=lambda c: (effective_score(c), -c.in_flight, -self._turns.since(c))
+        )
         return self._turns.take(best)
 
 
@@ -138,7 +140,7 @@ class RoundRobin(Policy):
         return self._turns.take(min(candidates, key=self._turns.since))
 
 
-def _faults(cls: object) -> Iterator[str]:
+def _contract_errors(cls: object) -> Iterator[str]:
     if not (isinstance(cls, type) and issubclass(cls, Policy)):
         yield "it is not a subclass of nexus_gateway.routing.Policy"
         return
@@ -147,12 +149,12 @@ def _faults(cls: object) -> Iterator[str]:
         yield "it does not define choose"
 
 
-POLICIES: Kind[Policy] = Kind("policy", "nexus_gateway.policies", _faults)
+POLICIES: PluginKind[Policy] = PluginKind("policy", "nexus_gateway.policies", _contract_errors)
 
 
 def policies(
     entry_points: Iterable[metadata.EntryPoint] | None = None,
-) -> tuple[dict[str, Policy], Found[Policy]]:
+) -> tuple[dict[str, Policy], Discovered[Policy]]:
     """Make the installed policies.
 
     Args:

@@ -18,7 +18,7 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.provider import Account, InProcess, Provider
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import read_flag, read_secret
+from nexus_gateway.settings import parse_bool, parse_secret
 
 _NOTHING = Secret("")
 
@@ -29,7 +29,7 @@ def is_configured(env: Mapping[str, str], name: str) -> bool:
     return any(text and wanted.fullmatch(variable) for variable, text in env.items())
 
 
-def stray(env: Mapping[str, str], name: str) -> Iterator[str]:
+def unused_variables(env: Mapping[str, str], name: str) -> Iterator[str]:
     """Tell which variables of a provider are set to no effect: without a key, or misspelt."""
     own = prefix(name)
     near = re.compile(re.escape(own) + r"_(API_?)?KEYS?_?\d*")
@@ -41,7 +41,7 @@ def stray(env: Mapping[str, str], name: str) -> Iterator[str]:
             yield f"{variable} is set, but {name} has neither a key nor an address."
 
 
-class Variables:
+class ProviderEnv:
     """Reads one provider's variables, and gathers what is wrong with them.
 
     Args:
@@ -108,7 +108,7 @@ class Variables:
         if variable is None:
             return _NOTHING
         try:
-            return read_secret(self._env[variable])
+            return parse_secret(self._env[variable])
         except ValueError as error:
             self._problem(variable, error)
             return None
@@ -153,7 +153,7 @@ class Variables:
         """Return what NAME_IMAGES says, None when it says nothing."""
         text = self._text("IMAGES", number)
         try:
-            return read_flag(text) if text else None
+            return parse_bool(text) if text else None
         except ValueError as error:
             self._problem(self._of("IMAGES", number), error)
             return None
@@ -190,7 +190,7 @@ class Pool:
         """Return the instance of a name."""
         return next((i for i in self.instances if i.name == name), None)
 
-    def succeed(self, new: Pool) -> Succession:
+    def replace_with(self, new: Pool) -> PoolChanges:
         """Become a pool that was read anew, in which whoever stays is the same object.
 
         Who stays has the same key at the same address under the same number: health, circuit,
@@ -206,11 +206,11 @@ class Pool:
         for found in new.instances:
             old = before.pop(_identity(found), None)
             if old is not None:
-                old.take_settings_of(found)
+                old.update_from(found)
                 old.free_key()
             elif found.name in by_name:
-                marks = by_name[found.name].marks()
-                found.follow({name: marks[name] for name in ("toggle",) if name in marks})
+                marks = by_name[found.name].export_state()
+                found.merge_state({name: marks[name] for name in ("toggle",) if name in marks})
             instances.append(old or found)
             (came if old is None else kept).append(found.name)
         gone = [instance.name for instance in before.values()]
@@ -218,7 +218,7 @@ class Pool:
             instance.disable()
         self.instances, self.plugins, self.idle = instances, new.plugins, new.idle
         self.problems, self.warnings = new.problems, new.warnings
-        return Succession(
+        return PoolChanges(
             added=[name for name in came if name not in gone],
             removed=[name for name in gone if name not in came],
             replaced=[name for name in came if name in gone],
@@ -227,7 +227,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Succession:
+class PoolChanges:
     """What became of the instances, by name.
 
     Args:
@@ -279,11 +279,11 @@ def build_pool(
 
     found = discover(PROVIDERS, entry_points, wanted)
     pool = Pool(plugins=found.plugins, idle=found.idle, problems=found.problems)
-    pool.warnings += [line for name in found.idle for line in stray(env, name)]
+    pool.warnings += [line for name in found.idle for line in unused_variables(env, name)]
     wrong: list[str] = []
     for plugin in sorted(found.plugins, key=lambda p: p.name == DEMO):
         if plugin.name != DEMO or demo or not pool.instances:
-            variables = Variables(env, plugin.name, wrong, pool.warnings)
+            variables = ProviderEnv(env, plugin.name, wrong, pool.warnings)
             try:
                 pool.instances += _instances(plugin, variables, clock)
             except _Unmade as error:
@@ -298,7 +298,7 @@ class _Unmade(Exception):
 
 
 def _instances(
-    plugin: Plugin[Provider], variables: Variables, clock: Callable[[], float]
+    plugin: Plugin[Provider], variables: ProviderEnv, clock: Callable[[], float]
 ) -> list[Instance]:
     """Make the instances of one plugin."""
     cls = plugin.cls
@@ -324,7 +324,7 @@ def _instances(
     ]
 
 
-def _named(cls: type[Provider], variables: Variables) -> Iterator[tuple[int, str | None]]:
+def _named(cls: type[Provider], variables: ProviderEnv) -> Iterator[tuple[int, str | None]]:
     """Give the numbers of a provider's instances, each with the variable of its key, if any."""
     keys = variables.key_names()
     if cls.needs_key:
@@ -338,7 +338,7 @@ def _named(cls: type[Provider], variables: Variables) -> Iterator[tuple[int, str
 
 
 def _accounts(
-    cls: type[Provider], named: Mapping[int, str | None], variables: Variables
+    cls: type[Provider], named: Mapping[int, str | None], variables: ProviderEnv
 ) -> Iterator[tuple[int, Account]]:
     """Give the accounts by number; the same key at the same address is used once."""
     needed = not issubclass(cls, InProcess)

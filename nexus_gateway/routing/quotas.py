@@ -37,7 +37,7 @@ class Quotas:
         self._clock = clock
         self._said: dict[str, _Said] = {}
 
-    def note(self, quotas: Iterable[Quota], asked: int) -> None:
+    def update(self, quotas: Iterable[Quota], asked: int) -> None:
         """Take what an answer said.
 
         Args:
@@ -70,7 +70,7 @@ class Quotas:
             if said.until_s > now_s
         ]
 
-    def left(self, asked: int) -> float | None:
+    def share_left(self, asked: int) -> float | None:
         """Return the share that is left of the limit that is nearest, None when none is known.
 
         Args:
@@ -97,6 +97,6 @@ def _share(said: _Said, asked: int) -> float:
     return min(1.0, left / (said.quota.limit or PLENTY))
 
 
-def discount(left: float | None) -> float:
+def quota_factor(left: float | None) -> float:
     """Return by how much to like an instance less, from FLOOR to 1, by what `left` says."""
     return 1.0 if left is None or left >= LOW else max(FLOOR, left / LOW)

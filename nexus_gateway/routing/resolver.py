@@ -9,33 +9,33 @@ from nexus_gateway.errors import NotFound
 from nexus_gateway.provider import ANY_MODEL, CHAT
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.routing.scheduler import Target
+from nexus_gateway.routing.scheduler import RoutingTarget
 
 _NAMED_IN_ERROR = 10
 _LONGEST_REMEMBERED = 200
 _MOST_REMEMBERED = 1024
 
 
-class Targets:
+class ModelResolver:
     """Who may serve requests, remembered by what they ask for.
 
     Args:
-        pool: the instances; whoever changes them makes new `Targets`.
+        pool: the instances; whoever changes them makes new `ModelResolver`.
         strict: whether an unknown model is an error.
     """
 
     def __init__(self, pool: Pool, *, strict: bool) -> None:
         self._pool = pool
         self._strict = strict
-        self._known: dict[Hashable, Target] = {}
+        self._known: dict[Hashable, RoutingTarget] = {}
 
-    def of(self, request: Request) -> Target:
-        """Find the instances that may serve a request; raises as `target_of`."""
+    def of(self, request: Request) -> RoutingTarget:
+        """Find the instances that may serve a request; raises as `resolve_target`."""
         model, chat = request.model, request.chat is not None
-        key = (model, request.dialect, request.images, request.altered, chat)
+        key = (model, request.dialect, request.images, request.changed_by_hook, chat)
         target = self._known.get(key)
         if target is None:
-            target = target_of(self._pool, request, strict=self._strict)
+            target = resolve_target(self._pool, request, strict=self._strict)
             if model is None or len(model) <= _LONGEST_REMEMBERED:
                 if len(self._known) >= _MOST_REMEMBERED:
                     self._known.clear()
@@ -43,7 +43,7 @@ class Targets:
         return target
 
 
-def target_of(pool: Pool, request: Request, *, strict: bool) -> Target:
+def resolve_target(pool: Pool, request: Request, *, strict: bool) -> RoutingTarget:
     """Find the instances that may serve a request.
 
     Args:
@@ -59,15 +59,15 @@ def target_of(pool: Pool, request: Request, *, strict: bool) -> Target:
 
     def fits(instance: Instance) -> bool:
         provider = instance.provider
-        return request.goes_as_it_is(provider.endpoints) or (
+        return request.can_pass_through(provider.endpoints) or (
             provider.serves_chat and request.chat is not None
         )
 
-    found = resolve(pool.instances, request.model, request.images, strict, dialect.kind, fits)
+    found = resolve_model(pool.instances, request.model, request.images, strict, dialect.kind, fits)
     if found.instances or not pool.instances:
         return found
-    if request.obstacle is not None:
-        raise request.obstacle
+    if request.untranslatable is not None:
+        raise request.untranslatable
     raise NotFound(
         f"No provider that is configured here, or that `model` names, offers {dialect.endpoint}; "
         "set the key of one that does.",
@@ -75,14 +75,14 @@ def target_of(pool: Pool, request: Request, *, strict: bool) -> Target:
     )
 
 
-def resolve(
+def resolve_model(
     instances: Iterable[Instance],
     model: str | None,
     images: bool,
     strict: bool,
     kind: str = CHAT,
     fits: Callable[[Instance], bool] = lambda instance: True,
-) -> Target:
+) -> RoutingTarget:
     """Find the instances that may serve a model.
 
     In this order: anybody; a model that somebody is known to serve; an instance's name; a
@@ -117,7 +117,7 @@ def resolve(
     able = tuple(filter(fits, able))
     if found is None and kind != CHAT:
         able, asked = tuple(i for i in able if not i.knows(kind)) or able, model
-    return Target(able, asked, images, kind, guessed=found is None)
+    return RoutingTarget(able, asked, images, kind, is_fallback=found is None)
 
 
 def _named(

@@ -23,7 +23,7 @@ from nexus_gateway.provider import CHAT, Outcome
 from nexus_gateway.routing import explain
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease, Trail
+from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Policy, choose, draw
 
 logger = logging.getLogger("nexus_gateway")
@@ -120,13 +120,13 @@ class HedgeBudget:
 
 EARLY_PROBE_EVERY_S = 2.0
 # Among so many it is as quick to look at everybody.
-FEW = 8
+FULL_SCAN_LIMIT = 8
 # The official clients give up on a wait longer than this instead of waiting.
-LONGEST_WAIT_S = 120.0
+MAX_ADVISED_WAIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RoutingTarget:
     """Who may serve a request, as far as its model tells.
 
     Args:
@@ -141,22 +141,22 @@ class Target:
     model: str | None = None
     images: bool = False
     kind: str = CHAT
-    guessed: bool = False
+    is_fallback: bool = False
 
     @property
     def chosen_by_us(self) -> bool:
         """Whether it was not the caller who paired a model with these instances."""
-        return self.model is None or self.guessed
+        return self.model is None or self.is_fallback
 
     def model_of(self, instance: Instance) -> str:
         """Return the model that an instance would be asked for."""
         return self.model or instance.model_for(self.kind)
 
-    def able(self) -> list[Instance]:
+    def capable(self) -> list[Instance]:
         """Return the enabled instances that can take what the request holds."""
-        return [i for i in self.instances if self._is_able(i)]
+        return [i for i in self.instances if self._is_capable(i)]
 
-    def _is_able(self, instance: Instance) -> bool:
+    def _is_capable(self, instance: Instance) -> bool:
         if self.images and not instance.takes_images_with(self.model_of(instance)):
             return False
         return instance.enabled
@@ -164,7 +164,9 @@ class Target:
     def admits(self, instance: Instance) -> bool:
         """Tell whether one of the instances is a candidate now."""
         return (
-            self._is_able(instance) and instance.parked_for_s() == 0 and instance.breaker.admits()
+            self._is_capable(instance)
+            and instance.parked_for_s() == 0
+            and instance.breaker.admits()
         )
 
 
@@ -191,7 +193,7 @@ class Scheduler:
         self._rng = rng
         self._early_probe_s = float("-inf")
 
-    def lease(self, target: Target, policy: str, trail: Trail) -> Lease:
+    def lease(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> Lease:
         """Choose an instance for the next attempt.
 
         Args:
@@ -204,40 +206,42 @@ class Scheduler:
         """
         if trail.explanations is None and not logger.isEnabledFor(logging.DEBUG):
             return self._lease(target, policy, trail)
-        scene = self._scene(target, policy, trail)
+        scene = self._decision(target, policy, trail)
         try:
             lease = self._lease(target, policy, trail)
         except NoCandidate:
-            _explain(trail, "no lease", scene.nobody())
+            _explain(trail, "no lease", scene.explain_unavailable())
             raise
         _explain(trail, "lease", scene.chosen(lease.instance.name))
         return lease
 
-    def nobody(self, target: Target, policy: str, trail: Trail) -> str:
+    def explain_unavailable(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> str:
         """Tell in one line why nobody could be chosen; whom the trail tells of is left out."""
-        return explain.nobody(policy, target.instances, target.able(), trail)
+        return explain.explain_unavailable(policy, target.instances, target.capable(), trail)
 
-    def _scene(self, target: Target, policy: str, trail: Trail) -> explain.Scene:
+    def _decision(
+        self, target: RoutingTarget, policy: str, trail: AttemptHistory
+    ) -> explain.Decision:
         """Look at what `_lease` chooses from, changing nothing."""
-        able = target.able()
-        best = _untried_first([i for i in able if target.admits(i)], trail)
+        able = target.capable()
+        best = _by_history([i for i in able if target.admits(i)], trail)
         if trail.attempts and not self.retries.allows():
-            best = [i for i in best if i.breaker.untroubled]
-        return explain.look(policy, target.instances, able, best, trail)
+            best = [i for i in best if i.breaker.is_healthy]
+        return explain.capture_decision(policy, target.instances, able, best, trail)
 
-    def _lease(self, target: Target, policy: str, trail: Trail) -> Lease:
+    def _lease(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> Lease:
         again = bool(trail.attempts)
-        if len(target.instances) > FEW and not again:
+        if len(target.instances) > FULL_SCAN_LIMIT and not again:
             drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
             if drawn is not None:
                 self.retries.request()
                 return Lease(drawn, target.model_of(drawn), drawn.breaker.acquire())
-        able = target.able()
+        able = target.capable()
         candidates = [i for i in able if i.parked_for_s() == 0 and i.breaker.admits()]
-        best = _untried_first(candidates, trail)
+        best = _by_history(candidates, trail)
         affordable = self.retries.allows() if again else True
         if not affordable:
-            best = self._untroubled(best)
+            best = self._healthy(best)
         if best:
             chosen = choose(self.policies[policy], best, self._rng)
             lease = Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
@@ -250,17 +254,17 @@ class Scheduler:
         self.retries.retry() if again else self.retries.request()
         return lease
 
-    def _untroubled(self, candidates: list[Instance]) -> list[Instance]:
+    def _healthy(self, candidates: list[Instance]) -> list[Instance]:
         """Return whom a retry may go to when there have been too many.
 
         One that goes to somebody who is well is what a gateway is for, and multiplies nothing.
         """
-        well = [i for i in candidates if i.breaker.untroubled]
+        well = [i for i in candidates if i.breaker.is_healthy]
         if not well:
             self.retries.denied += 1
         return well
 
-    def hedge(self, target: Target, policy: str, trail: Trail) -> Lease | None:
+    def hedge(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> Lease | None:
         """Choose whom to ask beside somebody who lets himself be waited for.
 
         Args:
@@ -274,13 +278,18 @@ class Scheduler:
         """
         others = [
             i
-            for i in target.able()
-            if i.parked_for_s() == 0 and i.breaker.untroubled and not trail.tried(i) and has_left(i)
+            for i in target.capable()
+            if i.parked_for_s() == 0
+            and i.breaker.is_healthy
+            and not trail.tried(i)
+            and has_quota_left(i)
         ]
         if not others or not self.hedges.take():
             return None
         if trail.explanations is not None or logger.isEnabledFor(logging.DEBUG):
-            scene = explain.look(policy, target.instances, target.able(), others, trail)
+            scene = explain.capture_decision(
+                policy, target.instances, target.capable(), others, trail
+            )
         else:
             scene = None
         chosen = choose(self.policies[policy], others, self._rng)
@@ -288,7 +297,7 @@ class Scheduler:
             _explain(trail, "hedge", scene.chosen(chosen.name))
         return Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
 
-    def _nearest_to_its_probe(self, able: list[Instance], trail: Trail) -> Instance | None:
+    def _nearest_to_its_probe(self, able: list[Instance], trail: AttemptHistory) -> Instance | None:
         """Return whom to probe before its time, when circuits alone stand in the way.
 
         A pool of one key must not answer 503 for a minute after a hiccup.
@@ -302,17 +311,17 @@ class Scheduler:
         ]
         return min(shut, key=lambda i: i.breaker.ready_in_s(), default=None)
 
-    def backoff_s(self, lease: Lease, trail: Trail) -> float:
+    def backoff_s(self, lease: Lease, trail: AttemptHistory) -> float:
         """Return how long to wait before a lease's attempt: 0 unless its provider has failed."""
-        failures = trail.troubled(lease.instance.provider_name)
+        failures = trail.failures_of(lease.instance.provider_name)
         return delay_s(failures - 1, self._rng) if failures else 0.0
 
-    def no_candidate(self, target: Target, trail: Trail) -> NoCandidate:
+    def no_candidate(self, target: RoutingTarget, trail: AttemptHistory) -> NoCandidate:
         """Say why nobody is left, when somebody will be, and whether to ask again."""
-        able = target.able()
-        story = f" Tried: {trail.story()}." if trail.attempts else ""
+        able = target.capable()
+        story = f" Tried: {trail.summary()}." if trail.attempts else ""
         if not able:
-            return _nobody_able(target)
+            return _none_capable(target)
         refused = [i for i in able if trail.last(i) is Outcome.REFUSED]
         waits = [i.available_in_s() or 0.0 for i in able if i not in refused]
         if not waits:  # nor will anybody be, for this request
@@ -325,24 +334,24 @@ class Scheduler:
                 f"Every instance that could serve this is rate limited.{story}",
                 rate_limited=True,
                 retry_after_s=soonest_s,
-                should_retry=soonest_s <= LONGEST_WAIT_S,
+                should_retry=soonest_s <= MAX_ADVISED_WAIT_S,
             )
         return NoCandidate(
             f"No instance could serve this; GET /health tells why.{story}",
             retry_after_s=soonest_s,
-            should_retry=not trail.attempts and soonest_s <= LONGEST_WAIT_S,
+            should_retry=not trail.attempts and soonest_s <= MAX_ADVISED_WAIT_S,
         )
 
 
-def _explain(trail: Trail, what: str, told: str) -> None:
+def _explain(trail: AttemptHistory, what: str, told: str) -> None:
     """Tell of a decision whoever wants to know it."""
     if trail.explanations is not None:
         trail.explanations.append(told)
-    fields = {**trail.named(), "attempt": trail.made + 1}
+    fields = {**trail.log_fields(), "attempt": trail.made + 1}
     logger.debug("%s: %s", what, told, extra={"fields": fields})
 
 
-def _nobody_able(target: Target) -> NoCandidate:
+def _none_capable(target: RoutingTarget) -> NoCandidate:
     if any(i.enabled for i in target.instances):
         return NoCandidate(
             "The request holds an image, and none of the enabled models that `model` may mean "
@@ -354,7 +363,7 @@ def _nobody_able(target: Target) -> NoCandidate:
     )
 
 
-def _untried_first(candidates: list[Instance], trail: Trail) -> list[Instance]:
+def _by_history(candidates: list[Instance], trail: AttemptHistory) -> list[Instance]:
     """Return the best of the candidates that there are.
 
     First those not tried yet, at providers that have not failed in this request; then any not
@@ -362,23 +371,23 @@ def _untried_first(candidates: list[Instance], trail: Trail) -> list[Instance]:
     comes last among those not tried.
     """
     if not trail.attempts:
-        return _with_something_left(candidates)
+        return _with_quota_left(candidates)
     untried = [i for i in candidates if not trail.tried(i)]
-    elsewhere = [i for i in untried if not trail.troubled(i.provider_name) and has_left(i)]
+    elsewhere = [i for i in untried if not trail.failures_of(i.provider_name) and has_quota_left(i)]
     # Only a failure may pass by itself: a refusal, a limit or a bad key says the same at once.
     return (
         elsewhere
-        or _with_something_left(untried)
+        or _with_quota_left(untried)
         or [i for i in candidates if trail.last(i) is Outcome.FAILURE]
     )
 
 
-def _with_something_left(candidates: list[Instance]) -> list[Instance]:
+def _with_quota_left(candidates: list[Instance]) -> list[Instance]:
     """Return those whose rate limit is not used up; all where that is nobody."""
-    return [i for i in candidates if has_left(i)] or candidates
+    return [i for i in candidates if has_quota_left(i)] or candidates
 
 
-def has_left(instance: Instance) -> bool:
+def has_quota_left(instance: Instance) -> bool:
     """Tell whether something is left of an instance's rate limits, as far as is known."""
     left = instance.quota_left()
     return left is None or left > 0

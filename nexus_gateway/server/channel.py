@@ -31,7 +31,7 @@ LONGEST_MESSAGE = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WorkerSpec:
     """What a worker is born with.
 
     Args:
@@ -74,7 +74,7 @@ def _line(kind: str, more: dict[str, Any]) -> bytes:
     return json.dumps({"kind": kind, **more}).encode() + b"\n"
 
 
-class Line:
+class ControlChannel:
     """One end of the line."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,7 +91,7 @@ class Line:
         """Whether all that was said has gone out; if not, the other end is slow."""
         return self._writer.transport.get_write_buffer_size() == 0
 
-    def say(self, kind: str, **more: Any) -> None:
+    def send(self, kind: str, **more: Any) -> None:
         """Say something; never waits, and is lost when the other end is gone."""
         if not self._writer.transport.is_closing():
             self._writer.write(_line(kind, more))

@@ -25,8 +25,8 @@ from aiohttp import web
 from nexus_gateway.hooks import Hook
 from nexus_gateway.routing.policies import Policy
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.server.reload import Fresh, Reload
-from nexus_gateway.server.sockets import QUEUE, why_not
+from nexus_gateway.server.reload import LoadedConfig, Reload
+from nexus_gateway.server.sockets import QUEUE, os_error_text
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry import log
 from nexus_gateway.upstream.client import exhausted
@@ -57,7 +57,7 @@ def raise_limit() -> None:
             logger.debug("the limit of file descriptors stays at %d", soft)
 
 
-class Shortage:
+class FdExhaustionHandler:
     """Says that there are none left once in a while, where a loop would for each caller."""
 
     def __init__(self) -> None:
@@ -79,12 +79,12 @@ class Shortage:
 STDIN = 0
 
 
-def hold_hangups() -> None:
+def block_sighup() -> None:
     """Let SIGHUP wait: until it is heeded it would end the process, and none must be lost."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
-def heed_hangups() -> None:
+def unblock_sighup() -> None:
     """Let it come, as there is a handler now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
@@ -115,7 +115,7 @@ def run(
     settings: Settings,
     pool: Pool,
     announce: Announce,
-    read: Callable[[], Fresh] | None = None,
+    read: Callable[[], LoadedConfig] | None = None,
     **plugins: Any,
 ) -> int:
     """Serve until a signal ends it; see `run_application` and `serve`."""
@@ -162,10 +162,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Make the process and the running loop ready to serve an application; it listens nowhere."""
     raise_limit()
-    asyncio.get_running_loop().set_exception_handler(Shortage())
+    asyncio.get_running_loop().set_exception_handler(FdExhaustionHandler())
     runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
-    log.hold(asyncio.get_running_loop().call_later)
+    log.buffer(asyncio.get_running_loop().call_later)
     # What is here now stays: the collector need not walk it for each few hundred requests.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
@@ -173,14 +173,14 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
         yield runner
     finally:
         await runner.cleanup()
-        log.hold(None)
+        log.buffer(None)
 
 
 async def serve(
     app: web.Application,
     settings: Settings,
     announce: Announce,
-    read: Callable[[], Fresh] | None = None,
+    read: Callable[[], LoadedConfig] | None = None,
 ) -> int:
     """Serve an application in the running loop until a signal ends it.
 
@@ -199,7 +199,7 @@ async def serve(
             await site.start()
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
-            logger.error("cannot listen on %s: %s", where, why_not(error))
+            logger.error("cannot listen on %s: %s", where, os_error_text(error))
             return CANNOT_LISTEN
         gateway = app[GATEWAY]
         stop = _on_signals()
@@ -212,7 +212,7 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def _reloading(
-    gateway: Gateway, read: Callable[[], Fresh] | None, stop: asyncio.Event
+    gateway: Gateway, read: Callable[[], LoadedConfig] | None, stop: asyncio.Event
 ) -> AsyncIterator[None]:
     """Reload on SIGHUP; but where the terminal itself hung up, stop. Afterwards it does nothing."""
     terminal = Terminal()
@@ -225,7 +225,7 @@ async def _reloading(
             reload.ask()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
-    heed_hangups()
+    unblock_sighup()
     working = asyncio.create_task(reload.work()) if reload is not None else None
     try:
         yield

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.routing.resolver import Targets
+from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import VARIABLES, Settings
 from nexus_gateway.telemetry import log
@@ -29,7 +29,7 @@ FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER")
 
 
 @dataclass(frozen=True, slots=True)
-class Fresh:
+class LoadedConfig:
     """What was read.
 
     Args:
@@ -43,7 +43,7 @@ class Fresh:
     late: tuple[str, ...] = ()
 
 
-def as_started(settings: Settings, running: Settings) -> tuple[Settings, tuple[str, ...]]:
+def keep_fixed(settings: Settings, running: Settings) -> tuple[Settings, tuple[str, ...]]:
     """Return the settings with what is fixed as it runs, and the names of what differed."""
     differ = tuple(name for name in changed(settings, running) if name in FIXED)
     return replace(settings, **{n.lower(): getattr(running, n.lower()) for n in differ}), differ
@@ -76,7 +76,7 @@ class Reload:
             import a provider that nobody needed before.
     """
 
-    def __init__(self, gateway: Gateway, read: Callable[[], Fresh]) -> None:
+    def __init__(self, gateway: Gateway, read: Callable[[], LoadedConfig]) -> None:
         self._gateway = gateway
         self._read = read
         self._asked = asyncio.Event()
@@ -108,7 +108,7 @@ class Reload:
         self.apply(fresh)
         return True
 
-    def apply(self, fresh: Fresh) -> None:
+    def apply(self, fresh: LoadedConfig) -> None:
         """Serve from now on with what was read, and say what that changed."""
         gateway, settings = self._gateway, fresh.settings
         self._know(secrets_of(settings, fresh.pool))
@@ -119,9 +119,9 @@ class Reload:
         warnings += [f"left out: {p}" for p in problems if p not in map(str, gateway.pool.problems)]
         if "GATEWAY_KEYS" in names and not (settings.gateway_keys or is_loopback(settings.host)):
             warnings.append(f"{settings.host} is open to others and GATEWAY_KEYS is not set")
-        succession = gateway.pool.succeed(fresh.pool)
+        succession = gateway.pool.replace_with(fresh.pool)
         gateway.settings = settings
-        gateway.targets = Targets(gateway.pool, strict=settings.strict_models)
+        gateway.targets = ModelResolver(gateway.pool, strict=settings.strict_models)
         assert gateway.make_relay is not None
         gateway.relay = gateway.make_relay(settings)
         what = {**succession.as_fields(), "settings": ", ".join(names) or None}

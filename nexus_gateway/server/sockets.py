@@ -18,7 +18,7 @@ def can_share_a_port() -> bool:
     return all(hasattr(socket, name) for name in ("SO_REUSEPORT", "AF_UNIX"))
 
 
-def why_not(error: OSError) -> str:
+def os_error_text(error: OSError) -> str:
     """Say why a port can't be had; what a loop makes of it repeats the address."""
     number = error.errno or 0  # negative where a name is not found
     return os.strerror(number).lower() if number > 0 else "no such address"

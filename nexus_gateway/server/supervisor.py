@@ -30,15 +30,15 @@ from dataclasses import replace
 from typing import Any
 
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.server.channel import PLACE, Line, Place
-from nexus_gateway.server.process import Terminal, heed_hangups
-from nexus_gateway.server.sync import Board, Hub, News
-from nexus_gateway.telemetry.shared import Shared
+from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
+from nexus_gateway.server.process import Terminal, unblock_sighup
+from nexus_gateway.server.sync import EventBoard, Hub, RecentEvents
+from nexus_gateway.telemetry.shared import WorkerState
 
 logger = logging.getLogger("nexus_gateway")
 
 
-class Nursery:
+class WorkerSpawner:
     """Where workers come from.
 
     Args:
@@ -76,7 +76,7 @@ class Nursery:
         ours, theirs = socket.socketpair()
         with theirs:
             control = theirs.fileno()
-            place = Place(slot, control, self._listening, self.host, self.port, self._salt)
+            place = WorkerSpec(slot, control, self._listening, self.host, self.port, self._salt)
             place = replace(place, keyed=self.keyed)
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -90,7 +90,7 @@ class Nursery:
             except OSError:
                 ours.close()
                 raise
-        return WorkerProcess(slot, process, await Line.open(ours))
+        return WorkerProcess(slot, process, await ControlChannel.open(ours))
 
 
 class WorkerProcess:
@@ -110,7 +110,9 @@ class WorkerProcess:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, slot: int, process: asyncio.subprocess.Process, line: Line) -> None:
+    def __init__(
+        self, slot: int, process: asyncio.subprocess.Process, line: ControlChannel
+    ) -> None:
         self.number = next(self._numbers)
         self.slot = slot
         self.process = process
@@ -149,7 +151,7 @@ class WorkerProcess:
 
     def drain(self) -> None:
         """Tell it to end as the gateway does."""
-        self.line.say("drain")
+        self.line.send("drain")
         if self.introduction is None:
             self._signal("terminate")  # it may not listen to the line yet
 
@@ -164,12 +166,12 @@ class WorkerProcess:
             pass
 
 
-TELL_AFTER_S = 0.1
+PUBLISH_AFTER_S = 0.1
 # Where there is much to tell, it takes no more than a tenth of the time.
-REST_AFTER_TELLING = 10
+PUBLISH_REST = 10
 
 
-class Switchboard:
+class StateBroker:
     """The hub and the board, with the lines to the workers.
 
     Args:
@@ -181,18 +183,18 @@ class Switchboard:
         self._workers = workers
         self._present = present
         self._hub = Hub()
-        self._board = Board()
+        self._board = EventBoard()
         self._telling: asyncio.TimerHandle | None = None
-        self._pause_s = TELL_AFTER_S
+        self._pause_s = PUBLISH_AFTER_S
 
     def hear(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
         """Note what a worker knows."""
-        self._hub.hear(worker.number, Shared.from_json(message))
+        self._hub.hear(worker.number, WorkerState.from_json(message))
         self.tell_soon()
 
     def hear_news(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
         """Note what is new with a worker."""
-        self._board.hear(worker.number, News.from_json(message))
+        self._board.hear(worker.number, RecentEvents.from_json(message))
         self.tell_soon()
 
     def forget(self, worker: WorkerProcess) -> None:
@@ -210,13 +212,13 @@ class Switchboard:
         """Tell a worker what all others know, if there is anything new."""
         listens = self._hub.listens(worker.number)
         if news := self._board.tell(worker.number, listens=listens):
-            worker.line.say("news", **news.as_json())
+            worker.line.send("news", **news.as_json())
         shown = listens and self._hub.others_hand_over(worker.number)
         more = {"workers": self._present(), "shown": shown}
         told = {**self._hub.tell(worker.number).as_json(), **more}
         if told != worker.told:
             worker.told = told
-            worker.line.say("share", **told)
+            worker.line.send("share", **told)
 
     def tell_soon(self) -> None:
         """Tell all workers, once for all that happens within a moment."""
@@ -232,7 +234,7 @@ class Switchboard:
                 self.tell(worker)
             else:  # it is slow, and hears the latest when it has caught up
                 self.tell_soon()
-        self._pause_s = max(TELL_AFTER_S, (time.thread_time() - begun_s) * REST_AFTER_TELLING)
+        self._pause_s = max(PUBLISH_AFTER_S, (time.thread_time() - begun_s) * PUBLISH_REST)
 
 
 START_LIMIT_S = 60.0
@@ -260,14 +262,14 @@ class Supervisor:
         announce: told what the first one said, once it accepts.
     """
 
-    def __init__(self, nursery: Nursery, announce: Callable[[Introduction], None]) -> None:
+    def __init__(self, nursery: WorkerSpawner, announce: Callable[[Introduction], None]) -> None:
         self._nursery = nursery
         self._announce = announce
         self._slots: list[WorkerProcess | None] = [None] * nursery.slots
         self._locks = [asyncio.Lock() for _ in self._slots]
         self._young_deaths = [0 for _ in self._slots]
         self._workers: set[WorkerProcess] = set()
-        self._switchboard = Switchboard(self._workers, self._present)
+        self._switchboard = StateBroker(self._workers, self._present)
         self._first: Introduction = {}
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
@@ -323,7 +325,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        heed_hangups()
+        unblock_sighup()
 
     def stop(self) -> None:
         """Drain all workers; the second time, end at once."""
@@ -420,7 +422,7 @@ class Supervisor:
         old, self._slots[worker.slot] = self._slots[worker.slot], worker
         self._tell_slots()
         if old is not None:
-            old.line.say("retire")
+            old.line.send("retire")
 
     async def _fill(self, slot: int) -> None:
         """Start workers until an empty slot has one."""
@@ -484,7 +486,7 @@ class Supervisor:
         vacant = [slot for slot, worker in enumerate(self._slots) if worker is None]
         for worker in self._slots:
             if worker is not None:
-                worker.line.say("listen", slots=[worker.slot, *vacant])
+                worker.line.send("listen", slots=[worker.slot, *vacant])
         self._switchboard.tell_soon()
 
 

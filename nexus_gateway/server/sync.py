@@ -6,13 +6,20 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Self
 
-from nexus_gateway.routing.health import RECENT
-from nexus_gateway.routing.instance import MARKS, Elsewhere, Instance
-from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, Ended, Shared, ended_ms, to_keep
+from nexus_gateway.routing.health import WINDOW
+from nexus_gateway.routing.instance import MARKS, Instance, RemoteCounts
+from nexus_gateway.telemetry.shared import (
+    HANDING_OVER,
+    LISTENERS,
+    Ended,
+    WorkerState,
+    ended_ms,
+    to_keep,
+)
 
 
 @dataclass(slots=True)
-class News:
+class RecentEvents:
     """What is new.
 
     Args:
@@ -41,7 +48,7 @@ _Kept = tuple[int, int, Any]  # a number, which worker told it, and what
 
 
 def _recent(kept: list[_Kept]) -> list[_Kept]:
-    return kept[-RECENT:]
+    return kept[-WINDOW:]
 
 
 def _latest_requests(kept: list[_Kept]) -> list[_Kept]:
@@ -82,22 +89,22 @@ class _Latest:
         self._told.pop(worker, None)
 
 
-class Board:
+class EventBoard:
     """The latest news of all workers, and what each of them is to hear of it."""
 
     def __init__(self) -> None:
         self._requests = _Latest(_latest_requests)
         self._first_tokens: dict[str, _Latest] = defaultdict(lambda: _Latest(_recent))
 
-    def hear(self, worker: int, news: News) -> None:
+    def hear(self, worker: int, news: RecentEvents) -> None:
         """Note what is new with a worker."""
         self._requests.add(worker, news.requests)
         for name, times_ms in news.first_tokens_ms.items():
             self._first_tokens[name].add(worker, times_ms)
 
-    def tell(self, worker: int, *, listens: bool) -> News:
+    def tell(self, worker: int, *, listens: bool) -> RecentEvents:
         """Return what is new to a worker; of requests only if somebody listens there."""
-        found = News(self._requests.new_to(worker) if listens else [])
+        found = RecentEvents(self._requests.new_to(worker) if listens else [])
         for name, latest in self._first_tokens.items():
             if times_ms := latest.new_to(worker):
                 found.first_tokens_ms[name] = times_ms
@@ -117,10 +124,10 @@ class Hub:
     """What all workers said, and what each of them is to hear."""
 
     def __init__(self) -> None:
-        self._said: dict[int, Shared] = {}
-        self._all = Shared()  # its marks are everybody's, its figures those of the gone
+        self._said: dict[int, WorkerState] = {}
+        self._all = WorkerState()  # its marks are everybody's, its figures those of the gone
 
-    def hear(self, worker: int, said: Shared) -> None:
+    def hear(self, worker: int, said: WorkerState) -> None:
         """Note what a worker says, in the place of what it said before."""
         self._said[worker] = said
         self._all.heed_marks(said.marks)
@@ -131,9 +138,9 @@ class Hub:
         if said is not None:
             self._all.add(said, living=False)
 
-    def tell(self, worker: int) -> Shared:
+    def tell(self, worker: int) -> WorkerState:
         """Return what a worker is to hear: the marks of all, the figures of all others."""
-        found = Shared(dict(self._all.marks))
+        found = WorkerState(dict(self._all.marks))
         found.add(self._all, living=False)
         for other, said in self._said.items():
             if other != worker:
@@ -156,7 +163,7 @@ class Hub:
             self._all.marks[name.removesuffix("bad_key") + "freed"] = [now_s]
 
 
-class Names:
+class InstanceSync:
     """By which names the workers speak of the instances.
 
     Args:
@@ -167,17 +174,17 @@ class Names:
     def __init__(self, instances: Iterable[Instance], salt: bytes) -> None:
         self.of = [(instance, _identity(instance, salt)) for instance in instances]
 
-    def said_of(self) -> Shared:
+    def said_of(self) -> WorkerState:
         """Say what this worker knows of the instances."""
-        said = Shared()
+        said = WorkerState()
         for instance, identity in self.of:
-            for mark, value in instance.marks().items():
+            for mark, value in instance.export_state().items():
                 said.marks[_mark_name(instance, identity, mark)] = value
             if not instance.total_requests:
                 continue
             said.counts[f"{identity} requests"] = instance.total_requests
             said.gauges[f"{identity} in_flight"] = instance.in_flight
-            for name, sample in instance.health.seen().items():
+            for name, sample in instance.health.local().items():
                 if sample.weight:
                     said.means[f"{identity} {name}"] = sample
         return said
@@ -190,19 +197,21 @@ class Names:
     def hear_first_tokens(self, heard_ms: Mapping[str, list[float]]) -> None:
         """Note the times to the first token that the others have seen."""
         for instance, identity in self.of if heard_ms else ():
-            instance.health.hear_first_tokens(heard_ms.get(identity, ()))
+            instance.health.merge_first_tokens(heard_ms.get(identity, ()))
 
-    def heed(self, heard: Shared) -> None:
+    def heed(self, heard: WorkerState) -> None:
         """Take over what the others know of the instances."""
         for instance, identity in self.of:
             names = {mark: _mark_name(instance, identity, mark) for mark in MARKS}
-            instance.follow({m: heard.marks[n] for m, n in names.items() if n in heard.marks})
-            instance.elsewhere = Elsewhere(
+            instance.merge_state({m: heard.marks[n] for m, n in names.items() if n in heard.marks})
+            instance.elsewhere = RemoteCounts(
                 in_flight=int(heard.gauges.get(f"{identity} in_flight", 0)),
                 total_requests=int(heard.counts.get(f"{identity} requests", 0)),
             )
-            means = {name: f"{identity} {name}" for name in instance.health.seen()}
-            instance.health.hear({m: heard.means[n] for m, n in means.items() if n in heard.means})
+            means = {name: f"{identity} {name}" for name in instance.health.local()}
+            instance.health.merge_remote(
+                {m: heard.means[n] for m, n in means.items() if n in heard.means}
+            )
 
 
 def _identity(instance: Instance, salt: bytes) -> str:

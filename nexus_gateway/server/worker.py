@@ -18,18 +18,18 @@ from typing import Any
 from aiohttp import web
 
 from nexus_gateway.server import process
-from nexus_gateway.server.channel import Line, Place
-from nexus_gateway.server.process import heed_hangups
+from nexus_gateway.server.channel import ControlChannel, WorkerSpec
+from nexus_gateway.server.process import unblock_sighup
 from nexus_gateway.server.sockets import QUEUE
-from nexus_gateway.server.sync import Names, News
+from nexus_gateway.server.sync import InstanceSync, RecentEvents
 from nexus_gateway.telemetry.feed import Feed
-from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, REQUESTS_IN_FLIGHT, Shared
+from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, REQUESTS_IN_FLIGHT, WorkerState
 from nexus_gateway.web.gateway import GATEWAY, Gateway, gateway_of
 from nexus_gateway.web.handlers.events import FEED
 
-TELL_EVERY_S = 0.2
+PUBLISH_EVERY_S = 0.2
 # Thousands of instances have much to tell: it takes no more than a twentieth of the time.
-REST_AFTER_TELLING = 20
+PUBLISH_REST = 20
 # A caller who keeps a connection busy comes by within that time and is asked to connect anew.
 LINGER_S = 2.0
 LOOK_EVERY_S = 0.05
@@ -37,7 +37,7 @@ LOOK_EVERY_S = 0.05
 LONGEST_RETIREMENT_S = 600.0
 
 
-async def work(app: web.Application, place: Place, introduction: Mapping[str, Any]) -> int:
+async def work(app: web.Application, place: WorkerSpec, introduction: Mapping[str, Any]) -> int:
     """Serve an application in the running loop until the supervisor ends it, or is gone.
 
     Args:
@@ -48,7 +48,7 @@ async def work(app: web.Application, place: Place, introduction: Mapping[str, An
     Returns:
         The exit code: 0.
     """
-    line = await Line.open(socket.socket(fileno=place.control))
+    line = await ControlChannel.open(socket.socket(fileno=place.control))
     app.on_response_prepare.append(_see_off)
     async with contextlib.AsyncExitStack() as end:
         end.push_async_callback(line.close)
@@ -76,7 +76,12 @@ class Worker:
     """
 
     def __init__(
-        self, gateway: Gateway, feed: Feed, runner: web.AppRunner, place: Place, line: Line
+        self,
+        gateway: Gateway,
+        feed: Feed,
+        runner: web.AppRunner,
+        place: WorkerSpec,
+        line: ControlChannel,
     ) -> None:
         self._gateway = gateway
         self._feed = feed
@@ -84,7 +89,7 @@ class Worker:
         self._runner = runner
         self._place = place
         self._line = line
-        self._names = Names(gateway.pool.instances, bytes.fromhex(place.salt))
+        self._names = InstanceSync(gateway.pool.instances, bytes.fromhex(place.salt))
         self._sites: dict[int, list[tuple[socket.socket, web.SockSite]]] = {}
         self._informed = asyncio.Event()
         self._told: dict[str, Any] = {}
@@ -99,7 +104,7 @@ class Worker:
             await self._informed.wait()
             if not self._drain.leaving.is_set():
                 await self._listen([self._place.slot])
-                self._line.say("ready", **introduction)
+                self._line.send("ready", **introduction)
             await self._drain.leaving.wait()
             if not self._drain.begun.is_set():
                 await self._retire()
@@ -115,10 +120,10 @@ class Worker:
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._line.say, "leave")
+        loop.add_signal_handler(signal.SIGTERM, self._line.send, "leave")
         for number in (signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
-        heed_hangups()
+        unblock_sighup()
 
     async def _obey(self) -> None:
         """Do as the supervisor says; without one, leave, and leave the port to its successor."""
@@ -126,7 +131,7 @@ class Worker:
             if kind == "share":
                 self._heed(message)
             elif kind == "news":
-                self._hear_news(News.from_json(message))
+                self._hear_news(RecentEvents.from_json(message))
             elif kind == "listen":
                 await self._listen(message["slots"])
             elif kind == "retire":
@@ -140,7 +145,7 @@ class Worker:
     def _heed(self, message: dict[str, Any]) -> None:
         self._gateway.workers = message.pop("workers")
         shown = message.pop("shown")
-        others = Shared.from_json(message)
+        others = WorkerState.from_json(message)
         handed_over = self._hands_over
         self._gateway.others = others
         self._names.heed(others)
@@ -149,7 +154,7 @@ class Worker:
             self._gateway.decided.set()  # somebody waits for it
         self._informed.set()
 
-    def _hear_news(self, news: News) -> None:
+    def _hear_news(self, news: RecentEvents) -> None:
         self._feed.hear(news.requests)
         self._names.hear_first_tokens(news.first_tokens_ms)
 
@@ -161,7 +166,7 @@ class Worker:
 
     async def _tell(self) -> None:
         decided = self._gateway.decided
-        pause_s = TELL_EVERY_S
+        pause_s = PUBLISH_EVERY_S
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -172,13 +177,13 @@ class Worker:
                 begun_s = time.thread_time()
                 self.tell()
                 spent_s = time.thread_time() - begun_s
-                pause_s = max(TELL_EVERY_S, spent_s * REST_AFTER_TELLING)
+                pause_s = max(PUBLISH_EVERY_S, spent_s * PUBLISH_REST)
 
     def _tell_news(self, *, whoever_listens: bool = False) -> None:
         wanted = self._hands_over or whoever_listens
         requests = self._feed.hand_over() if wanted else []
-        if news := News(requests, self._names.first_tokens_ms()):
-            self._line.say("news", **news.as_json())
+        if news := RecentEvents(requests, self._names.first_tokens_ms()):
+            self._line.send("news", **news.as_json())
 
     def tell(self) -> None:
         """Tell the supervisor what this worker knows, if there is anything new."""
@@ -192,7 +197,7 @@ class Worker:
         told = said.as_json()
         if told != self._told:
             self._told = told
-            self._line.say("share", **told)
+            self._line.send("share", **told)
 
     async def _listen(self, slots: list[int]) -> None:
         """Accept on the sockets of some slots, and on no others."""

@@ -27,7 +27,7 @@ from nexus_gateway.telemetry.shared import (
     is_troubled,
     to_keep,
 )
-from nexus_gateway.telemetry.snapshot import view, view_of_request
+from nexus_gateway.telemetry.snapshot import instance_json, request_json
 from nexus_gateway.telemetry.timeline import BUCKET_S, BUCKETS, Timelines, failed
 
 Numbered = tuple[int, RequestRecord]
@@ -73,7 +73,7 @@ class LastRequests:
         new = self._here_since(self._handed_over)
         if new:
             self._handed_over = new[0][0]
-        return [view_of_request(record) for _, record in reversed(new)]
+        return [request_json(record) for _, record in reversed(new)]
 
     def since(self, number: int, most: int) -> list[tuple[int, Ended]]:
         """Return what became known after a number, by number.
@@ -83,7 +83,7 @@ class LastRequests:
             most: so many of the newest of all, and of the newest that went badly.
         """
         found = [entry for entry in self._elsewhere if entry[0] > number]
-        found += [(n, view_of_request(record)) for n, record in self._here_since(number)]
+        found += [(n, request_json(record)) for n, record in self._here_since(number)]
         found.sort(key=lambda entry: entry[0])
         troubled = [entry for entry in found[:-most] if is_troubled(entry[1])]
         return troubled[-most:] + found[-most:]
@@ -94,7 +94,7 @@ class LastRequests:
 
     def all(self) -> list[Ended]:
         """Return the last of all workers, in the order of their ends."""
-        found = [view_of_request(record) for _, record in reversed(self._here_since(0))]
+        found = [request_json(record) for _, record in reversed(self._here_since(0))]
         found += [it for _, it in self._elsewhere]
         return to_keep(sorted(found, key=ended_ms), lambda request: request)
 
@@ -118,7 +118,7 @@ AT_ONCE = 50
 # These run down by themselves and are no change.
 _RUNNING_DOWN = ("parkedForMs", "probeInMs")
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_SOMEBODY_GONE = ""  # is nobody's name
+_REMOVED = ""  # is nobody's name
 Change = tuple[int, str, Any]
 
 
@@ -177,7 +177,7 @@ class Feed:
             return self._number
         self._looked_s = now_s
         for instance in self._pool.instances:
-            now = view(instance)
+            now = instance_json(instance)
             before = self._seen.get(instance.name, {})
             self._seen[instance.name] = now
             if _lasting(before) != _lasting(now):
@@ -186,7 +186,7 @@ class Feed:
         if gone := self._seen.keys() - names:
             for name in gone:
                 del self._seen[name]
-            self._note(_SOMEBODY_GONE)
+            self._note(_REMOVED)
         return self._number
 
     def _note(self, name: str) -> None:
@@ -200,7 +200,7 @@ class Feed:
         Where an instance is gone, a snapshot tells all of it, and has the newest number.
         """
         latest = {name: n for n, name in self._changes if n > number}
-        if _SOMEBODY_GONE in latest:
+        if _REMOVED in latest:
             return [(self._number, "snapshot", self.snapshot())]
         known = {name: n for name, n in latest.items() if name in self._seen}
         changes: list[Change] = [(n, "instance", self._seen[name]) for name, n in known.items()]

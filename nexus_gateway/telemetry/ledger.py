@@ -16,7 +16,7 @@ from itertools import chain
 from urllib.parse import quote
 
 from nexus_gateway.telemetry.ledger_writer import Row
-from nexus_gateway.telemetry.usage import Answer, Question, answer_of, queries
+from nexus_gateway.telemetry.usage import UsageQuery, UsageReport, answer_of, queries
 
 # The layout's version, in the file's `user_version`. Whoever changes the table raises it, and
 # says in `ledger_file` how an older file becomes a newer one.
@@ -75,7 +75,7 @@ class LedgerRefused(Exception):
     """A file that is no ledger, or one of a newer version; the text says which."""
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Tell whether a failure may be over in a moment: a lock, a full disk."""
     if isinstance(error, sqlite3.Error):
         # An extended code holds the plain one in its lowest byte.
@@ -84,7 +84,7 @@ def may_pass(error: Exception) -> bool:
     return False
 
 
-def is_about_the_file(error: Exception) -> bool:
+def is_storage_error(error: Exception) -> bool:
     """Tell whether a failure is the file's or the disk's, and not that of what was written."""
     kinds = (sqlite3.OperationalError, OSError, LedgerRefused)
     return isinstance(error, kinds) or type(error) is sqlite3.DatabaseError
@@ -99,7 +99,7 @@ class LedgerFile:
     Raises:
         LedgerRefused: what is there is no ledger of ours.
         OSError: the folder can't be made, or the file.
-        sqlite3.Error: it can't be opened, or not just now, see `may_pass`.
+        sqlite3.Error: it can't be opened, or not just now, see `is_transient`.
     """
 
     def __init__(self, path: str) -> None:
@@ -212,7 +212,7 @@ def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection | None]:
         yield connection if _version(connection) else None
 
 
-def ask(path: str, question: Question) -> Answer | None:
+def ask(path: str, question: UsageQuery) -> UsageReport | None:
     """Ask a ledger; other processes may be writing it.
 
     Returns:

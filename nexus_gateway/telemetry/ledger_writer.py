@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.telemetry.pricing import Prices, Spent, has_cost, spent_on
-from nexus_gateway.telemetry.shared import Shared
+from nexus_gateway.telemetry.shared import WorkerState
 
 if TYPE_CHECKING:
     from nexus_gateway.telemetry.ledger import LedgerFile
@@ -127,7 +127,7 @@ class LedgerWriter:
     def _dropped(self) -> int:
         return self._overflow + self._lost
 
-    def share(self, said: Shared) -> None:
+    def share(self, said: WorkerState) -> None:
         """Add what requests have cost to what this process tells the others."""
         said.counts[SPENT_USD] = self._spent_usd
         said.counts[PRICED] = self._priced
@@ -142,7 +142,7 @@ class LedgerWriter:
         """
         if self.is_refused:
             return Spent(None, None)
-        said = Shared()
+        said = WorkerState()
         self.share(said)
         numbers = [said.counts[n] + elsewhere.get(n, 0) for n in (SPENT_USD, PRICED, UNPRICED)]
         return spent_on(*numbers, may_know=self._prices.is_installed)
@@ -179,7 +179,7 @@ class LedgerWriter:
 
     def _write(self) -> bool:
         """Write all that waits; say what is wrong where that is not possible."""
-        from nexus_gateway.telemetry.ledger import is_about_the_file
+        from nexus_gateway.telemetry.ledger import is_storage_error
 
         try:
             self._open()
@@ -189,7 +189,7 @@ class LedgerWriter:
                 self._file.write(self._rows)
                 self._rows = []
         except Exception as error:  # whatever it is, requests go on
-            if not is_about_the_file(error):
+            if not is_storage_error(error):
                 self._lost += len(self._rows)
                 self._rows = []
             self._say(error)
@@ -211,7 +211,7 @@ class LedgerWriter:
             try:
                 self._file = ledger.LedgerFile(self._path)
             except Exception as error:
-                self.is_refused = not (self._has_begun or ledger.may_pass(error))
+                self.is_refused = not (self._has_begun or ledger.is_transient(error))
                 raise
             self._has_begun = True
 

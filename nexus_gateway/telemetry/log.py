@@ -165,7 +165,7 @@ class LineHandler(logging.StreamHandler[Any]):
                 pass  # nobody reads any more: no reason not to serve
 
 
-def say(logger: logging.Logger, message: str, fields: Mapping[str, Any]) -> None:
+def info_line(logger: logging.Logger, message: str, fields: Mapping[str, Any]) -> None:
     """Write a line of the level info; the short way where nobody but our handler listens.
 
     The long way through `logging` costs as much as choosing an instance, for every request.
@@ -179,7 +179,7 @@ def say(logger: logging.Logger, message: str, fields: Mapping[str, Any]) -> None
         logger.info("%s", message, extra={"fields": fields})
 
 
-def hold(later: Later | None) -> None:
+def buffer(later: Later | None) -> None:
     """Let lines wait and go out together, or no more.
 
     Args:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from nexus_gateway.provider import Verdict
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.wire.usage import Tokens
+from nexus_gateway.wire.usage import TokenUsage
 
 Attributes = dict[str, Any]
 
@@ -61,7 +61,7 @@ def of_instance(instance: Instance, operation: str) -> Attributes:
     return found
 
 
-def of_record(record: RequestRecord) -> Attributes:
+def request_attributes(record: RequestRecord) -> Attributes:
     """Return what is known of a request that has ended."""
     known: Attributes = {
         "http.response.status_code": record.status,
@@ -87,7 +87,7 @@ def error_type(verdict: Verdict) -> str:
     return "timeout" if late else verdict.outcome.value
 
 
-def of_tokens(tokens: Tokens) -> Attributes:
+def of_tokens(tokens: TokenUsage) -> Attributes:
     """Return what an answer used, as far as it is known."""
     found = {
         "gen_ai.usage.input_tokens": tokens.prompt,

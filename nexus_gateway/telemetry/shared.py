@@ -81,7 +81,7 @@ HANDING_OVER = "handing_over"  # 1 where a worker tells its requests as `news`
 
 
 @dataclass(slots=True)
-class Shared:
+class WorkerState:
     """What one worker knows, or several together; see the module for the four sorts."""
 
     marks: dict[str, list[Any]] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Shared:
             if name not in self.marks or mark > self.marks[name]:
                 self.marks[name] = mark
 
-    def add(self, other: Shared, *, living: bool) -> None:
+    def add(self, other: WorkerState, *, living: bool) -> None:
         """Add another's figures, the gauges only if it lives."""
         for name, count in other.counts.items():
             self.counts[name] = self.counts.get(name, 0) + count

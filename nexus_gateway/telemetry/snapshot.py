@@ -19,7 +19,7 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f}%"
 
 
-def view(instance: Instance) -> dict[str, Any]:
+def instance_json(instance: Instance) -> dict[str, Any]:
     """Describe an instance's state; no key, no part of one."""
     quota_left = instance.quota_left()
     state = instance.breaker.state()
@@ -60,7 +60,7 @@ def _rounded(number: float | None) -> int | None:
     return None if number is None else round(number)
 
 
-def view_of_request(record: RequestRecord) -> dict[str, Any]:
+def request_json(record: RequestRecord) -> dict[str, Any]:
     """Describe a request that has ended: who was asked, and why they failed; no word of it."""
     return {
         "id": record.id,

@@ -124,7 +124,7 @@ class Rate:
 class Timelines:
     """The timelines of all requests and of each instance; `observe` is an Observer.
 
-    Other processes tell what they have counted so far (`tell`), and what that has become more since
+    Other processes tell what they have counted so far (`announce`), and what that has become more since
     the last time is counted as of now (`hear`).
     """
 

@@ -46,11 +46,11 @@ from nexus_gateway.telemetry.semconv import (
     Attributes,
     error_type,
     of_instance,
-    of_record,
     of_tokens,
     operation_of,
+    request_attributes,
 )
-from nexus_gateway.wire.usage import tokens_of
+from nexus_gateway.wire.usage import parse_usage
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -290,7 +290,7 @@ class Trace:
         if not self.sampled:
             return
         about, error = self._about, None
-        about.update(of_record(record))
+        about.update(request_attributes(record))
         if record.status >= 500 or record.outcome == "failure":
             about["error.type"] = record.outcome or str(record.status)
             error = record.why or ""
@@ -340,7 +340,7 @@ class AttemptSpan:
 
     def used(self, usage: Mapping[str, Any]) -> None:
         """Note what the answer used, in OpenAI's shape."""
-        self._more.update(of_tokens(tokens_of(usage)))
+        self._more.update(of_tokens(parse_usage(usage)))
 
     def end(self, verdict: Verdict) -> None:
         """Note how it ended."""

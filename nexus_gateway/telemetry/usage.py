@@ -37,7 +37,7 @@ Figures = Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class UsageQuery:
     """What somebody wants to know.
 
     Args:
@@ -54,7 +54,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class UsageReport:
     """What the ledger says.
 
     Args:
@@ -67,7 +67,7 @@ class Answer:
 
 
 _UNKNOWN = ("cost_usd", "first_ms", "total_ms")
-NOTHING = Answer([], [None if name in _UNKNOWN else 0 for name in FIGURES])
+NOTHING = UsageReport([], [None if name in _UNKNOWN else 0 for name in FIGURES])
 
 
 class WrongQuestion(ValueError):
@@ -117,7 +117,7 @@ def check_by(text: str) -> str:
     return text
 
 
-def queries(question: Question) -> tuple[str, str, tuple[float, ...]]:
+def queries(question: UsageQuery) -> tuple[str, str, tuple[float, ...]]:
     """Return the SQL for the groups, the SQL for the total, and the values for both."""
     figures = ", ".join(FIGURES.values())
     group = _group(question)
@@ -132,7 +132,7 @@ def queries(question: Question) -> tuple[str, str, tuple[float, ...]]:
     )
 
 
-def _group(question: Question) -> str:
+def _group(question: UsageQuery) -> str:
     form = _TIME_FORMS.get(question.by)
     if form is None:
         return f"NULLIF({check_by(question.by)}, '')"
@@ -140,12 +140,12 @@ def _group(question: Question) -> str:
     return f"strftime('{form}', ended_s, 'unixepoch'{zone})"
 
 
-def answer_of(rows: Iterable[Sequence[Any]], total: Sequence[Any]) -> Answer:
+def answer_of(rows: Iterable[Sequence[Any]], total: Sequence[Any]) -> UsageReport:
     """Take what the database returned for `queries`."""
-    return Answer([(row[0], row[1:]) for row in rows], total)
+    return UsageReport([(row[0], row[1:]) for row in rows], total)
 
 
-def as_json(question: Question, answer: Answer) -> Mapping[str, Any]:
+def as_json(question: UsageQuery, answer: UsageReport) -> Mapping[str, Any]:
     """Tell an answer as a JSON object; times have their offset."""
     return {
         "object": "usage",

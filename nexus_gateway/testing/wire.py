@@ -68,11 +68,11 @@ class MessagesWire(Wire):
 
     def say(self, chunk: Chunk) -> bytes:
         """Return a message's events."""
-        return self._speaker.say(chunk)
+        return self._speaker.encode(chunk)
 
     def end(self) -> bytes:
         """Return a message's last events."""
-        return self._speaker.end()
+        return self._speaker.finish()
 
     def error(self, error: Mapping[str, Any]) -> bytes:
         """Return an `error` event."""

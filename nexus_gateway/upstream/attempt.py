@@ -23,10 +23,10 @@ from typing import Any
 
 import aiohttp
 
-from nexus_gateway.dialects.base import NotAnAnswer, Pieces, Request, Whole
+from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Pieces, Request
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
-from nexus_gateway.dialects.multipart import Form
+from nexus_gateway.dialects.multipart import StreamedForm
 from nexus_gateway.errors import BrokenStream, GatewayError, Overloaded, RequestTimeout
 from nexus_gateway.provider import (
     CHAT,
@@ -41,37 +41,37 @@ from nexus_gateway.provider import (
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.settings import Settings
-from nexus_gateway.upstream.client import NO_MORE, Client, exhausted
+from nexus_gateway.upstream.client import NO_HEADERS, Client, exhausted
 from nexus_gateway.upstream.failures import (
     AttemptFailed,
     _connection_reason,
     _judge,
-    blames_usage,
     failure,
-    plugin_at_work,
+    plugin_errors,
     refusal,
+    rejects_stream_options,
 )
-from nexus_gateway.upstream.response import HttpAnswer, read_up_to
+from nexus_gateway.upstream.response import HttpResponse, read_up_to
 from nexus_gateway.upstream.streams import (
     AnswerStream,
-    Chunked,
-    PassThrough,
+    PassthroughStream,
     Pulse,
+    TranslatedStream,
     chat_chunks,
     events,
 )
 from nexus_gateway.upstream.timeout import TimeLimit
 from nexus_gateway.wire import json_codec
-from nexus_gateway.wire.chunks import ODD_SHAPES, Answer, Chunk
+from nexus_gateway.wire.chunks import MALFORMED, Answer, Chunk
 
 logger = logging.getLogger("nexus_gateway")
 
-LONGEST_ERROR = 64 * 1024
+MAX_ERROR_BYTES = 64 * 1024
 
 
 async def send(
-    client: Client, instance: Instance, http: HttpRequest, more: Mapping[str, str] = NO_MORE
-) -> HttpAnswer:
+    client: Client, instance: Instance, http: HttpRequest, more: Mapping[str, str] = NO_HEADERS
+) -> HttpResponse:
     """Send a request, with more headers of this attempt's, and wait for the answer's head.
 
     Raises:
@@ -95,7 +95,7 @@ async def send(
     if 200 <= response.status < 300:
         return response
     try:
-        said = await read_up_to(response, LONGEST_ERROR)
+        said = await read_up_to(response, MAX_ERROR_BYTES)
     except (aiohttp.ClientError, OSError, ValueError):
         said = b""
     finally:
@@ -103,7 +103,7 @@ async def send(
     raise AttemptFailed(_judge(instance, response, said))
 
 
-async def read_whole(response: HttpAnswer, limit: int) -> bytes:
+async def read_whole(response: HttpResponse, limit: int) -> bytes:
     """Read an answer in one piece, and give the connection back.
 
     Raises:
@@ -125,7 +125,7 @@ async def read_whole(response: HttpAnswer, limit: int) -> bytes:
 def _note_quotas(instance: Instance, headers: Mapping[str, str], asked: int) -> None:
     """Let the instance know what its upstream says of its rate limits."""
     try:
-        instance.quotas.note(instance.provider.read_quotas(headers, time.time()), asked)
+        instance.quotas.update(instance.provider.read_quotas(headers, time.time()), asked)
     except Exception:
         logger.exception("the plugin %s failed to read its quotas", instance.plugin)
 
@@ -139,7 +139,7 @@ def chat_of(request: Request, model: str, *, stream: bool, usage: bool = False) 
     return request.chat.with_model(model, stream=stream, usage=usage)
 
 
-def as_it_is(
+def native_request(
     instance: Instance, model: str, request: Request, *, usage: bool = False
 ) -> HttpRequest:
     """Make the request for a backend that takes the caller's own dialect.
@@ -151,24 +151,24 @@ def as_it_is(
         usage: ask for a stream's usage as well.
     """
     if request.dialect.endpoint == CHAT:
-        return as_chat(instance, model, request, usage=usage)
-    own = request.own
+        return chat_request(instance, model, request, usage=usage)
+    own = request.native
     body = own.encode(model, usage=True) if usage and isinstance(own, Body) else own.encode(model)
-    more = {"Content-Type": request.own.content_type, **request.headers}
+    more = {"Content-Type": request.native.content_type, **request.headers}
     if isinstance(body, Pieces) and body.length is not None:
         more["Content-Length"] = str(body.length)
     return _http(instance, model, request.dialect.endpoint, request.stream, body, more)
 
 
-def as_chat(
+def chat_request(
     instance: Instance, model: str, request: Request, *, usage: bool = False
 ) -> HttpRequest:
-    """Make the request for a backend that speaks OpenAI, as `as_it_is`; mended where it must be."""
+    """Make the request for a backend that speaks OpenAI, as `native_request`; mended where it must be."""
     assert request.chat is not None
     provider = instance.provider
     body = request.chat.encode(model, usage=usage)
     if type(provider).prepare is not Provider.prepare:
-        with plugin_at_work(instance):
+        with plugin_errors(instance):
             chat = chat_of(request, model, stream=request.stream, usage=usage)
             mended = provider.prepare(chat)
             if mended is not None and mended is not chat:
@@ -185,7 +185,7 @@ def _http(
     more: Mapping[str, str],
 ) -> HttpRequest:
     provider = instance.provider
-    with plugin_at_work(instance):
+    with plugin_errors(instance):
         headers = {
             "Accept": "text/event-stream" if stream else JSON,
             **provider.headers,
@@ -224,15 +224,15 @@ class Upstream:
         """
         try:
             with TimeLimit(self._first_token_s) as limit:
-                _count_from_the_last_piece(instance, request, limit)
+                _restart_with_each_piece(instance, request, limit)
                 return await self._stream(instance, model, request)
         except TimeoutError:
             limit_ms = round(self._first_token_s * 1000)
-            raise _late(request, f"no first token in {limit_ms} ms") from None
+            raise _timeout_error(request, f"no first token in {limit_ms} ms") from None
 
     async def whole(
         self, instance: Instance, model: str, request: Request, limit_s: float
-    ) -> Whole:
+    ) -> FullResponse:
         """Attempt an answer in one piece, within `limit_s`.
 
         Raises:
@@ -241,24 +241,24 @@ class Upstream:
         """
         try:
             with TimeLimit(limit_s) as limit:
-                _count_from_the_last_piece(instance, request, limit)
+                _restart_with_each_piece(instance, request, limit)
                 return await self._whole(instance, model, request)
         except TimeoutError:
-            raise _late(request, f"no answer in {round(limit_s * 1000)} ms") from None
-        except NotAnAnswer as error:
+            raise _timeout_error(request, f"no answer in {round(limit_s * 1000)} ms") from None
+        except InvalidAnswer as error:
             raise failure(str(error)) from error
 
     def _label(self, instance: Instance) -> str | None:
         return instance.name if self._names_instance else None
 
     async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
-        stream: PassThrough | Chunked
-        if request.goes_as_it_is(instance.provider.endpoints):
-            response = await self._expect_stream(instance, model, request, as_it_is)
-            passage = request.dialect.passage(request, self._label(instance))
-            stream = PassThrough(response, passage, self._idle_s)
+        stream: PassthroughStream | TranslatedStream
+        if request.can_pass_through(instance.provider.endpoints):
+            response = await self._open_with_usage(instance, model, request, native_request)
+            passage = request.dialect.event_filter(request, self._label(instance))
+            stream = PassthroughStream(response, passage, self._idle_s)
         else:
-            stream = await self._chunked(instance, model, request)
+            stream = await self._translated(instance, model, request)
         try:
             await stream.open()
         except BrokenStream as broken:
@@ -272,58 +272,62 @@ class Upstream:
             raise
         return stream
 
-    async def _whole(self, instance: Instance, model: str, request: Request) -> Whole:
+    async def _whole(self, instance: Instance, model: str, request: Request) -> FullResponse:
         dialect = request.dialect
         label = self._label(instance)
-        if request.goes_as_it_is(instance.provider.endpoints):
-            response = await self._send(instance, as_it_is(instance, model, request), request)
+        if request.can_pass_through(instance.provider.endpoints):
+            response = await self._send(instance, native_request(instance, model, request), request)
             body = await read_whole(response, dialect.longest_answer)
-            with _odd_shapes_failing():
-                return dialect.own_whole(request, body, response.content_type, label)
+            with _malformed_answers_fail():
+                return dialect.parse_native(request, body, response.content_type, label)
         if isinstance(instance.provider, (Translator, InProcess)):
-            return await self._folded(instance, model, request)
-        response = await self._send(instance, as_chat(instance, model, request), request)
+            return await self._fold(instance, model, request)
+        response = await self._send(instance, chat_request(instance, model, request), request)
         body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
-        with _odd_shapes_failing():
+        with _malformed_answers_fail():
             completion = completed(body)
             labelled = completion if label is None else {**completion, "model": label}
-            return _told(request, labelled, usage_in(completion))
+            return _full_response(request, labelled, usage_in(completion))
 
-    async def _folded(self, instance: Instance, model: str, request: Request) -> Whole:
+    async def _fold(self, instance: Instance, model: str, request: Request) -> FullResponse:
         stream = await self.stream(instance, model, request)
-        assert isinstance(stream, Chunked)
+        assert isinstance(stream, TranslatedStream)
         try:
-            with _odd_shapes_failing():
-                return _told(request, await stream.whole(), stream.used())
+            with _malformed_answers_fail():
+                return _full_response(request, await stream.fold(), stream.used())
         except BrokenStream as broken:
             raise failure(broken.reason) from broken
         finally:
             await stream.close()
 
-    async def _chunked(self, instance: Instance, model: str, request: Request) -> Chunked:
+    async def _translated(
+        self, instance: Instance, model: str, request: Request
+    ) -> TranslatedStream:
         label, pulse = self._label(instance), Pulse()
         response, chunks = await self._chunks(instance, model, request, label or model, pulse)
-        speaker = request.dialect.speaker(request)
-        return Chunked(chunks, instance.plugin, label, speaker, self._idle_s, response, pulse)
+        speaker = request.dialect.stream_encoder(request)
+        return TranslatedStream(
+            chunks, instance.plugin, label, speaker, self._idle_s, response, pulse
+        )
 
     async def _chunks(
         self, instance: Instance, model: str, request: Request, shown: str, pulse: Pulse
-    ) -> tuple[HttpAnswer | None, AsyncIterator[Chunk]]:
+    ) -> tuple[HttpResponse | None, AsyncIterator[Chunk]]:
         """Ask for a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
         if not isinstance(provider, (Translator, InProcess)):
-            response = await self._expect_stream(instance, model, request, as_chat)
+            response = await self._open_with_usage(instance, model, request, chat_request)
             return response, chat_chunks(response, pulse)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
         call = Call(chat_of(request, model, stream=True), instance.account)
-        with plugin_at_work(instance):
+        with plugin_errors(instance):
             if isinstance(provider, InProcess):
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
             http = replace(http, headers={**provider.headers, **http.headers})
         response = await self._send(instance, http, request)
         try:
-            with plugin_at_work(instance):
+            with plugin_errors(instance):
                 return response, provider.stream(events(response, pulse), answer)
         except BaseException:
             response.close()
@@ -331,12 +335,12 @@ class Upstream:
 
     def _send(
         self, instance: Instance, http: HttpRequest, request: Request
-    ) -> Awaitable[HttpAnswer]:
+    ) -> Awaitable[HttpResponse]:
         return send(self._client, instance, http, request.trace)
 
-    async def _expect_stream(
+    async def _open_with_usage(
         self, instance: Instance, model: str, request: Request, make: Callable[..., HttpRequest]
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         """Ask for a stream, and for its usage where only the caller does not ask for that.
 
         A backend that finds fault with what the caller has not said is asked once more without,
@@ -348,7 +352,7 @@ class Upstream:
         try:
             return await self._open_stream(instance, http, request)
         except AttemptFailed as failed:
-            if not (usage and blames_usage(failed.verdict)):
+            if not (usage and rejects_stream_options(failed.verdict)):
                 raise
         only_ours = not request.has_own_stream_options
         try:
@@ -357,14 +361,14 @@ class Upstream:
             # Who refuses that too finds fault with the rest, and quoted the field along with it.
             refused = isinstance(error, AttemptFailed) and error.verdict.outcome is Outcome.REFUSED
             if only_ours and not refused:
-                _leave_usage(instance)
+                _stop_asking_usage(instance)
             raise
-        _leave_usage(instance)
+        _stop_asking_usage(instance)
         return response
 
     async def _open_stream(
         self, instance: Instance, http: HttpRequest, request: Request
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         response = await self._send(instance, http, request)
         if response.content_type in _STREAM_TYPES:
             return response
@@ -374,40 +378,40 @@ class Upstream:
         raise failure("answered with something that is no stream")
 
 
-def _count_from_the_last_piece(instance: Instance, request: Request, limit: TimeLimit) -> None:
+def _restart_with_each_piece(instance: Instance, request: Request, limit: TimeLimit) -> None:
     """Let an attempt's time count from when the caller's body was there.
 
     An upload may take long, and that is nobody's fault. But a probe keeps all others away, so it
     gets no more time than any.
     """
-    own = request.own
-    if not isinstance(own, Form) or instance.breaker.state() is State.HALF_OPEN:
+    own = request.native
+    if not isinstance(own, StreamedForm) or instance.breaker.state() is State.HALF_OPEN:
         return
     own.on_piece = limit.restart
 
 
-def _leave_usage(instance: Instance) -> None:
-    if instance.leave_usage():
+def _stop_asking_usage(instance: Instance) -> None:
+    if instance.disable_stream_usage():
         logger.warning(
             "%s refuses `stream_options`: its streams are not asked for their usage", instance.name
         )
 
 
-def _late(request: Request, reason: str) -> Exception:
+def _timeout_error(request: Request, reason: str) -> Exception:
     """Say whose fault it is that the time is up."""
-    waits = isinstance(request.own, Form) and request.own.waits
+    waits = isinstance(request.native, StreamedForm) and request.native.is_waiting_for_caller
     return RequestTimeout() if waits else failure(reason)
 
 
-def _told(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> Whole:
+def _full_response(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> FullResponse:
     """Put a whole chat completion into the caller's dialect."""
-    return Whole(json_codec.dumps(request.dialect.whole(request, completion)), usage)
+    return FullResponse(json_codec.dumps(request.dialect.encode_full(request, completion)), usage)
 
 
 @contextmanager
-def _odd_shapes_failing() -> Iterator[None]:
+def _malformed_answers_fail() -> Iterator[None]:
     """Turn what an answer of an unheard-of shape raises into a failed attempt."""
     try:
         yield
-    except ODD_SHAPES as error:
+    except MALFORMED as error:
         raise failure("sent something that is not an answer") from error

@@ -24,16 +24,22 @@ from yarl import URL
 
 from nexus_gateway import __version__
 from nexus_gateway.provider import HttpRequest
-from nexus_gateway.upstream.direct import MOVED, READ_BUFFER, Borrowed, Connections, Exchange
+from nexus_gateway.upstream.direct import (
+    PRIVATE_API_ERRORS,
+    READ_BUFFER,
+    BorrowedConnection,
+    Connections,
+    DirectResponse,
+)
 from nexus_gateway.upstream.http1 import request_head
-from nexus_gateway.upstream.response import HttpAnswer, PlainAnswer
+from nexus_gateway.upstream.response import AiohttpResponse, HttpResponse
 
 logger = logging.getLogger("nexus_gateway")
 
 CONNECT_TIMEOUT_S = 3.0
 KEEP_CONNECTION_S = 30.0
 LARGE_BODY = 512 * 1024
-NO_MORE: Mapping[str, str] = {}
+NO_HEADERS: Mapping[str, str] = {}
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
 _ALWAYS = {"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"}
 # Who sets one of these has something unusual in mind.
@@ -52,7 +58,7 @@ class Client:
         self._session = session
         self._connections = Connections(session, _TIMEOUT) if direct else None
 
-    async def post(self, http: HttpRequest, more: Mapping[str, str] = NO_MORE) -> HttpAnswer:
+    async def post(self, http: HttpRequest, more: Mapping[str, str] = NO_HEADERS) -> HttpResponse:
         """Send a request; returns when the head of its answer is there.
 
         Args:
@@ -64,7 +70,7 @@ class Client:
             aiohttp.ClientError, OSError, ValueError, TypeError: there is none.
         """
         if self._connections is not None and isinstance(http.body, bytes):
-            written = _written(http.url, tuple(http.headers.items()))
+            written = _encode_head(http.url, tuple(http.headers.items()))
             if written is not None and len(http.body) <= LARGE_BODY:
                 # Not part of the head, which is written once for all that have the same.
                 last = "".join([f"{name}: {value}\r\n" for name, value in more.items()])
@@ -73,30 +79,30 @@ class Client:
                 answer = await self._direct(self._connections, written[0], request)
                 if answer is not None:
                     return answer
-        return await self._plain(http, more)
+        return await self._via_aiohttp(http, more)
 
     async def _direct(
         self, connections: Connections, origin: str, request: bytes
-    ) -> HttpAnswer | None:
+    ) -> HttpResponse | None:
         borrowed = await self._borrow(connections, origin)
         if borrowed is None:
             return None
         try:
-            return await _exchange(borrowed, request)
+            return await _send_direct(borrowed, request)
         except _Stale:
-            return await _exchange(await connections.borrow(origin, fresh=True), request)
+            return await _send_direct(await connections.borrow(origin, fresh=True), request)
 
-    async def _borrow(self, connections: Connections, origin: str) -> Borrowed | None:
+    async def _borrow(self, connections: Connections, origin: str) -> BorrowedConnection | None:
         try:
             return await connections.borrow(origin)
-        except MOVED:
+        except PRIVATE_API_ERRORS:
             logger.warning(
                 "aiohttp %s is not as expected: taking the plain way", aiohttp.__version__
             )
             self._connections = None
             return None
 
-    async def _plain(self, http: HttpRequest, more: Mapping[str, str]) -> PlainAnswer:
+    async def _via_aiohttp(self, http: HttpRequest, more: Mapping[str, str]) -> AiohttpResponse:
         if more:
             http = replace(http, headers={**http.headers, **more})
         reused = _Reused()
@@ -108,7 +114,7 @@ class Client:
             if not (silent and isinstance(http.body, bytes)):
                 raise
             response = await self._post(http, reused)
-        return PlainAnswer(
+        return AiohttpResponse(
             response.status, response.headers, response.content, response.release, response.close
         )
 
@@ -139,8 +145,8 @@ async def _note_reuse(_: object, context: SimpleNamespace, __: object) -> None:
     context.trace_request_ctx.yes = True
 
 
-async def _exchange(borrowed: Borrowed, request: bytes) -> HttpAnswer:
-    exchange = Exchange(borrowed)
+async def _send_direct(borrowed: BorrowedConnection, request: bytes) -> HttpResponse:
+    exchange = DirectResponse(borrowed)
     try:
         await exchange.ask(request)
     except BaseException as error:
@@ -156,7 +162,7 @@ async def _exchange(borrowed: Borrowed, request: bytes) -> HttpAnswer:
 
 
 @lru_cache(maxsize=1024)
-def _written(url: str, headers: tuple[tuple[str, str], ...]) -> tuple[str, bytes] | None:
+def _encode_head(url: str, headers: tuple[tuple[str, str], ...]) -> tuple[str, bytes] | None:
     """Return a request's origin and its head; None where it has to go the plain way."""
     try:
         address = URL(url)

@@ -26,16 +26,22 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from nexus_gateway.upstream.http1 import BadFraming, BodyReader, Head, UnusualHead, read_head
-from nexus_gateway.upstream.response import LAST_BYTES_S, PlainAnswer, content_type_of
+from nexus_gateway.upstream.http1 import (
+    BadFraming,
+    BodyReader,
+    Head,
+    UnsupportedResponse,
+    read_head,
+)
+from nexus_gateway.upstream.response import LAST_BYTES_S, AiohttpResponse, content_type_of
 
 # Where a connection cannot be borrowed, one of these is raised before anything was sent.
-MOVED = (AttributeError, TypeError, NotImplementedError)
+PRIVATE_API_ERRORS = (AttributeError, TypeError, NotImplementedError)
 READ_BUFFER = 256 * 1024
 _MARK = "nexus_gateway_used"  # on the protocol, which lives as long as its connection
 
 
-class Borrowed:
+class BorrowedConnection:
     """A connection that aiohttp does not look at until it is given back.
 
     Args:
@@ -89,7 +95,7 @@ class Borrowed:
         self._handler.set_response_params(read_until_eof=True, read_bufsize=READ_BUFFER)
         self._handler.data_received(begun)
 
-    async def answer(self) -> PlainAnswer:
+    async def answer(self) -> AiohttpResponse:
         """Return the answer that was handed over, when its head is there.
 
         Raises:
@@ -107,7 +113,9 @@ class Borrowed:
         except BaseException:
             connection.close()
             raise
-        return PlainAnswer(message.code, message.headers, content, self._release, connection.close)
+        return AiohttpResponse(
+            message.code, message.headers, content, self._release, connection.close
+        )
 
 
 class Connections:
@@ -123,7 +131,7 @@ class Connections:
         self._timeout = timeout
         self._requests: dict[str, aiohttp.ClientRequest] = {}
 
-    async def borrow(self, origin: str, *, fresh: bool = False) -> Borrowed:
+    async def borrow(self, origin: str, *, fresh: bool = False) -> BorrowedConnection:
         """Connect, or take a connection that waits.
 
         Args:
@@ -144,7 +152,7 @@ class Connections:
                 connection = await self._connector.connect(request, [], self._timeout)
             except TimeoutError as error:
                 raise aiohttp.ConnectionTimeoutError("connecting took too long") from error
-            borrowed = Borrowed(connection)
+            borrowed = BorrowedConnection(connection)
             # While it waited, somebody may have said something that nobody had asked for.
             if not (connection.protocol.should_close or (fresh and borrowed.used)):
                 return borrowed
@@ -155,7 +163,7 @@ Receive = Callable[[bytes], None]
 Fail = Callable[[Exception], None]
 
 
-class Exchange(asyncio.Protocol):
+class DirectResponse(asyncio.Protocol):
     """A POST and its answer (a `receiving.HttpAnswer`).
 
     Args:
@@ -167,9 +175,9 @@ class Exchange(asyncio.Protocol):
 
     status = 200
 
-    def __init__(self, borrowed: Borrowed) -> None:
+    def __init__(self, borrowed: BorrowedConnection) -> None:
         self.handed_over = False
-        self._borrowed: Borrowed | None = borrowed
+        self._borrowed: BorrowedConnection | None = borrowed
         self._transport = borrowed.transport
         self._loop = asyncio.get_running_loop()
         self._begun = b""
@@ -334,7 +342,7 @@ class Exchange(asyncio.Protocol):
         self._begun = data = self._begun + data if self._begun else data
         try:
             found = read_head(data)
-        except UnusualHead:
+        except UnsupportedResponse:
             self.handed_over = True
             borrowed, self._borrowed = self._borrowed, None
             if borrowed is not None:

@@ -12,15 +12,15 @@ import aiohttp
 from nexus_gateway.errors import error_object
 from nexus_gateway.provider import RATE_LIMIT_PARK_S, CannotServe, Outcome, Verdict
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.upstream.response import HttpAnswer
+from nexus_gateway.upstream.response import HttpResponse
 from nexus_gateway.wire.error_objects import _NO_REASON, normalise_error, read_error
 from nexus_gateway.wire.rate_limits import asked_to_wait_s, retry_after_s
 
 logger = logging.getLogger("nexus_gateway")
 
 # Whoever fails is not believed that he will for longer: his circuit finds out.
-LONGEST_REST_S = 60.0
-_CALLERS_FAULT = frozenset({400, 413, 414, 415, 422, 431})
+MAX_COOL_DOWN_S = 60.0
+_REQUEST_ERRORS = frozenset({400, 413, 414, 415, 422, 431})
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
@@ -47,7 +47,11 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
     if status == 404 and error["message"] == _NO_REASON:
         reason = "refused with 404 and no reason: is its address right?"
         return Verdict(Outcome.REFUSED, reason, status, error=error)
-    if status in _CALLERS_FAULT or status == 404 or (status == 403 and _moderated(error, body)):
+    if (
+        status in _REQUEST_ERRORS
+        or status == 404
+        or (status == 403 and _is_moderation(error, body))
+    ):
         return Verdict(Outcome.REFUSED, f"refused with {status}", status, error=error)
     if status in (401, 403):
         return Verdict(Outcome.BAD_KEY, f"the key was refused ({status})", status)
@@ -56,11 +60,11 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
     if 300 <= status < 400:
         return Verdict(Outcome.FAILURE, f"redirected ({status}), which is never followed", status)
     rest_s = asked_to_wait_s(headers, now_s) if status >= 500 else None
-    longest_s = None if rest_s is None else min(rest_s, LONGEST_REST_S)
+    longest_s = None if rest_s is None else min(rest_s, MAX_COOL_DOWN_S)
     return Verdict(Outcome.FAILURE, f"answered {status}", status, longest_s)
 
 
-def _moderated(error: Mapping[str, Any], body: bytes) -> bool:
+def _is_moderation(error: Mapping[str, Any], body: bytes) -> bool:
     """Tell a 403 for the content from a 403 for the key."""
     metadata = error.get("metadata")
     if isinstance(metadata, dict) and ("reasons" in metadata or "flagged_input" in metadata):
@@ -85,7 +89,7 @@ def failure(reason: str) -> AttemptFailed:
     return AttemptFailed(Verdict(Outcome.FAILURE, reason))
 
 
-def _judge(instance: Instance, response: HttpAnswer, body: bytes) -> Verdict:
+def _judge(instance: Instance, response: HttpResponse, body: bytes) -> Verdict:
     """Let the provider judge first, then the table."""
     try:
         verdict = instance.provider.read_failure(response.status, response.headers, body)
@@ -116,7 +120,7 @@ def _connection_reason(error: Exception) -> str:
     return next((words for kind, words in kinds if isinstance(error, kind)), "broke HTTP's rules")
 
 
-class plugin_at_work:  # noqa: N801 - it is used as a word
+class plugin_errors:  # noqa: N801 - it is used as a word
     """Turn what a plugin's code raises into a failed attempt; the traceback stays in the log.
 
     Args:
@@ -150,7 +154,7 @@ def refusal(error: CannotServe) -> Verdict:
     return Verdict(Outcome.REFUSED, "cannot serve this", 400, error=normalise_error(body["error"]))
 
 
-def blames_usage(verdict: Verdict) -> bool:
+def rejects_stream_options(verdict: Verdict) -> bool:
     """Tell whether a refusal may be for having asked for a stream's usage: it names the field."""
     said = str(verdict.error)
     return verdict.outcome is Outcome.REFUSED and (

@@ -1,7 +1,7 @@
 """HTTP/1.1 on bytes: the usual request written, the usual answer read.
 
 Only the usual shape is read here: a final 200, its body chunked or with its length told, nothing
-compressed. Whatever else comes is `UnusualHead`, and is for the HTTP client's own parser, which
+compressed. Whatever else comes is `UnsupportedResponse`, and is for the HTTP client's own parser, which
 has seen everything. What is read is read strictly (RFC 9112, sections 4 to 7): two readers who
 disagree about where an answer ends are how one caller gets another's.
 """
@@ -27,7 +27,7 @@ _SENDABLE_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _SENDABLE_TARGET = re.compile(r"/[\x21-\x7e]*")
 
 
-class UnusualHead(Exception):
+class UnsupportedResponse(Exception):
     """A head that is for a more general parser; not an error."""
 
 
@@ -210,22 +210,22 @@ class Head:
             said = ",".join(headers.getall("Connection")).lower()
             self.keep_alive = "close" not in said
             if "upgrade" in said:
-                raise UnusualHead
+                raise UnsupportedResponse
         if headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnusualHead
+            raise UnsupportedResponse
         self.body = self._body()
 
     def _body(self) -> BodyReader:
         encodings: list[str] = self.headers.getall("Transfer-Encoding", [])
         lengths: list[str] = self.headers.getall("Content-Length", [])
         if len(encodings) + len(lengths) != 1:
-            raise UnusualHead
+            raise UnsupportedResponse
         if encodings:
             if encodings[0].lower() != "chunked":
-                raise UnusualHead
+                raise UnsupportedResponse
             return ChunkedBody()
         if not (lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) <= 15):
-            raise UnusualHead
+            raise UnsupportedResponse
         return SizedBody(int(lengths[0]))
 
 
@@ -244,11 +244,11 @@ def read_head(data: bytes) -> tuple[Head, int] | None:
     end = data.find(b"\r\n\r\n")
     if end < 0:
         if len(data) > LONGEST_HEAD or not _may_be_usual(data):
-            raise UnusualHead
+            raise UnsupportedResponse
         return None
     status = _STATUS_LINE.match(data)
     if status is None or _FIELD_LINES.fullmatch(data, status.end(), end + 2) is None:
-        raise UnusualHead
+        raise UnsupportedResponse
     text = data[status.end() : end].decode("utf-8", "surrogateescape")
     lines = (line.partition(":") for line in text.split("\r\n") if line)
     return Head((name, value.strip(" \t")) for name, _, value in lines), end + 4

@@ -11,7 +11,7 @@ import aiohttp
 LAST_BYTES_S = 0.25
 
 
-class HttpAnswer(Protocol):
+class HttpResponse(Protocol):
     """The answer to an HTTP request whose head is there, however it was come by."""
 
     @property
@@ -37,7 +37,7 @@ class HttpAnswer(Protocol):
         """Hand over each piece as it comes from now on, b"" at the end, what breaks to `fail`.
 
         Returns:
-            False where this can't be had; then `read` goes on as before.
+            False where this can't be had; then `parse_event` goes on as before.
         """
 
     def pause(self) -> None:
@@ -64,8 +64,8 @@ def content_type_of(headers: Mapping[str, str]) -> str:
     return said.partition(";")[0].strip().lower()
 
 
-class PlainAnswer:
-    """An answer that aiohttp's parser reads (an `HttpAnswer`).
+class AiohttpResponse:
+    """An answer that aiohttp's parser reads (an `HttpResponse`).
 
     Args:
         status: of HTTP.
@@ -119,7 +119,7 @@ class PlainAnswer:
             self.close()
 
 
-async def read_up_to(answer: HttpAnswer, limit: int) -> bytes:
+async def read_up_to(answer: HttpResponse, limit: int) -> bytes:
     """Read a body up to a limit in bytes.
 
     Raises:

@@ -1,7 +1,7 @@
 """A streamed answer as the relay knows it, and the kind that is made of chunks.
 
 There are two kinds: `pass_through.PassThrough` carries the bytes of an upstream that speaks as the
-caller does; `Chunked` carries chunks, of a plugin or of an upstream that speaks another dialect
+caller does; `TranslatedStream` carries chunks, of a plugin or of an upstream that speaks another dialect
 than the caller. Both are opened up to their first content, then poured out to the caller; what
 goes wrong after that is a BrokenStream.
 
@@ -27,12 +27,12 @@ from typing import Any, Protocol, Self
 
 import aiohttp
 
-from nexus_gateway.dialects.base import Passage, Speaker
+from nexus_gateway.dialects.base import EventFilter, StreamEncoder
 from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, PluginBroke, TruncatedStream
 from nexus_gateway.provider import CannotServe
-from nexus_gateway.upstream.response import HttpAnswer
+from nexus_gateway.upstream.response import HttpResponse
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import ODD_SHAPES, Chunk, finished, fold, has_content
+from nexus_gateway.wire.chunks import MALFORMED, Chunk, finished, fold, has_content
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.usage import counted
 
@@ -50,22 +50,22 @@ class Pulse:
         self.on_beat: Callable[[], None] | None = None
 
 
-async def events(answer: HttpAnswer, pulse: Pulse) -> AsyncIterator[sse.Event]:
+async def events(answer: HttpResponse, pulse: Pulse) -> AsyncIterator[sse.Event]:
     """Read an answer's events, for a Translator; comments are left out."""
     framer = sse.Framer()
     while data := await answer.read():
         if pulse.on_beat is not None:
             pulse.on_beat()
         for event in sse.split(framer.feed(data)):
-            read = sse.read(event)
+            read = sse.parse_event(event)
             if read.data or read.name:
                 yield read
     rest = framer.rest().strip(b"\n")
     if rest:
-        yield sse.read(rest)
+        yield sse.parse_event(rest)
 
 
-async def chat_chunks(answer: HttpAnswer, pulse: Pulse) -> AsyncIterator[Chunk]:
+async def chat_chunks(answer: HttpResponse, pulse: Pulse) -> AsyncIterator[Chunk]:
     """Read the chunks of an upstream that speaks OpenAI, for a caller who does not.
 
     Raises:
@@ -91,7 +91,7 @@ async def chat_chunks(answer: HttpAnswer, pulse: Pulse) -> AsyncIterator[Chunk]:
         yield chunk
 
 
-class IdleWatch:
+class IdleTimeout:
     """Notice silence without a timer for each chunk: one timer that looks back when it fires.
 
     It looks for as long as its `with` block runs; a stream that breaks in there because of the
@@ -138,7 +138,7 @@ class IdleWatch:
             self._expire()
 
 
-class Pipe(Protocol):
+class RawWriter(Protocol):
     """A way to write to the caller without waiting."""
 
     def write(self, data: bytes) -> bool:
@@ -148,7 +148,7 @@ class Pipe(Protocol):
         """Wait until the caller takes more."""
 
 
-class Outlet(Protocol):
+class ResponseWriter(Protocol):
     """Where a stream is poured."""
 
     async def write(self, data: bytes) -> None:
@@ -157,14 +157,14 @@ class Outlet(Protocol):
     async def end(self, data: bytes = b"") -> None:
         """End the stream, with its last events."""
 
-    def pipe(self) -> Pipe | None:
+    def pipe(self) -> RawWriter | None:
         """Return a way to write without waiting; None where there is none."""
 
 
 class AnswerStream(Protocol):
     """A streamed answer whose first content is in hand."""
 
-    async def pour(self, outlet: Outlet) -> None:
+    async def write_to(self, outlet: ResponseWriter) -> None:
         """Send whole events, the held ones first and `[DONE]` last, and end.
 
         Raises:
@@ -178,7 +178,7 @@ class AnswerStream(Protocol):
         """Let go of the upstream; cuts it off where it has not ended."""
 
 
-class Chunked:
+class TranslatedStream:
     """Chunks, told in the caller's dialect.
 
     Args:
@@ -196,9 +196,9 @@ class Chunked:
         chunks: AsyncIterator[Chunk],
         maker: str,
         model: str | None,
-        speaker: Speaker,
+        speaker: StreamEncoder,
         idle_s: float,
-        response: HttpAnswer | None = None,
+        response: HttpResponse | None = None,
         pulse: Pulse | None = None,
     ) -> None:
         self._pulse = pulse or Pulse()
@@ -279,7 +279,7 @@ class Chunked:
     async def _watched(self) -> AsyncGenerator[Chunk, None]:
         """Give the following chunks; comments and pings, which make none, are signs of life too."""
         assert self._response is not None
-        with IdleWatch(self._idle_s, self._response.close) as watch:
+        with IdleTimeout(self._idle_s, self._response.close) as watch:
             self._pulse.on_beat = watch.wait
             while True:
                 watch.wait()
@@ -290,22 +290,22 @@ class Chunked:
                 watch.waiting_since = None
                 yield chunk
 
-    async def pour(self, outlet: Outlet) -> None:
+    async def write_to(self, outlet: ResponseWriter) -> None:
         """Send whole events as the chunks come."""
         async with aclosing(self._rest()) as rest:
             async for chunk in rest:
-                if said := self._spoken(partial(self._speaker.say, chunk)):
+                if said := self._encoded(partial(self._speaker.encode, chunk)):
                     await outlet.write(said)
-        await outlet.end(self._spoken(self._speaker.end))
+        await outlet.end(self._encoded(self._speaker.finish))
 
-    def _spoken(self, speak: Callable[[], bytes]) -> bytes:
+    def _encoded(self, speak: Callable[[], bytes]) -> bytes:
         try:
             return speak()
-        except ODD_SHAPES as error:
+        except MALFORMED as error:
             logger.exception("the chunks of %s make no answer", self._maker)
             raise BrokenStream("The upstream sent something that is not an answer.") from error
 
-    async def whole(self) -> Chunk:
+    async def fold(self) -> Chunk:
         """Read to the end and fold the chunks into one object.
 
         Raises:
@@ -314,7 +314,7 @@ class Chunked:
         chunks = [chunk async for chunk in self._rest()]
         try:
             return fold(chunks)
-        except ODD_SHAPES as error:
+        except MALFORMED as error:
             logger.exception("the chunks of %s make no answer", self._maker)
             raise BrokenStream("The provider made chunks that are no answer.") from error
 
@@ -336,7 +336,7 @@ class Chunked:
 _CUT = "The upstream's connection broke."
 
 
-class PassThrough:
+class PassthroughStream:
     """A stream that is passed on (a `streams.AnswerStream`).
 
     Args:
@@ -345,7 +345,7 @@ class PassThrough:
         idle_s: the longest silence in its midst.
     """
 
-    def __init__(self, answer: HttpAnswer, passage: Passage, idle_s: float) -> None:
+    def __init__(self, answer: HttpResponse, passage: EventFilter, idle_s: float) -> None:
         self._answer = answer
         self._passage = passage
         self._idle_s = idle_s
@@ -369,12 +369,12 @@ class PassThrough:
             raise TruncatedStream(_CUT) from error
         return _passed(self._passage, data)
 
-    async def pour(self, outlet: Outlet) -> None:
+    async def write_to(self, outlet: ResponseWriter) -> None:
         """Send whole events as they come, and end."""
         passage, last = self._passage, self._first
         if not passage.done:
             await outlet.write(self._first)
-            with IdleWatch(self._idle_s, self._answer.close) as watch:
+            with IdleTimeout(self._idle_s, self._answer.close) as watch:
                 pipe = outlet.pipe()
                 if pipe is None:
                     last = await self._by_hand(outlet, watch)
@@ -382,7 +382,7 @@ class PassThrough:
                     last = await self._by_push(outlet, pipe, watch)
         await outlet.end(last)
 
-    async def _by_hand(self, outlet: Outlet, watch: IdleWatch) -> bytes:
+    async def _by_hand(self, outlet: ResponseWriter, watch: IdleTimeout) -> bytes:
         """Read and write block by block; return the last one."""
         while True:
             watch.wait()
@@ -395,9 +395,9 @@ class PassThrough:
             if self._passage.broken is not None:
                 raise self._passage.broken
 
-    async def _by_push(self, outlet: Outlet, pipe: Pipe, watch: IdleWatch) -> bytes:
+    async def _by_push(self, outlet: ResponseWriter, pipe: RawWriter, watch: IdleTimeout) -> bytes:
         """Let blocks go from transport to transport; return the last one."""
-        flow = _Flow(self._passage, pipe, self._answer, watch)
+        flow = _Pump(self._passage, pipe, self._answer, watch)
         watch.wait()
         if not self._answer.push(flow.receive, flow.fail):
             return await self._by_hand(outlet, watch)
@@ -412,14 +412,14 @@ class PassThrough:
         await self._answer.finish(whole=self._passage.done)
 
 
-def _passed(passage: Passage, data: bytes) -> bytes:
+def _passed(passage: EventFilter, data: bytes) -> bytes:
     try:
         return passage.feed(data) if data else passage.end()
-    except ODD_SHAPES as error:
+    except MALFORMED as error:
         raise BrokenStream("The upstream sent something that is not an answer.") from error
 
 
-class _Flow:
+class _Pump:
     """The midst of a stream: from its first content to its last, without a task.
 
     Args:
@@ -429,7 +429,9 @@ class _Flow:
         watch: knows when the upstream was heard last.
     """
 
-    def __init__(self, passage: Passage, pipe: Pipe, answer: HttpAnswer, watch: IdleWatch) -> None:
+    def __init__(
+        self, passage: EventFilter, pipe: RawWriter, answer: HttpResponse, watch: IdleTimeout
+    ) -> None:
         self._passage = passage
         self._write = pipe.write
         self._pipe = pipe

@@ -15,21 +15,27 @@ from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.hooks import Hook
-from nexus_gateway.proxy.hook_runner import HookChain
+from nexus_gateway.proxy.hook_runner import HookRunner
 from nexus_gateway.proxy.relay import Relay
 from nexus_gateway.routing.policies import Policy, policies
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.routing.resolver import Targets
+from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.ledger_writer import LedgerWriter
 from nexus_gateway.upstream.attempt import Upstream
 from nexus_gateway.upstream.client import open_client
 from nexus_gateway.web.auth import Access
-from nexus_gateway.web.endpoint import Door
+from nexus_gateway.web.endpoint import DialectEndpoint
 from nexus_gateway.web.gateway import GATEWAY, Drain, Gateway
 from nexus_gateway.web.handlers import events, health, metrics, models, page, providers, usage
-from nexus_gateway.web.middleware import ROUTE_OF, Route, answer_errors, dress, guard
+from nexus_gateway.web.middleware import (
+    ROUTE_OF,
+    Route,
+    add_common_headers,
+    answer_errors,
+    authenticate,
+)
 from nexus_gateway.web.request import expect
 
 
@@ -48,7 +54,7 @@ async def keep_ledger(app: web.Application) -> AsyncIterator[None]:
     await asyncio.to_thread(writer.close)
 
 
-DOORS = {
+DIALECT_ROUTES = {
     "/v1/chat/completions": CHAT_COMPLETIONS,
     "/v1/completions": COMPLETIONS,
     "/v1/embeddings": EMBEDDINGS,
@@ -59,7 +65,10 @@ DOORS = {
 }
 # Every route there is, and who may call it.
 ROUTES: tuple[Route, ...] = (
-    *(Route("POST", path, Door(d).answer, Access.CALLER, d) for path, d in DOORS.items()),
+    *(
+        Route("POST", path, DialectEndpoint(d).answer, Access.CALLER, d)
+        for path, d in DIALECT_ROUTES.items()
+    ),
     Route("GET", "/v1/models", models.list_models, Access.CALLER),
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
     Route("GET", "/v1/providers", providers.list_providers, Access.VIEWER),
@@ -97,10 +106,11 @@ def build_app(
     known = policies()[0] if policy_by_name is None else policy_by_name
     scheduler = Scheduler(clock, rng or random.Random(), known)
     app = web.Application(
-        middlewares=[answer_errors, guard], client_max_size=settings.max_body_mb * 1024 * 1024
+        middlewares=[answer_errors, authenticate],
+        client_max_size=settings.max_body_mb * 1024 * 1024,
     )
-    chain = HookChain(hooks) if hooks else None
-    targets = Targets(pool, strict=settings.strict_models)
+    chain = HookRunner(hooks) if hooks else None
+    targets = ModelResolver(pool, strict=settings.strict_models)
     app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
     app[events.FEED] = events.feed_of(app[GATEWAY])
     metrics.count(app)
@@ -110,7 +120,7 @@ def build_app(
         # Load balancers ask by HEAD; a GET route answers both.
         add = app.router.add_get if route.method == "GET" else app.router.add_post
         add(route.path, route.handler, expect_handler=expect)
-    app.on_response_prepare.append(dress)
+    app.on_response_prepare.append(add_common_headers)
     app.cleanup_ctx.extend([_relay, keep_ledger])
     if settings.traces:
         app.cleanup_ctx.append(_traces)

@@ -38,7 +38,7 @@ LINGER_S = 2.0  # for what a caller still sends of a body that nobody reads
 _USED = ("_current_request", "_loop", "_messages", "_paused", "_waiter")
 
 
-class Caller(web.RequestHandler):
+class ClientConnection(web.RequestHandler):
     """A caller's connection.
 
     Attributes:
@@ -81,7 +81,7 @@ class Caller(web.RequestHandler):
         self._wire = None
         super().connection_lost(exc)
 
-    def look(self, now: float, head_s: float, write_s: float) -> None:
+    def check_timeouts(self, now: float, head_s: float, write_s: float) -> None:
         """Let go of a caller who does not end his request's head, or takes nothing.
 
         Args:
@@ -154,7 +154,7 @@ class _Server(web.Server):
     gateway: Gateway
 
     def __call__(self) -> web.RequestHandler:
-        caller = Caller(self, loop=self._loop, **self._kwargs)
+        caller = ClientConnection(self, loop=self._loop, **self._kwargs)
         caller.gateway = self.gateway
         return caller
 
@@ -211,8 +211,8 @@ class Runner(web.AppRunner):
         self._timer = loop.call_later(min(write_s, HEAD_S) / LOOKS, self._look, server)
         now = loop.time()
         for connection in server.connections:
-            assert isinstance(connection, Caller)
-            connection.look(now, HEAD_S, write_s)
+            assert isinstance(connection, ClientConnection)
+            connection.check_timeouts(now, HEAD_S, write_s)
 
     async def cleanup(self) -> None:
         """Stop serving."""

@@ -12,9 +12,9 @@ from aiohttp import web
 
 from nexus_gateway.dialects.base import Dialect, Request
 from nexus_gateway.errors import DeadlinePassed, Draining, GatewayError, InternalError, NoCandidate
-from nexus_gateway.proxy.context import CallerGone, Terms
-from nexus_gateway.proxy.hook_runner import Hooked
-from nexus_gateway.proxy.record import Observer, Report, record_of
+from nexus_gateway.proxy.context import CallerGone, RequestOptions
+from nexus_gateway.proxy.hook_runner import RequestHooks
+from nexus_gateway.proxy.record import Observer, RequestState, record_of
 from nexus_gateway.telemetry import log
 from nexus_gateway.upstream.timeout import TimeLimit
 from nexus_gateway.web.gateway import Gateway, gateway_of
@@ -24,17 +24,17 @@ from nexus_gateway.web.request import (
     _Incoming,
     admit,
     caller_of,
+    parse_options,
     request_id,
-    terms_of,
 )
-from nexus_gateway.web.responder import CallerSink, served_by
+from nexus_gateway.web.responder import Responder, served_by
 
 logger = logging.getLogger("nexus_gateway")
 
 GOODBYE_S = 1.0
 
 
-class Door:
+class DialectEndpoint:
     """The handler of one dialect's route.
 
     Args:
@@ -48,8 +48,8 @@ class Door:
         """Serve a request, streamed or in one piece."""
         gateway = gateway_of(request)
         report, observers = self._begin(request, gateway)
-        sink = CallerSink(request, self.dialect)
-        hooked = None if gateway.hooks is None else Hooked(gateway.hooks)
+        sink = Responder(request, self.dialect)
+        hooked = None if gateway.hooks is None else RequestHooks(gateway.hooks)
         status = 200
         try:
             admit(gateway)
@@ -62,7 +62,7 @@ class Door:
             if not gateway.drain.expired:
                 raise
             status = 503
-            await _say_goodbye(sink)
+            await _abort_on_shutdown(sink)
         except GatewayError as error:
             status = error.status
             report.outcome = error.code or error.kind
@@ -71,13 +71,13 @@ class Door:
             if sink.response is None:
                 error.headers.update(served_by(report))
                 raise
-            await _fail_late(sink, error)
+            await _fail_stream(sink, error)
         except Exception:
             # A second head must never be written into an answer that has begun.
             status, report.outcome = 500, InternalError.code or ""
             if sink.response is None or not sink.response.prepared:
                 raise
-            logger.exception("a stream failed", extra={"fields": report.trail.named()})
+            logger.exception("a stream failed", extra={"fields": report.trail.log_fields()})
             sink.abort()
         finally:
             self._end(request, report, status, hooked, observers)
@@ -85,7 +85,9 @@ class Door:
             raise CallerGone
         return sink.response
 
-    def _begin(self, request: web.Request, gateway: Gateway) -> tuple[Report, Sequence[Observer]]:
+    def _begin(
+        self, request: web.Request, gateway: Gateway
+    ) -> tuple[RequestState, Sequence[Observer]]:
         """Begin the report of a request; return it, and who is to know of the end."""
         assert gateway.relay is not None
         report = gateway.relay.report()
@@ -103,11 +105,11 @@ class Door:
         self,
         gateway: Gateway,
         request: web.Request,
-        sink: CallerSink,
-        report: Report,
-        hooked: Hooked | None,
+        sink: Responder,
+        report: RequestState,
+        hooked: RequestHooks | None,
     ) -> None:
-        terms = terms_of(request, gateway)
+        terms = parse_options(request, gateway)
         if terms.timeout_s is None:
             await self._read_and_relay(gateway, request, sink, report, hooked, terms)
             return
@@ -121,34 +123,34 @@ class Door:
         self,
         gateway: Gateway,
         request: web.Request,
-        sink: CallerSink,
-        report: Report,
-        hooked: Hooked | None,
-        terms: Terms,
+        sink: Responder,
+        report: RequestState,
+        hooked: RequestHooks | None,
+        terms: RequestOptions,
     ) -> None:
         wanted = await self.dialect.read(_Incoming(request))
         if hooked is not None:
             wanted = await hooked.begin(wanted, request_id(request), caller_of(request))
-            sink.look = hooked.look
+            sink.before_response = hooked.before_response
         if wanted.stream and gateway.settings.keepalive_ms:
             sink.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
             await _relay(gateway, wanted, terms, sink, report)
         finally:
-            await sink.be_quiet()
+            await sink.stop_keepalive()
 
     def _end(
         self,
         request: web.Request,
-        report: Report,
+        report: RequestState,
         status: int,
-        hooked: Hooked | None,
+        hooked: RequestHooks | None,
         observers: Sequence[Observer],
     ) -> None:
         """Write the request's one line, and tell the hooks and the observers."""
         took_ms = gateway_of(request).scheduler.clock() * 1000 - report.started_s * 1000
         fields = {
-            **report.trail.named(),
+            **report.trail.log_fields(),
             "caller": caller_of(request) or None,
             "status": status,
             "instance": report.instance.name if report.instance else None,
@@ -163,7 +165,7 @@ class Door:
             "outcome": report.outcome,
             "why": report.why(),
         }
-        log.say(logger, self.dialect.endpoint, fields)
+        log.info_line(logger, self.dialect.endpoint, fields)
         if hooked is not None:
             hooked.end(report, status, took_ms)
         if observers:
@@ -174,7 +176,7 @@ class Door:
     def _observed(
         self,
         request: web.Request,
-        report: Report,
+        report: RequestState,
         status: int,
         took_ms: float,
         observers: Sequence[Observer],
@@ -196,7 +198,7 @@ class Door:
 
 
 async def _relay(
-    gateway: Gateway, wanted: Request, terms: Terms, sink: CallerSink, report: Report
+    gateway: Gateway, wanted: Request, terms: RequestOptions, sink: Responder, report: RequestState
 ) -> None:
     """Serve a request; once more where nobody was left and others are there since, by a reload."""
     while True:
@@ -209,13 +211,13 @@ async def _relay(
                 raise
 
 
-async def _fail_late(sink: CallerSink, error: GatewayError) -> None:
+async def _fail_stream(sink: Responder, error: GatewayError) -> None:
     """Tell an error to a caller whose head is already sent."""
     with contextlib.suppress(CallerGone):
         await sink.fail(error.status, error.body())
 
 
-async def _say_goodbye(sink: CallerSink) -> None:
+async def _abort_on_shutdown(sink: Responder) -> None:
     """End an answer that the shutdown's time limit cuts off."""
     task = asyncio.current_task()
     assert task is not None

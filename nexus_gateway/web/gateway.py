@@ -18,15 +18,15 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from nexus_gateway.proxy import record as errand
-from nexus_gateway.proxy.hook_runner import HookChain
+from nexus_gateway.proxy.hook_runner import HookRunner
 from nexus_gateway.proxy.record import Observer, RequestRecord
 from nexus_gateway.proxy.relay import Relay
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.routing.resolver import Targets
+from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.pricing import Spent
-from nexus_gateway.telemetry.shared import Shared
+from nexus_gateway.telemetry.shared import WorkerState
 
 
 class Drain:
@@ -138,16 +138,16 @@ class Gateway:
     pool: Pool
     scheduler: Scheduler
     drain: Drain
-    targets: Targets
-    hooks: HookChain | None = None
+    targets: ModelResolver
+    hooks: HookRunner | None = None
     relay: Relay | None = None
     make_relay: Callable[[Settings], Relay] | None = None
     workers: int = 1
-    others: Shared = field(default_factory=Shared)
+    others: WorkerState = field(default_factory=WorkerState)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
     observers: list[Observer] = field(default_factory=list)
     refused: Callable[[int, str], None] | None = None
-    shares: list[Callable[[Shared], None]] = field(default_factory=list)
+    shares: list[Callable[[WorkerState], None]] = field(default_factory=list)
     ledger: Ledger | None = None
     tracing: Tracing | None = None
 

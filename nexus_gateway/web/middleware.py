@@ -25,7 +25,7 @@ from nexus_gateway.errors import (
     TooLarge,
 )
 from nexus_gateway.proxy.context import CallerGone
-from nexus_gateway.settings import read_flag
+from nexus_gateway.settings import parse_bool
 from nexus_gateway.web.auth import Access, check
 from nexus_gateway.web.gateway import gateway_of
 from nexus_gateway.web.request import (
@@ -36,7 +36,7 @@ from nexus_gateway.web.request import (
     note_refusal,
     request_id,
 )
-from nexus_gateway.web.responder import allowed_origin, identity, readable
+from nexus_gateway.web.responder import allowed_origin, cors_headers, id_headers
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -73,19 +73,19 @@ class Route:
     dialect: Dialect = CHAT_COMPLETIONS
 
 
-async def _nowhere(request: web.Request) -> web.StreamResponse:
+async def _not_found(request: web.Request) -> web.StreamResponse:
     raise web.HTTPNotFound
 
 
 # A path without a route is public: it holds a 404.
-_NOWHERE = Route("", "", _nowhere, Access.PUBLIC)
+_NOT_FOUND = Route("", "", _not_found, Access.PUBLIC)
 # The routes by their handlers; filled by the application.
 ROUTE_OF = web.AppKey("route_of", dict[object, Route])
 
 
 def route_of(request: web.Request, match: web.UrlMappingMatchInfo) -> Route:
     """Return the matched route."""
-    return request.app[ROUTE_OF].get(match.handler, _NOWHERE)
+    return request.app[ROUTE_OF].get(match.handler, _NOT_FOUND)
 
 
 @web.middleware
@@ -144,7 +144,7 @@ def _meant(path: str) -> str:
 
 
 @web.middleware
-async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let in who may come in: preflights, then the drain, then keys."""
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         return await _preflight(request)
@@ -161,7 +161,7 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _wants_explanation(request: web.Request) -> bool:
     try:
-        return read_flag(request.headers[EXPLAIN])
+        return parse_bool(request.headers[EXPLAIN])
     except ValueError:
         raise InvalidRequest(
             f"{EXPLAIN} must be true or false.", param=EXPLAIN, code="invalid_explain"
@@ -188,11 +188,11 @@ async def _preflight(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def dress(request: web.Request, response: web.StreamResponse) -> None:
+async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Give an answer that aiohttp writes its id and its CORS headers, errors included."""
     route = route_of(request, request.match_info)
-    response.headers.update(identity(request, route.dialect))
+    response.headers.update(id_headers(request, route.dialect))
     if "Access-Control-Allow-Methods" not in response.headers:  # else it has its own
-        response.headers.update(readable(request, for_all=not route.access.is_admin))
+        response.headers.update(cors_headers(request, for_all=not route.access.is_admin))
     if "Server" in response.headers:
         del response.headers["Server"]

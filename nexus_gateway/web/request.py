@@ -23,9 +23,9 @@ from nexus_gateway.errors import (
     TooLarge,
     UnsupportedMedia,
 )
-from nexus_gateway.proxy.context import Terms
+from nexus_gateway.proxy.context import RequestOptions
 from nexus_gateway.routing.policies import DEFAULT_POLICY
-from nexus_gateway.settings import LONGEST_MS, read_flag
+from nexus_gateway.settings import MAX_MS, parse_bool
 from nexus_gateway.telemetry import log
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.wire import json_codec
@@ -86,7 +86,7 @@ def note_refusal(
         "peer": request.remote or None,
         "why": why,
     }
-    log.say(logger, "refused", fields)
+    log.info_line(logger, "refused", fields)
 
 
 def caller_of(request: web.BaseRequest) -> str:
@@ -212,7 +212,7 @@ HEDGE = "X-Nexus-Hedge"
 TIMEOUT = "X-Request-Timeout-Ms"
 
 
-def terms_of(request: web.Request, gateway: Gateway) -> Terms:
+def parse_options(request: web.Request, gateway: Gateway) -> RequestOptions:
     """Return a caller's terms.
 
     Raises:
@@ -226,7 +226,7 @@ def terms_of(request: web.Request, gateway: Gateway) -> Terms:
             param=POLICY,
             code="unknown_routing_mode",
         )
-    return Terms(policy, _hedge(request, gateway), _timeout_s(request))
+    return RequestOptions(policy, _hedge(request, gateway), _timeout_s(request))
 
 
 def _timeout_s(request: web.Request) -> float | None:
@@ -234,9 +234,9 @@ def _timeout_s(request: web.Request) -> float | None:
     if text is None:
         return None
     digits = text.strip().lstrip("0")  # else a row of them hides how long the number is
-    if not (digits.isascii() and digits.isdigit()) or int(digits[:18]) > LONGEST_MS:
+    if not (digits.isascii() and digits.isdigit()) or int(digits[:18]) > MAX_MS:
         raise InvalidRequest(
-            f"{TIMEOUT} must be a whole number from 1 to {LONGEST_MS}.",
+            f"{TIMEOUT} must be a whole number from 1 to {MAX_MS}.",
             param=TIMEOUT,
             code="invalid_timeout",
         )
@@ -248,7 +248,7 @@ def _hedge(request: web.Request, gateway: Gateway) -> bool:
     if text is None:
         return gateway.settings.hedge
     try:
-        return read_flag(text)
+        return parse_bool(text)
     except ValueError:
         raise InvalidRequest(
             f"{HEDGE} must be true or false.", param=HEDGE, code="invalid_hedge"

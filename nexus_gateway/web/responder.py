@@ -24,10 +24,10 @@ from typing import Any
 
 from aiohttp import HttpVersion11, web
 
-from nexus_gateway.dialects.base import Dialect, Whole
+from nexus_gateway.dialects.base import Dialect, FullResponse
 from nexus_gateway.proxy.context import CallerGone
-from nexus_gateway.proxy.record import Report
-from nexus_gateway.upstream.streams import Pipe
+from nexus_gateway.proxy.record import RequestState
+from nexus_gateway.upstream.streams import RawWriter
 from nexus_gateway.web.gateway import gateway_of
 from nexus_gateway.web.request import EXPLAIN, request_id
 from nexus_gateway.wire import sse
@@ -35,7 +35,7 @@ from nexus_gateway.wire import sse
 _EXPOSED = "X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, Server-Timing"
 
 
-def identity(request: web.Request, dialect: Dialect) -> dict[str, str]:
+def id_headers(request: web.Request, dialect: Dialect) -> dict[str, str]:
     """Return the headers that tell an answer's id, by the name the dialect's clients know too."""
     id = request_id(request)
     headers = {"X-Request-Id": id}
@@ -44,7 +44,7 @@ def identity(request: web.Request, dialect: Dialect) -> dict[str, str]:
     return headers
 
 
-def readable(request: web.Request, *, for_all: bool) -> dict[str, str]:
+def cors_headers(request: web.Request, *, for_all: bool) -> dict[str, str]:
     """Return the headers that let a page of another origin read an answer, where one asks.
 
     Args:
@@ -202,10 +202,10 @@ _STREAM_HEAD = {
 }
 _NOT_PRINTABLE = re.compile("[^ -~]")
 LONGEST_EXPLANATION = 1000
-Look = Callable[[Report, Whole | None], Awaitable[Whole | None]]
+Look = Callable[[RequestState, FullResponse | None], Awaitable[FullResponse | None]]
 
 
-class CallerSink:
+class Responder:
     """Write an answer to an aiohttp caller (a `relay.Sink`).
 
     Args:
@@ -220,7 +220,7 @@ class CallerSink:
     def __init__(self, request: web.Request, dialect: Dialect) -> None:
         self._request = request
         self._dialect = dialect
-        self.look: Look | None = None
+        self.before_response: Look | None = None
         self.response: web.StreamResponse | None = None
         self._raw: RawResponse | None = None
         self._comments: asyncio.Task[None] | None = None
@@ -236,18 +236,18 @@ class CallerSink:
                 await self._send_head({})
                 await self.write(sse.KEEP_ALIVE)
 
-    async def be_quiet(self) -> None:
+    async def stop_keepalive(self) -> None:
         """Send no more comments."""
         if self._comments is not None:
             comments, self._comments = self._comments, None
             comments.cancel()
             await asyncio.wait([comments])
 
-    async def start(self, report: Report) -> None:
+    async def start(self, report: RequestState) -> None:
         """Send the head of a stream, unless comments have gone before."""
-        if self.look is not None:
-            await self.look(report, None)
-        await self.be_quiet()
+        if self.before_response is not None:
+            await self.before_response(report, None)
+        await self.stop_keepalive()
         await self._send_head(served_by(report))
 
     async def _send_head(self, more: dict[str, str]) -> None:
@@ -270,7 +270,7 @@ class CallerSink:
 
     def _new(self, head: dict[str, str], body: bytes | None = None) -> RawResponse:
         request = self._request
-        head |= identity(request, self._dialect) | readable(request, for_all=True)
+        head |= id_headers(request, self._dialect) | cors_headers(request, for_all=True)
         leaving = gateway_of(request).drain.leaving.is_set()  # callers are to connect anew
         lasting = request.keep_alive and not leaving
         return RawResponse(request, head, body, lasting=lasting)
@@ -283,9 +283,9 @@ class CallerSink:
         except ConnectionError as error:
             raise CallerGone from error
 
-    def pipe(self) -> Pipe | None:
+    def pipe(self) -> RawWriter | None:
         """Return a way to write without waiting."""
-        return None if self._raw is None else CallerPipe(self._raw)
+        return None if self._raw is None else ResponderWriter(self._raw)
 
     async def end(self, data: bytes = b"") -> None:
         """End the stream, with its last events."""
@@ -304,10 +304,10 @@ class CallerSink:
         if self._request.transport is not None:
             self._request.transport.abort()
 
-    async def whole(self, report: Report, answer: Whole) -> None:
+    async def whole(self, report: RequestState, answer: FullResponse) -> None:
         """Keep the answer; the handler returns it, and aiohttp sends it."""
-        if self.look is not None:
-            answer = await self.look(report, answer) or answer
+        if self.before_response is not None:
+            answer = await self.before_response(report, answer) or answer
         text = answer.content_type.startswith("text/")
         kind = f"{answer.content_type}; charset=utf-8" if text else answer.content_type
         head = {"Content-Type": kind} | served_by(report)
@@ -320,8 +320,8 @@ class CallerSink:
             raise CallerGone from error
 
 
-class CallerPipe:
-    """Writes to a caller without waiting (a `streams.Pipe`)."""
+class ResponderWriter:
+    """Writes to a caller without waiting (a `streams.RawWriter`)."""
 
     def __init__(self, response: RawResponse) -> None:
         self._response = response
@@ -335,7 +335,7 @@ class CallerPipe:
             raise CallerGone from error
 
 
-def served_by(report: Report) -> dict[str, str]:
+def served_by(report: RequestState) -> dict[str, str]:
     """Tell in headers who answers, or was asked last, and how long it took to get so far."""
     gateway_ms = report.total_ms - report.upstream_ms
     head = {

@@ -29,7 +29,7 @@ from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.chunks import finished, has_content, is_usage_only
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import StreamPassage
+from nexus_gateway.wire.passthrough import Passthrough
 from nexus_gateway.wire.usage import counted
 
 _SAID = re.compile(
@@ -40,7 +40,7 @@ _TEXTS = re.compile(rb'(?:[^"\\\n]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})|\n)*+')
 _END = b"\n\n"
 
 
-class Template:
+class EventTemplate:
     """What is around the text in each event.
 
     Args:
@@ -113,7 +113,7 @@ class Template:
         return texts if self._glue.join(texts) == block else None
 
 
-def learn(data: bytes, span: tuple[int, int] | None, model: bytes | None) -> Template | None:
+def learn(data: bytes, span: tuple[int, int] | None, model: bytes | None) -> EventTemplate | None:
     """Learn from one event.
 
     Args:
@@ -139,11 +139,11 @@ def learn(data: bytes, span: tuple[int, int] | None, model: bytes | None) -> Tem
             new_after = data[end : span[0]] + model + data[span[1] :] + _END
         else:
             return None
-    return Template(before, after, new_before, new_after)
+    return EventTemplate(before, after, new_before, new_after)
 
 
 # How often the shape of events is learnt; where they have none in common, it is given up.
-LESSONS = 4
+MAX_TEMPLATES = 4
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
 # Names and plain values up to the model's: as nearly everybody writes a chunk.
 _MODEL_EARLY = re.compile(
@@ -205,7 +205,7 @@ def _all_have_choices(block: bytes, events: int) -> bool:
     return block.count(b'"choices":[{') + block.count(b'"choices": [{') == events
 
 
-class Splice(StreamPassage):
+class ChatPassthrough(Passthrough):
     """One stream's way through.
 
     Args:
@@ -225,8 +225,8 @@ class Splice(StreamPassage):
         self._needle = b""
         self._exchange = b""
         self._usage_block = b""
-        self._template: Template | None = None
-        self._lessons = LESSONS
+        self._template: EventTemplate | None = None
+        self._lessons = MAX_TEMPLATES
 
     def _ended_early(self, late: bytes) -> bytes:
         """End an answer that was finished and only lacks its `[DONE]`."""
@@ -267,7 +267,7 @@ class Splice(StreamPassage):
                 return passed
         return super().feed(data)
 
-    def _pass_at_once(self, block: bytes) -> bytes | None:
+    def _fast_path(self, block: bytes) -> bytes | None:
         """Pass a block that begins with events of the known shape, or that is plain."""
         found = None if self._template is None else self._template.apply(block)
         if found is None:
@@ -278,7 +278,7 @@ class Splice(StreamPassage):
         if not rest:
             return out
         passed = self._pass_plain(rest)
-        return out + (self._careful(rest) if passed is None else passed)
+        return out + (self._slow_path(rest) if passed is None else passed)
 
     def _pass_plain(self, block: bytes) -> bytes | None:
         """Pass a block that is plain, but for the `[DONE]` at its end; None where it is not."""
@@ -311,7 +311,7 @@ class Splice(StreamPassage):
         # A line end inside JSON is white space between tokens, so a blank may stand for it.
         text = b" ".join(data).strip()
         if not text:
-            return self._hold(sse.comments(event))
+            return self._hold(sse.comment_lines(event))
         return self._finish() if text == b"[DONE]" else self._examine_data(text)
 
     def _examine_data(self, text: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 Chunk = dict[str, Any]
 
 # What foreign chunks and events raise when they are walked and have a shape that nobody expected.
-ODD_SHAPES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Answer:
@@ -97,7 +97,7 @@ def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
 
 
-def text_in(said: Mapping[str, Any]) -> str:
+def extract_text(said: Mapping[str, Any]) -> str:
     """Return the text in a delta or a message: a string, or (Mistral) a list of parts.
 
     Raises:
@@ -109,7 +109,7 @@ def text_in(said: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else _joined_parts(content, "text")
 
 
-def reasoning_in(said: Mapping[str, Any]) -> str:
+def extract_reasoning(said: Mapping[str, Any]) -> str:
     """Return the thinking in a delta or a message: a field of either name, or parts of the text."""
     for name in ("reasoning_content", "reasoning"):
         if isinstance(said.get(name), str) and said[name]:
@@ -124,7 +124,7 @@ def _joined_parts(content: object, kind: str) -> str:
     return "".join(s if isinstance(s, str) else _joined_parts(s, "text") for s in said)
 
 
-class CallNumbers:
+class ToolCallIndex:
     """Tell which of an answer's tool calls a delta belongs to.
 
     By its index; and by its id, or by its being a whole call, where an upstream leaves the index
@@ -184,7 +184,7 @@ def fold(chunks: Iterable[Chunk]) -> Chunk:
     """
     whole: Chunk = {"id": "", "object": "chat.completion", "created": 0, "model": ""}
     by_index: dict[int, Chunk] = {}
-    numbers: dict[int, CallNumbers] = {}
+    numbers: dict[int, ToolCallIndex] = {}
     usage = None
     for chunk in chunks:
         usage = chunk.get("usage") or usage
@@ -199,10 +199,10 @@ def fold(chunks: Iterable[Chunk]) -> Chunk:
 
 
 def _fold_choice(
-    by_index: dict[int, Chunk], numbers: dict[int, CallNumbers], choice: Mapping[str, Any]
+    by_index: dict[int, Chunk], numbers: dict[int, ToolCallIndex], choice: Mapping[str, Any]
 ) -> None:
     index = choice.get("index") or 0
-    calls = numbers.setdefault(index, CallNumbers())
+    calls = numbers.setdefault(index, ToolCallIndex())
     blank = {"index": index, "message": {"role": "assistant", "content": None}}
     into = by_index.setdefault(index, {**blank, "finish_reason": None})
     for key, value in choice.items():
@@ -220,7 +220,7 @@ def _joined(old: Chunk | None, new: Mapping[str, Any]) -> Chunk:
     return {**old, **{k: (old.get(k) or []) + v for k, v in new.items() if isinstance(v, list)}}
 
 
-def _fold_delta(message: Chunk, numbers: CallNumbers, delta: Mapping[str, Any]) -> None:
+def _fold_delta(message: Chunk, numbers: ToolCallIndex, delta: Mapping[str, Any]) -> None:
     for key, value in delta.items():
         if key == "tool_calls" and isinstance(value, list):
             calls = message.setdefault("tool_calls", {})

@@ -1,7 +1,7 @@
 """Pass a stream through as it is, and know when it has begun, ended or broken.
 
-`StreamPassage` is what all streams have in common; `splice` is its form for OpenAI's chunks, and
-`EventPassage` that for a backend's own dialect: events go out untouched, and once the answer has
+`Passthrough` is what all streams have in common; `splice` is its form for OpenAI's chunks, and
+`EventPassthrough` that for a backend's own dialect: events go out untouched, and once the answer has
 begun, blocks without any of the telling marks pass unread.
 """
 
@@ -17,7 +17,7 @@ from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.usage import counted
 
 
-class Mark(Enum):
+class EventKind(Enum):
     """What an event is to the answer."""
 
     NOTHING = "nothing"
@@ -25,7 +25,7 @@ class Mark(Enum):
     END = "end"
 
 
-class StreamPassage(ABC):
+class Passthrough(ABC):
     """One stream's way through: whole events, held until the first one that says something.
 
     Till then an upstream can still fail without anybody having seen it.
@@ -48,7 +48,7 @@ class StreamPassage(ABC):
         self._knowledge = 0  # grows with what helps to pass a block at once
 
     @abstractmethod
-    def _pass_at_once(self, block: bytes) -> bytes | None:
+    def _fast_path(self, block: bytes) -> bytes | None:
         """Pass a block unread where a few scans prove that it is plain; None where it is not."""
 
     @abstractmethod
@@ -68,10 +68,10 @@ class StreamPassage(ABC):
         block = self._framer.feed(data)
         if not block or self.done or self.broken is not None:
             return b""
-        passed = self._pass_at_once(block) if self.started else None
-        return self._careful(block) if passed is None else passed
+        passed = self._fast_path(block) if self.started else None
+        return self._slow_path(block) if passed is None else passed
 
-    def _careful(self, block: bytes) -> bytes:
+    def _slow_path(self, block: bytes) -> bytes:
         """Go through a block event by event."""
         was_started = self.started
         out: list[bytes] = []
@@ -95,7 +95,7 @@ class StreamPassage(ABC):
                 break
             if self.started and knew != self._knowledge:
                 # In a burst all the rest is here as well, and mostly plain.
-                rest = self._pass_at_once(block[at:])
+                rest = self._fast_path(block[at:])
                 if rest is not None:
                     out.append(rest)
                     break
@@ -124,41 +124,41 @@ class StreamPassage(ABC):
         Raises:
             TruncatedStream: the answer was not finished.
         """
-        late = self._careful(self._framer.feed(b"\n\n")) if not self.done else b""
+        late = self._slow_path(self._framer.feed(b"\n\n")) if not self.done else b""
         if self.broken is not None and not late:
             raise self.broken
         return late if self.done or self.broken is not None else self._ended_early(late)
 
 
-class EventPassage(StreamPassage):
+class EventPassthrough(Passthrough):
     """A stream in a dialect of its own; the dialect says what its events mean.
 
     Attributes:
         telling: an event that ends, breaks or counts the answer has one of these in it.
     """
 
-    telling: ClassVar[tuple[bytes, ...]]
+    markers: ClassVar[tuple[bytes, ...]]
 
     def __init__(self) -> None:
         super().__init__()
         self._events = 0
 
     @abstractmethod
-    def _mark(self, event: dict[str, Any]) -> Mark:
+    def _mark(self, event: dict[str, Any]) -> EventKind:
         """Tell what an event is, and note its usage; BrokenStream where it carries an error."""
 
-    def _pass_at_once(self, block: bytes) -> bytes | None:
+    def _fast_path(self, block: bytes) -> bytes | None:
         events = block.count(b"\n\n")
         objects = block.count(b"data: {") == block.count(b"}\n\n") == events
-        if not objects or any(mark in block for mark in self.telling):
+        if not objects or any(mark in block for mark in self.markers):
             return None
         self._events += events
         return block
 
     def _pass_one(self, event: bytes) -> bytes:
-        text = sse.read(event).data.strip()
+        text = sse.parse_event(event).data.strip()
         if not text:
-            return self._hold(sse.comments(event))
+            return self._hold(sse.comment_lines(event))
         self._examine(text)
         return self._hold(event + b"\n\n")
 
@@ -170,11 +170,11 @@ class EventPassage(StreamPassage):
         if not isinstance(value, dict):
             raise BrokenStream("The upstream sent something that is not an answer.")
         mark = self._mark(value)
-        if mark is Mark.NOTHING:
+        if mark is EventKind.NOTHING:
             return
-        self._events += mark is Mark.CONTENT
+        self._events += mark is EventKind.CONTENT
         self.started = True
-        self.done = mark is Mark.END
+        self.done = mark is EventKind.END
 
     def _ended_early(self, late: bytes) -> bytes:
         cut = TruncatedStream("The upstream cut the answer off.")

@@ -105,7 +105,7 @@ def split(block: bytes) -> Iterator[bytes]:
             yield event
 
 
-def read(event: bytes) -> Event:
+def parse_event(event: bytes) -> Event:
     """Read the fields of one event (as `split` gives it)."""
     name, data = b"", []
     for line in event.split(b"\n"):
@@ -118,7 +118,7 @@ def read(event: bytes) -> Event:
     return Event(name.decode("utf-8", "replace"), b"\n".join(data).decode("utf-8", "replace"))
 
 
-def comments(event: bytes) -> bytes:
+def comment_lines(event: bytes) -> bytes:
     """Return what of an event without data may go out: its comments as an event, or b"".
 
     The official clients take a lone `retry:`, `id:` or `event:` line for a chunk and fail on it.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 MOST = 10**9
 
 
-class Tokens(NamedTuple):
+class TokenUsage(NamedTuple):
     """What a request used; None where nobody said.
 
     Args:
@@ -29,7 +29,7 @@ class Tokens(NamedTuple):
     is_text: bool = True
 
     @property
-    def spoken(self) -> int | None:
+    def output_without_reasoning(self) -> int | None:
         """What was written without what was thought, where that is known: what a pace goes by.
 
         Many think before their first content, in time that is not the answer's.
@@ -39,10 +39,10 @@ class Tokens(NamedTuple):
         return max(0, self.completion - (self.reasoning or 0))
 
 
-UNKNOWN = Tokens()
+UNKNOWN = TokenUsage()
 
 
-def tokens_of(usage: Mapping[str, Any]) -> Tokens:
+def parse_usage(usage: Mapping[str, Any]) -> TokenUsage:
     """Read a usage in OpenAI's shape, whatever an upstream put into it."""
     if not usage:
         return UNKNOWN
@@ -62,7 +62,7 @@ def tokens_of(usage: Mapping[str, Any]) -> Tokens:
     if isinstance(details, dict):
         reasoning = count(details.get("reasoning_tokens"))
         audio = audio or count(details.get("audio_tokens"))
-    return Tokens(prompt, cached, written, completion, reasoning, not audio)
+    return TokenUsage(prompt, cached, written, completion, reasoning, not audio)
 
 
 def count(told: object) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fakes import KEYS, Other, Served, make_instance, serving
 
-from nexus_gateway.hooks import Answering, Exchange, Hook
+from nexus_gateway.hooks import Hook, HookRequest, HookResponse
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -17,7 +17,9 @@ ADMIN = {"Authorization": "Bearer the-admin-token"}
 
 
 class Watch(Hook):
-    async def before_answer(self, exchange: Exchange, answering: Answering, answer: Any) -> None:
+    async def before_answer(
+        self, exchange: HookRequest, answering: HookResponse, answer: Any
+    ) -> None:
         pass
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from fakes import Fake, make_instance, serving
 from test_abuse import Able, anthropic, form
 
-from nexus_gateway.dialects.messages.response import UNSEALED, MessageSpeaker
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker
 from nexus_gateway.provider import (
     Call,
     HttpRequest,
@@ -120,12 +120,12 @@ async def test_a_misspelt_model_is_the_callers(
 
 
 async def test_tokens_are_counted_without_thinking_of_ours(upstream: FakeUpstream) -> None:
-    thought = {"type": "thinking", "thinking": "Hm", "signature": UNSEALED}
+    thought = {"type": "thinking", "thinking": "Hm", "signature": UNSIGNED}
     said = {"role": "assistant", "content": [thought, {"type": "text", "text": "Yes"}]}
     async with serving(anthropic(upstream)) as served:
         for path in ("/v1/messages", "/v1/messages/count_tokens"):
             await served.post(path, {"messages": [*HI, said, *HI], "max_tokens": 9})
-    assert all(UNSEALED.encode() not in received.raw for received in upstream.requests)
+    assert all(UNSIGNED.encode() not in received.raw for received in upstream.requests)
     assert upstream.hits() == 2
 
 
@@ -186,8 +186,10 @@ async def test_a_refusal_without_an_error_has_the_upstreams(upstream: FakeUpstre
 
 def test_a_message_begins_when_it_has_an_id() -> None:
     speaker = MessageSpeaker(thinking=False)
-    assert speaker.say({"id": "", "model": "", "choices": [], "prompt_filter_results": []}) == b""
-    assert b'"id":"msg_1"' in speaker.say(ANSWER.text("x"))
+    assert (
+        speaker.encode({"id": "", "model": "", "choices": [], "prompt_filter_results": []}) == b""
+    )
+    assert b'"id":"msg_1"' in speaker.encode(ANSWER.text("x"))
 
 
 def test_a_calls_name_may_come_late() -> None:
@@ -195,7 +197,7 @@ def test_a_calls_name_may_come_late() -> None:
     first = ANSWER.call(0, "a", "")
     late = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
     more = {**first, "choices": [{"index": 0, "delta": {"tool_calls": [late]}}]}
-    said = speaker.say(first) + speaker.say(more) + speaker.end()
+    said = speaker.encode(first) + speaker.encode(more) + speaker.finish()
     assert b'"name":"f"' in said
     assert said.count(b"content_block_start\n") == 1
 

@@ -12,11 +12,11 @@ from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus_gateway.dialects.base import NotAnAnswer, Request
+from nexus_gateway.dialects.base import InvalidAnswer, Request
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES, usage_as_chat
 from nexus_gateway.dialects.messages.request import IMAGE_FOLLOWS
-from nexus_gateway.dialects.messages.response import UNSEALED, MessageSpeaker, message, usage
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker, message, usage
 from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
 from nexus_gateway.provider import Account, Call, Translator
 from nexus_gateway.secret import Secret
@@ -218,10 +218,10 @@ def test_a_schema_for_the_answer() -> None:
 def test_what_only_anthropic_can_do_is_an_obstacle(fields: Any, where: str) -> None:
     request = parse(**fields)
     assert request.chat is None
-    assert request.obstacle is not None
-    assert request.obstacle.param == where
-    assert where in request.obstacle.message
-    assert request.own.encode("x")
+    assert request.untranslatable is not None
+    assert request.untranslatable.param == where
+    assert where in request.untranslatable.message
+    assert request.native.encode("x")
 
 
 @pytest.mark.parametrize(
@@ -252,16 +252,16 @@ def test_what_is_malformed_is_said_at_once(fields: Any, where: str) -> None:
 
 def test_the_own_body_keeps_every_field() -> None:
     sent = {"messages": HI, "max_tokens": 9, "top_k": 5, "stream": True, "model": "m"}
-    encoded = parse(top_k=5, stream=True).own.encode("claude-x")
+    encoded = parse(top_k=5, stream=True).native.encode("claude-x")
     assert isinstance(encoded, bytes)
     assert json.loads(encoded) == {**sent, "model": "claude-x"}
 
 
 def test_thinking_of_ours_does_not_go_to_anthropic() -> None:
-    thoughts = [{"type": "thinking", "thinking": "a", "signature": s} for s in (UNSEALED, "real")]
-    encoded = parse(messages=[{"role": "assistant", "content": [*thoughts, text("x")]}]).own.encode(
-        "m"
-    )
+    thoughts = [{"type": "thinking", "thinking": "a", "signature": s} for s in (UNSIGNED, "real")]
+    encoded = parse(
+        messages=[{"role": "assistant", "content": [*thoughts, text("x")]}]
+    ).native.encode("m")
     assert isinstance(encoded, bytes)
     assert json.loads(encoded)["messages"][0]["content"] == [thoughts[1], text("x")]
 
@@ -274,13 +274,13 @@ def test_headers_that_go_along() -> None:
 
 
 def events(data: bytes) -> list[tuple[str, dict[str, Any]]]:
-    read = [sse.read(event) for event in sse.split(data)]
+    read = [sse.parse_event(event) for event in sse.split(data)]
     return [(event.name, json.loads(event.data)) for event in read]
 
 
 def spoken(chunks: Iterable[Chunk], *, thinking: bool = True) -> bytes:
     speaker = MessageSpeaker(thinking)
-    return b"".join([*(speaker.say(chunk) for chunk in chunks), speaker.end()])
+    return b"".join([*(speaker.encode(chunk) for chunk in chunks), speaker.finish()])
 
 
 def test_the_events_of_a_text() -> None:
@@ -358,7 +358,7 @@ def test_text_in_parts_is_text() -> None:
 
 def test_thinking_is_told_to_those_who_ask() -> None:
     chunks = [ANSWER.reasoning("Hm"), ANSWER.text("Yes"), ANSWER.finish()]
-    thought = {"type": "thinking", "thinking": "Hm", "signature": UNSEALED}
+    thought = {"type": "thinking", "thinking": "Hm", "signature": UNSIGNED}
     assert blocks(spoken(chunks)) == [thought, text("Yes")]
     assert blocks(spoken(chunks, thinking=False)) == [text("Yes")]
     assert message(fold(chunks), thinking=True)["content"] == [thought, text("Yes")]
@@ -400,7 +400,7 @@ def anthropic() -> Translator:
 async def understood(data: bytes) -> list[Chunk]:
     async def told() -> AsyncIterator[sse.Event]:
         for event in sse.split(data):
-            yield sse.read(event)
+            yield sse.parse_event(event)
 
     return [chunk async for chunk in anthropic().stream(told(), ANSWER)]
 
@@ -459,7 +459,7 @@ def test_a_native_stream_passes_byte_for_byte_wherever_it_is_cut(data: Any) -> N
     stream = b'event: ping\ndata: {"type": "ping"}\n\n' + spoken(
         script(["a"], ["b", "c"], [{}], data)
     )
-    passage = MESSAGES.passage(parse(), None)
+    passage = MESSAGES.event_filter(parse(), None)
     places = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
     out = b"".join(passage.feed(piece) for piece in cut(stream, places))
     assert out == stream
@@ -468,7 +468,7 @@ def test_a_native_stream_passes_byte_for_byte_wherever_it_is_cut(data: Any) -> N
 
 
 def test_nothing_passes_before_there_is_content() -> None:
-    passage = MESSAGES.passage(parse(), None)
+    passage = MESSAGES.event_filter(parse(), None)
     start = spoken([ANSWER.text("x")]).split(b"event: content_block_delta")[0]
     assert passage.feed(start) == b""
     assert not passage.started
@@ -480,14 +480,14 @@ def test_an_error_event_breaks_a_native_stream() -> None:
     told = {"type": "error", "error": {"type": "overloaded_error", "message": "M"}}
     error = sse.json_event(told, "error")
     with pytest.raises(ErrorEvent, match="M"):
-        MESSAGES.passage(parse(), None).feed(error)
-    passage = MESSAGES.passage(parse(), None)
+        MESSAGES.event_filter(parse(), None).feed(error)
+    passage = MESSAGES.event_filter(parse(), None)
     good = spoken([ANSWER.text("x"), ANSWER.text("y")]).split(b"event: content_block_stop")[0]
     assert (passage.feed(good), passage.feed(error)) == (good, b"")
     assert isinstance(passage.broken, ErrorEvent)
     with pytest.raises(BrokenStream):
         passage.end()
-    cut_off = MESSAGES.passage(parse(), None)
+    cut_off = MESSAGES.event_filter(parse(), None)
     cut_off.feed(good)
     with pytest.raises(TruncatedStream):
         cut_off.end()
@@ -515,19 +515,19 @@ def test_errors_have_anthropics_types(status: int, kind: str) -> None:
 
 def test_a_whole_message_is_told_from_other_things() -> None:
     good = json.dumps(message(fold([ANSWER.text("x")]), thinking=False)).encode()
-    assert MESSAGES.own_whole(parse(), good, "application/json", "L").body == good
+    assert MESSAGES.parse_native(parse(), good, "application/json", "L").body == good
     for bad in (b"<html>", b"{}", b"[]", b'{"type":"error","error":{"message":"x"}}'):
-        with pytest.raises(NotAnAnswer):
-            MESSAGES.own_whole(parse(), bad, "application/json", None)
+        with pytest.raises(InvalidAnswer):
+            MESSAGES.parse_native(parse(), bad, "application/json", None)
 
 
 def test_a_count() -> None:
     request = COUNT_TOKENS.parse(json.dumps({"model": "m", "messages": HI}).encode(), {})
     assert (request.chat, request.stream) == (None, False)
-    assert request.obstacle is not None
-    assert COUNT_TOKENS.own_whole(request, b'{"input_tokens": 5}', "", None).body
-    with pytest.raises(NotAnAnswer):
-        COUNT_TOKENS.own_whole(request, b"{}", "", None)
+    assert request.untranslatable is not None
+    assert COUNT_TOKENS.parse_native(request, b'{"input_tokens": 5}', "", None).body
+    with pytest.raises(InvalidAnswer):
+        COUNT_TOKENS.parse_native(request, b"{}", "", None)
 
 
 def test_usage_that_leaves_out_what_a_cache_had_or_got() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from nexus_gateway.dialects.base import NotAnAnswer, Request
+from nexus_gateway.dialects.base import InvalidAnswer, Request
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
 from nexus_gateway.wire import sse
@@ -36,7 +36,7 @@ def parse(body: dict[str, Any]) -> Request:
 
 def chat_of(**fields: Any) -> dict[str, Any]:
     request = parse({"input": "Hi", **fields})
-    assert request.obstacle is None
+    assert request.untranslatable is None
     assert request.chat is not None
     return dict(request.chat.fields)
 
@@ -47,12 +47,12 @@ def messages_of(*items: Any) -> list[dict[str, Any]]:
 
 
 def stream_of(chunks: Iterable[Chunk], **fields: Any) -> bytes:
-    speaker = RESPONSES.speaker(parse({"input": "Hi", "stream": True, **fields}))
-    return b"".join([*map(speaker.say, chunks), speaker.end()])
+    speaker = RESPONSES.stream_encoder(parse({"input": "Hi", "stream": True, **fields}))
+    return b"".join([*map(speaker.encode, chunks), speaker.finish()])
 
 
 def events_of(chunks: Iterable[Chunk], **fields: Any) -> list[dict[str, Any]]:
-    told = [sse.read(event) for event in sse.split(stream_of(chunks, **fields))]
+    told = [sse.parse_event(event) for event in sse.split(stream_of(chunks, **fields))]
     events = [json.loads(event.data) for event in told]
     assert [event.name for event in told] == [event["type"] for event in events]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
@@ -75,7 +75,7 @@ def response_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
 
 
 def whole_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
-    return RESPONSES.whole(parse({"input": "Hi", **fields}), fold(chunks))
+    return RESPONSES.encode_full(parse({"input": "Hi", **fields}), fold(chunks))
 
 
 def delta(**fields: Any) -> Chunk:
@@ -88,9 +88,9 @@ def delta(**fields: Any) -> Chunk:
 def test_a_plain_request() -> None:
     request = parse({"model": "m", "input": "Hi"})
     assert (request.model, request.stream, request.images) == ("m", False, False)
-    assert request.own is not None
+    assert request.native is not None
     assert request.chat is not None
-    assert json.loads(request.own.encode("n")) == {"model": "n", "stream": False, "input": "Hi"}
+    assert json.loads(request.native.encode("n")) == {"model": "n", "stream": False, "input": "Hi"}
     assert json.loads(request.chat.encode("n")) == {
         "model": "n",
         "stream": False,
@@ -299,14 +299,14 @@ OBSTACLES: list[tuple[dict[str, Any], str]] = [
 def test_what_a_chat_cannot_say(fields: dict[str, Any], param: str) -> None:
     request = parse({"input": "Hi", **fields})
     assert request.chat is None
-    assert request.obstacle is not None
-    assert (request.obstacle.status, request.obstacle.param) == (400, param)
-    assert request.obstacle.code == "unsupported_parameter"
-    assert request.goes_as_it_is({"responses"})
+    assert request.untranslatable is not None
+    assert (request.untranslatable.status, request.untranslatable.param) == (400, param)
+    assert request.untranslatable.code == "unsupported_parameter"
+    assert request.can_pass_through({"responses"})
 
 
 def test_an_unknown_field_is_named() -> None:
-    obstacle = parse({"input": "Hi", "seed": 1}).obstacle
+    obstacle = parse({"input": "Hi", "seed": 1}).untranslatable
     assert obstacle is not None
     assert obstacle.message == "`seed` is not supported by this gateway; remove it."
 
@@ -360,12 +360,12 @@ def test_reasoning_told_by_the_gateway_goes_to_nobody() -> None:
     sealed = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
     body = {"input": [USER, *response["output"], sealed, USER]}
     request = parse(body)
-    assert request.own is not None
+    assert request.native is not None
     assert request.chat is not None
-    sent = json.loads(request.own.encode("m"))["input"]
+    sent = json.loads(request.native.encode("m"))["input"]
     assert sent == [USER, response["output"][1], sealed, USER]
     assert request.chat.fields["messages"] == [USER, {"role": "assistant", "content": "So"}, USER]
-    assert json.loads(parse({"input": "rs_open"}).own.encode("m"))["input"] == "rs_open"
+    assert json.loads(parse({"input": "rs_open"}).native.encode("m"))["input"] == "rs_open"
 
 
 def test_the_callers_fields_stay_as_they_are() -> None:
@@ -376,9 +376,9 @@ def test_the_callers_fields_stay_as_they_are() -> None:
         "text": {"format": {"type": "text"}},
     }
     request = parse(fields)
-    before = copy.deepcopy(request.own.fields)
-    RESPONSES.whole(request, fold([ANSWER.text("x"), ANSWER.finish()]))
-    assert request.own.fields == before == fields
+    before = copy.deepcopy(request.native.fields)
+    RESPONSES.encode_full(request, fold([ANSWER.text("x"), ANSWER.finish()]))
+    assert request.native.fields == before == fields
 
 
 # The answer, event by event.
@@ -753,7 +753,7 @@ def test_the_official_client_raises_an_error_event() -> None:
     error = {"message": "Gone.", "type": "server_error", "param": None, "code": "gone"}
     event = RESPONSES.error_event(500, {"error": error})
     assert event.startswith(b"event: error\n")
-    assert json.loads(sse.read(event.strip()).data) == {
+    assert json.loads(sse.parse_event(event.strip()).data) == {
         "type": "error",
         "message": "Gone.",
         "param": None,
@@ -779,7 +779,7 @@ def test_an_error_is_openais() -> None:
 def test_a_response_of_a_backend() -> None:
     chunks = [ANSWER.text("a"), ANSWER.finish(), ANSWER.usage(9, 4, cached=3)]
     body = json.dumps(whole_of(*chunks)).encode()
-    whole = RESPONSES.own_whole(parse({"input": "Hi"}), body, "application/json", "Me")
+    whole = RESPONSES.parse_native(parse({"input": "Hi"}), body, "application/json", "Me")
     assert json.loads(whole.body) == {**whole_of(*chunks), "model": "Me"}
     assert whole.usage == {
         "prompt_tokens": 9,
@@ -794,15 +794,15 @@ def test_a_response_of_a_backend() -> None:
     "body", [b"x", b"[]", b"{}", b'{"object":"response","error":{"code":"x"}}']
 )
 def test_what_is_no_response(body: bytes) -> None:
-    with pytest.raises(NotAnAnswer):
-        RESPONSES.own_whole(parse({"input": "Hi"}), body, "application/json", None)
+    with pytest.raises(InvalidAnswer):
+        RESPONSES.parse_native(parse({"input": "Hi"}), body, "application/json", None)
 
 
 @pytest.mark.unmeasured
 @given(scripts(), st.lists(st.integers(0, 10_000), max_size=6))
 def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> None:
     sent = stream_of(chunks)
-    passage = RESPONSES.passage(parse({"input": "Hi"}), "Me")
+    passage = RESPONSES.event_filter(parse({"input": "Hi"}), "Me")
     assert b"".join(map(passage.feed, cut(sent, places))) == sent
     assert passage.done
     total = passage.used().get("total_tokens")
@@ -814,7 +814,7 @@ def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> No
 )
 def test_a_stream_begins_with_content(first: Chunk) -> None:
     head, rest = stream_of([first, ANSWER.finish()]).split(b"event: response.output_item.added")
-    passage = RESPONSES.passage(parse({"input": "Hi"}), None)
+    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
     assert (passage.feed(head), passage.started) == (b"", False)
     assert passage.feed(b"event: response.output_item.added" + rest).startswith(head)
     assert passage.started
@@ -834,18 +834,18 @@ def test_a_stream_begins_with_content(first: Chunk) -> None:
 )
 def test_an_error_of_a_backend(event: dict[str, Any], message: str) -> None:
     with pytest.raises(ErrorEvent) as caught:
-        RESPONSES.passage(parse({"input": "Hi"}), None).feed(sse.json_event(event))
+        RESPONSES.event_filter(parse({"input": "Hi"}), None).feed(sse.json_event(event))
     assert (caught.value.error["message"], caught.value.error["code"]) == (message, "c")
     assert caught.value.error["type"] == "upstream_error"
     begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
-    passage = RESPONSES.passage(parse({"input": "Hi"}), None)
+    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
     assert [passage.feed(begun), passage.feed(sse.json_event(event))] == [begun, b""]
     assert isinstance(passage.broken, BrokenStream)
 
 
 def test_a_stream_of_a_backend_that_is_cut_off() -> None:
     begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
-    passage = RESPONSES.passage(parse({"input": "Hi"}), None)
+    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
     assert passage.feed(begun) == begun
     with pytest.raises(TruncatedStream):
         passage.end()

@@ -9,7 +9,12 @@ from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus_gateway.dialects.multipart import LONGEST_FIELDS, LONGEST_KEPT, Form, read_form
+from nexus_gateway.dialects.multipart import (
+    MAX_FIELDS_BYTES,
+    MAX_KEPT_BYTES,
+    StreamedForm,
+    read_form,
+)
 from nexus_gateway.errors import InvalidRequest
 
 KIND = "multipart/form-data; boundary=XX"
@@ -34,11 +39,11 @@ async def given_in(pieces: list[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def read(*pieces: bytes, kind: str = KIND) -> Form:
+async def read(*pieces: bytes, kind: str = KIND) -> StreamedForm:
     return await read_form(kind, given_in(list(pieces)), sum(map(len, pieces)))
 
 
-async def sent(form: Form, model: str) -> bytes:
+async def sent(form: StreamedForm, model: str) -> bytes:
     body = form.encode(model)
     data = b"".join([piece async for piece in body])
     assert body.length == len(data)
@@ -68,7 +73,7 @@ async def test_a_short_body_can_be_sent_again() -> None:
 
 
 async def test_a_long_one_only_once() -> None:
-    data = file(b"x" * LONGEST_KEPT)
+    data = file(b"x" * MAX_KEPT_BYTES)
     form = await read(field("model", "m") + data[:100], data[100:], END)
     assert data in await sent(form, "m")
     assert not form.replayable
@@ -84,8 +89,8 @@ async def test_a_model_behind_the_file_is_found() -> None:
 
 
 async def test_behind_a_long_file_it_stays_what_it_is() -> None:
-    data = file(b"x" * LONGEST_KEPT) + field("model", "late") + END
-    form = await read(*cut(data, [99, LONGEST_KEPT + 500]))
+    data = file(b"x" * MAX_KEPT_BYTES) + field("model", "late") + END
+    form = await read(*cut(data, [99, MAX_KEPT_BYTES + 500]))
     assert form.value("model") is None
     assert await sent(form, "whisper") == data
 
@@ -110,11 +115,11 @@ async def test_what_chose_other_gateways_upstreams_is_left_out() -> None:
         (file() + field("model", "m"), KIND),
         (b"--XX\r\nno head--XX", KIND),
         (b"--XX\r\nno head\r\n--XX--", KIND),
-        (field("prompt", "x" * LONGEST_FIELDS) + file() + END, KIND),
+        (field("prompt", "x" * MAX_FIELDS_BYTES) + file() + END, KIND),
     ],
 )
 async def test_what_is_no_form_with_a_file(body: bytes, kind: str) -> None:
-    pieces = cut(body, [LONGEST_FIELDS // 2, LONGEST_FIELDS + 1]) if len(body) > 999 else [body]
+    pieces = cut(body, [MAX_FIELDS_BYTES // 2, MAX_FIELDS_BYTES + 1]) if len(body) > 999 else [body]
     with pytest.raises(InvalidRequest):
         await read(*pieces, kind=kind)
 

@@ -17,7 +17,7 @@ from nexus_gateway.routing.instance import Instance
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.upstream import client
-from nexus_gateway.web.responder import CallerSink
+from nexus_gateway.web.responder import Responder
 
 Answer = tuple[int, str]
 
@@ -320,7 +320,7 @@ async def test_nothing_stays_in_flight_however_it_ends(
         raise RuntimeError("a fault of our own")
 
     if end == "our own fault":
-        monkeypatch.setattr(CallerSink, "start" if stream else "whole", fault)
+        monkeypatch.setattr(Responder, "start" if stream else "whole", fault)
     attempts = 6 if "pause" in end else 2
     async with serving(instance, max_attempts=attempts) as gateway:
         asked = asyncio.create_task(gateway.chat(stream=stream))

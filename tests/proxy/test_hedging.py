@@ -10,12 +10,12 @@ import pytest
 from fakes import KEYS, Served, make_instance, serving
 
 from nexus_gateway.errors import Overloaded
-from nexus_gateway.proxy.context import Errand, Terms
-from nexus_gateway.proxy.hedging import Race
-from nexus_gateway.proxy.record import Report
+from nexus_gateway.proxy.context import RequestContext, RequestOptions
+from nexus_gateway.proxy.hedging import HedgedAttempt
+from nexus_gateway.proxy.record import RequestState
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.lease import Lease
-from nexus_gateway.routing.scheduler import Target
+from nexus_gateway.routing.scheduler import RoutingTarget
 from nexus_gateway.testing.conformance.conversations import read_stream
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -115,19 +115,19 @@ class Words:
 
 async def test_a_caller_who_leaves_as_both_speak_leaves_no_answer_open(served: Served) -> None:
     gateway, answers = served.gateway, [Words(), Words()]
-    target, scheduler = Target(tuple(served.instances)), gateway.scheduler
+    target, scheduler = RoutingTarget(tuple(served.instances)), gateway.scheduler
     both, asked = asyncio.Event(), iter(answers)
 
-    async def ask(errand: Errand, lease: Lease) -> Any:
+    async def ask(errand: RequestContext, lease: Lease) -> Any:
         words = next(asked)
         await both.wait()
         return words
 
-    errand: Any = Errand(
-        *(None, target, Terms("smart"), None, Report(0.0), 0.0, 0.0, None)  # type: ignore[arg-type]
+    errand: Any = RequestContext(
+        *(None, target, RequestOptions("smart"), None, RequestState(0.0), 0.0, 0.0, None)  # type: ignore[arg-type]
     )
     lease = scheduler.lease(target, "smart", errand.trail)
-    race = Race(errand, scheduler, ask, lambda *_: None, (1000, 6))
+    race = HedgedAttempt(errand, scheduler, ask, lambda *_: None, (1000, 6))
     running = asyncio.create_task(race.run(lease))
     while len(race._runners) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)

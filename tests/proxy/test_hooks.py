@@ -12,7 +12,7 @@ import pytest
 from fakes import HELLO, make_instance, serving
 from plugin_points import point
 
-from nexus_gateway.hooks import Answering, Exchange, Hook, Refused, Used
+from nexus_gateway.hooks import Hook, HookRequest, HookResponse, HookResult, Rejected
 from nexus_gateway.provider import API_VERSION
 from nexus_gateway.proxy.hook_runner import hooks
 from nexus_gateway.secret import Secret
@@ -27,45 +27,45 @@ class Witness(Hook):
     """Notes what it is told."""
 
     def __init__(self) -> None:
-        self.exchanges: list[Exchange] = []
-        self.answers: list[Answering] = []
-        self.used: list[Used] = []
+        self.exchanges: list[HookRequest] = []
+        self.answers: list[HookResponse] = []
+        self.used: list[HookResult] = []
         self.told = asyncio.Event()
 
-    async def before_routing(self, exchange: Exchange) -> None:
+    async def before_routing(self, exchange: HookRequest) -> None:
         exchange.notes["seen"] = True
         self.exchanges.append(exchange)
 
-    async def before_answer(self, exchange: Exchange, answer: Answering) -> None:
+    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
         assert exchange.notes["seen"]
         self.answers.append(answer)
 
-    async def at_end(self, exchange: Exchange, used: Used) -> None:
+    async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
         self.used.append(used)
         self.told.set()
 
 
 class Redactor(Hook):
-    async def before_routing(self, exchange: Exchange) -> Mapping[str, Any] | None:
+    async def before_routing(self, exchange: HookRequest) -> Mapping[str, Any] | None:
         if exchange.body is None:
             return None
         text = json.dumps(exchange.body).replace("4111-1111", "****")
         changed: Mapping[str, Any] = json.loads(text)
         return changed
 
-    async def before_answer(self, exchange: Exchange, answer: Answering) -> Any:
+    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> Any:
         return None if answer.body is None else {**answer.body, "checked": True}
 
 
 class Guard(Hook):
-    async def before_routing(self, exchange: Exchange) -> None:
+    async def before_routing(self, exchange: HookRequest) -> None:
         if "bomb" in json.dumps(exchange.body):
-            raise Refused("We do not talk about this.", code="blocked", param="messages")
+            raise Rejected("We do not talk about this.", code="blocked", param="messages")
 
 
 class LateGuard(Hook):
-    async def before_answer(self, exchange: Exchange, answer: Answering) -> None:
-        raise Refused("Not from that model.", status=451)
+    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
+        raise Rejected("Not from that model.", status=451)
 
 
 def failing(how: str, *, open: bool) -> Hook:
@@ -78,14 +78,14 @@ def failing(how: str, *, open: bool) -> Hook:
                 await asyncio.Event().wait()
             raise RuntimeError("a secret of the hook")
 
-        async def before_routing(self, exchange: Exchange) -> Any:
+        async def before_routing(self, exchange: HookRequest) -> Any:
             if how == "odd":
                 return {"messages": "no messages"}
             if "answer" not in how:
                 await self.fail()
             return None
 
-        async def before_answer(self, exchange: Exchange, answer: Answering) -> None:
+        async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
             if "answer" in how:
                 await self.fail()
 
@@ -193,13 +193,13 @@ class Badly(Hook):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    async def before_routing(self, exchange: Exchange) -> None:
+    async def before_routing(self, exchange: HookRequest) -> None:
         raise self.error
 
-    async def before_answer(self, exchange: Exchange, answer: Answering) -> None:
+    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
         raise self.error
 
-    async def at_end(self, exchange: Exchange, used: Used) -> None:
+    async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
         raise self.error
 
 
@@ -218,7 +218,7 @@ async def test_nothing_that_a_hook_raises_ends_the_gateway(
 )
 async def test_what_is_no_body_is_the_hooks_failure(upstream: FakeUpstream, returned: Any) -> None:
     class Odd(Hook):
-        async def before_routing(self, exchange: Exchange) -> Any:
+        async def before_routing(self, exchange: HookRequest) -> Any:
             return returned
 
     async with serving(make_instance(upstream), hooks={"odd": Odd()}) as served:
@@ -228,7 +228,7 @@ async def test_what_is_no_body_is_the_hooks_failure(upstream: FakeUpstream, retu
 
 async def test_one_that_forgot_async_has_failed(upstream: FakeUpstream) -> None:
     class Plain(Hook):
-        def before_routing(self, exchange: Exchange) -> None:  # type: ignore[override]
+        def before_routing(self, exchange: HookRequest) -> None:  # type: ignore[override]
             raise RuntimeError("a secret of the hook")
 
     async with serving(make_instance(upstream), hooks={"plain": Plain()}) as served:
@@ -253,7 +253,7 @@ class Slow(Hook):
     def __init__(self, fault: str) -> None:
         self.fault = fault
 
-    async def at_end(self, exchange: Exchange, used: Used) -> None:
+    async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
         if self.fault == "raise":
             raise RuntimeError("a secret of the hook")
         await asyncio.sleep(0.9)
@@ -271,7 +271,7 @@ async def test_nobody_waits_for_the_end(
 
 async def test_a_hook_may_name_another_model(upstream: FakeUpstream) -> None:
     class Thrifty(Hook):
-        async def before_routing(self, exchange: Exchange) -> Mapping[str, Any]:
+        async def before_routing(self, exchange: HookRequest) -> Mapping[str, Any]:
             assert exchange.body is not None
             return {**exchange.body, "model": "fake-small"}
 

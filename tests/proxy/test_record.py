@@ -9,9 +9,9 @@ from fakes import HELLO, KEYS, make_instance, serving
 from records import ended
 
 from nexus_gateway.proxy import record as log
-from nexus_gateway.proxy.record import AttemptRecord, Report, RequestRecord, record_of
+from nexus_gateway.proxy.record import AttemptRecord, RequestRecord, RequestState, record_of
 from nexus_gateway.secret import Secret
-from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.telemetry.timeline import Timelines
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -63,7 +63,7 @@ async def test_how_it_may_end(
     assert (told[0].status, told[0].outcome) == (status, outcome)
     assert [a.outcome for a in told[0].attempts] == attempts
     assert told[0].answered is (status == 200)
-    first_ms = view_of_request(told[0])["firstMs"]
+    first_ms = request_json(told[0])["firstMs"]
     assert (first_ms is None) is (status != 200), "who got no answer has no time to its beginning"
     assert told[0].moves == [], "one that is asked again is no other"
 
@@ -107,19 +107,19 @@ async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstrea
     [(0.125, 0.125), (0, 0.0), (-1, None), ("much", None), (1e9, None), (None, None), (True, None)],
 )
 def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
-    report = Report(0.0, usage={"cost": told})
+    report = RequestState(0.0, usage={"cost": told})
     times = {"ended_s": 0.0, "total_ms": 1.0}
     made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
     assert made.billed_usd == bill
 
 
 def test_the_log_has_room_for_all_that_a_record_says() -> None:
-    report = Report(0.0, outcome="failure", nobody="x" * 5000)
+    report = RequestState(0.0, outcome="failure", nobody="x" * 5000)
     assert len(report.why() or "") == log.LONGEST_WHY
 
 
 def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
-    report = Report(0.0)
+    report = RequestState(0.0)
     details = {"prompt_tokens_details": {"cached_tokens": 3}, "cost": 1, "service_tier": 2}
     report.add_usage({"completion_tokens": 5})
     report.resumed = 1
@@ -140,7 +140,7 @@ def test_a_fail_over_is_that_another_instance_is_asked(asked: str, moved: str) -
     attempts = tuple(AttemptRecord(who, "fake", "failure", "reset", 0, 1.0) for who in asked)
     record = ended(attempts=attempts, instance=asked[-1:], status=503)
     assert "".join(attempt.instance for attempt in record.moves) == moved
-    assert view_of_request(record)["failedOver"] is bool(moved)
+    assert request_json(record)["failedOver"] is bool(moved)
     lines = Timelines()
     lines.observe(record)
     assert lines.as_json(0)[""][0][3] == len(moved), "as Prometheus is told"

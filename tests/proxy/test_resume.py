@@ -13,7 +13,7 @@ from fakes import HELLO, KEYS, Other, make_instance, serving
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.proxy.resumption import GO_ON, read_said
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.testing.conformance.conversations import read_stream
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -118,7 +118,7 @@ async def test_a_first_content_keeps_its_time_where_nobody_can_go_on(
     assert [attempt.status for attempt in record.attempts] == [200, 500, 500][:max_attempts]
     broken_ms = record.attempts[0].duration_ms
     assert record.upstream_ms <= record.first_ms < broken_ms < record.total_ms
-    assert view_of_request(record)["firstMs"] == round(record.first_ms, 1)
+    assert request_json(record)["firstMs"] == round(record.first_ms, 1)
     lines = [vars(line).get("fields", {}) for line in caplog.records]
     assert round(record.first_ms) in [line.get("first_ms") for line in lines]
 

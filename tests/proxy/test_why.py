@@ -16,7 +16,7 @@ from test_traces import SAMPLED, TRACE, UNSAMPLED, Spans, traced
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.secret import Secret
-from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -137,7 +137,7 @@ async def test_where_nobody_is_asked_it_says_what_stands_in_the_way(
     line, _ = lines(caplog, "chat")
     assert told[0].attempts == ()
     assert told[0].why == line["why"] == f"smart: nobody; left out: {way}"
-    assert explained[2]["X-Nexus-Explain"] == view_of_request(told[0])["why"] == told[0].why
+    assert explained[2]["X-Nexus-Explain"] == request_json(told[0])["why"] == told[0].why
     assert "first_ms" not in line
 
 

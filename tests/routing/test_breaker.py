@@ -77,12 +77,12 @@ def test_late_outcomes_are_dropped(breaker: Breaker, clock: FakeClock) -> None:
 def test_a_probe_that_speaks_closes_on_probation(breaker: Breaker, clock: FakeClock) -> None:
     fail(breaker)
     clock.advance(60)
-    permit = breaker.proved(breaker.acquire())
+    permit = breaker.first_token(breaker.acquire())
     assert breaker.state() is State.CLOSED
     breaker.failure(permit)
     assert breaker.state() is State.OPEN
     clock.advance(60)
-    breaker.success(breaker.proved(breaker.acquire()))
+    breaker.success(breaker.first_token(breaker.acquire()))
     fail(breaker, 2)
     assert breaker.state() is State.CLOSED
 
@@ -134,7 +134,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject, outcome: str) -> None:
         permit, era = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
         if outcome == "proved":
-            after = self.breaker.proved(permit)
+            after = self.breaker.first_token(permit)
             if era == self.era and self.model is State.HALF_OPEN:
                 self.move(State.CLOSED, failures=2)
                 era = self.era

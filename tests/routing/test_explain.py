@@ -14,9 +14,9 @@ from fakes import KEYS, Other, make_instance, serving
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Trail
+from nexus_gateway.routing.lease import AttemptHistory
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
-from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.log import LineFormatter
 from nexus_gateway.testing.reply import Reply
@@ -36,11 +36,11 @@ class Pool:
         more = {"key": Secret("a-key"), "clock": self.clock}
         self.instances = [make_instance(number=n + 1, **more) for n in range(size)]
 
-    def told(self, trail: Trail | None = None, images: bool = False) -> str:
-        trail = trail or Trail()
+    def told(self, trail: AttemptHistory | None = None, images: bool = False) -> str:
+        trail = trail or AttemptHistory()
         trail.explanations = []
         try:
-            target = Target(tuple(self.instances), images=images)
+            target = RoutingTarget(tuple(self.instances), images=images)
             self.scheduler.lease(target, "fastest", trail)
         except NoCandidate:
             pass
@@ -77,10 +77,10 @@ def test_the_choice_is_the_same_with_and_without() -> None:
         pool = Pool(5)
         for instance, share in zip(pool.instances, (1, 2, 3, 4, 5), strict=True):
             instance.health.observe_latency(share * 1000, 8000)
-        target = Target(tuple(pool.instances))
+        target = RoutingTarget(tuple(pool.instances))
         names = []
         for _ in range(30):
-            trail = Trail(explanations=explanations)
+            trail = AttemptHistory(explanations=explanations)
             names.append(pool.scheduler.lease(target, "smart", trail).instance.name)
         chosen.append(names)
     assert chosen[0] == chosen[1]
@@ -88,7 +88,7 @@ def test_the_choice_is_the_same_with_and_without() -> None:
 
 def test_what_was_tried_comes_with_its_reason() -> None:
     pool = Pool(2)
-    trail = Trail()
+    trail = AttemptHistory()
     trail.add(pool.instances[0], FAILED, 5)
     assert pool.told(trail) == (
         "fastest: Fake (Key #2) 100.0% of 1; left out: Fake (Key #1) tried (answered 500)"
@@ -97,7 +97,7 @@ def test_what_was_tried_comes_with_its_reason() -> None:
 
 def test_a_retry_beyond_the_budget_goes_to_nobody_in_trouble() -> None:
     pool = Pool(3)
-    trail = Trail()
+    trail = AttemptHistory()
     trail.add(pool.instances[0], Verdict(Outcome.RATE_LIMITED, "answered 429"), 5)
     fail(pool.instances[1], 1)
     for _ in range(20):
@@ -128,18 +128,20 @@ def test_in_a_large_pool_some_are_named_and_the_rest_counted() -> None:
 
 def test_the_debug_log_tells_each_decision_and_info_does_not(caplog) -> None:
     pool = Pool(2)
-    target = Target(tuple(pool.instances))
+    target = RoutingTarget(tuple(pool.instances))
     with caplog.at_level(logging.INFO, "nexus_gateway"):
-        pool.scheduler.lease(target, "smart", Trail())
+        pool.scheduler.lease(target, "smart", AttemptHistory())
     assert not caplog.records
     with caplog.at_level(logging.DEBUG, "nexus_gateway"):
-        pool.scheduler.lease(target, "smart", Trail(id="req-7"))
+        pool.scheduler.lease(target, "smart", AttemptHistory(id="req-7"))
         pool.scheduler.hedges._saved = 5.0
-        pool.scheduler.hedge(target, "smart", Trail(id="req-7", running=[pool.instances[0]]))
+        pool.scheduler.hedge(
+            target, "smart", AttemptHistory(id="req-7", running=[pool.instances[0]])
+        )
         for instance in pool.instances:
             instance.disable()
         with pytest.raises(NoCandidate):
-            pool.scheduler.lease(target, "smart", Trail())
+            pool.scheduler.lease(target, "smart", AttemptHistory())
     leased, hedged, refused = caplog.records
     assert leased.getMessage().startswith("lease: smart: Fake (Key #")
     assert leased.fields == {"id": "req-7", "attempt": 1}

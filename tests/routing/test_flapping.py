@@ -16,9 +16,9 @@ from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease, Trail
+from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
-from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
@@ -47,7 +47,7 @@ class Simulation:
         self.scheduler = Scheduler(self.clock, self.rng, policies)
         self.instances = [make_instance(number=n, clock=self.clock) for n in (1, 2, 3)]
         self.flapper = self.instances[0]
-        self.target = Target(tuple(self.instances))
+        self.target = RoutingTarget(tuple(self.instances))
         self.policy, self.fails = policy, fails
         self.outcomes = Counter[str]()
         self.attempts = Counter[str]()
@@ -60,7 +60,7 @@ class Simulation:
 
     def run(self, seconds: int, per_s: int) -> None:
         for n in range(seconds * per_s):
-            self.at(n / per_s, lambda: self.attempt(Trail()))
+            self.at(n / per_s, lambda: self.attempt(AttemptHistory()))
         while self._agenda:
             self.clock.now, _, do = heapq.heappop(self._agenda)
             do()
@@ -68,7 +68,7 @@ class Simulation:
             if not self.turns or self.turns[-1] is not state:
                 self.turns.append(state)
 
-    def attempt(self, trail: Trail) -> None:
+    def attempt(self, trail: AttemptHistory) -> None:
         try:
             lease = self.scheduler.lease(self.target, self.policy, trail)
         except NoCandidate:
@@ -86,7 +86,7 @@ class Simulation:
         lease.end(SUCCESS)
         self.outcomes["success"] += 1
 
-    def fail(self, lease: Lease, trail: Trail) -> None:
+    def fail(self, lease: Lease, trail: AttemptHistory) -> None:
         lease.end(FAILURE)
         trail.add(lease.instance, FAILURE, 1)
         if len(trail.attempts) < MOST_ATTEMPTS:

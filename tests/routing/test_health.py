@@ -52,7 +52,7 @@ def test_a_speed_is_what_comes_in_a_second_not_a_mean_of_means() -> None:
     health.observe_speed(1000, 5.0)
     assert health.tokens_per_s() == pytest.approx((200 + 1000) / (5.025 + 5))
     other.observe_speed(500, 5.0)
-    other.hear(health.seen())
+    other.merge_remote(health.local())
     assert other.tokens_per_s() == pytest.approx((200 + 1000 + 500) / (5.025 + 5 + 5))
     clock.advance(3600)
     assert other.tokens_per_s() is None
@@ -65,7 +65,7 @@ def test_who_was_never_tried_is_not_judged() -> None:
     health.observe_latency(10, 8000)
     assert (health.is_judged, health.success_rate()) == (False, 1.0)
     elsewhere.failure()
-    health.hear(elsewhere.seen())
+    health.merge_remote(elsewhere.local())
     assert (health.is_judged, health.success_rate()) == (True, 0.0)
     clock.advance(3600)
     assert (health.is_judged, health.success_rate()) == (False, 1.0)

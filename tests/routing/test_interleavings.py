@@ -17,9 +17,9 @@ from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease, Trail
+from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
-from nexus_gateway.routing.scheduler import EARLY_PROBE_EVERY_S, Scheduler, Target
+from nexus_gateway.routing.scheduler import EARLY_PROBE_EVERY_S, RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
 
 POLICIES = ("smart", "fastest", "round-robin")
@@ -104,7 +104,7 @@ class Life(RuleBasedStateMachine):
         self.scheduler = scheduler_of(self.clock)
         self.instances = instances_of(self.clock, 2)
         self.models = {i.name: Model() for i in self.instances}
-        self.target = Target(tuple(self.instances))
+        self.target = RoutingTarget(tuple(self.instances))
         self.running: list[Running] = []
         self.early_s = NEVER
 
@@ -127,7 +127,7 @@ class Life(RuleBasedStateMachine):
         shut = {n: m.opened_s for n, m in usable.items() if m.state is State.OPEN}
         last_resort = bool(shut) and now - self.early_s >= EARLY_PROBE_EVERY_S
         try:
-            lease = self.scheduler.lease(self.target, policy, Trail())
+            lease = self.scheduler.lease(self.target, policy, AttemptHistory())
         except NoCandidate as error:
             assert not fit
             assert not last_resort
@@ -224,14 +224,14 @@ class Life(RuleBasedStateMachine):
     def parked_elsewhere(self, number: int, seconds: float) -> None:
         instance = self.instances[number]
         until_s = self.clock() + seconds
-        instance.follow({"rate_limited": [until_s]})
+        instance.merge_state({"rate_limited": [until_s]})
         model = self.models[instance.name]
         model.limited_until_s = max(model.limited_until_s, until_s)
 
     @rule(number=st.integers(0, 1), seconds=st.sampled_from([0.0, 3.0, 45.0]))
     def rests(self, number: int, seconds: float) -> None:
         instance = self.instances[number]
-        instance.rest(seconds)
+        instance.cool_down(seconds)
         model = self.models[instance.name]
         model.resting_until_s = max(model.resting_until_s, self.clock() + seconds)
 
@@ -240,8 +240,8 @@ class Life(RuleBasedStateMachine):
         instance = self.instances[number]
         model = self.models[instance.name]
         turn = (self.clock() - ago_s, opened)
-        instance.follow({"circuit": [*turn]})
-        instance.follow({"circuit": [*turn]})  # heard twice is heard once
+        instance.merge_state({"circuit": [*turn]})
+        instance.merge_state({"circuit": [*turn]})  # heard twice is heard once
         if turn > model.turn:
             model.turned(*turn)
 
@@ -288,15 +288,15 @@ def test_circuits_that_half_open_together_get_a_probe_each(policy: str, count: i
         for _ in range(3):
             instance.breaker.failure(instance.breaker.acquire())
     clock.advance(60)
-    target = Target(tuple(instances))
-    probes = [scheduler.lease(target, policy, Trail()) for _ in range(count)]
+    target = RoutingTarget(tuple(instances))
+    probes = [scheduler.lease(target, policy, AttemptHistory()) for _ in range(count)]
     assert {probe.instance.name for probe in probes} == {i.name for i in instances}
     for _ in range(500):
         with pytest.raises(NoCandidate):
-            scheduler.lease(target, policy, Trail())
+            scheduler.lease(target, policy, AttemptHistory())
     for probe in probes:
         probe.first_token(100, 8000)
-    assert len([scheduler.lease(target, policy, Trail()) for _ in range(500)]) == 500
+    assert len([scheduler.lease(target, policy, AttemptHistory()) for _ in range(500)]) == 500
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -304,16 +304,16 @@ def test_circuits_that_half_open_together_get_a_probe_each(policy: str, count: i
 def test_a_thundering_return_is_spread_evenly(policy: str, count: int) -> None:
     clock = FakeClock()
     scheduler, instances = scheduler_of(clock), instances_of(clock, count)
-    target = Target(tuple(instances))
+    target = RoutingTarget(tuple(instances))
     for n, instance in enumerate(instances):
         clock.advance(0.5)
         instance.park(60 - 0.5 * n)  # from different moments on, until the same one
     clock.advance(60 - 0.5 * count)
     with pytest.raises(NoCandidate) as raised:
-        scheduler.lease(target, policy, Trail())
+        scheduler.lease(target, policy, AttemptHistory())
     assert raised.value.status == 429
     clock.advance(0.5)
-    leases = [scheduler.lease(target, policy, Trail()) for _ in range(40 * count)]
+    leases = [scheduler.lease(target, policy, AttemptHistory()) for _ in range(40 * count)]
     shares = Counter(lease.instance.name for lease in leases)
     assert len(shares) == count
     assert min(shares.values()) >= 20

@@ -9,7 +9,7 @@ from fakes import make_instance
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease, Turned
+from nexus_gateway.routing.lease import CircuitChange, Lease
 
 OK = Verdict(Outcome.SUCCESS, "ok")
 FAILED = Verdict(Outcome.FAILURE, "answered 500", 500)
@@ -31,7 +31,7 @@ def lease(instance: Instance) -> Lease:
     return Lease(instance, instance.model, instance.breaker.acquire())
 
 
-def ended(instance: Instance, *verdicts: Verdict) -> list[Turned | None]:
+def ended(instance: Instance, *verdicts: Verdict) -> list[CircuitChange | None]:
     """End attempts one after the other; return what each did to the circuit."""
     made = []
     for verdict in verdicts:
@@ -72,20 +72,20 @@ def test_a_circuit_is_told_when_it_opens_and_when_it_closes(
     instance: Instance, clock: FakeClock
 ) -> None:
     assert ended(instance, FAILED, OK, LEFT) == [None] * 3
-    assert ended(instance, FAILED, FAILED, FAILED) == [None, None, Turned(True, 3)]
+    assert ended(instance, FAILED, FAILED, FAILED) == [None, None, CircuitChange(True, 3)]
     for _ in range(3):  # a probe that fails is no news
         clock.advance(60)
         assert ended(instance, FAILED) == [None]
     clock.advance(60)
-    assert ended(instance, OK, OK) == [Turned(False), None]
-    assert ended(instance, FAILED, FAILED, FAILED)[-1] == Turned(True, 3)
+    assert ended(instance, OK, OK) == [CircuitChange(False), None]
+    assert ended(instance, FAILED, FAILED, FAILED)[-1] == CircuitChange(True, 3)
 
 
 def test_a_probe_that_begins_to_answer_has_closed_it_when_it_ends_well(
     instance: Instance, clock: FakeClock
 ) -> None:
     ended(instance, FAILED, FAILED, FAILED)
-    for verdict, turned in ((FAILED, None), (OK, Turned(False))):
+    for verdict, turned in ((FAILED, None), (OK, CircuitChange(False))):
         clock.advance(60)
         probe = lease(instance)
         probe.first_token(10, 1000)
@@ -103,13 +103,13 @@ def test_where_the_probes_caller_leaves_the_next_good_answer_tells_that_it_close
     probe.first_token(10, 1000)
     probe.end(LEFT)
     assert (instance.breaker.state(), probe.turned) == (State.CLOSED, None)
-    assert ended(instance, LEFT, OK, OK) == [None, Turned(False), None]
+    assert ended(instance, LEFT, OK, OK) == [None, CircuitChange(False), None]
 
 
 def test_what_closed_in_another_process_is_told_there(instance: Instance, clock: FakeClock) -> None:
     ended(instance, FAILED, FAILED, FAILED)
     clock.advance(61)
-    instance.breaker.follow((clock(), False))
+    instance.breaker.merge_remote((clock(), False))
     assert ended(instance, OK) == [None]
 
 
@@ -120,7 +120,7 @@ def test_whoever_makes_it_open_again_before_that_is_told_with_all_that_failed(
     clock.advance(60)
     probe = lease(instance)
     probe.first_token(10, 1000)
-    assert ended(instance, FAILED) == [Turned(True, 4)]
+    assert ended(instance, FAILED) == [CircuitChange(True, 4)]
     probe.end(OK)
     assert probe.turned is None
 
@@ -128,7 +128,7 @@ def test_whoever_makes_it_open_again_before_that_is_told_with_all_that_failed(
 def test_what_another_process_saw_is_not_told_here(instance: Instance, clock: FakeClock) -> None:
     slow, failing = lease(instance), lease(instance)
     clock.advance(1)
-    instance.breaker.follow((clock(), True))
+    instance.breaker.merge_remote((clock(), True))
     assert instance.breaker.state() is State.OPEN
     slow.end(OK)
     failing.end(FAILED)
@@ -136,4 +136,4 @@ def test_what_another_process_saw_is_not_told_here(instance: Instance, clock: Fa
     clock.advance(60)
     assert ended(instance, FAILED) == [None]
     clock.advance(60)
-    assert ended(instance, OK) == [Turned(False)]  # but who proves it well says so
+    assert ended(instance, OK) == [CircuitChange(False)]  # but who proves it well says so

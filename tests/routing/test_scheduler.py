@@ -16,9 +16,9 @@ from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease, Trail
+from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Fastest, Policy, RoundRobin, Smart
-from nexus_gateway.routing.scheduler import Scheduler, Target
+from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
 
 OK = Verdict(Outcome.SUCCESS, "ok")
@@ -44,10 +44,10 @@ class House:
         ]
         for number, instance in enumerate(self.instances, 1):
             instance.name = f"Fake (Key #{number})"
-        self.target = Target(tuple(self.instances))
+        self.target = RoutingTarget(tuple(self.instances))
 
-    def lease(self, policy: str = "round-robin", trail: Trail | None = None) -> Lease:
-        return self.scheduler.lease(self.target, policy, trail or Trail())
+    def lease(self, policy: str = "round-robin", trail: AttemptHistory | None = None) -> Lease:
+        return self.scheduler.lease(self.target, policy, trail or AttemptHistory())
 
     def open(self, instance: Instance) -> None:
         for _ in range(3):
@@ -144,7 +144,7 @@ def test_fastest_takes_the_best() -> None:
 def test_the_untried_come_first_and_other_providers_before_them() -> None:
     house = House(3)
     house.instances[2].provider_name = "other"
-    trail = Trail()
+    trail = AttemptHistory()
     trail.add(house.instances[0], FAILED, 1)
     first = house.lease(trail=trail)
     assert first.instance is house.instances[2]
@@ -159,7 +159,7 @@ def test_the_untried_come_first_and_other_providers_before_them() -> None:
 
 def test_a_key_trouble_needs_no_pause() -> None:
     house = House(2)
-    trail = Trail()
+    trail = AttemptHistory()
     trail.add(house.instances[0], LIMITED, 1)
     assert house.scheduler.backoff_s(house.lease(trail=trail), trail) == 0
 
@@ -222,14 +222,16 @@ def test_a_park_only_gets_longer_and_a_bad_key_longer_each_time() -> None:
 def test_images_go_only_where_they_are_taken() -> None:
     house = House(1)
     text = make_instance(clock=house.clock, provider=Other)
-    target = Target((text, *house.instances), images=True)
+    target = RoutingTarget((text, *house.instances), images=True)
     for _ in range(5):
-        assert house.scheduler.lease(target, "smart", Trail()).instance is house.instances[0]
+        assert (
+            house.scheduler.lease(target, "smart", AttemptHistory()).instance is house.instances[0]
+        )
     with pytest.raises(NoCandidate) as raised:
-        house.scheduler.lease(Target((text,), images=True), "smart", Trail())
+        house.scheduler.lease(RoutingTarget((text,), images=True), "smart", AttemptHistory())
     assert raised.value.code == "no_capable_model"
-    named = Target((text,), model="unlisted", images=True)
-    assert house.scheduler.lease(named, "smart", Trail()).model == "unlisted"
+    named = RoutingTarget((text,), model="unlisted", images=True)
+    assert house.scheduler.lease(named, "smart", AttemptHistory()).model == "unlisted"
     own = make_instance(clock=house.clock, model="unlisted", takes_images=True)
     assert own.takes_images_with("unlisted")
     assert not make_instance(model="unlisted").takes_images_with("unlisted")
@@ -270,7 +272,7 @@ def test_a_probes_first_token_lets_the_others_in() -> None:
 @pytest.mark.parametrize("verdict", [REFUSED, BAD_KEY, NO_WAIT])
 def test_only_a_failure_is_tried_again(verdict: Verdict) -> None:
     house = House(1)
-    trail = Trail()
+    trail = AttemptHistory()
     trail.add(house.instances[0], FAILED, 1)
     assert house.lease(trail=trail).instance is house.instances[0]
     trail.add(house.instances[0], verdict, 1)
@@ -285,7 +287,7 @@ def test_the_last_resort_is_the_nearest_and_never_tried_before() -> None:
     house.open(second)
     house.clock.advance(10)
     house.open(first)
-    trail = Trail()
+    trail = AttemptHistory()
     trail.add(first, FAILED, 1)
     trail.add(second, FAILED, 1)
     with pytest.raises(NoCandidate) as raised:

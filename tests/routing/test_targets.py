@@ -13,7 +13,7 @@ from nexus_gateway.dialects.messages import MESSAGES
 from nexus_gateway.errors import InvalidRequest, NotFound
 from nexus_gateway.provider import Model
 from nexus_gateway.routing.pool import Pool, build_pool
-from nexus_gateway.routing.resolver import resolve, target_of
+from nexus_gateway.routing.resolver import resolve_model, resolve_target
 
 ACME_1, ACME_2 = "Acme (Key #1)", "Acme (Key #2)"
 EVERYBODY = [ACME_1, ACME_2, "Local"]
@@ -47,7 +47,7 @@ def pool() -> Pool:
     ],
 )
 def test_a_model_finds_its_instances(pool, model, names, asked):
-    target = resolve(pool.instances, model, images=True, strict=False)
+    target = resolve_model(pool.instances, model, images=True, strict=False)
 
     assert names == [i.name for i in target.instances]
     assert (asked, True) == (target.model, target.images)
@@ -56,7 +56,7 @@ def test_a_model_finds_its_instances(pool, model, names, asked):
 @pytest.mark.parametrize("model", ["gpt-4o", "nobody/gpt-4o", "acme/"])
 def test_strictly_an_unknown_model_is_not_found(pool, model):
     with pytest.raises(NotFound, match="acme-1") as caught:
-        resolve(pool.instances, model, images=False, strict=True)
+        resolve_model(pool.instances, model, images=False, strict=True)
 
     assert (
         caught.value.code,
@@ -101,7 +101,7 @@ def embeddings(model: str) -> Request:
     ],
 )
 def test_an_embedding_model_is_never_exchanged(kinds, model, names, asked):
-    target = target_of(kinds, embeddings(model), strict=False)
+    target = resolve_target(kinds, embeddings(model), strict=False)
 
     assert [f"{name} (Key #1)" for name in names] == [i.name for i in target.instances]
     assert [asked] * len(names) == [target.model_of(i) for i in target.instances]
@@ -110,7 +110,7 @@ def test_an_embedding_model_is_never_exchanged(kinds, model, names, asked):
 @pytest.mark.parametrize("model", ["acme", "acme/e-1", "Acme (Key #1)"])
 def test_who_is_named_and_does_not_offer_it_is_said(kinds, model):
     with pytest.raises(NotFound, match="offers embeddings") as caught:
-        target_of(kinds, embeddings(model), strict=False)
+        resolve_target(kinds, embeddings(model), strict=False)
 
     assert caught.value.code == "endpoint_not_offered"
 
@@ -121,19 +121,19 @@ def test_what_nobody_can_be_told_is_the_requests_own_obstacle(kinds, model):
     body = {"model": model, "messages": [{"role": "user", "content": "x"}], "tools": [tool]}
     request = MESSAGES.parse(json.dumps(body).encode(), {})
     with pytest.raises(InvalidRequest) as caught:
-        target_of(kinds, request, strict=False)
+        resolve_target(kinds, request, strict=False)
 
     assert caught.value.param == "tools[0].type"
 
 
 @pytest.mark.parametrize(("model", "ours"), [("nobodys", True), ("e-2", False), ("embedder", True)])
 def test_a_pairing_that_was_guessed_is_known_as_such(kinds, model, ours):
-    assert target_of(kinds, embeddings(model), strict=False).chosen_by_us == ours
+    assert resolve_target(kinds, embeddings(model), strict=False).chosen_by_us == ours
 
 
 def test_strictly_only_models_of_the_kind_are_named(kinds):
     with pytest.raises(NotFound) as caught:
-        target_of(kinds, embeddings("nobodys"), strict=True)
+        resolve_target(kinds, embeddings("nobodys"), strict=True)
 
     assert "e-1" in caught.value.message
     assert "auto" not in caught.value.message

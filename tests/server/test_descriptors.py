@@ -67,7 +67,7 @@ def test_a_shortage_is_told_once_and_other_faults_as_ever(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(descriptors.Shortage())
+    loop.set_exception_handler(descriptors.FdExhaustionHandler())
     for _ in range(1000):
         error = OSError(24, "Too many open files")
         loop.call_exception_handler({"message": "accept", "exception": error})

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import ended
 
-from nexus_gateway.routing.health import RECENT
+from nexus_gateway.routing.health import WINDOW
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.secret import Secret
-from nexus_gateway.server.sync import Board, Names, News
+from nexus_gateway.server.sync import EventBoard, InstanceSync, RecentEvents
 from nexus_gateway.telemetry.feed import AT_ONCE, Feed
 from nexus_gateway.telemetry.shared import (
     MOST_REQUESTS,
@@ -29,20 +29,20 @@ from nexus_gateway.telemetry.shared import (
 ONE, OTHER, THIRD = 1, 2, 3
 
 
-def at(*times: int) -> News:
-    return News([told(time) for time in times])
+def at(*times: int) -> RecentEvents:
+    return RecentEvents([told(time) for time in times])
 
 
 def told(time: int, *, failed: bool = False, moved: bool = False) -> Ended:
     return {"id": f"req-{time}", "endedAt": time, "failed": failed, "failedOver": moved}
 
 
-def times(news: News) -> list[int]:
+def times(news: RecentEvents) -> list[int]:
     return [request["endedAt"] for request in news.requests]
 
 
 def test_a_request_is_told_once_and_never_back() -> None:
-    board = Board()
+    board = EventBoard()
     board.hear(ONE, at(1, 2))
     assert times(board.tell(OTHER, listens=True)) == [1, 2]
     board.hear(ONE, at(4))
@@ -53,14 +53,14 @@ def test_a_request_is_told_once_and_never_back() -> None:
 
 
 def test_who_does_not_listen_is_told_when_it_does() -> None:
-    board = Board()
+    board = EventBoard()
     board.hear(ONE, at(1))
     assert not board.tell(OTHER, listens=False)
     assert times(board.tell(OTHER, listens=True)) == [1]
 
 
 def test_of_all_requests_the_last_ended_are_kept_whoever_tells_last() -> None:
-    board = Board()
+    board = EventBoard()
     board.hear(ONE, at(*range(1000, 1000 + MOST_REQUESTS - 1)))
     board.hear(OTHER, at(*range(MOST_REQUESTS)))
     assert times(board.tell(THIRD, listens=True)) == [
@@ -88,23 +88,23 @@ def test_what_went_badly_is_kept_for_longer_and_once() -> None:
 
 
 def test_what_the_gone_told_stays() -> None:
-    board = Board()
+    board = EventBoard()
     board.hear(ONE, at(1))
-    board.hear(ONE, News(first_tokens_ms={"a": [5.0]}))
+    board.hear(ONE, RecentEvents(first_tokens_ms={"a": [5.0]}))
     board.forget(ONE)
-    assert board.tell(OTHER, listens=True) == News(at(1).requests, {"a": [5.0]})
+    assert board.tell(OTHER, listens=True) == RecentEvents(at(1).requests, {"a": [5.0]})
 
 
 def test_times_to_the_first_token_reach_all_others_and_no_other_key() -> None:
-    board, clock = Board(), FakeClock()
+    board, clock = EventBoard(), FakeClock()
     instances = [make_instance(clock=clock) for _ in range(2)]
     instances.append(make_instance(clock=clock, key=Secret("another-key-secret")))
-    names = [Names([instance], b"a salt") for instance in instances]
+    names = [InstanceSync([instance], b"a salt") for instance in instances]
 
     def exchange() -> None:
         for number, name in enumerate(names):
-            told = json.loads(json.dumps(News([], name.first_tokens_ms()).as_json()))
-            board.hear(number, News.from_json(told))
+            told = json.loads(json.dumps(RecentEvents([], name.first_tokens_ms()).as_json()))
+            board.hear(number, RecentEvents.from_json(told))
         for number, name in enumerate(names):
             name.hear_first_tokens(board.tell(number, listens=False).first_tokens_ms)
 
@@ -117,10 +117,10 @@ def test_times_to_the_first_token_reach_all_others_and_no_other_key() -> None:
         for instance in instances
     ]
     assert percentiles == [[100, 900], [100, 900], [None, None]]
-    for _ in range(3 * RECENT):
+    for _ in range(3 * WINDOW):
         instances[0].health.observe_first_token(200)
     said = names[0].first_tokens_ms()
-    assert list(said.values()) == [[200] * RECENT]
+    assert list(said.values()) == [[200] * WINDOW]
     assert names[0].first_tokens_ms() == {}
 
 
@@ -154,11 +154,11 @@ OPS = st.tuples(
 )
 
 
-def exchange(board: Board, workers: list[Worker]) -> None:
+def exchange(board: EventBoard, workers: list[Worker]) -> None:
     """Tell all that is new, as where somebody listens."""
     for worker in workers:
-        news = json.loads(json.dumps(News(worker.feed.hand_over()).as_json()))
-        board.hear(worker.number, News.from_json(news))
+        news = json.loads(json.dumps(RecentEvents(worker.feed.hand_over()).as_json()))
+        board.hear(worker.number, RecentEvents.from_json(news))
     for worker in workers:
         listens = worker.shown is not None
         worker.feed.hear(board.tell(worker.number, listens=listens).requests)
@@ -167,7 +167,7 @@ def exchange(board: Board, workers: list[Worker]) -> None:
 
 @given(st.lists(OPS, max_size=30))
 def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any]) -> None:
-    board, numbers, ids = Board(), itertools.count(1), itertools.count()
+    board, numbers, ids = EventBoard(), itertools.count(1), itertools.count()
     workers = [Worker(next(numbers)) for _ in range(WORKERS)]
     for op, which, count in ops:
         worker = workers[which]
@@ -185,7 +185,7 @@ def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any
         elif op == "exchange":
             exchange(board, workers)
         elif op == "replace":
-            board.hear(worker.number, News(worker.feed.hand_over()))  # its last words
+            board.hear(worker.number, RecentEvents(worker.feed.hand_over()))  # its last words
             board.forget(worker.number)
             workers[which] = Worker(next(numbers))
     exchange(board, workers)

@@ -26,7 +26,7 @@ from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.secret import Secret
-from nexus_gateway.server.reload import FIXED, Fresh, Reload, as_started, changed
+from nexus_gateway.server.reload import FIXED, LoadedConfig, Reload, changed, keep_fixed
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry import log
 from nexus_gateway.testing.reply import Reply
@@ -49,7 +49,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str
 
 
 async def reload(gateway: Served, *instances: Instance, **settings: Any) -> bool:
-    fresh = Fresh(Settings(**settings), Pool(list(instances)))
+    fresh = LoadedConfig(Settings(**settings), Pool(list(instances)))
     return await Reload(gateway.gateway, lambda: fresh).once()
 
 
@@ -77,7 +77,7 @@ def test_who_stays_is_the_same_and_only_a_refused_key_is_freed() -> None:
     third.total_requests = 7
     pool = Pool(list(instances))
     again = [make_instance(number=n, clock=clock, model="fake-small") for n in (1, 2, 3)]
-    succession = pool.succeed(Pool(again))
+    succession = pool.replace_with(Pool(again))
     assert pool.instances == instances
     assert succession.kept == [i.name for i in instances]
     assert not [*succession.added, *succession.removed, *succession.replaced]
@@ -99,7 +99,7 @@ def test_another_key_or_address_begins_anew_but_stays_switched_off(about: dict[s
     old.disable()
     new = make_instance(clock=clock, **about)
     pool = Pool([old])
-    succession = pool.succeed(Pool([new]))
+    succession = pool.replace_with(Pool([new]))
     assert pool.instances == [new]
     assert succession.replaced == [new.name]
     assert not [*succession.added, *succession.removed, *succession.kept]
@@ -112,7 +112,7 @@ def test_another_key_or_address_begins_anew_but_stays_switched_off(about: dict[s
 def test_the_same_key_under_another_number_is_another_instance() -> None:
     one, two = make_instance(), make_instance(number=2, key=Secret(KEYS[0]))
     pool = Pool([one])
-    succession = pool.succeed(Pool([two]))
+    succession = pool.replace_with(Pool([two]))
     assert (succession.added, succession.removed) == ([two.name], [one.name])
     assert succession.as_fields()["kept"] is None
 
@@ -266,8 +266,8 @@ async def test_a_viewers_token_can_be_exchanged(upstream: FakeUpstream) -> None:
 async def test_what_is_wrong_is_refused_whole(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(error: Exception) -> Callable[[], Fresh]:
-        def read() -> Fresh:
+    def refuse(error: Exception) -> Callable[[], LoadedConfig]:
+        def read() -> LoadedConfig:
             raise error
 
         return read
@@ -296,7 +296,7 @@ async def test_what_changed_is_said_by_name_and_every_key_stays_masked(
         make_instance(upstream), make_instance(upstream, 2), admin_token=Secret("admin-one")
     ) as gateway:
         problem = PluginProblem("provider", "bad", "nexus-bad", "1", "bad:Bad", "it failed to load")
-        fresh = Fresh(
+        fresh = LoadedConfig(
             Settings(log_level="debug", log_format="json", admin_token=Secret("admin-two")),
             Pool(
                 [make_instance(upstream, key=Secret(NEW_KEY)), make_instance(upstream, 3)],
@@ -344,10 +344,10 @@ async def test_many_signals_within_one_reading_make_one_more(upstream: FakeUpstr
     loop, reads, go_on = asyncio.get_running_loop(), [], asyncio.Event()
     pool = Pool([make_instance(upstream)])
 
-    def read() -> Fresh:
+    def read() -> LoadedConfig:
         reads.append(len(reads))
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
-        return Fresh(Settings(), pool)
+        return LoadedConfig(Settings(), pool)
 
     async with serving(*pool.instances) as gateway:
         reloading = Reload(gateway.gateway, read)
@@ -371,7 +371,7 @@ async def test_many_signals_within_one_reading_make_one_more(upstream: FakeUpstr
 def test_what_the_sockets_were_made_with_stays() -> None:
     running = Settings(port=4000, gateway_keys=(Secret("caller-one"),))
     new = Settings(port=5000, host="0.0.0.0", max_attempts=2, gateway_keys=(Secret("caller-two"),))
-    settings, late = as_started(new, running)
+    settings, late = keep_fixed(new, running)
     assert late == ("HOST", "PORT")
     assert set(late) <= set(FIXED)
     assert (settings.host, settings.port, settings.max_attempts) == ("127.0.0.1", 4000, 2)

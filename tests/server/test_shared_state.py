@@ -16,8 +16,8 @@ from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.health import Sample
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.secret import Secret
-from nexus_gateway.server.sync import Hub, Names
-from nexus_gateway.telemetry.shared import Shared
+from nexus_gateway.server.sync import Hub, InstanceSync
+from nexus_gateway.telemetry.shared import WorkerState
 
 SALT = b"a salt"
 
@@ -31,11 +31,11 @@ class Worker:
         self.number = next(self.numbers)
         self.hub = hub
         self.instance = make_instance(clock=clock, **more)
-        self.names = Names([self.instance], SALT)
+        self.names = InstanceSync([self.instance], SALT)
 
     def say(self) -> None:
         said = json.loads(json.dumps(self.names.said_of().as_json()))
-        self.hub.hear(self.number, Shared.from_json(said))
+        self.hub.hear(self.number, WorkerState.from_json(said))
 
     def hear(self) -> Instance:
         self.names.heed(self.hub.tell(self.number))
@@ -248,7 +248,7 @@ MARKS = st.dictionaries(
 def test_neither_order_nor_repetition_of_marks_counts(
     said: list[dict[str, list[int]]], rng: Any
 ) -> None:
-    once, again = Shared(), Shared()
+    once, again = WorkerState(), WorkerState()
     for marks in said:
         once.heed_marks(marks)
     for marks in rng.sample(said * 2, len(said) * 2):

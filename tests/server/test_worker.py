@@ -18,12 +18,12 @@ from records import ended
 from nexus_gateway.cli import workers
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server import worker
-from nexus_gateway.server.channel import PLACE, Line, Place
+from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
 from nexus_gateway.server.sockets import listen
-from nexus_gateway.server.sync import News
+from nexus_gateway.server.sync import RecentEvents
 from nexus_gateway.settings import Settings
-from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, Shared
-from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, WorkerState
+from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.app import build_app
@@ -31,13 +31,13 @@ from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.handlers import events
 
 EVENTS = "/v1/events"
-NOTHING_NEW = {**Shared().as_json(), "workers": 2, "shown": False}
+NOTHING_NEW = {**WorkerState().as_json(), "workers": 2, "shown": False}
 
 
 class Hired:
     """A worker of slot 0, and the supervisor's end of its line."""
 
-    def __init__(self, line: Line, url: str, sockets: list[list[socket.socket]]) -> None:
+    def __init__(self, line: ControlChannel, url: str, sockets: list[list[socket.socket]]) -> None:
         self.line = line
         self.url = url
         self.sockets = sockets
@@ -69,19 +69,19 @@ async def hired(upstream: FakeUpstream) -> AsyncIterator[Hired]:
     ours, theirs = socket.socketpair()
     # The worker has descriptors of its own, as it would have in another process.
     listening = [[os.dup(one.fileno()) for one in slot] for slot in sockets]
-    text = Place(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
+    text = WorkerSpec(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
     environ = {PLACE: text}
     place = workers.place(environ)
     assert place is not None
     assert workers.place(environ) is None
     app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
-    hired = Hired(await Line.open(ours), f"http://127.0.0.1:{port}", sockets)
+    hired = Hired(await ControlChannel.open(ours), f"http://127.0.0.1:{port}", sockets)
     hired.gateway = app[GATEWAY]
     hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
-    hired.line.say("share", **NOTHING_NEW)
+    hired.line.send("share", **NOTHING_NEW)
     async with aiohttp.ClientSession() as hired.session:
         await hired.hears("ready")
-        hired.line.say("listen", slots=[0, 1])  # nobody else is there
+        hired.line.send("listen", slots=[0, 1])  # nobody else is there
         yield hired
         await hired.line.close()
         await hired.ends()
@@ -105,12 +105,12 @@ async def opened(upstream: FakeUpstream) -> None:
 async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) -> None:
     (instance,) = hired.gateway.pool.instances
     await hired.chat()
-    said = Shared.from_json(await hired.hears("share"))
+    said = WorkerState.from_json(await hired.hears("share"))
     assert [v for name, v in said.counts.items() if name.endswith(" requests")] == [1]
-    others = Shared(
+    others = WorkerState(
         {f"{instance.name} toggle": [instance._clock(), False]}, gauges={"requests_in_flight": 3}
     )
-    hired.line.say("share", **others.as_json(), workers=5, shown=False)
+    hired.line.send("share", **others.as_json(), workers=5, shown=False)
     async with asyncio.timeout(10):
         while instance.enabled:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -121,17 +121,17 @@ async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) ->
 
 async def test_it_hands_over_its_requests_only_while_somebody_listens(hired: Hired) -> None:
     await hired.chat()
-    first = News.from_json(await hired.hears("news"))
+    first = RecentEvents.from_json(await hired.hears("news"))
     assert (len(first.requests), [len(ms) for ms in first.first_tokens_ms.values()]) == (0, [1])
-    hired.line.say("share", **Shared(gauges={LISTENERS: 1}).as_json(), workers=2, shown=False)
-    then = News.from_json(await hired.hears("news"))
+    hired.line.send("share", **WorkerState(gauges={LISTENERS: 1}).as_json(), workers=2, shown=False)
+    then = RecentEvents.from_json(await hired.hears("news"))
     assert ([r["status"] for r in then.requests], then.first_tokens_ms) == ([200], {})
-    assert Shared.from_json(await hired.hears("share")).gauges[HANDING_OVER] == 1
-    hired.line.say("share", **NOTHING_NEW)
+    assert WorkerState.from_json(await hired.hears("share")).gauges[HANDING_OVER] == 1
+    hired.line.send("share", **NOTHING_NEW)
     await hired.chat()
-    assert News.from_json(await hired.hears("news")).requests == []
-    hired.line.say("drain")
-    last_words = News.from_json(await hired.hears("news"))
+    assert RecentEvents.from_json(await hired.hears("news")).requests == []
+    hired.line.send("drain")
+    last_words = RecentEvents.from_json(await hired.hears("news"))
     assert [request["status"] for request in last_words.requests] == [200]
 
 
@@ -141,9 +141,9 @@ async def test_who_listens_waits_for_what_the_others_hand_over(
     monkeypatch.setattr(events, "LONGEST_WAIT_S", 60)
     await hired.chat()
     (_, opened) = await asyncio.gather(listening(hired), hired.session.get(hired.url + EVENTS))
-    theirs = {**view_of_request(ended(id="theirs")), "endedAt": 1}
-    hired.line.say("news", requests=[theirs], first_tokens_ms={})
-    hired.line.say("share", **Shared().as_json(), workers=2, shown=True)
+    theirs = {**request_json(ended(id="theirs")), "endedAt": 1}
+    hired.line.send("news", requests=[theirs], first_tokens_ms={})
+    hired.line.send("share", **WorkerState().as_json(), workers=2, shown=True)
     async with opened:
         first, second = (await snapshot(opened))["requests"]
     assert (first, second["status"]) == (theirs, 200)
@@ -157,13 +157,13 @@ async def test_who_listens_waits_for_nobody_who_hangs(
         assert (await snapshot(opened))["requests"] == []
         await listening(hired)
     async with asyncio.timeout(10):
-        while LISTENERS in Shared.from_json(await hired.hears("share")).gauges:
+        while LISTENERS in WorkerState.from_json(await hired.hears("share")).gauges:
             pass
 
 
 async def listening(hired: Hired) -> None:
     async with asyncio.timeout(10):
-        while Shared.from_json(await hired.hears("share")).gauges.get(LISTENERS) != 1:
+        while WorkerState.from_json(await hired.hears("share")).gauges.get(LISTENERS) != 1:
             pass
 
 
@@ -176,7 +176,7 @@ async def snapshot(opened: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 async def test_a_toggle_is_told_at_once(hired: Hired, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "TELL_EVERY_S", 60)
+    monkeypatch.setattr(worker, "PUBLISH_EVERY_S", 60)
     await hired.hears("share")  # the last one of the old rhythm
     (name,) = (instance.name for instance in hired.gateway.pool.instances)
     path = hired.url + "/v1/providers/toggle"
@@ -195,7 +195,7 @@ async def test_replaced_it_answers_whoever_still_comes_and_ends_its_streams(
         await hired.chat()
         stream = asyncio.create_task(hired.chat())
         await opened(upstream)
-        hired.line.say("retire")
+        hired.line.send("retire")
         await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 10)
         async with idle.get(hired.url + "/health") as answer:
             assert (answer.status, answer.headers["Connection"]) == (200, "close")
@@ -211,7 +211,7 @@ async def test_replaced_it_has_a_limit(
     upstream.default = Reply(hang_after=2)
     stream = asyncio.create_task(hired.chat())
     await opened(upstream)
-    hired.line.say("retire")
+    hired.line.send("retire")
     assert '"code":"shutting_down"' in (await stream)[1]
     await hired.ends()
 
@@ -222,9 +222,9 @@ async def test_replaced_it_still_drains_when_the_gateway_ends(
     upstream.default = Reply(hang_after=2)
     stream = asyncio.create_task(hired.chat())
     await opened(upstream)
-    hired.line.say("retire")
+    hired.line.send("retire")
     await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 10)
-    hired.line.say("drain")
+    hired.line.send("drain")
     assert '"code":"shutting_down"' in (await stream)[1]
     await hired.ends()
 
@@ -239,7 +239,7 @@ async def test_a_signal_makes_it_ask_for_a_replacement(hired: Hired) -> None:
 
 async def test_it_accepts_for_an_absent_neighbour(hired: Hired) -> None:
     for slots in ([0], [0, 1]):
-        hired.line.say("listen", slots=slots)
+        hired.line.send("listen", slots=slots)
     for _ in range(8):  # some of them for either socket
         async with (
             aiohttp.ClientSession() as session,
@@ -250,8 +250,8 @@ async def test_it_accepts_for_an_absent_neighbour(hired: Hired) -> None:
 
 async def test_what_is_wrong_is_said_before_there_is_a_loop() -> None:
     ours, theirs = socket.socketpair()
-    Place(0, theirs.detach(), [], "127.0.0.1", 0, "").refuse(("PORT must be a number.",))
-    line = await Line.open(ours)
+    WorkerSpec(0, theirs.detach(), [], "127.0.0.1", 0, "").refuse(("PORT must be a number.",))
+    line = await ControlChannel.open(ours)
     heard = [message async for message in line.messages()]
     assert heard == [("refused", {"problems": ["PORT must be a number."]})]
     await line.close()
@@ -259,9 +259,9 @@ async def test_what_is_wrong_is_said_before_there_is_a_loop() -> None:
 
 async def test_a_slow_reader_is_noticed_and_a_dead_one_is_no_error() -> None:
     ours, theirs = socket.socketpair()
-    line = await Line.open(ours)
+    line = await ControlChannel.open(ours)
     assert line.is_clear
-    line.say("share", filling="x" * 1_000_000)
+    line.send("share", filling="x" * 1_000_000)
     assert not line.is_clear
     theirs.close()
     assert [message async for message in line.messages()] == []

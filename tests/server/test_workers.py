@@ -22,7 +22,7 @@ from nexus_gateway.cli import workers
 from nexus_gateway.cli.main import main
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.server.sockets import listen
-from nexus_gateway.server.supervisor import Nursery, Supervisor, pause_s
+from nexus_gateway.server.supervisor import Supervisor, WorkerSpawner, pause_s
 from nexus_gateway.telemetry import log
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -100,7 +100,7 @@ async def gateway(
     write(env_file, upstream)
     sockets = listen("127.0.0.1", 0, 2)
     command = [sys.executable, *start, "serve", "--env-file", str(env_file)]
-    nursery = Nursery([*command, "--workers", "2"], environ(), "127.0.0.1", sockets)
+    nursery = WorkerSpawner([*command, "--workers", "2"], environ(), "127.0.0.1", sockets)
     announced = asyncio.Event()
     supervisor = Supervisor(nursery, lambda _: announced.set())
     running = asyncio.create_task(supervisor.run())
@@ -329,10 +329,10 @@ async def test_a_worker_that_is_asked_to_go_is_replaced_first(gateway: Supervise
 async def test_wrong_settings_are_told_once(tmp_path: Path) -> None:
     sockets = listen("127.0.0.1", 0, 2)
     command = [sys.executable, "-m", "nexus_gateway", "serve", "--workers", "2"]
-    nursery = Nursery(command, environ(PORT="no-port"), "127.0.0.1", sockets)
+    nursery = WorkerSpawner(command, environ(PORT="no-port"), "127.0.0.1", sockets)
     with pytest.raises(ConfigError, match="PORT must be"):
         await Supervisor(nursery, lambda _: None).run()
-    nursery = Nursery([sys.executable, "-c", "raise SystemExit(3)"], {}, "127.0.0.1", sockets)
+    nursery = WorkerSpawner([sys.executable, "-c", "raise SystemExit(3)"], {}, "127.0.0.1", sockets)
     assert await Supervisor(nursery, lambda _: None).run() == 3
     for one in (one for slot in sockets for one in slot):
         one.close()

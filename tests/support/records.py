@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
-from nexus_gateway.wire.usage import tokens_of
+from nexus_gateway.wire.usage import parse_usage
 
 
 def ended(usage: Mapping[str, Any] | None = None, **more: object) -> RequestRecord:
@@ -36,7 +36,7 @@ def ended(usage: Mapping[str, Any] | None = None, **more: object) -> RequestReco
         first_ms=5.0,
         upstream_ms=5.0,
         total_ms=9.0,
-        tokens=tokens_of(usage or {}),
+        tokens=parse_usage(usage or {}),
         billed_usd=None,
     )
     return made._replace(**more)

@@ -18,7 +18,7 @@ from nexus_gateway.routing.health import Health
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.telemetry.feed import AT_ONCE, EVERY_S, Feed
 from nexus_gateway.telemetry.shared import MOST_REQUESTS as REQUESTS
-from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.telemetry.timeline import BUCKET_S, BUCKETS, Timelines
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -126,7 +126,7 @@ def test_what_went_badly_is_told_and_remembered_beside_the_last() -> None:
 
 
 def view_at(ended_s: float, id: str) -> dict[str, Any]:
-    return view_of_request(record(id=id, ended_s=ended_s))
+    return request_json(record(id=id, ended_s=ended_s))
 
 
 def test_what_ended_in_other_workers_is_told_once_and_shown_in_order() -> None:

@@ -22,10 +22,17 @@ from records import ended
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry import ledger, ledger_writer
-from nexus_gateway.telemetry.ledger import VERSION, LedgerFile, LedgerRefused, ask, may_pass, prune
+from nexus_gateway.telemetry.ledger import (
+    VERSION,
+    LedgerFile,
+    LedgerRefused,
+    ask,
+    is_transient,
+    prune,
+)
 from nexus_gateway.telemetry.ledger_writer import LedgerWriter, Row, row_of
 from nexus_gateway.telemetry.pricing import Spent
-from nexus_gateway.telemetry.usage import FIGURES, Question
+from nexus_gateway.telemetry.usage import FIGURES, UsageQuery
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.handlers.events import figures
@@ -69,7 +76,7 @@ def spoil_all(path: Path) -> None:
 
 
 def count(path: Path) -> int:
-    answer = ask(str(path), Question())
+    answer = ask(str(path), UsageQuery())
     return 0 if answer is None else dict(zip(FIGURES, answer.total, strict=True))["requests"]
 
 
@@ -101,7 +108,7 @@ def writer(path: Path, quick: None):
 
 def begun(writer: LedgerWriter, path: Path) -> LedgerWriter:
     writer.start()
-    until(lambda: path.exists() and ask(str(path), Question()) is not None)
+    until(lambda: path.exists() and ask(str(path), UsageQuery()) is not None)
     return writer
 
 
@@ -400,9 +407,9 @@ def test_several_write_the_same_file(path: Path, quick: None) -> None:
 
 
 def test_what_may_pass() -> None:
-    assert not may_pass(OSError())
-    assert not may_pass(LedgerRefused())
-    assert not may_pass(sqlite3.OperationalError())
+    assert not is_transient(OSError())
+    assert not is_transient(LedgerRefused())
+    assert not is_transient(sqlite3.OperationalError())
 
 
 def test_pruning(path: Path) -> None:

@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from nexus_gateway.proxy.record import LONGEST_WHY
 from nexus_gateway.secret import Secret
-from nexus_gateway.telemetry.log import LONGEST_VALUE, configure, hold
+from nexus_gateway.telemetry.log import LONGEST_VALUE, buffer, configure
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_a_key_is_masked_before_anything_is_cut_or_escaped(stderr, style):
 def test_set_up_anew_it_loses_no_line_and_goes_on_to_wait(stderr):
     calls = []
     configure("info", "text", [])
-    hold(lambda after_s, flush: calls.append(flush))
+    buffer(lambda after_s, flush: calls.append(flush))
     say("before")
     assert "before" not in stderr.getvalue()
 
@@ -151,5 +151,5 @@ def test_set_up_anew_it_loses_no_line_and_goes_on_to_wait(stderr):
     say("after")
     assert "after" not in stderr.getvalue()
     calls[-1]()
-    hold(None)
+    buffer(None)
     assert json.loads(stderr.getvalue().splitlines()[-1])["message"] == "after"

@@ -20,7 +20,7 @@ from nexus_gateway.telemetry.pricing import Prices, Spent, spent_on
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.handlers.events import figures
-from nexus_gateway.wire.usage import tokens_of
+from nexus_gateway.wire.usage import parse_usage
 
 NOW_S = datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp()
 
@@ -37,7 +37,7 @@ def cost(known: Prices, provider: str, model: str, usage: Any, **more: Any) -> f
 
 
 def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
-    tokens = tokens_of(usage)
+    tokens = parse_usage(usage)
     asked = genai_prices.Usage(
         input_tokens=tokens.prompt,
         cache_read_tokens=tokens.cached,

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus_gateway.settings import default_place, read_place
+from nexus_gateway.settings import default_ledger_url, parse_ledger_url
 from nexus_gateway.telemetry.ledger import COLUMNS, SCHEMA
 from nexus_gateway.telemetry.usage import (
     BY,
     FIGURES,
-    Question,
+    UsageQuery,
     answer_of,
     as_json,
     moment_s,
@@ -86,7 +86,7 @@ def test_whatever_is_written_is_a_moment_or_told_to_be_none(text: str) -> None:
 @pytest.mark.parametrize("text", ["999999w", "0001-01-01", "9999-12-31T23:59-10:00"])
 def test_a_moment_far_away_can_be_told(text: str) -> None:
     at_s = moment_s(text, NOW_S, is_local=False)
-    assert as_json(Question("day", at_s), answer_of([], [0] * len(FIGURES)))["since"]
+    assert as_json(UsageQuery("day", at_s), answer_of([], [0] * len(FIGURES)))["since"]
 
 
 def table(*rows: dict[str, object]) -> sqlite3.Connection:
@@ -102,7 +102,7 @@ def table(*rows: dict[str, object]) -> sqlite3.Connection:
     return connection
 
 
-def told(connection: sqlite3.Connection, question: Question) -> dict[object, dict[str, object]]:
+def told(connection: sqlite3.Connection, question: UsageQuery) -> dict[object, dict[str, object]]:
     by_group, of_all, values = queries(question)
     total = connection.execute(of_all, values).fetchone()
     answer = answer_of(connection.execute(by_group, values).fetchall(), total)
@@ -120,7 +120,7 @@ def test_the_figures() -> None:
         {"model": "", "outcome": "rate_limit_exceeded", "total_ms": 9000},
         {"model": "b", "outcome": "cancelled", "total_ms": 9000},
     )
-    by_model = told(connection, Question("model"))
+    by_model = told(connection, UsageQuery("model"))
     assert list(by_model) == ["a", "b", None, "total"]
     assert by_model["a"] == {
         "requests": 2,
@@ -142,33 +142,33 @@ def test_the_figures() -> None:
 
 def test_since_is_included_and_until_is_not() -> None:
     connection = table(*({"ended_s": at} for at in (10.0, 20.0, 30.0)))
-    assert told(connection, Question("key", 10.0, 30.0))["total"]["requests"] == 2
-    assert told(connection, Question("key", 40.0))["total"]["requests"] == 0
+    assert told(connection, UsageQuery("key", 10.0, 30.0))["total"]["requests"] == 2
+    assert told(connection, UsageQuery("key", 40.0))["total"]["requests"] == 0
 
 
 def test_a_day_begins_where_the_reader_is(berlin: None) -> None:
     connection = table({"ended_s": utc("2026-03-09T22:30")}, {"ended_s": utc("2026-03-09T23:30")})
-    assert list(told(connection, Question("day"))) == ["2026-03-09", "total"]
-    local = told(connection, Question("day", is_local=True))
+    assert list(told(connection, UsageQuery("day"))) == ["2026-03-09", "total"]
+    local = told(connection, UsageQuery("day", is_local=True))
     assert list(local) == ["2026-03-09", "2026-03-10", "total"]
-    hours = told(connection, Question("hour", is_local=True))
+    hours = told(connection, UsageQuery("hour", is_local=True))
     assert list(hours) == ["2026-03-09 23:00", "2026-03-10 00:00", "total"]
 
 
 @pytest.mark.parametrize("by", BY)
 def test_nothing_is_told_apart_where_nothing_is(by: str) -> None:
-    total = told(table(), Question(by))["total"]
+    total = told(table(), UsageQuery(by))["total"]
     assert list(total) == list(FIGURES)
     assert (total["requests"], total["failed"], total["cost_usd"]) == (0, 0, None)
 
 
 def test_only_what_is_known_gets_into_a_query() -> None:
     with pytest.raises(ValueError, match="one of: instance"):
-        queries(Question("id; DROP TABLE requests"))
+        queries(UsageQuery("id; DROP TABLE requests"))
 
 
 def test_times_have_their_offset(berlin: None) -> None:
-    question = Question("day", utc("2026-03-10T12:00"), is_local=True)
+    question = UsageQuery("day", utc("2026-03-10T12:00"), is_local=True)
     said = as_json(question, answer_of([], [0] * len(FIGURES)))
     assert (said["since"], said["until"]) == ("2026-03-10T13:00:00+01:00", None)
     assert said["timezone"] == "local"
@@ -186,7 +186,7 @@ def test_times_have_their_offset(berlin: None) -> None:
     ],
 )
 def test_a_place(text: str, path: str) -> None:
-    assert read_place(text) == path
+    assert parse_ledger_url(text) == path
 
 
 @pytest.mark.parametrize(
@@ -206,14 +206,14 @@ def test_a_place(text: str, path: str) -> None:
 )
 def test_no_place(text: str) -> None:
     with pytest.raises(ValueError, match="sqlite:///"):
-        read_place(text)
+        parse_ledger_url(text)
 
 
 def test_the_place_of_those_who_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/some")
     ours = "nexus-gateway/ledger.sqlite3"
-    assert default_place({}, "linux") == f"sqlite:////some/.local/state/{ours}"
-    assert default_place({"XDG_STATE_HOME": "/x"}, "linux") == f"sqlite:////x/{ours}"
-    assert default_place({"XDG_STATE_HOME": "x"}, "linux").startswith("sqlite:////some/")
-    assert "Application Support" in default_place({}, "darwin")
-    assert default_place({"LOCALAPPDATA": "C:/a"}, "win32") == f"sqlite:///C:/a/{ours}"
+    assert default_ledger_url({}, "linux") == f"sqlite:////some/.local/state/{ours}"
+    assert default_ledger_url({"XDG_STATE_HOME": "/x"}, "linux") == f"sqlite:////x/{ours}"
+    assert default_ledger_url({"XDG_STATE_HOME": "x"}, "linux").startswith("sqlite:////some/")
+    assert "Application Support" in default_ledger_url({}, "darwin")
+    assert default_ledger_url({"LOCALAPPDATA": "C:/a"}, "win32") == f"sqlite:///C:/a/{ours}"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nexus_gateway.provider import Outcome
-from nexus_gateway.upstream.failures import LONGEST_REST_S, classify
+from nexus_gateway.upstream.failures import MAX_COOL_DOWN_S, classify
 from nexus_gateway.wire.error_objects import normalise_error, read_error
 
 NOW_S = 1_790_000_000.0
@@ -65,7 +65,7 @@ def test_what_an_upstream_adds_is_kept() -> None:
 
 def test_a_server_in_trouble_may_ask_for_a_rest() -> None:
     assert classify(503, {"Retry-After": "7"}, b"", NOW_S).park_s == 7
-    assert classify(529, {"Retry-After": "600"}, b"", NOW_S).park_s == LONGEST_REST_S
+    assert classify(529, {"Retry-After": "600"}, b"", NOW_S).park_s == MAX_COOL_DOWN_S
     assert classify(503, {}, b"", NOW_S).park_s is None
     assert classify(408, {"Retry-After": "7"}, b"", NOW_S).park_s is None
 

@@ -17,7 +17,7 @@ from raw import BODY, EVENT, FINISH, HEAD, Wire, chunked, listening
 
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.upstream import direct
-from nexus_gateway.upstream.direct import Borrowed, Connections
+from nexus_gateway.upstream.direct import BorrowedConnection, Connections
 
 STREAM = {**HELLO, "stream": True}
 
@@ -111,15 +111,15 @@ async def test_however_an_answer_is_framed(
     answer: bytes, bytewise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bytewise:
-        take = direct.Exchange.data_received
+        take = direct.DirectResponse.data_received
 
-        def each_byte(self: direct.Exchange, data: bytes) -> None:
+        def each_byte(self: direct.DirectResponse, data: bytes) -> None:
             for at in range(len(data)):
                 receiver = self._transport.get_protocol()
                 one = data[at : at + 1]
                 take(self, one) if receiver is self else receiver.data_received(one)
 
-        monkeypatch.setattr(direct.Exchange, "data_received", each_byte)
+        monkeypatch.setattr(direct.DirectResponse, "data_received", each_byte)
     async with gateway(Wire(answer)) as served:
         assert await said(served) == (200, EXPECTED)
 
@@ -278,7 +278,7 @@ async def test_a_last_event_without_its_empty_line_ends_the_stream_all_the_same(
 
 
 class Stub:
-    """A connection of aiohttp's pool, and its transport, as far as a `Borrowed` sees them."""
+    """A connection of aiohttp's pool, and its transport, as far as a `BorrowedConnection` sees them."""
 
     def __init__(self, unsent: int) -> None:
         self.protocol = self.transport = self
@@ -293,7 +293,7 @@ class Stub:
 @pytest.mark.parametrize(("unsent", "done"), [(0, "release"), (1, "close")])
 def test_a_connection_with_an_unsent_request_is_not_used_again(unsent: int, done: str) -> None:
     stub = Stub(unsent)
-    Borrowed(stub).give_back(reusable=True)
+    BorrowedConnection(stub).give_back(reusable=True)
     assert stub.done == [done]
 
 

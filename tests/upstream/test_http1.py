@@ -11,7 +11,7 @@ from nexus_gateway.upstream.http1 import (
     BadFraming,
     ChunkedBody,
     SizedBody,
-    UnusualHead,
+    UnsupportedResponse,
     read_head,
     request_head,
 )
@@ -147,7 +147,7 @@ def test_a_length_and_a_close() -> None:
     ],
 )
 def test_an_unusual_head_is_for_another_parser(head: bytes) -> None:
-    with pytest.raises(UnusualHead):
+    with pytest.raises(UnsupportedResponse):
         read_head(head)
 
 

@@ -28,7 +28,7 @@ from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chat_passthrough import Splice
+from nexus_gateway.wire.chat_passthrough import ChatPassthrough
 from nexus_gateway.wire.chunks import Answer, Chunk
 
 ASKED = b',"stream_options":{"include_usage":true}'
@@ -183,7 +183,7 @@ def test_any_cut_gives_the_same_usage(
 ) -> None:
     chunks = WAYS[way][:2] * more + WAYS[way]
     data = stream_of(chunks, **how)
-    splice = Splice(None, usage_wanted=False)
+    splice = ChatPassthrough(None, usage_wanted=False)
     out = b"".join(splice.feed(piece) for piece in cut(data, places))
     assert out == stream_of([chunk for chunk in chunks if chunk.get("choices")], **how)
     assert {name: splice.used()[name] for name in USED} == USED
@@ -193,15 +193,15 @@ def test_any_cut_gives_the_same_usage(
 @pytest.mark.parametrize("way", WAYS)
 def test_chunks_that_name_usage_go_the_quick_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_into: list[bytes] = []
-    examine = Splice._examine
+    examine = ChatPassthrough._examine
 
-    def noting(self: Splice, event: bytes) -> bytes:
+    def noting(self: ChatPassthrough, event: bytes) -> bytes:
         looked_into.append(event)
         return examine(self, event)
 
-    monkeypatch.setattr(Splice, "_examine", noting)
+    monkeypatch.setattr(ChatPassthrough, "_examine", noting)
     chunks = [WAYS[way][0], *[WAYS[way][1]] * 500, *WAYS[way][2:]]
-    splice = Splice("Me", usage_wanted=False)
+    splice = ChatPassthrough("Me", usage_wanted=False)
     for chunk in chunks:
         splice.feed(event(chunk))
     assert len(looked_into) <= 8  # of 509

@@ -12,7 +12,7 @@ import pytest
 from clock import FakeClock
 from fakes import KEYS, Fake, make_instance, serving
 
-from nexus_gateway.dialects.body import DEEPEST, MOST_CONTAINERS
+from nexus_gateway.dialects.body import MAX_CONTAINERS, MAX_DEPTH
 from nexus_gateway.provider import Model, Provider
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.testing.gateway import instance_of
@@ -58,7 +58,7 @@ def nested(depth: int) -> Any:
 @pytest.mark.proves("F34", "S-14")
 @pytest.mark.parametrize("path", DOORS)
 @pytest.mark.parametrize(
-    "value", [nested(DEEPEST + 5), [[]] * (MOST_CONTAINERS + 5)], ids=["deep", "many"]
+    "value", [nested(MAX_DEPTH + 5), [[]] * (MAX_CONTAINERS + 5)], ids=["deep", "many"]
 )
 async def test_too_deep_or_too_many(upstream: FakeUpstream, path: str, value: Any) -> None:
     instance = make_instance(upstream, provider=Able)
@@ -72,7 +72,7 @@ async def test_too_deep_or_too_many(upstream: FakeUpstream, path: str, value: An
 @pytest.mark.parametrize("path", DOORS)
 async def test_what_is_deep_but_not_too_deep_is_served(upstream: FakeUpstream, path: str) -> None:
     async with serving(make_instance(upstream, provider=Able)) as served:
-        more = {"metadata": nested(DEEPEST - 5)}
+        more = {"metadata": nested(MAX_DEPTH - 5)}
         for stream in (False, True) if path != "/v1/embeddings" else (False,):
             status, _, _ = await served.post(path, {**DOORS[path], **more, "stream": stream})
             assert status == 200

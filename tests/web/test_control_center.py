@@ -27,7 +27,7 @@ from processes import process
 from records import ended
 
 from nexus_gateway.secret import Secret
-from nexus_gateway.telemetry.snapshot import view_of_request
+from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -207,7 +207,7 @@ async def test_what_another_worker_tells_late_stands_where_it_ended(browser: Any
             feed.observe(ended(ended_s=float(at_s), asked_model=model))
             await expect(tab.requests.filter(has_text=model)).to_have_count(1)
         late = ((15, "second"), (30, "fourth"))
-        feed.hear([view_of_request(ended(ended_s=float(s), asked_model=m)) for s, m in late])
+        feed.hear([request_json(ended(ended_s=float(s), asked_model=m)) for s, m in late])
         models = tab.requests.locator(".model")
         await expect(models).to_have_text(["fourth", "third", "second", "first"])
         await tab.page.reload()
@@ -620,7 +620,7 @@ async def test_what_it_shows_is_no_news_whichever_worker_tells_it_again(browser:
         await tab.is_live()
         feed, pause = served.gateway.observers[0].__self__, tab.page.locator("#pause")
         first, second, third = (
-            view_of_request(ended(ended_s=at_s, asked_model=f"at-{at_s:.0f}"))
+            request_json(ended(ended_s=at_s, asked_model=f"at-{at_s:.0f}"))
             for at_s in (1.0, 2.0, 3.0)
         )
         feed.hear([first])
@@ -639,9 +639,9 @@ async def test_a_row_says_in_words_what_it_shows(browser: Any) -> None:
         feed = served.gateway.observers[0].__self__
         none = {"attempts": (), "instance": "", "outcome": "no_candidate"}
         told = [
-            view_of_request(ended(ended_s=1.0, outcome="failure")),
-            {**view_of_request(ended(ended_s=2.0, asked_model="moved")), "failedOver": True},
-            {**view_of_request(ended(ended_s=3.0, status=503, **none)), "firstMs": None},
+            request_json(ended(ended_s=1.0, outcome="failure")),
+            {**request_json(ended(ended_s=2.0, asked_model="moved")), "failedOver": True},
+            {**request_json(ended(ended_s=3.0, status=503, **none)), "firstMs": None},
         ]
         why = "smart: nobody; left out: Fake (Key #1) key refused 397s"
         feed.hear([told[0], told[1], {**told[2], "why": why, "failed": True}])

@@ -270,13 +270,13 @@ LONG = Reply(text="word " * 10 + "x" * 6_000_000)
 def lost(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
     """Counts the connections that the gateway has lost."""
     gone = asyncio.Semaphore(0)
-    note = connections.Caller.connection_lost
+    note = connections.ClientConnection.connection_lost
 
-    def lose(self: connections.Caller, error: BaseException | None) -> None:
+    def lose(self: connections.ClientConnection, error: BaseException | None) -> None:
         note(self, error)
         gone.release()
 
-    monkeypatch.setattr(connections.Caller, "connection_lost", lose)
+    monkeypatch.setattr(connections.ClientConnection, "connection_lost", lose)
     return gone
 
 
@@ -336,16 +336,16 @@ class Wire:
 
 @pytest.mark.proves("I-38")
 def test_a_caller_who_takes_as_much_as_is_written_is_kept() -> None:
-    caller, wire = object.__new__(connections.Caller), Wire()
+    caller, wire = object.__new__(connections.ClientConnection), Wire()
     caller._wire, caller._unsent, caller._taken_at = wire, 0, 0.0
     caller.head_since, caller._paused, caller._drain_waiter = None, True, None
     for now in range(20):
-        caller.look(now, head_s=60, write_s=5)
+        caller.check_timeouts(now, head_s=60, write_s=5)
         caller.resume_writing()
         caller.pause_writing()
     assert not wire.aborted
     for now in range(20, 30):
-        caller.look(now, head_s=60, write_s=5)
+        caller.check_timeouts(now, head_s=60, write_s=5)
     assert wire.aborted
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from nexus_gateway.routing.quotas import FLOOR, MOST, Quotas, discount
+from nexus_gateway.routing.quotas import FLOOR, MOST, Quotas, quota_factor
 from nexus_gateway.upstream.failures import classify
 from nexus_gateway.wire.rate_limits import LONGEST_PARK_S, Quota, read_quotas, retry_after_s
 
@@ -122,52 +122,52 @@ def test_what_is_left(headers: dict[str, str], quotas: list[Quota]) -> None:
 
 def test_the_nearest_limit_counts() -> None:
     quotas = Quotas(FakeClock())
-    assert quotas.left(0) is None
-    quotas.note([Quota("requests", 30, 60, 60), Quota("tokens", 500, 10_000, 60)], 1)
-    assert quotas.left(1) == pytest.approx(0.05)
-    assert discount(quotas.left(1)) == pytest.approx(0.5)
+    assert quotas.share_left(0) is None
+    quotas.update([Quota("requests", 30, 60, 60), Quota("tokens", 500, 10_000, 60)], 1)
+    assert quotas.share_left(1) == pytest.approx(0.05)
+    assert quota_factor(quotas.share_left(1)) == pytest.approx(0.5)
 
 
 def test_nobody_is_spared_for_ever_by_what_he_said() -> None:
     clock = FakeClock()
     quotas = Quotas(clock)
     headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 400 + "d"}
-    quotas.note(read_quotas(headers, 0), 1)
-    assert quotas.left(1) == 0
+    quotas.update(read_quotas(headers, 0), 1)
+    assert quotas.share_left(1) == 0
     clock.advance(LONGEST_PARK_S)
-    assert quotas.left(1) is None
+    assert quotas.share_left(1) is None
 
 
 def test_limits_that_are_called_anew_each_time_are_not_kept() -> None:
     quotas = Quotas(FakeClock())
     for number in range(1000):
-        quotas.note([Quota(f"x{number}", 5.0, 10.0, 3600.0)], number)
+        quotas.update([Quota(f"x{number}", 5.0, 10.0, 3600.0)], number)
     assert len(quotas._said) == MOST
 
 
 def test_requests_sent_since_are_taken_off() -> None:
     quotas = Quotas(FakeClock())
-    quotas.note([Quota("requests", 4, 40)], 10)
-    assert [quotas.left(asked) for asked in (10, 12, 14, 15)] == [0.1, 0.05, 0.0, 0.0]
-    quotas.note([Quota("requests", 39, 40)], 9)  # this answer was overtaken
-    assert quotas.left(14) == 0.0
-    quotas.note([Quota("requests", 40, 40)], 14)
-    assert quotas.left(14) == 1.0
+    quotas.update([Quota("requests", 4, 40)], 10)
+    assert [quotas.share_left(asked) for asked in (10, 12, 14, 15)] == [0.1, 0.05, 0.0, 0.0]
+    quotas.update([Quota("requests", 39, 40)], 9)  # this answer was overtaken
+    assert quotas.share_left(14) == 0.0
+    quotas.update([Quota("requests", 40, 40)], 14)
+    assert quotas.share_left(14) == 1.0
 
 
 def test_what_was_said_holds_until_the_limit_is_whole_again() -> None:
     clock = FakeClock()
     quotas = Quotas(clock)
-    quotas.note([Quota("requests", 0, 60, 7)], 1)
+    quotas.update([Quota("requests", 0, 60, 7)], 1)
     clock.advance(6.9)
-    assert quotas.left(1) == 0.0
+    assert quotas.share_left(1) == 0.0
     clock.advance(0.1)
-    assert quotas.left(1) is None
-    quotas.note([Quota("requests", 0, 60)], 1)
+    assert quotas.share_left(1) is None
+    quotas.update([Quota("requests", 0, 60)], 1)
     clock.advance(60)
-    assert quotas.left(1) is None
+    assert quotas.share_left(1) is None
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_less_is_liked_less(one: float, other: float) -> None:
-    assert FLOOR <= discount(min(one, other)) <= discount(max(one, other)) <= 1
+    assert FLOOR <= quota_factor(min(one, other)) <= quota_factor(max(one, other)) <= 1

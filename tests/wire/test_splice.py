@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chat_passthrough import Splice, find_model, set_model
+from nexus_gateway.wire.chat_passthrough import ChatPassthrough, find_model, set_model
 from nexus_gateway.wire.chunks import Answer
 
 ANSWER = Answer("chatcmpl-1", 1, "up-model")
@@ -24,7 +24,7 @@ def framed(chunk: dict[str, Any], **how: Any) -> bytes:
 
 
 def run(pieces: list[bytes], model: str | None = "Me", usage_wanted: bool = False) -> bytes:
-    splice = Splice(model, usage_wanted)
+    splice = ChatPassthrough(model, usage_wanted)
     out = [splice.feed(piece) for piece in pieces]
     out += [splice.end()] if not splice.broken else []
     if splice.broken:
@@ -97,7 +97,7 @@ def test_a_cut_stream_is_never_whole(
 
 @pytest.mark.proves("I-30")
 def test_nothing_goes_out_before_content() -> None:
-    splice = Splice("Me", False)
+    splice = ChatPassthrough("Me", False)
     assert splice.feed(framed(ANSWER.text("")) + b": wait\n\n") == b""
     assert not splice.started
     out = splice.feed(framed(ANSWER.text("Hi")))
@@ -113,7 +113,7 @@ def test_the_usage_chunk_goes_to_those_who_asked() -> None:
 
 
 def test_tokens_are_the_upstreams_count_or_the_events() -> None:
-    splice = Splice("Me", False)
+    splice = ChatPassthrough("Me", False)
     for _ in range(3):
         splice.feed(framed(ANSWER.text("a")))
     assert splice.used()["completion_tokens"] == 3
@@ -126,7 +126,7 @@ def test_an_error_event_before_content_raises_and_later_keeps_the_good_part() ->
     with pytest.raises(ErrorEvent) as raised:
         run([framed(ANSWER.text("a")) + error])
     assert raised.value.body()["error"]["code"] == "429"
-    splice = Splice("Me", False)
+    splice = ChatPassthrough("Me", False)
     splice.feed(framed(ANSWER.text("a")))
     assert b'"b"' in splice.feed(framed(ANSWER.text("b")) + error)
     assert isinstance(splice.broken, ErrorEvent)

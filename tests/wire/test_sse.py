@@ -28,13 +28,13 @@ def test_any_split_gives_the_same_events(
     framer = sse.Framer()
     with mock.patch.object(sse, "LONG_EVENT", long):
         blocks = [framer.feed(piece) for piece in cut(data, places)]
-    events = [sse.read(event) for event in sse.split(b"".join(blocks))]
+    events = [sse.parse_event(event) for event in sse.split(b"".join(blocks))]
     assert [event.data for event in events] == texts
     assert framer.rest() == b""
 
 
 def test_fields_are_read_by_the_standard() -> None:
-    event = sse.read(b"event: delta\n: note\ndata:a\ndata:  b\nid: 3\nretry: 5\nodd")
+    event = sse.parse_event(b"event: delta\n: note\ndata:a\ndata:  b\nid: 3\nretry: 5\nodd")
     assert event == sse.Event("delta", "a\n b")
 
 
@@ -43,7 +43,7 @@ def test_other_line_separators_are_text() -> None:
     framer = sse.Framer()
     text = "a\u2028b\u2029c\x0bd\x85e"
     (event,) = sse.split(framer.feed(f"data: {text}\n\n".encode()))
-    assert sse.read(event).data == text
+    assert sse.parse_event(event).data == text
 
 
 def test_an_event_leaves_as_soon_as_it_is_whole() -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chat_passthrough import Splice, Template, find_model, learn
+from nexus_gateway.wire.chat_passthrough import ChatPassthrough, EventTemplate, find_model, learn
 from nexus_gateway.wire.chunks import Answer
 
 ANSWER = Answer("chatcmpl-1", 1, "up")
@@ -21,7 +21,7 @@ def data_of(chunk: dict[str, Any], **how: Any) -> bytes:
     return json.dumps(chunk, **how).encode()
 
 
-def template_of(chunk: dict[str, Any], model: bytes | None = b'"Me"') -> Template:
+def template_of(chunk: dict[str, Any], model: bytes | None = b'"Me"') -> EventTemplate:
     data = data_of(chunk)
     found = learn(data, find_model(data), model)
     assert found is not None
@@ -127,7 +127,7 @@ def test_a_mixed_stream_goes_the_same_whether_anything_is_learnt(
 
     out = []
     for lessons in (0, 4):
-        splice = Splice("Me", usage_wanted=False)
+        splice = ChatPassthrough("Me", usage_wanted=False)
         splice._lessons = lessons
         rest, passed = data, b""
         for size in [*cuts, len(data)]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus_gateway.wire.usage import MOST, UNKNOWN, Tokens, count, tokens_of
+from nexus_gateway.wire.usage import MOST, UNKNOWN, TokenUsage, count, parse_usage
 
 USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 
@@ -15,52 +15,52 @@ USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
     ("usage", "tokens"),
     [
         ({}, UNKNOWN),
-        ({"completion_tokens": 3}, Tokens(completion=3)),
+        ({"completion_tokens": 3}, TokenUsage(completion=3)),
         (
             {
                 **USED,
                 "prompt_tokens_details": {"cached_tokens": 8, "cache_write_tokens": 1},
                 "completion_tokens_details": {"reasoning_tokens": 2},
             },
-            Tokens(12, 8, 1, 3, 2),
+            TokenUsage(12, 8, 1, 3, 2),
         ),
         # Reasoning that is in the total alone.
-        ({**USED, "total_tokens": 40}, Tokens(12, completion=28)),
-        ({"prompt_tokens": 7, "total_tokens": 7}, Tokens(7)),
+        ({**USED, "total_tokens": 40}, TokenUsage(12, completion=28)),
+        ({"prompt_tokens": 7, "total_tokens": 7}, TokenUsage(7)),
         (
             {**USED, "prompt_tokens_details": {"audio_tokens": 5}},
-            Tokens(12, completion=3, is_text=False),
+            TokenUsage(12, completion=3, is_text=False),
         ),
         (
             {**USED, "completion_tokens_details": {"audio_tokens": 5}},
-            Tokens(12, completion=3, is_text=False),
+            TokenUsage(12, completion=3, is_text=False),
         ),
-        ({**USED, "completion_tokens_details": {"audio_tokens": 0}}, Tokens(12, completion=3)),
-        ({"prompt_tokens": 1, "prompt_tokens_details": [1]}, Tokens(1)),
+        ({**USED, "completion_tokens_details": {"audio_tokens": 0}}, TokenUsage(12, completion=3)),
+        ({"prompt_tokens": 1, "prompt_tokens_details": [1]}, TokenUsage(1)),
     ],
 )
-def test_a_usage(usage: dict[str, object], tokens: Tokens) -> None:
-    assert tokens_of(usage) == tokens
+def test_a_usage(usage: dict[str, object], tokens: TokenUsage) -> None:
+    assert parse_usage(usage) == tokens
 
 
 @pytest.mark.parametrize(
     ("tokens", "spoken"),
     [
         (UNKNOWN, None),
-        (Tokens(reasoning=2), None),
-        (Tokens(completion=9), 9),
-        (Tokens(completion=9, reasoning=2), 7),
-        (Tokens(completion=9, reasoning=10), 0),
+        (TokenUsage(reasoning=2), None),
+        (TokenUsage(completion=9), 9),
+        (TokenUsage(completion=9, reasoning=2), 7),
+        (TokenUsage(completion=9, reasoning=10), 0),
     ],
 )
-def test_what_was_only_thought_was_not_spoken(tokens: Tokens, spoken: int | None) -> None:
-    assert tokens.spoken == spoken
+def test_what_was_only_thought_was_not_spoken(tokens: TokenUsage, spoken: int | None) -> None:
+    assert tokens.output_without_reasoning == spoken
 
 
 @pytest.mark.parametrize("told", [None, "9", True, -1, 2.5, MOST + 1, 2**70, float("nan"), [1]])
 def test_what_is_no_number_of_tokens(told: object) -> None:
     assert count(told) is None
-    assert tokens_of({"prompt_tokens": told, "completion_tokens": told}) == UNKNOWN
+    assert parse_usage({"prompt_tokens": told, "completion_tokens": told}) == UNKNOWN
 
 
 ODD = st.recursive(
@@ -75,5 +75,5 @@ FIELDS = [*USED, "prompt_tokens_details", "completion_tokens_details"]
 
 @given(st.dictionaries(st.sampled_from(FIELDS), ODD))
 def test_whatever_is_told_all_are_counts(usage: dict[str, object]) -> None:
-    for told in tokens_of(usage)[:-1]:
+    for told in parse_usage(usage)[:-1]:
         assert told is None or (type(told) is int and told >= 0)

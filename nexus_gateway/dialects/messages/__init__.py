@@ -6,15 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, NotAnAnswer, Request, Whole
-from nexus_gateway.dialects.body import Body, optional, parse_object, sendable
+from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
+from nexus_gateway.dialects.body import Body, optional, parse_object, validated
 from nexus_gateway.dialects.chat import answered, check_messages
 from nexus_gateway.dialects.messages import request as asked
-from nexus_gateway.dialects.messages.response import UNSEALED, MessageSpeaker, event, message
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker, event, message
 from nexus_gateway.errors import ErrorEvent, InvalidRequest
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import EventPassage, Mark
+from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
 
 # The caller's word on the version and on features under trial goes along with its body.
 _PASSED = ("anthropic-version", "anthropic-beta")
@@ -51,27 +51,27 @@ def usage_as_chat(used: Mapping[str, Any]) -> dict[str, Any]:
     return {**whole, "prompt_tokens_details": details}
 
 
-class MessagesPassage(EventPassage):
+class MessagesPassage(EventPassthrough):
     """Watches a message that passes as it is."""
 
-    telling = (b"message_start", b"message_delta", b"message_stop", b'"error"')
+    markers = (b"message_start", b"message_delta", b"message_stop", b'"error"')
 
     def __init__(self) -> None:
         super().__init__()
         self._used: dict[str, Any] = {}
 
-    def _mark(self, value: dict[str, Any]) -> Mark:
+    def _mark(self, value: dict[str, Any]) -> EventKind:
         kind = value.get("type")
         if kind == "error":
             raise ErrorEvent(normalise_error(value.get("error")))
         if kind in ("message_start", "message_delta"):
             self._note((value.get("message") or value).get("usage"))
         if kind == "message_stop":
-            return Mark.END
+            return EventKind.END
         if kind == "content_block_delta" or (kind == "message_delta"):
-            return Mark.CONTENT
+            return EventKind.CONTENT
         block = value.get("content_block") or {}
-        return Mark.CONTENT if block.get("type") == "tool_use" else Mark.NOTHING
+        return EventKind.CONTENT if block.get("type") == "tool_use" else EventKind.NOTHING
 
     def _note(self, used: object) -> None:
         if isinstance(used, dict):
@@ -94,31 +94,31 @@ class Messages(Dialect):
         own = _own(fields, data, model, stream if "stream" in fields else None)
         chat, obstacle = None, None
         try:
-            chat = sendable(Body(asked.to_chat(fields, stream=stream), stream), model)
+            chat = validated(Body(asked.to_chat(fields, stream=stream), stream), model)
         except asked.Untranslatable as error:
-            obstacle = error.obstacle
+            obstacle = error.error
         images = check_messages(chat.fields["messages"]) if chat else b'"image"' in data
         return Request(self, model, stream, own, chat, images, obstacle, passed(headers))
 
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check a message; not a byte of it is changed."""
         answer = answered(body)
         if answer.get("type") != "message" or not isinstance(answer.get("content"), list):
-            raise NotAnAnswer("answered 200 without an answer")
+            raise InvalidAnswer("answered 200 without an answer")
         used = answer.get("usage")
-        return Whole(body, usage_as_chat(used) if isinstance(used, dict) else {})
+        return FullResponse(body, usage_as_chat(used) if isinstance(used, dict) else {})
 
-    def passage(self, request: Request, label: str | None) -> MessagesPassage:
+    def event_filter(self, request: Request, label: str | None) -> MessagesPassage:
         """Watch a stream of named events; not a byte of it is changed."""
         return MessagesPassage()
 
-    def whole(self, request: Request, completion: Chunk) -> Chunk:
+    def encode_full(self, request: Request, completion: Chunk) -> Chunk:
         """Return the completion as a message."""
         return message(completion, thinking=_thinks(request))
 
-    def speaker(self, request: Request) -> MessageSpeaker:
+    def stream_encoder(self, request: Request) -> MessageSpeaker:
         """Return what tells chunks as a message's events."""
         return MessageSpeaker(_thinks(request))
 
@@ -152,16 +152,16 @@ class CountTokens(Messages):
             "that `model` may mean is configured; estimate them yourself.",
             code="endpoint_not_offered",
         )
-        return Request(self, model, False, own, obstacle=obstacle, headers=passed(headers))
+        return Request(self, model, False, own, untranslatable=obstacle, headers=passed(headers))
 
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check the count."""
         count = answered(body).get("input_tokens")
         if type(count) is not int or count < 0:
-            raise NotAnAnswer("answered 200 without a count")
-        return Whole(body)
+            raise InvalidAnswer("answered 200 without a count")
+        return FullResponse(body)
 
 
 def passed(headers: Mapping[str, str]) -> dict[str, str]:
@@ -171,13 +171,13 @@ def passed(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _own(fields: dict[str, Any], data: bytes, model: str | None, stream: bool | None) -> Body:
     """Return the body as it may go to a backend of Anthropic's kind."""
-    sealed = _without_unsealed(fields) if UNSEALED.encode() in data else fields
-    return sendable(Body(sealed, stream), model)
+    sealed = _without_unsealed(fields) if UNSIGNED.encode() in data else fields
+    return validated(Body(sealed, stream), model)
 
 
 def _thinks(request: Request) -> bool:
     """Tell whether the caller asked to see the model think."""
-    fields = request.own.fields if isinstance(request.own, Body) else {}
+    fields = request.native.fields if isinstance(request.native, Body) else {}
     return (fields.get("thinking") or {}).get("type") in _THINKS
 
 
@@ -187,7 +187,7 @@ def _without_unsealed(fields: Mapping[str, Any]) -> dict[str, Any]:
     def kept(content: object) -> object:
         if not isinstance(content, list):
             return content
-        return [block for block in content if block.get("signature") != UNSEALED]
+        return [block for block in content if block.get("signature") != UNSIGNED]
 
     messages = [{**m, "content": kept(m.get("content"))} for m in fields["messages"]]
     return {**fields, "messages": messages}

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from nexus_gateway.dialects.body import kind_of, optional, refuse, required
+from nexus_gateway.dialects.body import json_type, optional, required, wrong_type
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.wire import json_codec
 
@@ -30,7 +30,7 @@ class Untranslatable(Exception):
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(where)
-        self.obstacle = InvalidRequest(
+        self.error = InvalidRequest(
             f"`{where}` asks for {what}, which only a backend that speaks Anthropic's Messages "
             "can do, and none is configured for this model; leave it out.",
             param=where,
@@ -49,7 +49,7 @@ def check(fields: Mapping[str, Any]) -> None:
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
         if not isinstance(message, dict):
-            refuse(where, "an object", message)
+            wrong_type(where, "an object", message)
         required(message, "role", str, "a string", f"{where}.")
         _check_content(f"{where}.content", message.get("content"))
     system = fields.get("system")
@@ -57,7 +57,7 @@ def check(fields: Mapping[str, Any]) -> None:
         _check_content("system", system)
     for i, tool in enumerate(optional(fields, "tools", list, "an array") or []):
         if not isinstance(tool, dict):
-            refuse(f"tools[{i}]", "an object", tool)
+            wrong_type(f"tools[{i}]", "an object", tool)
     for name in ("tool_choice", "thinking", "output_config"):
         optional(
             optional(fields, name, dict, "an object") or {}, "type", str, "a string", f"{name}."
@@ -68,10 +68,10 @@ def _check_content(where: str, content: object) -> None:
     if isinstance(content, str):
         return
     if not isinstance(content, list):
-        refuse(where, "a string or an array of blocks", content)
+        wrong_type(where, "a string or an array of blocks", content)
     for i, block in enumerate(content):
         if not isinstance(block, dict) or not isinstance(block.get("type"), str):
-            refuse(f"{where}[{i}]", "an object with a `type`", block)
+            wrong_type(f"{where}[{i}]", "an object with a `type`", block)
 
 
 def to_chat(fields: Mapping[str, Any], *, stream: bool) -> Json:
@@ -135,7 +135,7 @@ def _turns(messages: Sequence[Json]) -> Iterator[Json]:
         elif role == "system":
             yield from _system(message["content"])
         else:
-            refuse(f"{where}.role", "user, assistant or system", role)
+            wrong_type(f"{where}.role", "user, assistant or system", role)
 
 
 def _assistant(at: str, blocks: Sequence[Json]) -> Json:
@@ -279,7 +279,7 @@ def _choice(choice: Json | None) -> Json:
 
 
 def _refuse_choice(value: object) -> NoReturn:
-    said = repr(value) if isinstance(value, str) else kind_of(value)
+    said = repr(value) if isinstance(value, str) else json_type(value)
     raise InvalidRequest(
         f"`tool_choice.type` must be auto, any, none or tool, not {said}.",
         param="tool_choice.type",

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import CallNumbers, Chunk, choices, reasoning_in, text_in
+from nexus_gateway.wire.chunks import Chunk, ToolCallIndex, choices, extract_reasoning, extract_text
 
 # The signature of thinking that no Anthropic backend has sealed, and that none must get.
-UNSEALED = "nexus-unsealed"
+UNSIGNED = "nexus-unsealed"
 STOP_REASONS = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -65,10 +65,10 @@ def _head(chunk: Mapping[str, Any]) -> Chunk:
 
 
 def _blocks(said: Mapping[str, Any], thinking: bool) -> Iterator[Chunk]:
-    thought = reasoning_in(said)
+    thought = extract_reasoning(said)
     if thought and thinking:
-        yield {"type": "thinking", "thinking": thought, "signature": UNSEALED}
-    text = text_in(said) + (said.get("refusal") or "")
+        yield {"type": "thinking", "thinking": thought, "signature": UNSIGNED}
+    text = extract_text(said) + (said.get("refusal") or "")
     if text:
         yield {"type": "text", "text": text}
     for number, call in enumerate(said.get("tool_calls") or []):
@@ -153,7 +153,7 @@ class _Block:
         """Return the event that must come before the block's end, if any."""
         if self.start["type"] != "thinking":
             return b""
-        delta = {"type": "signature_delta", "signature": UNSEALED}
+        delta = {"type": "signature_delta", "signature": UNSIGNED}
         return event("content_block_delta", index=index, delta=delta)
 
 
@@ -171,11 +171,11 @@ class MessageSpeaker:
         self._open = False
         self._row: list[_Block] = []
         self._calls: dict[int, _Block] = {}
-        self._numbers = CallNumbers()
+        self._numbers = ToolCallIndex()
         self._finish = "stop"
         self._usage: Mapping[str, Any] | None = None
 
-    def say(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """Return the events that tell a chunk."""
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
@@ -190,9 +190,9 @@ class MessageSpeaker:
 
     def _take(self, delta: Mapping[str, Any]) -> None:
         """Put what a delta says into the row of blocks."""
-        if self._thinking and (thought := reasoning_in(delta)):
+        if self._thinking and (thought := extract_reasoning(delta)):
             self._add(_THINKING, "thinking_delta", "thinking", thought)
-        for said in (text_in(delta), delta.get("refusal")):
+        for said in (extract_text(delta), delta.get("refusal")):
             if isinstance(said, str) and said:
                 self._add(_TEXT, "text_delta", "text", said)
         for call in delta.get("tool_calls") or []:
@@ -231,7 +231,7 @@ class MessageSpeaker:
             self._open = False
             self._index += 1
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """Return the events that end the message."""
         delta = {
             "stop_reason": stop_reason(self._finish, called=bool(self._calls)),

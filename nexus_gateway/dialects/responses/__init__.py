@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, NotAnAnswer, Request, Whole
-from nexus_gateway.dialects.body import Body, parse_object, sendable
+from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
+from nexus_gateway.dialects.body import Body, parse_object, validated
 from nexus_gateway.dialects.chat import answered, labelled
 from nexus_gateway.dialects.responses.request import translate
 from nexus_gateway.dialects.responses.response import (
     OPEN_REASONING,
-    ResponseSpeaker,
+    ResponseEncoder,
     to_chat_usage,
     whole,
 )
@@ -19,26 +19,26 @@ from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire import sse
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import EventPassage, Mark
+from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 _FAILURES = frozenset({"response.failed", "error"})
 
 
-class ResponsePassage(EventPassage):
+class ResponsePassthrough(EventPassthrough):
     """The way through for the events of a response."""
 
-    telling = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"')
+    markers = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"')
 
-    def _mark(self, event: dict[str, Any]) -> Mark:
+    def _mark(self, event: dict[str, Any]) -> EventKind:
         kind = event.get("type")
         if kind in _FAILURES or event.get("error"):
             raise ErrorEvent(normalise_error(_error_in(event)))
         if kind in _ENDS:
             self.usage = to_chat_usage(_part(event, "response").get("usage")) or None
-            return Mark.END
+            return EventKind.END
         calls = _part(event, "item").get("type") == "function_call"
-        return Mark.CONTENT if calls or str(kind).endswith(".delta") else Mark.NOTHING
+        return EventKind.CONTENT if calls or str(kind).endswith(".delta") else EventKind.NOTHING
 
 
 def _part(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -63,30 +63,30 @@ class Responses(Dialect):
         model, stream = fields.get("model"), fields.get("stream") is True
         said = translate(fields, stream=stream)
         sealed = fields if OPEN_REASONING.encode() not in data else _without_open_reasoning(fields)
-        own = sendable(Body(sealed, stream), model)
-        chat = None if said.chat is None else sendable(Body(said.chat, stream), model)
+        own = validated(Body(sealed, stream), model)
+        chat = None if said.chat is None else validated(Body(said.chat, stream), model)
         return Request(self, model, stream, own, chat, said.images, said.obstacle)
 
-    def own_whole(
+    def parse_native(
         self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> Whole:
+    ) -> FullResponse:
         """Check a response and set its `model`."""
         answer = answered(body)
         if answer.get("object") != "response" or answer.get("status") == "failed":
-            raise NotAnAnswer("answered 200 without a response")
-        return Whole(labelled(body, label), to_chat_usage(answer.get("usage")))
+            raise InvalidAnswer("answered 200 without a response")
+        return FullResponse(labelled(body, label), to_chat_usage(answer.get("usage")))
 
-    def passage(self, request: Request, label: str | None) -> ResponsePassage:
+    def event_filter(self, request: Request, label: str | None) -> ResponsePassthrough:
         """Return a watch for the events; they keep the upstream's word for the model."""
-        return ResponsePassage()
+        return ResponsePassthrough()
 
-    def whole(self, request: Request, completion: Chunk) -> Chunk:
+    def encode_full(self, request: Request, completion: Chunk) -> Chunk:
         """Return a completion as a response."""
         return whole(_asked(request), completion)
 
-    def speaker(self, request: Request) -> ResponseSpeaker:
+    def stream_encoder(self, request: Request) -> ResponseEncoder:
         """Return what tells chunks as the events of a response."""
-        return ResponseSpeaker(_asked(request))
+        return ResponseEncoder(_asked(request))
 
     def error_event(self, status: int, body: dict[str, Any]) -> bytes:
         """Return an `error` event: OpenAI's flat fields, and the object its clients look for."""
@@ -97,8 +97,8 @@ class Responses(Dialect):
 
 def _asked(request: Request) -> Mapping[str, Any]:
     """Return the fields of a request as the caller sent them."""
-    assert isinstance(request.own, Body)
-    return request.own.fields
+    assert isinstance(request.native, Body)
+    return request.native.fields
 
 
 def _without_open_reasoning(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from nexus_gateway.dialects.body import optional, refuse, required
+from nexus_gateway.dialects.body import optional, required, wrong_type
 from nexus_gateway.dialects.chat import check_messages
 from nexus_gateway.errors import InvalidRequest
 
@@ -30,7 +30,7 @@ _BETWEEN_TEXTS = {"assistant": "", "system": "\n", "tool": "\n"}
 _STAND_IN = "The output is in the next message."
 
 
-class Obstacles:
+class Unsupported:
     """What a request asks for that a chat cannot say; the first of it is what the caller hears.
 
     Attributes:
@@ -53,7 +53,7 @@ class Conversation:
         obstacles: where to note what cannot be said.
     """
 
-    def __init__(self, obstacles: Obstacles) -> None:
+    def __init__(self, obstacles: Unsupported) -> None:
         self._messages: list[Message] = []
         self._added: list[str] = []
         self._obstacles = obstacles
@@ -70,7 +70,7 @@ class Conversation:
             InvalidRequest: it is malformed.
         """
         if not isinstance(item, dict):
-            refuse(at, "an object", item)
+            wrong_type(at, "an object", item)
         kind = optional(item, "type", str, "a string", f"{at}.")
         if kind is None and "role" in item:
             kind = "message"
@@ -166,13 +166,13 @@ _ITEMS: Mapping[str | None, Callable[[Conversation, str, Fields], None]] = {
 }
 
 
-def _parts(at: str, name: str, item: Fields, obstacles: Obstacles) -> str | list[Part]:
+def _parts(at: str, name: str, item: Fields, obstacles: Unsupported) -> str | list[Part]:
     """Return content as a chat has it: one text as a string, anything else as parts."""
     content = item.get(name)
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        refuse(at + name, "a string or an array of parts", content)
+        wrong_type(at + name, "a string or an array of parts", content)
     parts = [_part(f"{at}{name}[{i}]", part, obstacles) for i, part in enumerate(content)]
     known = [part for part in parts if part is not None]
     if len(known) == 1 and known[0]["type"] == "text":
@@ -180,9 +180,9 @@ def _parts(at: str, name: str, item: Fields, obstacles: Obstacles) -> str | list
     return known
 
 
-def _part(at: str, part: object, obstacles: Obstacles) -> Part | None:
+def _part(at: str, part: object, obstacles: Unsupported) -> Part | None:
     if not isinstance(part, dict):
-        refuse(at, "an object", part)
+        wrong_type(at, "an object", part)
     kind = required(part, "type", str, "a string", f"{at}.")
     if kind in _PARTS:
         return _PARTS[kind](f"{at}.", part, obstacles)
@@ -190,16 +190,16 @@ def _part(at: str, part: object, obstacles: Obstacles) -> Part | None:
     return None
 
 
-def _text_part(at: str, part: Fields, obstacles: Obstacles) -> Part:
+def _text_part(at: str, part: Fields, obstacles: Unsupported) -> Part:
     return {"type": "text", "text": required(part, "text", str, "a string", at)}
 
 
-def _refusal_part(at: str, part: Fields, obstacles: Obstacles) -> Part:
+def _refusal_part(at: str, part: Fields, obstacles: Unsupported) -> Part:
     """Make a refusal a text: it is what the assistant said, and every backend takes a text."""
     return {"type": "text", "text": required(part, "refusal", str, "a string", at)}
 
 
-def _image_part(at: str, part: Fields, obstacles: Obstacles) -> Part:
+def _image_part(at: str, part: Fields, obstacles: Unsupported) -> Part:
     _no_stored_file(at, part, ("file_id",), obstacles)
     read = optional if part.get("file_id") is not None else required
     image = {"url": read(part, "image_url", str, "a string", at)}
@@ -207,7 +207,7 @@ def _image_part(at: str, part: Fields, obstacles: Obstacles) -> Part:
     return {"type": "image_url", "image_url": image | ({"detail": detail} if detail else {})}
 
 
-def _file_part(at: str, part: Fields, obstacles: Obstacles) -> Part:
+def _file_part(at: str, part: Fields, obstacles: Unsupported) -> Part:
     elsewhere = ("file_id", "file_url")
     _no_stored_file(at, part, elsewhere, obstacles)
     read = optional if any(part.get(name) is not None for name in elsewhere) else required
@@ -216,7 +216,7 @@ def _file_part(at: str, part: Fields, obstacles: Obstacles) -> Part:
     return {"type": "file", "file": file | ({"filename": name} if name else {})}
 
 
-def _no_stored_file(at: str, part: Fields, names: tuple[str, ...], obstacles: Obstacles) -> None:
+def _no_stored_file(at: str, part: Fields, names: tuple[str, ...], obstacles: Unsupported) -> None:
     for name in names:
         if part.get(name) is not None:
             obstacles.add(
@@ -226,7 +226,7 @@ def _no_stored_file(at: str, part: Fields, names: tuple[str, ...], obstacles: Ob
             )
 
 
-_PARTS: Mapping[str, Callable[[str, Fields, Obstacles], Part]] = {
+_PARTS: Mapping[str, Callable[[str, Fields, Unsupported], Part]] = {
     "input_text": _text_part,
     "output_text": _text_part,
     "refusal": _refusal_part,
@@ -322,7 +322,7 @@ def translate(fields: Fields, *, stream: bool) -> Translation:
     """
     for name, (kind, words) in _OWN.items():
         optional(fields, name, kind, words)
-    obstacles = Obstacles()
+    obstacles = Unsupported()
     messages = _messages(fields, obstacles)
     chat: dict[str, Any] = {"messages": messages}
     chat |= _same(fields) | _tools(fields, obstacles) | _text(fields, obstacles)
@@ -336,12 +336,12 @@ def translate(fields: Fields, *, stream: bool) -> Translation:
     return Translation(None if obstacles.first else chat, images, obstacles.first)
 
 
-def _messages(fields: Fields, obstacles: Obstacles) -> list[Message]:
+def _messages(fields: Fields, obstacles: Unsupported) -> list[Message]:
     asked = fields.get("input")
     if asked is None:
         raise InvalidRequest("The field `input` is missing.", param="input")
     if not isinstance(asked, (str, list)):
-        refuse("input", "a string or an array of items", asked)
+        wrong_type("input", "a string or an array of items", asked)
     if asked == []:
         raise InvalidRequest("`input` must not be empty.", param="input")
     conversation = Conversation(obstacles)
@@ -370,7 +370,7 @@ def _present(fields: Fields) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _tools(fields: Fields, obstacles: Obstacles) -> dict[str, Any]:
+def _tools(fields: Fields, obstacles: Unsupported) -> dict[str, Any]:
     """Return `tools` and what goes with them; chat backends refuse a choice among no tools."""
     tools = [
         _tool(f"tools[{i}]", tool, obstacles) for i, tool in enumerate(fields.get("tools") or [])
@@ -382,9 +382,9 @@ def _tools(fields: Fields, obstacles: Obstacles) -> dict[str, Any]:
     return _present({"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel})
 
 
-def _tool(at: str, tool: object, obstacles: Obstacles) -> dict[str, Any] | None:
+def _tool(at: str, tool: object, obstacles: Unsupported) -> dict[str, Any] | None:
     if not isinstance(tool, dict):
-        refuse(at, "an object", tool)
+        wrong_type(at, "an object", tool)
     kind = required(tool, "type", str, "a string", f"{at}.")
     if kind != "function":
         obstacles.add(
@@ -402,11 +402,11 @@ def _tool(at: str, tool: object, obstacles: Obstacles) -> dict[str, Any] | None:
     return {"type": "function", "function": _present(function)}
 
 
-def _tool_choice(choice: object, obstacles: Obstacles) -> object:
+def _tool_choice(choice: object, obstacles: Unsupported) -> object:
     if choice is None or (isinstance(choice, str) and choice in _CHOICES):
         return choice
     if not isinstance(choice, (str, dict)):
-        refuse("tool_choice", "a string or an object", choice)
+        wrong_type("tool_choice", "a string or an object", choice)
     if isinstance(choice, dict) and choice.get("type") == "function":
         name = required(choice, "name", str, "a string", "tool_choice.")
         return {"type": "function", "function": {"name": name}}
@@ -418,7 +418,7 @@ def _tool_choice(choice: object, obstacles: Obstacles) -> object:
     return None
 
 
-def _text(fields: Fields, obstacles: Obstacles) -> dict[str, Any]:
+def _text(fields: Fields, obstacles: Unsupported) -> dict[str, Any]:
     text = fields.get("text") or {}
     _refuse_others(text, _TEXT_FIELDS, "text.", obstacles)
     return _present(
@@ -429,7 +429,7 @@ def _text(fields: Fields, obstacles: Obstacles) -> dict[str, Any]:
     )
 
 
-def _format(text: Fields, obstacles: Obstacles) -> dict[str, Any] | None:
+def _format(text: Fields, obstacles: Unsupported) -> dict[str, Any] | None:
     form = optional(text, "format", dict, "an object", "text.") or {"type": "text"}
     at = "text.format."
     kind = required(form, "type", str, "a string", at)
@@ -452,18 +452,18 @@ def _format(text: Fields, obstacles: Obstacles) -> dict[str, Any] | None:
     return None
 
 
-def _reasoning(fields: Fields, obstacles: Obstacles) -> dict[str, Any]:
+def _reasoning(fields: Fields, obstacles: Unsupported) -> dict[str, Any]:
     reasoning = fields.get("reasoning") or {}
     _refuse_others(reasoning, _REASONING_FIELDS, "reasoning.", obstacles)
     effort = optional(reasoning, "effort", str, "a string", "reasoning.")
     return _present({"reasoning_effort": effort})
 
 
-def _logprobs(fields: Fields, obstacles: Obstacles) -> dict[str, Any]:
+def _logprobs(fields: Fields, obstacles: Unsupported) -> dict[str, Any]:
     include = fields.get("include") or []
     for entry in include:
         if not isinstance(entry, str):
-            refuse("include", "an array of strings", entry)
+            wrong_type("include", "an array of strings", entry)
         if entry not in _INCLUDABLE:
             obstacles.add("include", f"{entry!r} cannot be included by this gateway; remove it.")
     # Zero is how OpenAI's own responses say that nobody asked.
@@ -473,7 +473,7 @@ def _logprobs(fields: Fields, obstacles: Obstacles) -> dict[str, Any]:
     )
 
 
-def _refuse_state(fields: Fields, obstacles: Obstacles) -> None:
+def _refuse_state(fields: Fields, obstacles: Unsupported) -> None:
     """Note what needs a memory, and whatever is unknown."""
     for name, sentence in _STATELESS.items():
         if fields.get(name) not in (None, _HARMLESS.get(name)):
@@ -481,7 +481,7 @@ def _refuse_state(fields: Fields, obstacles: Obstacles) -> None:
     _refuse_others(fields, _KNOWN | _STATELESS.keys(), "", obstacles)
 
 
-def _refuse_others(fields: Fields, known: Set[str], at: str, obstacles: Obstacles) -> None:
+def _refuse_others(fields: Fields, known: Set[str], at: str, obstacles: Unsupported) -> None:
     for name in _present(fields):
         if name not in known:
             message = f"`{at}{name}` is not supported by this gateway; remove it."

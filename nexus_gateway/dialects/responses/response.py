@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chunks import CallNumbers, Chunk, choices, reasoning_in, text_in
+from nexus_gateway.wire.chunks import Chunk, ToolCallIndex, choices, extract_reasoning, extract_text
 
 Event = dict[str, Any]
 # Takes the type of an event and its fields.
@@ -183,7 +183,7 @@ def whole(asked: Mapping[str, Any], completion: Chunk) -> Event:
         completion: the completion.
     """
     chunk = {**completion, "choices": [_as_delta(choice) for choice in choices(completion)]}
-    telling = Telling(asked)
+    telling = ResponseBuilder(asked)
     telling.take(chunk)
     return telling.end()
 
@@ -195,7 +195,7 @@ def _as_delta(choice: Mapping[str, Any]) -> Event:
     return {**choice, "delta": {**message, "tool_calls": indexed}}
 
 
-class ResponseSpeaker:
+class ResponseEncoder:
     """Tells a chat's chunks as the events of a response.
 
     Args:
@@ -203,14 +203,14 @@ class ResponseSpeaker:
     """
 
     def __init__(self, asked: Mapping[str, Any]) -> None:
-        self._telling = Telling(asked)
+        self._telling = ResponseBuilder(asked)
 
-    def say(self, chunk: Chunk) -> bytes:
+    def encode(self, chunk: Chunk) -> bytes:
         """Return the events that tell a chunk."""
         self._telling.take(chunk)
         return self._said()
 
-    def end(self) -> bytes:
+    def finish(self) -> bytes:
         """Return the events that end the response."""
         self._telling.end()
         return self._said()
@@ -220,7 +220,7 @@ class ResponseSpeaker:
         return b"".join([sse.json_event(event, event["type"]) for event in events])
 
 
-class Telling:
+class ResponseBuilder:
     """A response while it grows.
 
     Args:
@@ -239,7 +239,7 @@ class Telling:
         self._items: list[Item] = []
         self._text: TextItem | None = None
         self._calls: dict[int, CallItem] = {}
-        self._numbers = CallNumbers()
+        self._numbers = ToolCallIndex()
         self._choice: object = _NONE_YET
         self._finish: str | None = None
         self._usage: Mapping[str, Any] | None = None
@@ -297,8 +297,8 @@ class Telling:
 
     def _grow(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any]) -> None:
         texts = (
-            ("reasoning", "reasoning_text", reasoning_in(delta), ()),
-            ("message", "output_text", text_in(delta), logprobs.get("content") or ()),
+            ("reasoning", "reasoning_text", extract_reasoning(delta), ()),
+            ("message", "output_text", extract_text(delta), logprobs.get("content") or ()),
             ("message", "refusal", delta.get("refusal"), ()),
         )
         for kind, part, text, known in texts:

@@ -197,7 +197,7 @@ class Usual:
         each_s = [
             max(0.0, r.total_ms - r.first_ms) / 1000 / (tokens - 1)
             for r in records
-            if (tokens := r.tokens.spoken or 0) > 1
+            if (tokens := r.tokens.output_without_reasoning or 0) > 1
         ]
         if each_s:
             observe_all(
@@ -385,7 +385,7 @@ class Counting:
             self._time(family, (record.endpoint,), lost_ms)
 
         whole = record.stream and record.outcome == "success"
-        if whole and (tokens := record.tokens.spoken or 0) > 1:
+        if whole and (tokens := record.tokens.output_without_reasoning or 0) > 1:
             spent_ms = max(0.0, record.total_ms - record.first_ms)
             self._time(definitions.OUTPUT_TOKEN, served, spent_ms / (tokens - 1))
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from nexus_gateway.testing.chaos.plan import Asked
-from nexus_gateway.wire.chunks import ODD_SHAPES, choices, text_in
+from nexus_gateway.wire.chunks import MALFORMED, choices, extract_text
 
 SHOWN = 300
 DONE = "[DONE]"
@@ -133,7 +133,7 @@ def _whole(asked: Asked, body: str) -> Judgement:
     try:
         choice = json.loads(body)["choices"][0]
         text, finish = choice["message"]["content"], choice["finish_reason"]
-    except ODD_SHAPES:
+    except MALFORMED:
         return Judgement(Broken.WRONG, f"no completion: {body[:SHOWN]!r}")
     if text != asked.text or not finish:
         return _unlike(asked, str(text))
@@ -154,9 +154,9 @@ def _stream(asked: Asked, body: str) -> Judgement:
             chunk = json.loads(data)
             if "error" in chunk:
                 return _broken_off(asked, said, chunk, body)
-            said += "".join(text_in(c["delta"]) for c in choices(chunk))
+            said += "".join(extract_text(c["delta"]) for c in choices(chunk))
             finished = finished or any(c.get("finish_reason") for c in choices(chunk))
-        except ODD_SHAPES:
+        except MALFORMED:
             return Judgement(Broken.WRONG, f"not a chunk: {event[:SHOWN]!r}")
     if said != asked.text and not asked.text.startswith(said):
         return _unlike(asked, said)

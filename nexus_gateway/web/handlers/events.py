@@ -29,7 +29,7 @@ from nexus_gateway import __version__
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.feed import EVERY_S, Feed
 from nexus_gateway.telemetry.pricing import Spent
-from nexus_gateway.telemetry.shared import LISTENERS, REQUESTS_IN_FLIGHT, Shared
+from nexus_gateway.telemetry.shared import LISTENERS, REQUESTS_IN_FLIGHT, WorkerState
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.web.handlers.health import status_of
 
@@ -44,7 +44,7 @@ def feed_of(gateway: Gateway) -> Feed:
     feed = Feed(gateway.pool)
     alone = gateway.others
 
-    def share(said: Shared) -> None:
+    def share(said: WorkerState) -> None:
         if feed.listeners:
             said.gauges[LISTENERS] = feed.listeners
         feed.timelines.tell(said.counts)

@@ -9,7 +9,7 @@ from aiohttp import web
 from nexus_gateway import __version__
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.telemetry.shared import REQUESTS_IN_FLIGHT
-from nexus_gateway.telemetry.snapshot import view
+from nexus_gateway.telemetry.snapshot import instance_json
 from nexus_gateway.web.gateway import gateway_of
 from nexus_gateway.web.request import json_response
 
@@ -36,7 +36,7 @@ async def health(request: web.Request) -> web.Response:
         "version": __version__,
         "workers": gateway.workers,
         "inFlightRequests": gateway.drain.in_flight + elsewhere,
-        "providers": [view(instance) for instance in pool.instances],
+        "providers": [instance_json(instance) for instance in pool.instances],
         "pluginProblems": [
             {"plugin": p.name, "distribution": p.distribution, "reason": p.reason}
             for p in pool.problems

@@ -17,7 +17,7 @@ from nexus_gateway.errors import NotFound, NotInstalled
 from nexus_gateway.telemetry.metrics import definitions
 from nexus_gateway.telemetry.metrics.counting import Counting, Counts
 from nexus_gateway.telemetry.metrics.gauges import Gauges, ProcessFigures, state_of
-from nexus_gateway.telemetry.shared import REQUESTS_IN_FLIGHT, Shared
+from nexus_gateway.telemetry.shared import REQUESTS_IN_FLIGHT, WorkerState
 from nexus_gateway.web.gateway import GATEWAY, Gateway, gateway_of
 
 PROCESS = (definitions.MEMORY, definitions.OPEN_FDS, definitions.MAX_FDS)
@@ -41,7 +41,7 @@ class Meter:
         gateway.refused = self._counting.refuse
         gateway.shares.append(self.share)
 
-    def share(self, said: Shared) -> None:
+    def share(self, said: WorkerState) -> None:
         """Add what this process counted to what it tells the others."""
         said.counts.update(self._own().shared())
         figures = self._process.recent()

@@ -10,7 +10,7 @@ from nexus_gateway.errors import NotFound
 from nexus_gateway.provider import ANY_MODEL, CHAT
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.routing.resolver import resolve
+from nexus_gateway.routing.resolver import resolve_model
 from nexus_gateway.web.gateway import gateway_of
 from nexus_gateway.web.request import json_response
 
@@ -59,7 +59,7 @@ async def retrieve_model(request: web.Request) -> web.Response:
     if entry is None and id in ANY_MODEL:
         entry = catalogue(pool)[_ANY]
     if entry is None:
-        target = resolve(pool.instances, id, images=False, strict=True)
+        target = resolve_model(pool.instances, id, images=False, strict=True)
         instances = list(target.instances)
         if not instances:
             raise NotFound(f"The model {id!r} is not served here.", code="model_not_found")

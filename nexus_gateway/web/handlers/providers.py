@@ -1,6 +1,6 @@
 """All that an operator may want to know of an instance and of the gateway; no secret.
 
-What `view` tells to anybody is the beginning of it. Addresses are told by their host alone: the
+What `instance_json` tells to anybody is the beginning of it. Addresses are told by their host alone: the
 rest of a URL may hold credentials or somebody's resource names.
 
 GET /v1/providers and POST /v1/providers/toggle.
@@ -20,7 +20,7 @@ from nexus_gateway.errors import InvalidRequest, NotFound
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import VARIABLES, Settings
-from nexus_gateway.telemetry.snapshot import view
+from nexus_gateway.telemetry.snapshot import instance_json
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.web.request import json_response, read_object
 
@@ -44,7 +44,7 @@ def detail(instance: Instance) -> dict[str, Any]:
     """Describe an instance with all its parts."""
     provider = instance.provider
     return {
-        **view(instance),
+        **instance_json(instance),
         "number": instance.number,
         "host": host_of(instance.account.base_url),
         "plugin": _plugin(instance),
@@ -183,4 +183,4 @@ async def toggle(request: web.Request) -> web.Response:
         instance.disable()
     gateway.decided.set()
     logger.info("%s is %s", instance.name, "enabled" if enabled else "disabled")
-    return json_response(view(instance))
+    return json_response(instance_json(instance))

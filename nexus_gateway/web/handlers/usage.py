@@ -11,8 +11,8 @@ from aiohttp import web
 from nexus_gateway.errors import GatewayError, InvalidRequest, NotFound
 from nexus_gateway.telemetry.usage import (
     NOTHING,
-    Answer,
-    Question,
+    UsageQuery,
+    UsageReport,
     WrongQuestion,
     as_json,
     check_by,
@@ -39,7 +39,7 @@ async def usage(request: web.Request) -> web.Response:
     return json_response(as_json(question, answer))
 
 
-def _question(request: web.Request) -> Question:
+def _question(request: web.Request) -> UsageQuery:
     query = request.query
     if unknown := [name for name in query if name not in _NAMES]:
         raise InvalidRequest(
@@ -49,7 +49,7 @@ def _question(request: web.Request) -> Question:
     now_s = time.time()
     since_s, until_s = (_moment_s(query.get(name), name, now_s) for name in ("since", "until"))
     try:
-        return Question(check_by(query.get("by") or "instance"), since_s, until_s)
+        return UsageQuery(check_by(query.get("by") or "instance"), since_s, until_s)
     except WrongQuestion as error:
         raise InvalidRequest(f"`by` {error}.", param="by") from None
 
@@ -61,7 +61,7 @@ def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
         raise InvalidRequest(f"`{name}` {error}.", param=name) from None
 
 
-def _ask(path: str, question: Question) -> Answer:
+def _ask(path: str, question: UsageQuery) -> UsageReport:
     """Ask the ledger, in a thread: it may be large."""
     import sqlite3
 
