@@ -1,4 +1,4 @@
-"""The dashboard and the alerts speak of what the code exports, and the docs tell of all of it."""
+"""The dashboard and the alerts use metrics that the code exports; the docs list all of them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_panels_do_not_overlap() -> None:
 )
 def test_an_alert_asks_for_what_there_is(alert: str, expression: str, rule: str) -> None:
     assert problems(expression, rule) == []
-    assert f"| `{alert}` |" in (ROOT / "docs/operating.md").read_text()
+    assert f"| `{alert}` |" in (ROOT / "docs/observability.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def row_of(family: Family) -> str:
 
 
 def test_every_figure_is_documented_and_no_other() -> None:
-    docs = (ROOT / "docs/operating.md").read_text().splitlines()
+    docs = (ROOT / "docs/observability.md").read_text().splitlines()
     rows = [
         line for line in docs if re.match(r"\| `[a-z_]+` \| (counter|gauge|histogram) \|", line)
     ]
