@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs this clone with the pinned, hashed dependencies of requirements.txt and nothing else.
-# For a host's build command, and for the environment that is active.
+# Installs this clone into the active environment, with exactly the dependencies that
+# requirements.txt pins by their hashes. Also usable as the build command of a host.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

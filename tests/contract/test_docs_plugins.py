@@ -1,4 +1,4 @@
-"""The examples of docs/plugins.md, run: providers pass the suite, the rest does what it says."""
+"""The examples of docs/plugins.md run: providers pass the suite, the others work as described."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestEcho(InProcessConformance):
     provider = NAMES["Echo"]
 
 
-def test_the_attributes_and_methods_are_all_told() -> None:
+def test_all_attributes_and_methods_are_documented() -> None:
     from nexus_gateway.provider import Provider
 
     for name in vars(Provider):
@@ -37,7 +37,7 @@ def test_the_attributes_and_methods_are_all_told() -> None:
             assert re.search(rf"`{name}\b", TEXT), name
 
 
-def test_the_groups_are_told() -> None:
+def test_the_groups_are_documented() -> None:
     for kind in (POLICIES, HOOKS):
         assert f"`{kind.group}`" in TEXT
     assert f"`{CHAT}`" in TEXT
@@ -50,27 +50,27 @@ def test_the_policy_chooses_the_least_busy() -> None:
     assert NAMES["LeastBusy"]().choose(pair, Random(1)) is pair[1]
 
 
-SAID = {
-    "/v1/chat/completions": lambda said: {"messages": [{"role": "user", "content": said}]},
-    "/v1/messages": lambda said: {"messages": [{"role": "user", "content": said}]},
-    "/v1/responses": lambda said: {"input": said if isinstance(said, str) else said[0]["text"]},
+BODIES = {
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/messages": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/responses": lambda text: {"input": text if isinstance(text, str) else text[0]["text"]},
 }
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["text", "parts"])
-@pytest.mark.parametrize("path", SAID)
+@pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(("count", "status"), [(0, 200), (2, 200), (4, 403)])
-async def test_the_hook_masks_and_refuses(
+async def test_the_hook_masks_and_rejects(
     upstream: FakeUpstream, path: str, count: int, status: int, parts: bool
 ) -> None:
     hook = NAMES["NoCards"]()
-    said = "pay with " + "4111-1111-1111-1111 " * count
-    body = SAID[path]([{"type": "text", "text": said}] if parts else said)
+    text = "pay with " + "4111-1111-1111-1111 " * count
+    content = BODIES[path]([{"type": "text", "text": text}] if parts else text)
     async with serving(make_instance(upstream), hooks={"no-cards": hook}) as served:
-        told = {**body, "model": "auto", "max_tokens": 9, "stream": False}
+        body = {**content, "model": "auto", "max_tokens": 9, "stream": False}
         if path == "/v1/responses":
-            del told["max_tokens"]
-        assert (await served.post(path, told))[0] == status
+            del body["max_tokens"]
+        assert (await served.post(path, body))[0] == status
     assert [*HOOKS.faults(NAMES["NoCards"])] == []
     if status == 200:
         assert b"4111" not in upstream.requests[0].raw

@@ -1,4 +1,4 @@
-"""What the docs say of variables, routes and versions is what the code has."""
+"""The docs match the code: variables, routes, providers and versions. Links lead somewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from nexus_gateway.settings import VARIABLES, Settings
 from nexus_gateway.web.app import ROUTES
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+TEXTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    *(f"docs/{p}" for p in PAGES),
+]
 POINTS = [
     point
     for point in metadata.entry_points(group="nexus_gateway.providers")
@@ -29,18 +37,19 @@ def text(name: str) -> str:
 @pytest.mark.parametrize("name", [variable.name for variable in VARIABLES])
 def test_a_variable_is_documented(name: str) -> None:
     assert re.search(rf"^#? ?{name}=", text(".env.example"), re.MULTILINE)
-    assert f"`{name}`" in text("README.md")
+    assert f"| `{name}` |" in text("docs/configuration.md")
 
 
 @pytest.mark.parametrize("name", [v.name for v in VARIABLES if v.default])
-def test_the_readme_has_the_default(name: str) -> None:
+def test_the_default_is_documented(name: str) -> None:
     default = next(v.default for v in VARIABLES if v.name == name)
-    assert re.search(rf"^\| `{name}` \| `{re.escape(default)}` \|", text("README.md"), re.MULTILINE)
+    row = rf"^\| `{name}` \| `{re.escape(default)}` \|"
+    assert re.search(row, text("docs/configuration.md"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("part", ["KEY_1", "API_KEY", "MODEL", "BASE_URL", "IMAGES"])
 def test_a_providers_variables_are_documented(part: str) -> None:
-    assert f"GROQ_{part}" in text("README.md")
+    assert f"GROQ_{part}" in text("docs/configuration.md")
 
 
 def test_env_example_knows_no_other_variable() -> None:
@@ -59,7 +68,8 @@ def test_env_example_as_it_stands_is_the_default() -> None:
 
 @pytest.mark.parametrize("path", [route.path for route in ROUTES])
 def test_a_route_is_documented(path: str) -> None:
-    assert re.sub(r"\{(\w+)[^}]*\}", r"{\1}", path) in text("README.md")
+    shown = re.sub(r"\{(\w+)[^}]*\}", r"{\1}", path)
+    assert re.search(rf"(GET|POST) {re.escape(shown)}`", text("docs/api.md"))
 
 
 def test_versions_agree() -> None:
@@ -74,8 +84,8 @@ def example(kind: type[Provider]) -> type[Any]:
     source = next(block for block in blocks if f"class Acme({kind.__name__})" in block)
     names: dict[str, Any] = {"__name__": "nexus_acme"}
     exec(source, names)
-    found: type[Any] = names["Acme"]
-    return found
+    acme: type[Any] = names["Acme"]
+    return acme
 
 
 def test_the_example_of_a_provider_runs() -> None:
@@ -96,3 +106,35 @@ def test_a_provider_is_in_the_table_as_it_is(point: metadata.EntryPoint) -> None
     offers = ", ".join(kind for kind in kinds if kind in cls.endpoints)
     assert f"| {cls.title} | {model} | {size} | {offers} |" in text("README.md")
     assert f"{point.name.upper()}_" in text(".env.example")
+
+
+def test_the_readme_stays_a_start_page() -> None:
+    assert len(text("README.md").splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_readme_links_every_page(page: str) -> None:
+    assert f"](docs/{page})" in text("README.md")
+
+
+def test_the_readme_names_the_ledger_and_how_to_turn_it_off() -> None:
+    assert "SQLite" in text("README.md")
+    assert "`LEDGER=off`" in text("README.md")
+
+
+def anchors(name: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub builds them."""
+    prose = re.sub(r"```.*?```", "", text(name), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", text(name)):
+        if re.match(r"https?:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(str(target.relative_to(ROOT))), link

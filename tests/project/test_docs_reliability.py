@@ -1,4 +1,4 @@
-"""The tables of faults, promises and rules: complete, and each row held by the test it names."""
+"""The tables of faults, promises and rules are complete, and the tests that they name exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DOCS = {
     "docs/security.md": ids("S", (1, 23)),
 }
 ROW = re.compile(r"\| ([FIS]-?\d\d) \|(.*)\| ([^|]*) \|", re.MULTILINE)
-NAMED = re.compile(r"`((?:tests|nexus_gateway/testing)/[\w/]+\.py(?:::\w+)+)`")
+NAMED = re.compile(r"`((?:tests|nexus_gateway/testing)/(?:\w+/)*\w+\.py(?:::\w+)+)`")
 
 
 def rows(doc: str) -> list[tuple[str, str]]:
@@ -34,7 +34,7 @@ def rows(doc: str) -> list[tuple[str, str]]:
 
 
 def marks(nodes: list[ast.expr]) -> Iterator[str]:
-    """Give the ids in `pytest.mark.proves(...)` among decorators or in a module's `pytestmark`."""
+    """Yield the ids in `pytest.mark.proves(...)`, of decorators or of a module's `pytestmark`."""
     for node in nodes:
         for call in ast.walk(node):
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.proves":
@@ -46,7 +46,7 @@ def marks(nodes: list[ast.expr]) -> Iterator[str]:
 def walk(
     body: list[ast.stmt], name: str, own: frozenset[str]
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    """Give the tests in a module's or a class's body, by name, each with what it proves."""
+    """Yield the tests in a module's or a class's body: name and the ids that it proves."""
     for node in body:
         if isinstance(node, ast.ClassDef):
             more = own | frozenset(marks(node.decorator_list))
@@ -67,8 +67,8 @@ def _of_class(body: list[ast.stmt], value: ast.expr) -> frozenset[str]:
 
 @cache
 def claims() -> dict[str, frozenset[str]]:
-    """Return all tests by `path::name`, each with the ids that it says it proves."""
-    found: dict[str, frozenset[str]] = {}
+    """Return all tests by `path::name`, each with the ids of its marks."""
+    tests: dict[str, frozenset[str]] = {}
     for path in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("nexus_gateway/testing/**/*.py")]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for_all = [
@@ -77,8 +77,8 @@ def claims() -> dict[str, frozenset[str]]:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
         ]
         own = frozenset(marks(for_all))
-        found |= dict(walk(tree.body, path.relative_to(ROOT).as_posix(), own))
-    return found
+        tests |= dict(walk(tree.body, path.relative_to(ROOT).as_posix(), own))
+    return tests
 
 
 @pytest.mark.parametrize("doc", DOCS)
@@ -87,7 +87,7 @@ def test_every_id_has_one_row(doc: str) -> None:
 
 
 @pytest.mark.parametrize("doc", DOCS)
-def test_every_row_is_held_by_a_test_that_says_so(doc: str) -> None:
+def test_every_row_names_tests_with_its_mark(doc: str) -> None:
     for id, cell in rows(doc):
         named = NAMED.findall(cell)
         left = NAMED.sub("", cell).replace(",", "").strip()
@@ -95,15 +95,15 @@ def test_every_row_is_held_by_a_test_that_says_so(doc: str) -> None:
             assert not left, f"{id}: {left}"
         else:
             assert left.startswith(NO_TEST), f"{id}: {left}"
-            assert len(left) > len(NO_TEST) + 20, f"{id}: say why"
+            assert len(left) > len(NO_TEST) + 20, f"{id}: give a reason"
         for name in named:
             assert name in claims(), f"{id}: there is no {name}"
             assert id in claims()[name], f"{name} is not marked with {id}"
 
 
-def test_what_a_test_says_it_proves_is_in_the_tables() -> None:
+def test_every_mark_is_in_the_tables() -> None:
     named = {(id, name) for doc in DOCS for id, cell in rows(doc) for name in NAMED.findall(cell)}
-    known = {id for found in DOCS.values() for id in found}
+    known = {id for ids_of_doc in DOCS.values() for id in ids_of_doc}
     for name, proved in claims().items():
         assert proved <= known, name
         assert {(id, name) for id in proved} <= named, name

@@ -1,4 +1,4 @@
-"""What is installed on a host is what was looked at: pinned, hashed, and nothing more."""
+"""Hosts install exactly the reviewed dependencies: pinned, hashed, and nothing more."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def logical_lines() -> list[str]:
 
 
 def pins() -> dict[str, Version]:
-    found = (LINE.fullmatch(line) for line in logical_lines())
-    return {canonicalize_name(m["name"]): Version(m["version"]) for m in found if m}
+    matches = (LINE.fullmatch(line) for line in logical_lines())
+    return {canonicalize_name(m["name"]): Version(m["version"]) for m in matches if m}
 
 
 def asked(section: str, option: str) -> list[Requirement]:
-    """Return the requirements that a part of setup.cfg names."""
+    """Return the requirements in an option of setup.cfg."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = parser[section][option].splitlines()
@@ -94,8 +94,8 @@ def test_the_host_installs_the_pins_and_nothing_beside_them() -> None:
     assert "--no-deps --no-build-isolation ." in installs[1]
 
 
-# What the advisories of aiohttp name as mended: smuggling, memory without bounds, endless loops.
-MENDED = ["3.9.4", "3.10.11", "3.13.3", "3.13.4"]
+# Versions with fixes according to aiohttp's advisories: smuggling, unbounded memory, endless loops.
+FIXED = ["3.9.4", "3.10.11", "3.13.3", "3.13.4"]
 
 
 @pytest.mark.proves("S-10")
@@ -103,7 +103,7 @@ MENDED = ["3.9.4", "3.10.11", "3.13.3", "3.13.4"]
 def test_no_aiohttp_with_a_known_hole_is_accepted(version: str) -> None:
     (aiohttp,) = [wanted for wanted in runtime() if wanted.name == "aiohttp"]
     assert not aiohttp.specifier.contains(version)
-    assert all(pins()["aiohttp"] >= Version(mended) for mended in MENDED)
+    assert all(pins()["aiohttp"] >= Version(fixed) for fixed in FIXED)
     assert aiohttp.specifier.contains(metadata.version("aiohttp"))
 
 
@@ -112,5 +112,5 @@ def test_no_form_is_read_by_aiohttp() -> None:
     for path in (ROOT / "nexus_gateway").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                whole = ast.unparse(node.func)
-                assert not whole.endswith(("request.post", ".multipart", ".add_static")), path
+                call = ast.unparse(node.func)
+                assert not call.endswith(("request.post", ".multipart", ".add_static")), path

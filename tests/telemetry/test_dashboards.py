@@ -1,4 +1,4 @@
-"""The dashboard and the alerts speak of what the code exports, and the docs tell of all of it."""
+"""The dashboard and the alerts use metrics that the code exports; the docs list all of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALUES = {
     "outcome": OUTCOMES | {OTHER} | {outcome.value for outcome in Outcome},
     "job": {"nexus-gateway"},
 }
-# Where a label means something else than at the other figures.
+# Labels with other values than in the other metrics.
 OWN_VALUES = {
     "nexus_refused_requests_total": {
         "status": {"400", "401", "403", "404", "405", "408", "413", "415", "431", "500", "503"},
@@ -41,34 +41,36 @@ OWN_VALUES = {
 
 
 def samples() -> dict[str, set[str]]:
-    """Return the labels of everything that a scrape may hold, and what Prometheus adds."""
-    found: dict[str, set[str]] = {"up": set(TARGET)}
+    """Return the labels of every sample in a scrape, including those that Prometheus adds."""
+    labels_of: dict[str, set[str]] = {"up": set(TARGET)}
     for family in FAMILIES:
         labels = TARGET | set(family.labels)
         if family.sort == HISTOGRAM:
-            found[f"{family.name}_bucket"] = labels | {"le"}
-            found[f"{family.name}_sum"] = found[f"{family.name}_count"] = labels
+            labels_of[f"{family.name}_bucket"] = labels | {"le"}
+            labels_of[f"{family.name}_sum"] = labels_of[f"{family.name}_count"] = labels
         else:
-            found[family.name] = labels
-    return found
+            labels_of[family.name] = labels
+    return labels_of
 
 
 SAMPLES = samples()
 
 
 def problems(expression: str, shown: str = "") -> list[str]:
-    """Return what an expression, and the text that shows its result, get wrong."""
-    spoken = promql.read(expression)
-    found = [f"unknown: {name}" for name in spoken.names - SAMPLES.keys()]
-    known = set().union(*(SAMPLES.get(name, set()) for name in spoken.names))
-    for name, label, value in spoken.matchers:
+    """Return the mistakes in an expression and in the text that shows its result."""
+    parsed = promql.read(expression)
+    mistakes = [f"unknown: {name}" for name in parsed.names - SAMPLES.keys()]
+    known = set().union(*(SAMPLES.get(name, set()) for name in parsed.names))
+    for name, label, value in parsed.matchers:
         if label not in SAMPLES.get(name, set()):
-            found.append(f"{name} has no {label}")
+            mistakes.append(f"{name} has no {label}")
         values = {**VALUES, **OWN_VALUES.get(name, {})}
         if label in values and not value.startswith("$"):
-            found += [f"{label} is never {v}" for v in value.split("|") if v not in values[label]]
-    labels = spoken.grouped | set(re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", shown))
-    return found + [f"no {label}" for label in labels - known]
+            mistakes += [
+                f"{label} is never {v}" for v in value.split("|") if v not in values[label]
+            ]
+    labels = parsed.grouped | set(re.findall(r"\{\{\s*(?:\$labels\.)?(\w+)\s*\}\}", shown))
+    return mistakes + [f"no {label}" for label in labels - known]
 
 
 def targets() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,20 +86,20 @@ def rules() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("title", "target"), list(targets()), ids=lambda value: str(value)[:40])
-def test_a_panel_shows_what_there_is(title: str, target: dict[str, Any]) -> None:
+def test_a_panel_uses_existing_metrics(title: str, target: dict[str, Any]) -> None:
     assert problems(target["expr"], target["legendFormat"]) == []
     assert target["datasource"]["uid"] == "${datasource}"
 
 
-def test_a_choice_on_the_dashboard_is_one_of_what_there_is() -> None:
+def test_the_variables_of_the_dashboard_use_existing_labels() -> None:
     chosen = {v["name"]: v for v in DASHBOARD["templating"]["list"]}
     assert chosen.pop("datasource")["query"] == "prometheus"
     assert set(chosen) == {"job", "instance", "provider_instance"}
     for name, variable in chosen.items():
-        found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
-        assert found is not None
-        assert found[2] == name
-        assert problems(found[1], f"{{{{{name}}}}}") == []
+        query = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+        assert query is not None
+        assert query[2] == name
+        assert problems(query[1], f"{{{{{name}}}}}") == []
 
 
 def test_panels_do_not_overlap() -> None:
@@ -115,9 +117,11 @@ def test_panels_do_not_overlap() -> None:
 @pytest.mark.parametrize(
     ("alert", "expression", "rule"), list(rules()), ids=lambda value: value[:30]
 )
-def test_an_alert_asks_for_what_there_is(alert: str, expression: str, rule: str) -> None:
+def test_an_alert_uses_existing_metrics_and_is_documented(
+    alert: str, expression: str, rule: str
+) -> None:
     assert problems(expression, rule) == []
-    assert f"| `{alert}` |" in (ROOT / "docs/operating.md").read_text()
+    assert f"| `{alert}` |" in (ROOT / "docs/observability.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,7 @@ def test_an_alert_asks_for_what_there_is(alert: str, expression: str, rule: str)
         ("1 - up / on (job) group_left (version) nexus_build_info offset 5m > 2e3", []),
     ],
 )
-def test_what_is_wrong_is_found(expression: str, wrong: list[str]) -> None:
+def test_mistakes_are_reported(expression: str, wrong: list[str]) -> None:
     assert problems(expression) == wrong
 
 
@@ -143,8 +147,8 @@ def row_of(family: Family) -> str:
     return f"| `{family.name}` | {family.sort} |{cell}| {family.help} |"
 
 
-def test_every_figure_is_documented_and_no_other() -> None:
-    docs = (ROOT / "docs/operating.md").read_text().splitlines()
+def test_exactly_the_existing_metrics_are_documented() -> None:
+    docs = (ROOT / "docs/observability.md").read_text().splitlines()
     rows = [
         line for line in docs if re.match(r"\| `[a-z_]+` \| (counter|gauge|histogram) \|", line)
     ]
