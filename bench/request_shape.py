@@ -160,9 +160,9 @@ def serve(port: str, file: str) -> int:
 
 def shapes() -> dict[str, Shape]:
     """Return the usual shape of each request."""
-    with upstream(core=None) as behind, tempfile.TemporaryDirectory() as folder:
+    with upstream(core=None) as backend, tempfile.TemporaryDirectory() as folder:
         port, file = free_port(), Path(folder) / "shapes"
-        url = f"http://127.0.0.1:{behind.port}"
+        url = f"http://127.0.0.1:{backend.port}"
         env = {name: value.format(upstream=url) for name, value in NEXUS.env.items()}
         env |= {"LEDGER": f"sqlite:///{folder}/ledger.sqlite3", "METRICS": "true"}
         kept = {name: os.environ[name] for name in ("LEDGER", "METRICS") if name in os.environ}
@@ -207,7 +207,6 @@ def listing(shape: Shape) -> str:
 
 
 def main() -> None:
-    """Run as the arguments say."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--list", action="store_true", help="list the modules and functions")
     arguments = parser.parse_args()
