@@ -193,7 +193,7 @@ def report(findings: Sequence[Finding], loaded: Sequence[Sample], tally: Tally) 
     yield ", ".join(f"{name} {value}" for name, value in description().items())
     endings = ", ".join(f"{ending}: {number}" for ending, number in tally.endings.items())
     yield f"{tally.requests} requests, {tally.failed_over} failed over; {endings}"
-    stolen_ms = max(sample["taken_ms"] for sample in loaded)
+    stolen_ms = max(sample["stolen_ms"] for sample in loaded)
     peak = max(sample["rss_kib"] for sample in loaded) / 1024
     yield f"largest RSS {peak:.1f} MiB; longest wait for a core {stolen_ms:.0f} ms"
     rows = [(f.figure, f.before, f.after, "good" if f.good else "NOT FLAT") for f in findings]

@@ -43,10 +43,9 @@ class Sampler:
         self._app = app
         self._out = out
         self._begun_s = time.monotonic()
-        self._worst_s = (
-            0.0  # the longest stall since the last sample: the loop's, and the machine's
-        )
-        self._worst_taken_s = 0.0
+        # The longest stall since the last sample: the loop's own, and waiting for a core.
+        self._worst_s = 0.0
+        self._worst_stolen_s = 0.0
 
     async def run(self) -> None:
         """Measure stalls, and write a sample each second."""
@@ -55,9 +54,9 @@ class Sampler:
             before_s, waited = time.monotonic(), waited_s()
             await asyncio.sleep(TICK_S)
             late_s = time.monotonic() - before_s - TICK_S
-            taken_s = min(max(waited_s() - waited, 0.0), max(late_s, 0.0))
-            self._worst_s = max(self._worst_s, late_s - taken_s)
-            self._worst_taken_s = max(self._worst_taken_s, taken_s)
+            stolen_s = min(max(waited_s() - waited, 0.0), max(late_s, 0.0))
+            self._worst_s = max(self._worst_s, late_s - stolen_s)
+            self._worst_stolen_s = max(self._worst_stolen_s, stolen_s)
             if before_s >= next_s:
                 next_s = before_s + SAMPLE_S
                 self._write()
@@ -73,9 +72,9 @@ class Sampler:
             "tasks": len(asyncio.all_tasks()),
             "in_flight": self._app[GATEWAY].drain.in_flight,
             "stall_ms": self._worst_s * 1000,
-            "taken_ms": self._worst_taken_s * 1000,
+            "stolen_ms": self._worst_stolen_s * 1000,
         }
-        self._worst_s = self._worst_taken_s = 0.0
+        self._worst_s = self._worst_stolen_s = 0.0
         self._out.write(json.dumps(sample) + "\n")
         self._out.flush()
 
