@@ -37,6 +37,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -45,8 +46,6 @@ from typing import NamedTuple
 from load import LAST, chunks_of, is_good, request_for
 from peers import NEXUS, upstream
 from processes import START_S, free_port
-
-from nexus_gateway.cli import main as nexus_gateway
 
 SERVE = "--serve"
 OURS = ("nexus_gateway", "nexus_gateway_plugins")
@@ -154,8 +153,11 @@ def serve(port: str, file: str) -> int:
     """Run the gateway in this thread and its caller in another one."""
     recorder = Recorder()
     threading.Thread(target=measure, args=(recorder, int(port), Path(file))).start()
+    [command] = entry_points(group="console_scripts", name="nexus-gateway")
+    run = command.load()
     sys.setprofile(recorder.profile)
-    return nexus_gateway(["serve", "--port", port])
+    code: int = run(["serve", "--port", port])
+    return code
 
 
 def shapes() -> dict[str, Shape]:
