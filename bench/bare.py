@@ -1,4 +1,4 @@
-"""The yardstick: a pass-through on aiohttp that does nothing else.
+"""The baseline: a proxy on aiohttp that does nothing else.
 
 python bench/bare.py PORT UPSTREAM_URL
 """
@@ -16,7 +16,6 @@ SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
 async def session(app: web.Application) -> AsyncIterator[None]:
-    """Open the client."""
     connector = aiohttp.TCPConnector(limit=0)
     app[SESSION] = aiohttp.ClientSession(connector=connector)
     yield
@@ -24,7 +23,7 @@ async def session(app: web.Application) -> AsyncIterator[None]:
 
 
 async def relay(request: web.Request) -> web.StreamResponse:
-    """Send the body on, and the answer back as it comes."""
+    """Forward the body, and stream the response back."""
     url, body = sys.argv[2] + request.path, await request.read()
     headers = {"Content-Type": "application/json"}
     async with request.app[SESSION].post(url, data=body, headers=headers) as upstream:
@@ -38,7 +37,6 @@ async def relay(request: web.Request) -> web.StreamResponse:
 
 
 def main() -> None:
-    """Serve, on uvloop where it is installed, as the gateway does."""
     try:
         import uvloop
     except ImportError:

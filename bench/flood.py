@@ -1,8 +1,8 @@
-"""A reader that stalls: takes the head of a large stream, stops reading, then takes the rest.
+"""A reader that stalls: reads the head of a large stream, pauses, then reads the rest.
 
     python bench/flood.py PORT MIB STALL_S [--model NAME] [--header NAME:VALUE …]
 
-Prints one line of JSON: whether every byte has come, and how long the rest took, in seconds.
+Prints one line of JSON: whether every byte arrived, and how many seconds the rest took.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import time
 from load import LAST, request_for
 
 PIECE = 1024 * 1024
-# What may be an `x` beside the content: in names such as "index", of each of the events.
+# Upper bound for each `x` outside the content, as in "index", in all events together.
 STRAY = 1024 * 1024
 READ_S = 60.0
 
 
 def read(port: int, request: bytes, stall_s: float) -> tuple[int, bytes]:
-    """Send the request and read the answer; return how much content came, and the end."""
+    """Send the request and read the response; return the size of its content, and its end."""
     with socket.create_connection(("127.0.0.1", port), READ_S) as connection:
         connection.sendall(request)
         data = connection.recv(512)
@@ -37,21 +37,22 @@ def read(port: int, request: bytes, stall_s: float) -> tuple[int, bytes]:
 
 
 def main() -> None:
-    """Run as the arguments say."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("mib", type=int)
     parser.add_argument("stall_s", type=float)
     parser.add_argument("--model", default="any")
     parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
-    words = parser.parse_args()
-    request = request_for(words.port, f"flood-{words.mib}", words.model, words.header)
+    arguments = parser.parse_args()
+    request = request_for(
+        arguments.port, f"flood-{arguments.mib}", arguments.model, arguments.header
+    )
     begun_s = time.monotonic()
-    letters, tail = read(words.port, request, words.stall_s)
-    size = words.mib * 1024 * 1024
-    whole = size <= letters <= size + STRAY and b"[DONE]" in tail and tail.endswith(LAST)
-    spent_s = time.monotonic() - begun_s - words.stall_s
-    print(json.dumps({"whole": whole, "seconds": round(spent_s, 3)}))
+    letters, tail = read(arguments.port, request, arguments.stall_s)
+    size = arguments.mib * 1024 * 1024
+    complete = size <= letters <= size + STRAY and b"[DONE]" in tail and tail.endswith(LAST)
+    spent_s = time.monotonic() - begun_s - arguments.stall_s
+    print(json.dumps({"complete": complete, "seconds": round(spent_s, 3)}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Where a request's time goes: the gateway under cProfile, by function, for each request.
+"""Profile the gateway with cProfile: the time of a request by function.
 
     python bench/functions.py [SCRIPT [REQUESTS [CALLERS [LINES]]]]
 
-SCRIPT is what `upstream.py` answers: `whole`, `stream-32-0`, `stream-32-20`… A profiled function
-costs about three times what it costs else, so the shares tell more than the microseconds do.
+SCRIPT selects the response of `upstream.py`: `whole`, `stream-32-0`, `stream-32-20`… Profiling
+makes a function about three times slower: read the shares, not the microseconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SERVE = "--serve"
 
 
 def serve(port: str, file: str) -> None:
-    """Be the gateway, and write the profile at the end."""
+    """Run the gateway under the profiler, and write the profile at the end."""
     from nexus_gateway.cli.main import main
 
     profile = cProfile.Profile()
@@ -33,14 +33,14 @@ def serve(port: str, file: str) -> None:
 
 
 def show(file: str, requests: int, lines: int) -> None:
-    """Print the functions that took most, without what happened at the start."""
+    """Print the most expensive functions, except those that only run at the start."""
     stats = pstats.Stats(file).stats  # type: ignore[attr-defined]
     rows = []
     for (path, line, name), (_, calls, own_s, all_s, _) in stats.items():
         if calls >= 0.9 * requests:
-            where = path.split("site-packages/")[-1].split("/lib/python")[-1].removeprefix("~")
+            file_name = path.split("site-packages/")[-1].split("/lib/python")[-1].removeprefix("~")
             figures = (own_s / requests * 1e6, all_s / requests * 1e6, calls / requests)
-            rows.append((*figures, f"{where}:{line} {name}"))
+            rows.append((*figures, f"{file_name}:{line} {name}"))
     print(f"{sum(row[2] for row in rows):.0f} calls a request\n")
     print("own µs  with callees  calls")
     for own_us, all_us, calls, place in sorted(rows, reverse=True)[:lines]:
@@ -48,12 +48,11 @@ def show(file: str, requests: int, lines: int) -> None:
 
 
 def main() -> None:
-    """Run as the arguments say."""
     script, *numbers = (*sys.argv[1:], *("whole", "3000", "32", "40")[len(sys.argv) - 1 :])
     requests, callers, lines = map(int, numbers)
-    with upstream() as behind, tempfile.TemporaryDirectory() as folder:
+    with upstream() as backend, tempfile.TemporaryDirectory() as folder:
         port, file = free_port(), str(Path(folder) / "profile")
-        url = f"http://127.0.0.1:{behind.port}"
+        url = f"http://127.0.0.1:{backend.port}"
         env = {name: value.format(port=port, upstream=url) for name, value in NEXUS.env.items()}
         command = (sys.executable, str(Path(__file__)), SERVE, str(port), file)
         with running(command, env, port, core=0):

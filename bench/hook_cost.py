@@ -1,7 +1,7 @@
-"""What hooks cost: CPU microseconds for each request, without any and with one that does nothing.
+"""What a hook costs: CPU microseconds for each request, without a hook and with an idle one.
 
 Caller, gateway and upstream share this process, so the absolute figure is that of all three; the
-difference is the hook's. Rounds alternate, medians are quoted.
+difference is the hook's. The rounds alternate; the figures are medians.
 
     python bench/hook_cost.py [ROUNDS [REQUESTS]]
 """
@@ -29,16 +29,13 @@ class Local(Provider):
 
 
 class Idle(Hook):
-    """Is called at each of the three moments and does nothing."""
+    """A hook whose methods are all called and do nothing."""
 
-    async def before_routing(self, exchange: HookRequest) -> None:
-        """Do nothing."""
+    async def before_routing(self, exchange: HookRequest) -> None: ...
 
-    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
-        """Do nothing."""
+    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None: ...
 
-    async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
-        """Do nothing."""
+    async def at_end(self, exchange: HookRequest, used: HookResult) -> None: ...
 
 
 async def cpu_us(hooks: dict[str, Hook] | None, requests: int) -> float:
@@ -56,17 +53,17 @@ async def cpu_us(hooks: dict[str, Hook] | None, requests: int) -> float:
 
 
 def main() -> None:
-    """Print a line for each way, and the difference."""
+    """Print the cost of each variant, and the difference."""
     rounds, requests = [int(word) for word in (*sys.argv[1:], "9", "200")[:2]]
-    ways: dict[str, Any] = {"no hook": None, "one idle hook": {"idle": Idle()}}
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    variants: dict[str, Any] = {"no hook": None, "one idle hook": {"idle": Idle()}}
+    costs_us: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, hooks in ways.items():
-            taken[name].append(asyncio.run(cpu_us(hooks, requests)))
-    for name, values in taken.items():
+        for name, hooks in variants.items():
+            costs_us[name].append(asyncio.run(cpu_us(hooks, requests)))
+    for name, values in costs_us.items():
         spread = f"{min(values):.0f} to {max(values):.0f}"
         print(f"{name:14} {statistics.median(values):7.0f} µs a request ({spread})")
-    pairs = zip(*taken.values(), strict=True)
+    pairs = zip(*costs_us.values(), strict=True)
     print(f"difference     {statistics.median(b - a for a, b in pairs):7.0f} µs")
 
 

@@ -1,11 +1,11 @@
-"""The load: bounded in count and time, on loopback only, every answer checked.
+"""The load: limited in count and time, on loopback only, with every response checked.
 
     python bench/load.py PORT SCRIPT --requests N --callers N
         [--apart MS] [--model NAME] [--header NAME:VALUE …] [--limit SECONDS]
 
-The script (see upstream.py) stands in the message, so that every request asks for one model. What
-is not answered within the limit is an error. Prints one line of JSON: requests, errors, seconds,
-and latencies in ms (to the first content, to the end) as p50, p95 and p99.
+The script (see upstream.py) is part of the message, so that all requests name the same model. A
+request without a response within the limit is an error. Prints one line of JSON: requests, errors,
+seconds, and latencies in ms (to the first content, to the end) as p50, p95 and p99.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import cast
 
 try:
     import uvloop
-except ImportError:  # the stock loop does as well, only slower
+except ImportError:  # the standard loop works too, but is slower
     uvloop = None  # type: ignore[assignment,unused-ignore]
 
-# The last chunk, and what must stand before it: a head may end in a 0 as well.
+# The last chunk with the line end before it, since a head may end in a 0 too.
 LAST = b"\r\n0\r\n\r\n"
 FRAME = re.compile(rb"\r\n[0-9a-f]+\r\n", re.IGNORECASE)
 WHOLE = b"Nothing much, and you?"
@@ -35,7 +35,7 @@ CONTENT = (b'"content": "word', b'"content":"word', b'"content": "x', b'"content
 
 @dataclass
 class Tally:
-    """What has been measured."""
+    """What was measured."""
 
     left: int
     first_ms: list[float] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Tally:
 
 
 class Caller(asyncio.Protocol):
-    """One caller: asks again as soon as it has its answer, while there is something left to ask."""
+    """One caller: sends the next request as soon as it has a response, until none is left."""
 
     def __init__(
         self, request: bytes, chunks: int, tally: Tally, done: asyncio.Future[None]
@@ -55,11 +55,10 @@ class Caller(asyncio.Protocol):
         self._done = done
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for the first time."""
         self._transport = cast(asyncio.Transport, transport)
-        self._ask()
+        self._send()
 
-    def _ask(self) -> None:
+    def _send(self) -> None:
         if self._tally.left <= 0:
             self._finish()
             return
@@ -70,7 +69,7 @@ class Caller(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Take a piece; look only for the first content and for the end."""
+        """Collect a piece; check only for the first content and the end."""
         self._parts.append(data)
         if not self._first_s and any(mark in data for mark in CONTENT):
             self._first_s = time.perf_counter()
@@ -99,7 +98,7 @@ class Caller(asyncio.Protocol):
         self._tally.total_ms.append((now_s - self._begun_s) * 1000)
         if self._first_s:
             self._tally.first_ms.append((self._first_s - self._begun_s) * 1000)
-        self._ask()
+        self._send()
 
     def _finish(self) -> None:
         if not self._done.done():
@@ -107,29 +106,29 @@ class Caller(asyncio.Protocol):
         self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End; an answer that was cut off is missing in the tally."""
+        """Finish; a response that was cut off is missing in the tally."""
         if not self._done.done():
             self._done.set_result(None)
 
 
 def is_good(data: bytes, chunks: int) -> bool:
-    """Tell whether an answer is whole: its status, every one of its chunks, its end."""
+    """Return whether a response is complete: its status, all its chunks, its end."""
     if not data.startswith(b"HTTP/1.1 200"):
         return False
     if not chunks:
         return WHOLE in data
-    if _said(data) != chunks:
-        # A gateway may cut its frames wherever it likes, also within a word that is looked for.
+    if _contents(data) != chunks:
+        # A gateway may split its frames anywhere, even within a searched word.
         data = FRAME.sub(b"", data)
-    return _said(data) == chunks and b"[DONE]" in data
+    return _contents(data) == chunks and b"[DONE]" in data
 
 
-def _said(data: bytes) -> int:
+def _contents(data: bytes) -> int:
     return max(data.count(mark) for mark in CONTENT)
 
 
 def chunks_of(script: str) -> int:
-    """Return how many content chunks a script's answer has, 0 for one in a single piece."""
+    """Return the number of content chunks of a script's response; 0 if it is not streamed."""
     return int(script.split("-")[1]) if script.startswith("stream") else 0
 
 
@@ -137,14 +136,14 @@ def request_for(port: int, script: str, model: str = "any", headers: Iterable[st
     """Return the request as bytes.
 
     Args:
-        port: where it goes.
-        script: what the upstream is to answer.
-        model: as the gateway knows it.
-        headers: more of them, each as NAME:VALUE.
+        port: of the gateway.
+        script: selects the upstream's response.
+        model: its name at the gateway.
+        headers: additional ones, each as NAME:VALUE.
     """
     message = {"role": "user", "content": f"{script}: hello there, what is new today?"}
-    asked = {"model": model, "messages": [message], "stream": script != "whole"}
-    body = json.dumps(asked).encode()
+    payload = {"model": model, "messages": [message], "stream": script != "whole"}
+    body = json.dumps(payload).encode()
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
         f"Host: 127.0.0.1:{port}",
@@ -155,25 +154,25 @@ def request_for(port: int, script: str, model: str = "any", headers: Iterable[st
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def load(request: bytes, chunks: int, tally: Tally, words: argparse.Namespace) -> None:
-    """Send as many requests as are left in the tally; returns when all are answered."""
+async def load(request: bytes, chunks: int, tally: Tally, arguments: argparse.Namespace) -> None:
+    """Send the requests that are left in the tally; return when all have a response."""
     loop = asyncio.get_running_loop()
-    asked, waits = tally.left, []
+    count, waits = tally.left, []
     with contextlib.suppress(OSError):  # also a TimeoutError
-        async with asyncio.timeout(words.limit):
-            for _ in range(min(words.callers, asked)):
+        async with asyncio.timeout(arguments.limit):
+            for _ in range(min(arguments.callers, count)):
                 done: asyncio.Future[None] = loop.create_future()
                 waits.append(done)
                 await loop.create_connection(
                     lambda done=done: Caller(request, chunks, tally, done),  # type: ignore[misc]
                     "127.0.0.1",
-                    words.port,
+                    arguments.port,
                 )
-                if words.apart:
-                    await asyncio.sleep(words.apart / 1000)
+                if arguments.apart:
+                    await asyncio.sleep(arguments.apart / 1000)
             await asyncio.gather(*waits)
     tally.left = 0
-    tally.errors += asked - len(tally.total_ms)
+    tally.errors += count - len(tally.total_ms)
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -185,7 +184,6 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 async def main() -> None:
-    """Run as the arguments say."""
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("script")
@@ -195,19 +193,19 @@ async def main() -> None:
     parser.add_argument("--model", default="any")
     parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds")
-    words = parser.parse_args()
-    request = request_for(words.port, words.script, words.model, words.header)
-    tally, begun_s = Tally(words.requests), time.perf_counter()
-    chunks = chunks_of(words.script)
-    await load(request, chunks, tally, words)
-    told = {
+    arguments = parser.parse_args()
+    request = request_for(arguments.port, arguments.script, arguments.model, arguments.header)
+    tally, begun_s = Tally(arguments.requests), time.perf_counter()
+    chunks = chunks_of(arguments.script)
+    await load(request, chunks, tally, arguments)
+    summary = {
         "requests": len(tally.total_ms),
         "errors": tally.errors,
         "seconds": round(time.perf_counter() - begun_s, 3),
         "first_ms": percentiles(tally.first_ms),
         "total_ms": percentiles(tally.total_ms),
     }
-    print(json.dumps(told))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The machine a run took place on, what it ran, and whether it was quiet enough."""
+"""The machine and the versions of a run, and the load of other programs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from processes import HERE
 
 PACKAGES = ("nexus-gateway", "aiohttp", "uvloop", "orjson")
 BUSY = 0.10
-LOOK_S = 1.0
+SAMPLE_S = 1.0
 
 
 def _ticks() -> tuple[int, int]:
-    """Return the ticks of all cores so far: all, and those in which nothing ran here."""
+    """Return the ticks of all cores so far: in total, and idle."""
     line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
     fields = [int(word) for word in line.split()[1:9]]
     return sum(fields), fields[3] + fields[4]
 
 
 def busy_share() -> float:
-    """Look for a second; return the share of all cores that others use, 0 to 1.
+    """Measure for a second; return the share of all cores in use, 0 to 1.
 
-    What a host takes away from a virtual machine counts as used.
+    Time that a host takes from a virtual machine counts as used.
     """
     all_before, idle_before = _ticks()
-    time.sleep(LOOK_S)
+    time.sleep(SAMPLE_S)
     all_after, idle_after = _ticks()
     return 1 - (idle_after - idle_before) / max(all_after - all_before, 1)
 
@@ -64,8 +64,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def about() -> dict[str, str | int]:
-    """Return what a run's figures depend on."""
+def description() -> dict[str, str | int]:
+    """Return the properties that a run's figures depend on."""
     changed = "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
-"""Other gateways that a registry carries: how they are installed and started.
+"""Other gateways from package registries: how they are installed and started.
 
-Each has an environment of its own below `.peers/`, made on first use; to install one again, remove
-its folder. Versions are pinned, so that two runs compare the same things.
+Each has its own environment below `.peers/`, created on first use; remove its folder to install it
+again. Versions are pinned, so that runs are comparable.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ model_list:
   - model_name: any
     litellm_params: {model: openai/any, api_base: os.environ/BENCH_UPSTREAM, api_key: none}
 """
-# Newer versions of these two satisfy the gateway's package.json and break every stream.
+# Newer versions of the overridden packages satisfy its package.json and break every stream.
 PORTKEY = {
     "private": True,
     "dependencies": {"@portkey-ai/gateway": "1.15.2"},
     "overrides": {"hono": "4.9.7", "@hono/node-server": "1.13.5"},
 }
-# It has no option for the address, and would listen on all of them.
+# It has no option for the address, and would listen on all interfaces.
 LOOPBACK = """\
 const { Server } = require("net");
 const listen = Server.prototype.listen;
@@ -48,7 +48,7 @@ Server.prototype.listen = function (port, ...rest) {
 
 
 class CannotInstall(Exception):
-    """Why a peer is not there."""
+    """A peer cannot be installed; the text is the reason."""
 
 
 def _run(command: list[str], folder: Path) -> str:
@@ -64,28 +64,28 @@ def _run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def _installed(name: str, what: str, install: Callable[[Path], None]) -> Path:
-    """Return a peer's folder, filled on first use or when what is wanted has changed."""
+def _installed(name: str, wanted: str, install: Callable[[Path], None]) -> Path:
+    """Return a peer's folder; install on first use, or if `wanted` has changed."""
     folder, stamp = FOLDER / name, FOLDER / name / "installed"
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != what:
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
         print(f"installing {name}", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         install(folder)
-        stamp.write_text(what, encoding="utf-8")
+        stamp.write_text(wanted, encoding="utf-8")
     return folder
 
 
 def _from_pypi(name: str, requirement: str) -> tuple[Path, str]:
-    """Install from PyPI; return where the programs are, and the version."""
+    """Install from PyPI; return the folder of the programs, and the version."""
 
     def install(folder: Path) -> None:
         _run([sys.executable, "-m", "venv", str(folder)], folder)
         _run([str(folder / "bin/pip"), "install", "--quiet", requirement], folder)
 
     programs = _installed(name, requirement, install) / "bin"
-    ask = f"from importlib.metadata import version; print(version('{name}'))"
-    return programs, _run([str(programs / "python"), "-c", ask], programs).strip()
+    code = f"from importlib.metadata import version; print(version('{name}'))"
+    return programs, _run([str(programs / "python"), "-c", code], programs).strip()
 
 
 def _router(name: str) -> Peer:
@@ -126,7 +126,7 @@ def _portkey() -> Peer:
 
     folder = _installed("portkey", json.dumps(PORTKEY) + LOOPBACK, install)
     package = folder / "node_modules/@portkey-ai/gateway"
-    told = json.loads((package / "package.json").read_text(encoding="utf-8"))
+    metadata = json.loads((package / "package.json").read_text(encoding="utf-8"))
     node = ("node", "--require", str(folder / "loopback.cjs"))
     return Peer(
         "portkey",
@@ -136,7 +136,7 @@ def _portkey() -> Peer:
             "x-portkey-custom-host:{upstream}/v1",
             "authorization:Bearer none",
         ),
-        version=told["version"],
+        version=metadata["version"],
         share=0.25,
     )
 
@@ -145,11 +145,7 @@ NAMES = (*ROUTERS, "litellm", "portkey")
 
 
 def install(name: str) -> Peer:
-    """Return a peer, installed if it was not.
-
-    Raises:
-        CannotInstall: with the reason.
-    """
+    """Return a peer, and install it if needed."""
     os.makedirs(FOLDER, exist_ok=True)
     if name in ROUTERS:
         return _router(name)

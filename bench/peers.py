@@ -1,4 +1,4 @@
-"""What is measured: how each gateway is started before the upstream."""
+"""The gateways that are measured, and how each is started in front of the upstream."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Peer:
     """A gateway that can be measured.
 
     Args:
-        name: in the table.
-        command: with {port}, {spare} (one more port) and {upstream} (a URL without a path).
-        env: more variables, filled in likewise.
-        model: what the request calls the model, so that it finds its way.
-        headers: what the request needs beside, each as NAME:VALUE, filled in likewise.
-        version: of what was installed.
-        start_s: how long it may take to come.
-        share: of a round's requests that it gets; less than all where it would take too long.
+        name: in the tables.
+        command: with the placeholders {port}, {spare} (a second port) and {upstream} (a URL).
+        env: additional variables, with the same placeholders.
+        model: the model's name in the requests.
+        headers: additional ones, each as NAME:VALUE, with the same placeholders.
+        version: the installed version.
+        start_s: the time limit of its start.
+        share: its share of a round's requests, below 1 if it would take too long.
     """
 
     name: str
@@ -38,20 +38,20 @@ class Peer:
     share: float = 1.0
 
     def part_of(self, count: int) -> int:
-        """Return how many of so many requests, callers or streams it gets."""
+        """Return the peer's part of `count` requests, callers or streams."""
         return count if self.share == 1 else max(min(count, 8), round(count * self.share))
 
 
 @dataclass(frozen=True)
 class Started:
-    """A gateway that runs, and what its requests carry."""
+    """A running gateway, and the headers of its requests."""
 
     peer: Peer
     process: Running
     headers: tuple[str, ...] = ()
 
 
-# The load goes straight to the upstream; its cost is then the upstream's.
+# The load goes directly to the upstream, so the cost is the upstream's.
 DIRECT = Peer("direct")
 BARE = Peer("bare", (sys.executable, str(HERE / "bare.py"), "{port}", "{upstream}"))
 SERVE = (sys.executable, "-m", "nexus_gateway", "serve", "--port", "{port}")
@@ -61,14 +61,11 @@ OURS = (DIRECT, BARE, NEXUS)
 LEDGER = Path(tempfile.gettempdir()) / f"nexus-bench-{os.getpid()}.sqlite3"
 
 
-def watched_by(collector: Running) -> Iterator[Peer]:
-    """Give our gateway as it is looked at more and more.
+def observed_variants(collector: Running) -> Iterator[Peer]:
+    """Yield our gateway with more and more observers.
 
-    First by the ledger and metrics, which are on where their extras are there; then by traces of
-    one request in twenty as well, then by traces of all.
-
-    Args:
-        collector: of the traces.
+    First with the ledger and metrics, which are on by default if their extras are installed; then
+    with traces of one request in twenty as well, then with traces of all, sent to the collector.
     """
     on = {**LOCAL, "LEDGER": f"sqlite:///{LEDGER}", "METRICS": "true"}
     yield Peer("watched", SERVE, on, "local/any")
@@ -80,17 +77,16 @@ def watched_by(collector: Running) -> Iterator[Peer]:
 
 @contextlib.contextmanager
 def ledger() -> Iterator[None]:
-    """Remove the ledger when the block ends."""
+    """Remove the ledger file when the block ends."""
     try:
         yield
     finally:
-        for left in LEDGER.parent.glob(LEDGER.name + "*"):
-            left.unlink(missing_ok=True)
+        for file in LEDGER.parent.glob(LEDGER.name + "*"):
+            file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def upstream(core: int | None = LOAD_CORE) -> Iterator[Running]:
-    """Run the fake upstream."""
     port = free_port()
     command = (sys.executable, str(HERE / "upstream.py"), str(port))
     with running(command, {}, port, core) as process:
@@ -98,15 +94,15 @@ def upstream(core: int | None = LOAD_CORE) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def started(peer: Peer, behind: Running, core: int | None = GATEWAY_CORE) -> Iterator[Started]:
-    """Run a gateway before the upstream; before nothing at all, it is the upstream itself."""
+def started(peer: Peer, backend: Running, core: int | None = GATEWAY_CORE) -> Iterator[Started]:
+    """Start a gateway in front of the upstream; for a peer without a command, use the upstream."""
     if not peer.command:
-        yield Started(peer, behind)
+        yield Started(peer, backend)
         return
     port = free_port()
-    url = f"http://127.0.0.1:{behind.port}"
-    words = {"port": str(port), "spare": str(free_port()), "upstream": url}
-    command = [word.format(**words) for word in peer.command]
-    env = {name: value.format(**words) for name, value in peer.env.items()}
+    url = f"http://127.0.0.1:{backend.port}"
+    values = {"port": str(port), "spare": str(free_port()), "upstream": url}
+    command = [word.format(**values) for word in peer.command]
+    env = {name: value.format(**values) for name, value in peer.env.items()}
     with running(command, env, port, core, peer.start_s) as process:
-        yield Started(peer, process, tuple(line.format(**words) for line in peer.headers))
+        yield Started(peer, process, tuple(line.format(**values) for line in peer.headers))

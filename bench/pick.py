@@ -1,9 +1,9 @@
-"""What a choice costs, by the number of instances: CPU nanoseconds of one lease and its end.
+"""What choosing an instance costs, by the number of instances: CPU nanoseconds of one lease.
 
     python bench/pick.py [ROUNDS [CHOICES]]
 
-Everything is the gateway's own: instances that have served, the scheduler, its policies. Prints
-one line of JSON: by policy, by number of instances, a value for each round.
+It uses the gateway's own scheduler and policies, and instances with a history. Prints one line of
+JSON: by policy, by number of instances, a value for each round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIMIT_MS = 10_000.0
 
 
 class Local(Provider):
-    """Whom the choice is among."""
+    """The provider of the instances."""
 
     title = "Local"
     default_model = "any"
@@ -33,7 +33,7 @@ class Local(Provider):
 
 
 def pool(size: int) -> RoutingTarget:
-    """Return instances that have all served before, each at a speed of its own."""
+    """Return instances with a history, each with its own latency."""
     instances = tuple(instance_of(Local, key="k", number=n) for n in range(1, size + 1))
     scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
     for number, instance in enumerate(instances):
@@ -53,18 +53,18 @@ def cost_ns(scheduler: Scheduler, target: RoutingTarget, policy: str, choices: i
 
 
 def main() -> None:
-    """Measure; the sizes and policies take turns in each round."""
+    """Measure; sizes and policies alternate in each round."""
     rounds, choices = [int(word) for word in (*sys.argv[1:], "5", "300")[:2]]
     scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
     pools = {size: pool(size) for size in SIZES}
-    told: dict[str, dict[int, list[float]]] = {p: {s: [] for s in SIZES} for p in OUR_POLICIES}
+    costs: dict[str, dict[int, list[float]]] = {p: {s: [] for s in SIZES} for p in OUR_POLICIES}
     for round_ in range(rounds + 1):
         for policy in OUR_POLICIES:
             for size, target in pools.items():
                 spent_ns = cost_ns(scheduler, target, policy, choices)
-                if round_:  # the first one warms up
-                    told[policy][size].append(spent_ns)
-    print(json.dumps(told))
+                if round_:  # the first round is the warm-up
+                    costs[policy][size].append(spent_ns)
+    print(json.dumps(costs))
 
 
 if __name__ == "__main__":

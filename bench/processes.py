@@ -1,4 +1,4 @@
-"""Processes of a run: how they are started and ended, and what they cost."""
+"""The processes of a run: how they are started and stopped, and what they use."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ CPUCLOCK_SCHED = 2
 
 
 class Running:
-    """A process, and what it has cost so far.
-
-    Args:
-        pid: whose cost, and whose children's, is counted.
-        port: where it listens, on loopback.
-    """
+    """A process that listens on a loopback port, with its descendants."""
 
     def __init__(self, pid: int, port: int) -> None:
         self.pid = pid
@@ -34,7 +29,7 @@ class Running:
         return sum(self.cpu_of_each_s())
 
     def cpu_of_each_s(self) -> list[float]:
-        """Return the CPU seconds of each process, the first one's first."""
+        """Return the CPU seconds of each process, the parent's first."""
         return [_cpu_s(pid) for pid in _family(self.pid)]
 
     def memory_kib(self) -> int:
@@ -43,15 +38,15 @@ class Running:
 
 
 def _family(pid: int) -> list[int]:
-    found = [pid]
+    pids = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text(encoding="ascii").split():
-            found += _family(int(child))
-    return found
+            pids += _family(int(child))
+    return pids
 
 
 def _cpu_s(pid: int) -> float:
-    # Linux's number for the CPU clock of another process: nanoseconds, where /proc tells ticks.
+    # Linux's id for the CPU clock of another process: in nanoseconds, while /proc counts ticks.
     return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
 
 
@@ -63,7 +58,7 @@ def _memory_kib(pid: int) -> int:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody has now."""
+    """Return a free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -71,7 +66,7 @@ def free_port() -> int:
 
 
 def pinned(core: int | None) -> None:
-    """Keep this process on one core, so that what is measured has one for itself."""
+    """Pin this process to a core, so that the measured process has one of its own."""
     cores = sorted(os.sched_getaffinity(0))
     if core is not None and len(cores) > 1:
         os.sched_setaffinity(0, {cores[core % len(cores)]})
@@ -85,14 +80,14 @@ def running(
     core: int | None,
     start_s: float = START_S,
 ) -> Iterator[Running]:
-    """Run a server until the block ends; it is there once its port answers.
+    """Run a server until the block ends, which starts when its port accepts connections.
 
     Args:
-        command: what to run.
-        env: variables beside those of this process.
-        port: where it will listen.
-        core: where it runs; None for anywhere.
-        start_s: how long it may take to come.
+        command: to run.
+        env: variables in addition to this process's own.
+        port: on which it will listen.
+        core: to pin it to; None for any.
+        start_s: the time limit of its start.
     """
     process = subprocess.Popen(  # noqa: S603 - our own programs, on loopback
         list(command),
@@ -120,10 +115,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], start_s: float) -> None:
-    """Wait until a port answers.
+    """Wait until a port accepts connections.
 
     Raises:
-        RuntimeError: the process ended, or did not come in time.
+        RuntimeError: the process ended, or did not listen in time.
     """
     end_s = time.monotonic() + start_s
     while time.monotonic() < end_s and process.poll() is None:

@@ -1,4 +1,4 @@
-"""What a run has found: the tables, the targets, and whether to trust them."""
+"""The results of a run: its tables, the figures with targets, and their noise."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 import others
 from memory import Memory
 from rounds import Result
-from scenarios import FLOOD_MIB, LOADS, TARGETS, Scenario, Target
+from scenarios import FLOOD_MIB, LOADS, TARGETS, Scenario, Target, chunks
 from watched import Costs
 from workers import Workers
 
+NEXUS = "nexus"
 NOISY = 1.5
 BY_NAME = {scenario.name: scenario for scenario in LOADS}
 
 
 @dataclass
 class Findings:
-    """Everything measured; what was left out is empty, and `missing` may tell why."""
+    """All results; a part that was not measured is empty, and `missing` may have the reason."""
 
     loads: dict[str, dict[str, Result]] = field(default_factory=dict)
     memory: dict[str, dict[str, Memory]] = field(default_factory=dict)
@@ -40,12 +41,12 @@ def _grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def cpu(results: Mapping[str, Result], peer: str) -> float:
-    """Return the median CPU of a request, in microseconds."""
+    """Return the median CPU time of a request, in microseconds."""
     return statistics.median(results[peer].cpu_us)
 
 
 def added_ms(results: Mapping[str, Result], peer: str, percentile: str) -> float:
-    """Return what a peer adds to the time to the first content, in ms."""
+    """Return the time to the first content that a peer adds, in ms."""
     return results[peer].first(percentile) - results["direct"].first(percentile)
 
 
@@ -108,40 +109,103 @@ def _others(findings: Findings) -> Iterator[str]:
         yield "\npick\n" + _grid(rows)
     if findings.start:
         rows = [["start", "s", "spread"]]
-        for way, values in findings.start.items():
-            spread = f"{min(values):.2f}-{max(values):.2f}"
-            rows.append([way, f"{statistics.median(values):.2f}", spread])
+        for variant, starts_s in findings.start.items():
+            spread = f"{min(starts_s):.2f}-{max(starts_s):.2f}"
+            rows.append([variant, f"{statistics.median(starts_s):.2f}", spread])
         yield "\nstart\n" + _grid(rows)
     if findings.workers:
         rows = [["workers", "req/s", "× one", "capacity req/s", "× one", "errors"]]
         one = findings.workers[1]
-        for count, told in findings.workers.items():
+        for count, result in findings.workers.items():
             row = [str(count)]
-            for now, then in ((told.per_s, one.per_s), (told.capacity_per_s, one.capacity_per_s)):
+            for now, then in (
+                (result.per_s, one.per_s),
+                (result.capacity_per_s, one.capacity_per_s),
+            ):
                 median = statistics.median(now)
                 row += [f"{median:.0f}", f"{median / statistics.median(then):.2f}"]
-            rows.append([*row, str(told.errors)])
+            rows.append([*row, str(result.errors)])
         yield "\nworkers\n" + _grid(rows)
 
 
 def _watched(findings: Findings) -> Iterator[str]:
     for name, by_peer in findings.watched.items():
-        rows = [["peer", "CPU µs/req", "× nexus", "95 of 100", "the least µs", "× nexus"]]
+        rows = [["peer", "CPU µs/req", "× nexus", "95 of 100", "least µs", "× nexus"]]
         without_us = min(next(iter(by_peer.values())).cpu_us)
-        for peer, told in by_peer.items():
-            low, high = told.range()
-            cpu_us, least_us = statistics.median(told.cpu_us), min(told.cpu_us)
-            ratios = f"{told.ratio():.3f}", f"{low:.3f}-{high:.3f}"
+        for peer, costs in by_peer.items():
+            low, high = costs.range()
+            cpu_us, least_us = statistics.median(costs.cpu_us), min(costs.cpu_us)
+            ratios = f"{costs.ratio():.3f}", f"{low:.3f}-{high:.3f}"
             row = [peer, f"{cpu_us:.0f}", *ratios, f"{least_us:.0f}"]
             rows.append([*row, f"{least_us / without_us:.3f}"])
         yield f"\nwatched, {name}\n" + _grid(rows)
 
 
 def tables(findings: Findings) -> str:
-    """Lay out what was measured, medians with their spreads."""
+    """Return the tables: medians with their spreads."""
     return "\n".join(
         [*_loads(findings), *_memory(findings), *_others(findings), *_watched(findings)]
     )
+
+
+def values(findings: Findings) -> dict[Target, float]:
+    """Return the value of each target's figure, if it was measured."""
+    figures: dict[tuple[str, str, str], float] = {}
+    for name, results in findings.loads.items():
+        for (figure, unit), value in _of_load(results):
+            figures[name, figure, unit] = value
+    figures |= _of_chunks(findings)
+    figures |= _of_memory(findings)
+    for policy, by_size in findings.pick.items():
+        costs = [statistics.median(costs_ns) for costs_ns in by_size.values()]
+        figures["pick", f"{policy}, 1000 instances", "× 10 instances"] = costs[-1] / costs[0]
+    for variant, seconds in findings.start.items():
+        figures["start", variant, "s"] = statistics.median(seconds)
+    for name, by_peer in findings.watched.items():
+        figures["watched", f"CPU, {name}", f"× {NEXUS}"] = by_peer["watched"].ratio()
+    if findings.workers:
+        one, two = (statistics.median(w.capacity_per_s) for w in findings.workers.values())
+        figures["workers", "capacity of two", "× one"] = two / one
+    keys = {target: (target.row, target.figure, target.unit) for target in TARGETS}
+    return {target: figures[key] for target, key in keys.items() if key in figures}
+
+
+def _of_load(results: Mapping[str, Result]) -> Iterator[tuple[tuple[str, str], float]]:
+    if NEXUS not in results:
+        return
+    ours = cpu(results, NEXUS)
+    for peer in results:
+        if peer not in (NEXUS, "direct"):
+            yield ("CPU", f"× {peer}"), ours / cpu(results, peer)
+    yield ("errors", ""), results[NEXUS].errors
+    for percentile in ("p50", "p99"):
+        added = added_ms(results, NEXUS, percentile)
+        yield (f"added TTFT {percentile}", "ms"), added
+
+
+def _of_chunks(findings: Findings) -> dict[tuple[str, str, str], float]:
+    """Compare the cost of a stream's chunks 1000 to 4000 with that of its chunks 32 to 1000."""
+    names = ("burst-32", "burst-1000", "burst-4000")
+    if not all(name in findings.loads for name in names):
+        return {}
+    costs = [cpu(findings.loads[name], NEXUS) for name in names]
+    counts = [chunks(name) for name in names]
+    earlier, later = (
+        (costs[i + 1] - costs[i]) / (counts[i + 1] - counts[i]) for i in range(len(names) - 1)
+    )
+    if earlier <= 0:
+        return {}
+    return {("burst-4000", "a later chunk's CPU", "× an earlier one's"): later / earlier}
+
+
+def _of_memory(findings: Findings) -> dict[tuple[str, str, str], float]:
+    figures: dict[tuple[str, str, str], float] = {}
+    for name, by_peer in findings.memory.items():
+        over_kib = statistics.median(by_peer[NEXUS].over_kib)
+        figures[name, "errors", ""] = by_peer[NEXUS].errors
+        figures[name, "memory for each stream", "KiB"] = over_kib
+        figures[name, "memory over idle", "MiB"] = over_kib / 1024
+    return figures
 
 
 def _why(findings: Findings, target: Target) -> str:
@@ -152,39 +216,40 @@ def _why(findings: Findings, target: Target) -> str:
 
 
 def judged(findings: Findings, values: Mapping[Target, float]) -> list[dict[str, str]]:
-    """Return a row for each target of what was measured: its value, and whether that meets it."""
+    """Return a row for each target of the measured scenarios: the value, and whether it is met."""
     rows = []
     for target in TARGETS:
         if target.row not in findings.rows:
             continue
         value = values.get(target)
-        told = f"{value:.2f}" if value is not None else ""
+        text = f"{value:.2f}" if value is not None else ""
         verdict = "not measured" if value is None else "met" if target.met(value) else "missed"
         if value is None:
             verdict += _why(findings, target)
         figure = f"{target.row}: {target.figure}"
-        rows.append({"figure": figure, "target": target.text(), "found": told, "verdict": verdict})
+        rows.append(
+            {"figure": figure, "target": target.text(), "measured": text, "verdict": verdict}
+        )
     return rows
 
 
 def target_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Lay out the targets."""
-    head = ["figure", "target", "found", "verdict"]
+    head = ["figure", "target", "measured", "verdict"]
     return "\n" + _grid([head, *([row[name] for name in head] for row in rows)])
 
 
 def noise(findings: Findings) -> list[str]:
-    """Name the rows whose rounds lie too far apart, or came too late, to be trusted."""
+    """Return the rows that cannot be trusted: rounds that differ too much or took too long."""
     series: dict[str, list[float]] = {}
     for name, by_peer in findings.loads.items():
         series |= {f"{name} of {p}": r.cpu_us for p, r in by_peer.items() if p != "direct"}
     for policy, by_size in findings.pick.items():
         series |= {f"pick of {policy} among {size}": v for size, v in by_size.items()}
-    series |= {f"start, {way}": values for way, values in findings.start.items()}
-    for count, told in findings.workers.items():
-        series[f"{count} workers"] = told.capacity_per_s
+    series |= {f"start, {name}": values for name, values in findings.start.items()}
+    for count, result in findings.workers.items():
+        series[f"{count} workers"] = result.capacity_per_s
     late = [
-        f"{name} of {peer} (not all were open together in {memory.late} rounds)"
+        f"{name} of {peer} (not all streams were open at the same time in {memory.late} rounds)"
         for name, by_peer in findings.memory.items()
         for peer, memory in by_peer.items()
         if memory.late

@@ -1,4 +1,4 @@
-"""What is sent, and what the gateway is to reach."""
+"""The scenarios, and the gateway's targets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Scenario:
     """A load.
 
     Args:
-        name: in the table.
+        name: in the tables.
         script: the upstream's.
         requests: in one round.
-        callers: at once.
-        paced: whether the upstream waits between chunks, so that the time to the first is told.
+        callers: at the same time.
+        paced: whether the upstream pauses between chunks, so that the time to the first is shown.
     """
 
     name: str
@@ -40,16 +40,16 @@ NAMES = (*(load.name for load in LOADS), *OTHERS)
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure is to reach, or better to stay below.
+    """The limit of a figure.
 
     Args:
         row: the scenario.
         figure: its name.
-        limit: the largest value that meets it; the smallest where `at_least`.
-        unit: of both.
-        at_least: whether more is better.
-        stretch: whether it is wished for, not promised.
-        below: whether the limit itself misses it.
+        limit: the largest value that meets the target; the smallest if `at_least`.
+        unit: of the figure and the limit.
+        at_least: more is better.
+        stretch: the target is desired, not promised.
+        below: the limit itself does not meet the target.
     """
 
     row: str
@@ -61,13 +61,13 @@ class Target:
     below: bool = False
 
     def met(self, value: float) -> bool:
-        """Tell whether a value reaches it."""
+        """Return whether a value meets the target."""
         if self.at_least:
             return value >= self.limit
         return value < self.limit if self.below else value <= self.limit
 
     def text(self) -> str:
-        """Write it down, as in a table."""
+        """Return the target as a table shows it."""
         sign = "≥" if self.at_least else "<" if self.below else "≤"
         return f"{sign} {self.limit:g} {self.unit}".rstrip() + " (stretch)" * self.stretch
 
@@ -80,7 +80,7 @@ TARGETS = (
     Target("burst-32", "CPU", 1.00, "× bare", stretch=True),
     Target("burst-1000", "CPU", 0.80, "× bare"),
     Target("burst-1000", "CPU", 0.333, "× sglang-router"),
-    # Flat: a stream's later chunks cost what its earlier ones do, give or take the noise.
+    # Flat: a stream's later chunks cost as much as its earlier ones, within the noise.
     Target("burst-4000", "a later chunk's CPU", 1.20, "× an earlier one's"),
     Target("whole", "CPU", 1.20, "× bare"),
     Target("whole", "CPU", 1.00, "× bare", stretch=True),
@@ -107,6 +107,6 @@ TARGETS = (
 
 
 def chunks(name: str) -> int:
-    """Return how many chunks a burst's stream has."""
+    """Return the number of chunks in a burst's stream."""
     script = next(load.script for load in LOADS if load.name == name)
     return int(script.split("-")[1])

@@ -1,4 +1,4 @@
-"""Minutes of mixed faults: does the gateway hold no more at the end than before?
+"""Minutes of mixed faults: does the gateway leak memory, files, sockets or tasks?
 
 python bench/soak.py --minutes 5
 """
@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 
 import aiohttp
-from machine import about, busy_share
+from machine import busy_share, description
 from processes import HERE, Running, free_port, running
 
 from nexus_gateway.cli.text import table
@@ -32,49 +32,41 @@ from nexus_gateway.testing.mock import KEY, MODEL
 
 INSTANCES, BAD, CALLERS = 5, 2, 50
 PHASE_S = 15.0
-SELDOM = 0.1
+FAULT_CHANCE = 0.1
 LIMIT_S = 60.0
-# On a busy machine a good instance may be late; that would be no finding.
+# On a busy machine a healthy instance may be late; that is no finding.
 PATIENT = {"FIRST_TOKEN_TIMEOUT_MS": "4000", "IDLE_TIMEOUT_MS": "4000"}
-# Until connections to upstreams that are kept alive for half a minute have gone, at most so long.
+# Time limit for the idle connections to upstreams, kept for half a minute, to close.
 REST_S = 90.0
 MOST_GROWTH_KIB = 10 * 1024
 LONGEST_STALL_MS = 50.0
-# A caller has a connection to us, one to an upstream, and may have left one in the pool.
-EACH = 3
-FEW = 4
+# A caller needs a connection to us and one to an upstream, and may leave one in the pool.
+PER_CALLER = 3
+TOLERANCE = 4
 Sample = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the verdict.
+    """One line of the result: a figure, and the one it is compared with."""
 
-    Args:
-        what: was looked at.
-        before: the figure it is held against.
-        after: the figure.
-        good: whether that will do.
-    """
-
-    what: str
+    figure: str
     before: str
     after: str
     good: bool
 
 
 def ports(number: int) -> list[int]:
-    """Return free ports in a row."""
+    """Return consecutive free ports."""
     while True:
-        wanted = [*range(first := free_port(), first + number)]
+        candidates = [*range(first := free_port(), first + number)]
         with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
-            for port in wanted:
+            for port in candidates:
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return wanted
+            return candidates
 
 
 def environment(mock_ports: Sequence[int], port: int) -> dict[str, str]:
-    """Return the gateway's settings."""
     env = {**LIMITS, **PATIENT, "PORT": str(port), "LOG_LEVEL": "error"}
     for n, mock_port in enumerate(mock_ports, 1):
         env[f"LOCAL_BASE_URL_{n}"] = f"http://127.0.0.1:{mock_port}/v1"
@@ -83,14 +75,14 @@ def environment(mock_ports: Sequence[int], port: int) -> dict[str, str]:
 
 
 class Soak:
-    """The load, and the faults that change.
+    """The load, and the changing faults.
 
     Args:
         url: of the gateway.
-        mock: of the mock's first instance.
-        seconds: how long.
-        per_s: at most so many requests.
-        seed: of all chance.
+        mock: the URL of the mock's first instance.
+        seconds: the duration.
+        per_s: the largest number of requests per second.
+        seed: of all random choices.
     """
 
     def __init__(self, url: str, mock: str, seconds: float, per_s: float, seed: int) -> None:
@@ -103,7 +95,6 @@ class Soak:
         self.tally = Tally()
 
     async def run(self) -> None:
-        """Send requests until the time is up."""
         async with client(CALLERS) as session, asyncio.TaskGroup() as group:
             changing = group.create_task(self._change(session))
             callers = [group.create_task(self._caller(session, n)) for n in range(CALLERS)]
@@ -113,26 +104,26 @@ class Soak:
     async def _caller(self, session: aiohttp.ClientSession, n: int) -> None:
         await asyncio.sleep(self._pause_s * n / CALLERS)
         while (begun_s := time.monotonic()) < self._end_s:
-            one = asked(next(self._numbers), self._seed)
+            planned = asked(next(self._numbers), self._seed)
             self.tally.requests += 1
-            answered = await ask(session, self._url, one, LIMIT_S)
+            answered = await ask(session, self._url, planned, LIMIT_S)
             if answered is None:
                 self.tally.endings[Ending.LEFT] += 1
             else:
-                self.tally.add(one, answered, judge(one, answered, KEY))
+                self.tally.add(planned, answered, judge(planned, answered, KEY))
             await asyncio.sleep(max(0.0, begun_s + self._pause_s - time.monotonic()))
 
     async def _change(self, session: aiohttp.ClientSession) -> None:
         for faults in self._phases():
-            for number, own in faults.items():
+            for number, instance_faults in faults.items():
                 url = f"{self._mock}/faults/{number}"
-                async with session.put(url, json=dict(own)) as response:
+                async with session.put(url, json=dict(instance_faults)) as response:
                     response.raise_for_status()
-                await self._free(session, number)
+                await self._enable(session, number)
             await asyncio.sleep(PHASE_S)
 
-    async def _free(self, session: aiohttp.ClientSession, number: int) -> None:
-        """Give an instance whose key was refused another chance, as an owner would."""
+    async def _enable(self, session: aiohttp.ClientSession, number: int) -> None:
+        """Enable an instance again whose key was refused, as an operator would."""
         body = {"name": f"Local (URL #{number})", "enabled": True}
         async with session.post(f"{self._url}/v1/providers/toggle", json=body) as response:
             response.raise_for_status()
@@ -140,28 +131,30 @@ class Soak:
     def _phases(self) -> Iterator[dict[int, Faults]]:
         for part in rounds(10_000, INSTANCES, BAD, 1_000, self._seed):
             for phase in part.phases:
-                yield {number: _seldom(faults) for number, faults in phase.faults.items()}
+                yield {number: _less_often(faults) for number, faults in phase.faults.items()}
 
 
-def _seldom(faults: Faults) -> Faults:
-    """Let faults befall so few requests that the circuit seldom opens, which would hide them."""
-    return {**faults, CHANCE: SELDOM} if CHANCE in faults else faults
+def _less_often(faults: Faults) -> Faults:
+    """Lower the chance of faults: an open circuit would hide them."""
+    return {**faults, CHANCE: FAULT_CHANCE} if CHANCE in faults else faults
 
 
 def samples(file: Path) -> list[Sample]:
-    """Read what the gateway has written of itself so far."""
+    """Return the samples that the gateway has written so far."""
     lines = file.read_text(encoding="ascii").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def rest(file: Path, idle: Sample) -> Sample:
-    """Wait until the gateway holds no more than at first; return the last sample."""
+    """Wait until the gateway is idle again, or the time limit; return the last sample."""
     end_s = time.monotonic() + REST_S
     while True:
         time.sleep(1)
         last = samples(file)[-1]
-        held = [name for name in ("files", "sockets", "tasks") if last[name] > idle[name] + FEW]
-        if time.monotonic() > end_s or not (held or last["in_flight"]):
+        open_still = [
+            name for name in ("files", "sockets", "tasks") if last[name] > idle[name] + TOLERANCE
+        ]
+        if time.monotonic() > end_s or not (open_still or last["in_flight"]):
             return last
 
 
@@ -170,10 +163,10 @@ def _median(values: Sequence[Sample], name: str) -> float:
 
 
 def verdict(loaded: Sequence[Sample], idle: Sample, last: Sample) -> Iterator[Finding]:
-    """Hold memory in the last quarter against the second one, and what is left against the start.
+    """Compare memory in the last quarter with the second one, and the rest with the start.
 
-    The first quarter is a warm-up: memory takes its shape. What is open under load goes up and down
-    with the faults of the moment; what leaks of it is still there at rest.
+    The first quarter is the warm-up of the memory. The number of open files under load varies with
+    the faults of the moment; leaked ones are still open at rest.
     """
     quarter = len(loaded) // 4
     second, fourth = loaded[quarter : 2 * quarter], loaded[3 * quarter :]
@@ -182,12 +175,12 @@ def verdict(loaded: Sequence[Sample], idle: Sample, last: Sample) -> Iterator[Fi
     yield Finding("RSS, MiB", f"{before / 1024:.1f}", f"{after / 1024:.1f}", good)
     for name in ("files", "sockets", "tasks"):
         most, least = max(s[name] for s in loaded), idle[name]
-        allowed = least + EACH * CALLERS
+        allowed = least + PER_CALLER * CALLERS
         yield Finding(f"most {name}", f"at most {allowed:.0f}", f"{most:.0f}", most <= allowed)
     for name in ("files", "sockets", "tasks", "in_flight"):
-        good = last[name] <= idle[name] + (FEW if name != "in_flight" else 0)
-        what = f"{name.replace('_', ' ')} at rest"
-        yield Finding(what, f"{idle[name]:.0f}", f"{last[name]:.0f}", good)
+        good = last[name] <= idle[name] + (TOLERANCE if name != "in_flight" else 0)
+        figure = f"{name.replace('_', ' ')} at rest"
+        yield Finding(figure, f"{idle[name]:.0f}", f"{last[name]:.0f}", good)
     stalls = [s["stall_ms"] for s in loaded]
     over = sum(ms > LONGEST_STALL_MS for ms in stalls)
     limit = f"at most {LONGEST_STALL_MS:.0f}"
@@ -195,55 +188,53 @@ def verdict(loaded: Sequence[Sample], idle: Sample, last: Sample) -> Iterator[Fi
 
 
 def report(findings: Sequence[Finding], loaded: Sequence[Sample], tally: Tally) -> Iterator[str]:
-    """Tell how it went."""
-    yield ", ".join(f"{name} {value}" for name, value in about().items())
-    ended = ", ".join(f"{how}: {many}" for how, many in tally.endings.items())
-    yield f"{tally.requests} requests, {tally.failed_over} failed over; {ended}"
-    taken = max(sample["taken_ms"] for sample in loaded)
+    yield ", ".join(f"{name} {value}" for name, value in description().items())
+    endings = ", ".join(f"{ending}: {number}" for ending, number in tally.endings.items())
+    yield f"{tally.requests} requests, {tally.failed_over} failed over; {endings}"
+    stolen_ms = max(sample["stolen_ms"] for sample in loaded)
     peak = max(sample["rss_kib"] for sample in loaded) / 1024
-    yield f"largest RSS {peak:.1f} MiB; the machine took the core away for {taken:.0f} ms at most"
-    rows = [(f.what, f.before, f.after, "good" if f.good else "NOT FLAT") for f in findings]
+    yield f"largest RSS {peak:.1f} MiB; longest wait for a core {stolen_ms:.0f} ms"
+    rows = [(f.figure, f.before, f.after, "good" if f.good else "NOT FLAT") for f in findings]
     yield table(("", "before", "after", ""), rows)
     for promise in tally.broken():
         yield f"BROKEN: {promise}: {tally.examples[promise]}"
 
 
 def soak(minutes: float, per_s: float, seed: int, folder: Path) -> int:
-    """Run it; 1 where something grew, stalled or broke."""
+    """Run the soak test; return 1 if something grew, stalled or broke."""
     mock_ports, port, file = ports(INSTANCES), free_port(), folder / "samples"
-    words = ("mock", "--port", str(mock_ports[0]), "--instances", str(INSTANCES))
-    mock = (sys.executable, "-m", "nexus_gateway", *words)
+    options = ("mock", "--port", str(mock_ports[0]), "--instances", str(INSTANCES))
+    mock = (sys.executable, "-m", "nexus_gateway", *options)
     gateway = (sys.executable, str(HERE / "soaked.py"), str(file))
     env = environment(mock_ports, port)
     with running(mock, {}, mock_ports[0], None), running(gateway, env, port, None) as process:
-        idle, load = _start(file, process), f"http://127.0.0.1:{mock_ports[0]}"
-        one = Soak(f"http://127.0.0.1:{port}", load, minutes * 60, per_s, seed)
-        asyncio.run(one.run())
+        idle, mock_url = _start(file, process), f"http://127.0.0.1:{mock_ports[0]}"
+        test = Soak(f"http://127.0.0.1:{port}", mock_url, minutes * 60, per_s, seed)
+        asyncio.run(test.run())
         loaded = samples(file)[int(idle["samples"]) :]
         last = rest(file, idle)
     findings = [*verdict(loaded, idle, last)]
-    print("\n".join(report(findings, loaded, one.tally)))
-    good = all(f.good for f in findings) and one.tally.kept
+    print("\n".join(report(findings, loaded, test.tally)))
+    good = all(f.good for f in findings) and test.tally.kept
     print("flat" if good else "not flat, or a promise was broken")
     return 0 if good else 1
 
 
 def _start(file: Path, process: Running) -> Sample:
-    """Wait for a few samples of the idle process; return the last, with how many there were."""
-    while not file.exists() or len(found := samples(file)) < 3:
+    """Wait for samples of the idle process; return the last one, with their number."""
+    while not file.exists() or len(idle := samples(file)) < 3:
         time.sleep(0.2)
-    return {**found[-1], "samples": len(found)}
+    return {**idle[-1], "samples": len(idle)}
 
 
 def main() -> int:
-    """Read the arguments, and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--per-second", type=float, default=150, help="requests, at most")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if (busy := busy_share()) > 0.1:
-        print(f"note: others use {busy:.0%} of the machine", file=sys.stderr)
+        print(f"note: other programs use {busy:.0%} of the machine", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         return soak(arguments.minutes, arguments.per_second, arguments.seed, Path(folder))
 

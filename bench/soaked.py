@@ -1,4 +1,4 @@
-"""The gateway, with somebody inside who looks at memory, files, tasks and the loop.
+"""The gateway, with a task that samples memory, files, tasks and stalls of the event loop.
 
     python bench/soaked.py SAMPLES
 
@@ -30,38 +30,34 @@ PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def waited_s() -> float:
-    """Return how long this thread has waited for a core so far; 0 where nobody tells."""
+    """Return how long this thread has waited for a core so far; 0 if unknown."""
     try:
         return int(Path("/proc/thread-self/schedstat").read_text("ascii").split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0
 
 
-class Watch:
-    """Looks at the process from inside its loop.
-
-    Args:
-        app: the gateway.
-        out: where samples go.
-    """
+class Sampler:
+    """Samples the process from inside its event loop."""
 
     def __init__(self, app: web.Application, out: TextIO) -> None:
         self._app = app
         self._out = out
         self._begun_s = time.monotonic()
-        self._worst_s = 0.0  # since the last sample: the loop's own, and what the machine took
-        self._worst_taken_s = 0.0
+        # The longest stall since the last sample: the loop's own, and waiting for a core.
+        self._worst_s = 0.0
+        self._worst_stolen_s = 0.0
 
-    async def look(self) -> None:
-        """Tick, and write a sample each second."""
+    async def run(self) -> None:
+        """Measure stalls, and write a sample each second."""
         next_s = time.monotonic()
         while True:
             before_s, waited = time.monotonic(), waited_s()
             await asyncio.sleep(TICK_S)
             late_s = time.monotonic() - before_s - TICK_S
-            taken_s = min(max(waited_s() - waited, 0.0), max(late_s, 0.0))
-            self._worst_s = max(self._worst_s, late_s - taken_s)
-            self._worst_taken_s = max(self._worst_taken_s, taken_s)
+            stolen_s = min(max(waited_s() - waited, 0.0), max(late_s, 0.0))
+            self._worst_s = max(self._worst_s, late_s - stolen_s)
+            self._worst_stolen_s = max(self._worst_stolen_s, stolen_s)
             if before_s >= next_s:
                 next_s = before_s + SAMPLE_S
                 self._write()
@@ -77,9 +73,9 @@ class Watch:
             "tasks": len(asyncio.all_tasks()),
             "in_flight": self._app[GATEWAY].drain.in_flight,
             "stall_ms": self._worst_s * 1000,
-            "taken_ms": self._worst_taken_s * 1000,
+            "stolen_ms": self._worst_stolen_s * 1000,
         }
-        self._worst_s = self._worst_taken_s = 0.0
+        self._worst_s = self._worst_stolen_s = 0.0
         self._out.write(json.dumps(sample) + "\n")
         self._out.flush()
 
@@ -92,16 +88,14 @@ def _link(path: str) -> str:
 
 
 async def serve(app: web.Application, settings: Settings, out: TextIO) -> int:
-    """Serve, and look on."""
-    looking = asyncio.create_task(Watch(app, out).look())
+    sampling = asyncio.create_task(Sampler(app, out).run())
     try:
         return await process.serve(app, settings, lambda host, port: None)
     finally:
-        looking.cancel()
+        sampling.cancel()
 
 
 def main() -> int:
-    """Run until a signal ends it."""
     settings: Settings
     pool: Pool
     settings, pool = configure(dict(os.environ), demo=False)

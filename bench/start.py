@@ -1,4 +1,4 @@
-"""From the command to the first answer: wall seconds of `serve` until a chat comes back whole."""
+"""Start time: wall seconds from the command `serve` to the first complete chat response."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from processes import GATEWAY_CORE, HERE, LOAD_CORE, Running, free_port, pinned
 FAST = ("uvloop", "orjson")
 START_S = 20.0
 EVERY_S = 0.002
-# Read by Python before anything else: an import of either fails, as where they are not installed.
+# As sitecustomize.py it runs first: an import of either fails, as if it were not installed.
 WITHOUT = f"import sys\nsys.modules.update(dict.fromkeys({FAST!r}))\n"
 
 
-def _answered(port: int, request: bytes) -> bool:
+def _is_answered(port: int, request: bytes) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), 1) as connection:
             connection.settimeout(5)
@@ -37,16 +37,12 @@ def _answered(port: int, request: bytes) -> bool:
     return False
 
 
-def start_s(behind: Running, env: dict[str, str]) -> float:
-    """Start the gateway once; return the seconds to its first answer.
-
-    Raises:
-        RuntimeError: none came.
-    """
+def start_s(backend: Running, env: dict[str, str]) -> float:
+    """Start the gateway once; return the seconds to its first response."""
     port = free_port()
-    words = {"port": str(port), "upstream": f"http://127.0.0.1:{behind.port}"}
-    command = [word.format(**words) for word in NEXUS.command]
-    filled = {name: value.format(**words) for name, value in NEXUS.env.items()}
+    values = {"port": str(port), "upstream": f"http://127.0.0.1:{backend.port}"}
+    command = [word.format(**values) for word in NEXUS.command]
+    filled = {name: value.format(**values) for name, value in NEXUS.env.items()}
     request = request_for(port, "whole", NEXUS.model)
     begun_s = time.monotonic()
     process = subprocess.Popen(  # noqa: S603 - our own program, on loopback
@@ -59,35 +55,35 @@ def start_s(behind: Running, env: dict[str, str]) -> float:
     )
     try:
         while time.monotonic() - begun_s < START_S and process.poll() is None:
-            if _answered(port, request):
+            if _is_answered(port, request):
                 return time.monotonic() - begun_s
             time.sleep(EVERY_S)
     finally:
         process.terminate()
         process.wait(15)
-    raise RuntimeError("the gateway gave no answer")
+    raise RuntimeError("the gateway did not answer")
 
 
-def measure_start(behind: Running, times: int) -> dict[str, list[float]]:
-    """Return the seconds of several starts, with the extra `fast` and without, in turn.
+def measure_start(backend: Running, times: int) -> dict[str, list[float]]:
+    """Return the seconds of several starts, alternately with the extra `fast` and without.
 
-    The first of each is left out: it may have to compile, and finds nothing in the disk's cache.
-    Where the extra is not installed there are none with it.
+    The first start of each does not count: it may compile, with a cold disk cache. If the extra is
+    not installed, only the starts without it are measured.
     """
     print("start …", file=sys.stderr, flush=True)
-    ways = ("fast", "plain") if all(map(find_spec, FAST)) else ("plain",)
-    taken: dict[str, list[float]] = {way: [] for way in ways}
+    variants = ("fast", "plain") if all(map(find_spec, FAST)) else ("plain",)
+    starts_s: dict[str, list[float]] = {variant: [] for variant in variants}
     cores = os.sched_getaffinity(0)
     pinned(LOAD_CORE)
     try:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "sitecustomize.py").write_text(WITHOUT, encoding="utf-8")
             envs: dict[str, dict[str, str]] = {"fast": {}, "plain": {"PYTHONPATH": folder}}
-            for time_ in range(times + 1):
-                for way, values in taken.items():
-                    spent_s = start_s(behind, envs[way])
-                    if time_:
-                        values.append(spent_s)
+            for number in range(times + 1):
+                for variant, seconds in starts_s.items():
+                    spent_s = start_s(backend, envs[variant])
+                    if number:
+                        seconds.append(spent_s)
     finally:
         os.sched_setaffinity(0, cores)
-    return taken
+    return starts_s

@@ -1,12 +1,11 @@
-"""The measured gateways' upstream: answers from prepared bytes, by what is asked for.
+"""The upstream of the measured gateways: it sends prepared bytes, selected by the request.
 
     python bench/upstream.py PORT
 
-`stream-32-0` streams 32 chunks at once, `stream-32-20` one every 20 ms, `whole` answers in one
-piece, `flood-100` streams 100 MiB as fast as the other side takes them. The script's name may stand
-anywhere in the request, so that gateways may rewrite the rest of it. Routers that ask how the
-engine behind them is, and for its models, are told of one model, `any`. It takes spans, as a
-collector of traces does, and forgets them.
+`stream-32-0` streams 32 chunks at once, `stream-32-20` one every 20 ms, `whole` sends one JSON
+object, `flood-100` streams 100 MiB as fast as they are read. The script's name may be anywhere in
+the request, so that gateways may rewrite the rest. The upstream also answers health checks, lists
+one model, `any`, and accepts spans like a trace collector, but drops them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import cast
 
 try:
     import uvloop
-except ImportError:  # the stock loop does as well, only slower
+except ImportError:  # the standard loop works too, but is slower
     uvloop = None  # type: ignore[assignment,unused-ignore]
 
 SCRIPT = re.compile(rb"(stream|flood)-(\d+)(?:-(\d+))?")
@@ -42,7 +41,7 @@ def _framed(data: bytes) -> bytes:
 
 @cache
 def events(count: int) -> tuple[bytes, ...]:
-    """Return the pieces of a stream of so many chunks, each framed for the wire."""
+    """Return the events of a stream with `count` content chunks, each as an HTTP chunk."""
     role = _event({"role": "assistant", "content": ""})
     words = [_event({"content": f"word{n} "}) for n in range(count)]
     return (role, *words, _event({}, "stop"), _framed(b"data: [DONE]\n\n") + END)
@@ -58,33 +57,31 @@ def _whole() -> bytes:
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15},
     }
-    return _told(b"200 OK", json.dumps(answer).encode())
+    return _response(b"200 OK", json.dumps(answer).encode())
 
 
-def _told(status: bytes, body: bytes) -> bytes:
+def _response(status: bytes, body: bytes) -> bytes:
     head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\n" % status
     return head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
 WHOLE = _whole()
-MODELS = _told(b"200 OK", b'{"object":"list","data":[{"id":"any","object":"model"}]}')
-HEALTHY = _told(b"200 OK", b"{}")
-# A collector of traces is content with anything.
-ASIDE = {
+MODELS = _response(b"200 OK", b'{"object":"list","data":[{"id":"any","object":"model"}]}')
+HEALTHY = _response(b"200 OK", b"{}")
+OTHER_PATHS = {
     b"GET /v1/models": MODELS,
     b"GET /health": HEALTHY,
     b"POST /v1/traces": HEALTHY,
 }
-# What routers try beside, such as a /metrics or a prompt rendered by the engine.
-UNKNOWN = _told(b"404 Not Found", b"{}")
+# Routers probe other paths too, such as /metrics.
+UNKNOWN = _response(b"404 Not Found", b"{}")
 BURSTS = cache(lambda count: HEAD + b"".join(events(count)))
 
 
 class Answerer(asyncio.Protocol):
-    """One connection: requests come one after the other."""
+    """One connection, with one request at a time."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
         self._data = b""
         self._writable = asyncio.Event()
@@ -92,30 +89,27 @@ class Answerer(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Stop what is being sent."""
         if self._task is not None:
             self._task.cancel()
 
     def pause_writing(self) -> None:
-        """Wait until the other side reads."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Go on."""
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
-        """Take a piece of a request; answer when it is whole."""
+        """Collect a piece of a request; answer when it is complete."""
         self._data += data
         end = self._data.find(b"\r\n\r\n")
         if end < 0:
             return
-        if not self._is_whole(end + 4):
+        if not self._is_complete(end + 4):
             return
         request, self._data = self._data, b""
         self._answer(request)
 
-    def _is_whole(self, start: int) -> bool:
+    def _is_complete(self, start: int) -> bool:
         head = self._data[:start].lower()
         at = head.find(b"content-length:")
         if at >= 0:
@@ -124,7 +118,7 @@ class Answerer(asyncio.Protocol):
 
     def _answer(self, request: bytes) -> None:
         if not request.startswith(b"POST /v1/chat/completions "):
-            self._transport.write(ASIDE.get(request.split(b" HTTP/", 1)[0], UNKNOWN))
+            self._transport.write(OTHER_PATHS.get(request.split(b" HTTP/", 1)[0], UNKNOWN))
             return
         script = SCRIPT.search(request)
         if script is None or b'"stream":true' not in request.replace(b": ", b":"):
@@ -140,7 +134,7 @@ class Answerer(asyncio.Protocol):
             self._transport.write(BURSTS(count))
 
     def _pace(self, pieces: tuple[bytes, ...], at: int, delay_s: float) -> None:
-        """Send a piece, and the next one a moment later; the last two go together."""
+        """Send an event, and the next one after the delay; the last two together."""
         if self._transport.is_closing():
             return
         if at == len(pieces) - 2:
@@ -161,7 +155,7 @@ class Answerer(asyncio.Protocol):
 
 
 async def main() -> None:
-    """Answer until the process is ended."""
+    """Serve until the process is stopped."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Answerer, "127.0.0.1", int(sys.argv[1]), backlog=4096)
     await server.serve_forever()

@@ -1,10 +1,8 @@
 """Two worker processes against one, on the machine's two cores.
 
-The load and the upstream need the same cores, so two workers cannot have both for themselves, and
-the ratio of what comes through falls short of what the workers can do. So it is told twice: as it
-came through, and as capacity: what so many workers would do with a core for each, that is the
-requests for each CPU second of the gateway, times the workers, less what an uneven share of the
-connections loses.
+The load and the upstream need the same cores, so the throughput shows less than the workers can do.
+The capacity estimates what they would do with a core each: the requests for each CPU second of the
+gateway, times the number of workers, less the loss by an uneven distribution of connections.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ LOAD = Scenario("workers", "stream-32", 3000, 128)
 
 @dataclass
 class Workers:
-    """What so many workers did, a value for each round."""
+    """The results with a number of workers, a value for each round."""
 
     per_s: list[float] = field(default_factory=list)
     capacity_per_s: list[float] = field(default_factory=list)
@@ -33,7 +31,7 @@ class Workers:
 
 
 def has_option() -> bool:
-    """Tell whether this version knows `--workers`."""
+    """Return whether this version has the option `--workers`."""
     command = [*NEXUS.command[:4], "--help"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=20)  # noqa: S603
     return "--workers" in done.stdout
@@ -42,26 +40,26 @@ def has_option() -> bool:
 def _measure(to: Started, count: int, result: Workers) -> None:
     load(to, LOAD, LOAD.requests // 5, core=None)
     before = to.process.cpu_of_each_s()
-    told = load(to, LOAD, LOAD.requests, core=None)
+    summary = load(to, LOAD, LOAD.requests, core=None)
     after = to.process.cpu_of_each_s()
-    # One that is not a worker has next to nothing to do, and is not among the busiest.
+    # The supervisor does next to nothing, and is not among the busiest.
     spent_s = [now - then for now, then in zip(after, before, strict=True)]
     busiest = sorted(spent_s)[-count:]
     even = statistics.mean(busiest) / max(busiest)
-    result.per_s.append(told["requests"] / told["seconds"])
-    result.capacity_per_s.append(told["requests"] / sum(spent_s) * count * even)
-    result.errors += told["errors"]
+    result.per_s.append(summary["requests"] / summary["seconds"])
+    result.capacity_per_s.append(summary["requests"] / sum(spent_s) * count * even)
+    result.errors += summary["errors"]
 
 
 def measure_workers(rounds: int) -> dict[int, Workers]:
-    """Measure one worker and two, in turn; nothing is tied to a core."""
+    """Measure one worker and two in turn; no process is pinned to a core."""
     print("workers …", file=sys.stderr, flush=True)
     results = {1: Workers(), 2: Workers()}
-    with upstream(core=None) as behind:
+    with upstream(core=None) as backend:
         for _ in range(rounds):
             for count, result in results.items():
                 command = (*NEXUS.command, "--workers", str(count))
                 peer = dataclasses.replace(NEXUS, command=command)
-                with started(peer, behind, core=None) as to:
+                with started(peer, backend, core=None) as to:
                     _measure(to, count, result)
     return results

@@ -1,11 +1,11 @@
-"""Makes docs/control-center.png: a real gateway, fake upstreams, some load, one in trouble.
+"""Makes docs/control-center.png: a gateway under load, with fake upstreams, some of which fail.
 
-The load is real and lasts seconds; the quarter of an hour before it is made up.
+The load is real and lasts seconds; the 15 minutes before it are generated.
 
     python docs/screenshot.py [--folder DIR]
 
-Needs the extra `test` and Debian's chromium. With a folder it writes more views there: dark,
-narrow, and with a request opened.
+Needs the extra `test` and Debian's chromium. With a folder it writes other views there: dark,
+narrow, and with an open request.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LONGER = "One word after the other, as they come, so that there is something to 
 
 
 def replies() -> dict[str, Reply]:
-    """Return what each key's upstream says: quick, slow, limited and broken ones."""
+    """Return the reply of each key's upstream: fast, slow, rate limited and broken."""
     quota = {"x-ratelimit-limit-requests": "1000", "x-ratelimit-remaining-requests": "620"}
     quick = Reply(text=LONGER, first_delay_s=0.12, delay_s=0.004, headers=quota)
     return {
@@ -57,7 +57,7 @@ def replies() -> dict[str, Reply]:
 
 @contextlib.asynccontextmanager
 async def gateway() -> AsyncIterator[Served]:
-    """Serve five instances of well-known providers that fake upstreams answer for."""
+    """Serve five instances of well-known providers, with a fake upstream."""
     async with FakeUpstream() as upstream:
         upstream.defaults.update(replies())
         url = upstream.base_url
@@ -72,30 +72,30 @@ async def gateway() -> AsyncIterator[Served]:
             yield served
 
 
-class Morning:
-    """A ledger's word for what a morning cost."""
+class FixedCost:
+    """A ledger whose cost is always the same."""
 
     is_refused = False
 
     def spent(self, elsewhere: Mapping[str, float]) -> Spent:
-        """Return a sum."""
+        """Return the cost, and the share of requests with a known price."""
         return Spent(3.7264, 0.94)
 
 
-def remember(served: Served) -> None:
-    """Give the timelines a quarter of an hour that was not, shaped as a morning's traffic."""
+def fill_timelines(served: Served) -> None:
+    """Record 15 minutes of generated requests."""
     rng = random.Random(5)
     observe = served.gateway.observers[0]
-    served.gateway.ledger = Morning()
+    served.gateway.ledger = FixedCost()
     now_s = time.time()
     observe.__self__.since_s = now_s - 3600  # type: ignore[attr-defined]
     for age_s in range(895, 12, -1):
         for _ in range(rng.choice((0, 1, 1, 2)) + (age_s < 500) + (rng.random() < 0.002) * 12):
-            observe(past(rng, now_s - age_s, age_s))
+            observe(past_request(rng, now_s - age_s, age_s))
 
 
-def past(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
-    """Make up a request of some time ago."""
+def past_request(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
+    """Return the record of a request that ended `age_s` ago."""
     names = ("Groq (Key #1)", "Groq (Key #2)", "Gemini (Key #1)", "Anthropic (Key #1)")
     name = rng.choices(names, (5, 3 if age_s > 90 else 0, 3, 2))[0]
     first_ms = rng.gauss(400, 90)
@@ -129,21 +129,21 @@ def past(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
 
 
 async def load(served: Served, seconds: float) -> None:
-    """Ask now and then, as several callers do."""
+    """Send requests at random times, as several callers would."""
     rng = random.Random(3)
-    asked: list[asyncio.Task[object]] = []
+    requests: list[asyncio.Task[object]] = []
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         body = {**HELLO, "model": rng.choice(MODELS), "stream": True}
         head = {"X-Routing-Mode": rng.choice(("smart", "round-robin"))}
-        asked.append(asyncio.create_task(served.chat(body, headers=head)))
+        requests.append(asyncio.create_task(served.chat(body, headers=head)))
         await asyncio.sleep(rng.uniform(0.05, 0.4))
-    await asyncio.gather(*asked[:-3])
+    await asyncio.gather(*requests[:-3])
 
 
-async def take(browser: Browser, url: str, path: Path, opened: bool = False, **how: Any) -> None:
-    """Take one picture of the page."""
-    page = await browser.new_page(**{"viewport": SIZE, **how})
+async def take(browser: Browser, url: str, path: Path, opened: bool = False, **view: Any) -> None:
+    """Take one screenshot of the page."""
+    page = await browser.new_page(**{"viewport": SIZE, **view})
     await page.goto(url)
     await page.wait_for_selector("[data-state=live]")
     if opened:
@@ -154,9 +154,9 @@ async def take(browser: Browser, url: str, path: Path, opened: bool = False, **h
 
 
 async def main(folder: Path | None) -> None:
-    """Make the README's picture, and with a folder the other views."""
+    """Take the README's screenshot, or with a folder the other views."""
     async with gateway() as served, async_playwright() as play:
-        remember(served)
+        fill_timelines(served)
         browser = await play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         loading = asyncio.create_task(load(served, LOAD_S))
         await asyncio.sleep(LOAD_S - 2.5)

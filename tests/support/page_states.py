@@ -1,7 +1,7 @@
-"""What the page is to say of an instance, for everything that can be known of one.
+"""What the page must show for every combination of an instance's properties.
 
-`ROWS` is the table: each names some of what `CELLS` varies and leaves the rest open, and between
-them they cover every cell exactly once.
+`ROWS` is the table: each row fixes some of the properties in `CELLS` and leaves the rest open.
+Together they cover every cell exactly once.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ NOT_OPEN = {**ON, "circuit": ("CLOSED", "HALF_OPEN")}
 FREE = {**ON, "circuit": ("CLOSED",), "park": (None,)}
 JUDGED = {**FREE, "judged": (True,)}
 GOOD = ({"success": (95.0,)}, {"success": (100.0,), "reason": (None,)})
-RATE_LIMITED = ("Rate limited", "wait", "out")
-RESTING = ("Resting", "wait", "out")
-PARKED = ("Parked", "wait", "out")
-UNPROVEN = ("Unproven", "probe", "probe")
+RATE_LIMITED = ("Rate limited", "wait", "unavailable")
+COOLING_DOWN = ("Cooling down", "wait", "unavailable")
+PARKED = ("Parked", "wait", "unavailable")
+UNPROVEN = ("Unproven", "probe", "probing")
 LATER = {"park_s": (90,)}
-# What of a cell holds, and then the word, the kind and what the headline counts it as.
+# The matching cells, then the word, the kind and the group that the headline counts it in.
 ROWS: list[Row] = [
     ({"enabled": (False,)}, ("Off", "off", "off")),
-    ({**ON, "park": ("bad_key",)}, ("Key refused", "bad", "out")),
-    ({**OPEN, "park": (None,)}, ("Circuit open", "bad", "out")),
+    ({**ON, "park": ("bad_key",)}, ("Key refused", "bad", "unavailable")),
+    ({**OPEN, "park": (None,)}, ("Circuit open", "bad", "unavailable")),
     (
         {**OPEN, "park": ("rate_limited", "resting", "something new"), "park_s": (30,)},
-        ("Circuit open", "bad", "out"),
+        ("Circuit open", "bad", "unavailable"),
     ),
     ({**OPEN, "park": ("rate_limited",), **LATER}, RATE_LIMITED),
-    ({**OPEN, "park": ("resting",), **LATER}, RESTING),
+    ({**OPEN, "park": ("resting",), **LATER}, COOLING_DOWN),
     ({**OPEN, "park": ("something new",), **LATER}, PARKED),
     ({**NOT_OPEN, "park": ("rate_limited",)}, RATE_LIMITED),
-    ({**NOT_OPEN, "park": ("resting",)}, RESTING),
+    ({**NOT_OPEN, "park": ("resting",)}, COOLING_DOWN),
     ({**NOT_OPEN, "park": ("something new",)}, PARKED),
-    ({**ON, "circuit": ("HALF_OPEN",), "park": (None,)}, ("Half open", "probe", "probe")),
+    ({**ON, "circuit": ("HALF_OPEN",), "park": (None,)}, ("Half open", "probe", "probing")),
     ({**FREE, "judged": (False,), "reason": (None,)}, ("Ready", "ready", "ready")),
     ({**FREE, "judged": (False,), "reason": ("answered 500",)}, UNPROVEN),
     ({**JUDGED, "success": (100.0,), "reason": ("answered 500",)}, UNPROVEN),
-    ({**JUDGED, "success": (0.0,)}, ("Failing", "bad", "out")),
-    ({**JUDGED, "success": (30.0,)}, ("Failing often", "bad", "serves")),
-    ({**JUDGED, "success": (75.0,)}, ("Failing at times", "weak", "serves")),
-    *(({**JUDGED, **good, "wait": (60.0,)}, ("Slow", "weak", "serves")) for good in GOOD),
-    *(({**JUDGED, **good, "wait": (10.0,)}, ("Serving", "good", "serves")) for good in GOOD),
+    ({**JUDGED, "success": (0.0,)}, ("Failing", "bad", "unavailable")),
+    ({**JUDGED, "success": (30.0,)}, ("Failing often", "bad", "serving")),
+    ({**JUDGED, "success": (75.0,)}, ("Failing sometimes", "weak", "serving")),
+    *(({**JUDGED, **good, "wait": (60.0,)}, ("Slow", "weak", "serving")) for good in GOOD),
+    *(({**JUDGED, **good, "wait": (10.0,)}, ("Serving", "good", "serving")) for good in GOOD),
 ]
 
 
@@ -67,17 +67,16 @@ def cells() -> Iterator[Cell]:
         yield dict(zip(CELLS, values, strict=True))
 
 
-def said_of(cell: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the word, the kind and the counting of the one row that a cell belongs to."""
-    found = [said for row, said in ROWS if all(cell[name] in row[name] for name in row)]
-    (only,) = found
-    return only
+def expected_state(cell: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the word, the kind and the group of the one row that matches a cell."""
+    (state,) = [state for row, state in ROWS if all(cell[name] in row[name] for name in row)]
+    return state
 
 
 def instance(name: str = "A", **cell: Any) -> dict[str, Any]:
-    """Return an instance as the gateway tells of it; what is not given is a sound one's."""
-    sound = {name: values[0] for name, values in CELLS.items()}
-    it = {**sound, "asked": 9, "success": 100.0, **cell}
+    """Return an instance as the gateway sends it; by default a healthy one."""
+    healthy = {name: values[0] for name, values in CELLS.items()}
+    it = {**healthy, "asked": 9, "success": 100.0, **cell}
     return {
         "name": name,
         "enabled": it["enabled"],
@@ -98,14 +97,14 @@ def instance(name: str = "A", **cell: Any) -> dict[str, Any]:
 
 
 FAILED, KEY = "answered 500", "the key was refused (401)"
-# Of an instance: what stands in its row beside the word and below it, and in the sentence.
+# For an instance: the text beside the word in its row, the text below it, and the reasons.
 BESIDE: list[tuple[Cell, str, str, str]] = [
     ({}, "", "", ""),
-    ({"asked": 0, "judged": False}, "not asked yet", "", ""),
-    ({"judged": False}, "no answer lately", "", ""),
-    ({"success": 95.0, "reason": FAILED}, "", "last time: answered 500", ""),
+    ({"asked": 0, "judged": False}, "no requests yet", "", ""),
+    ({"judged": False}, "no recent answer", "", ""),
+    ({"success": 95.0, "reason": FAILED}, "", "last failure: answered 500", ""),
     ({"success": 0.0, "reason": FAILED}, "", FAILED, "A: failing, answered 500"),
-    ({"success": 75.0, "reason": None}, "", "", "A: failing at times"),
+    ({"success": 75.0, "reason": None}, "", "", "A: failing sometimes"),
     (
         {"circuit": "OPEN", "reason": FAILED},
         "probe in 58 s",
@@ -114,52 +113,62 @@ BESIDE: list[tuple[Cell, str, str, str]] = [
     ),
     (
         {"circuit": "HALF_OPEN", "reason": FAILED},
-        "awaits a probe",
+        "awaiting a probe",
         FAILED,
         "A: half open, answered 500",
     ),
     (
         {"reason": "rate limited"},
-        "awaits a probe",
-        "last time: rate limited",
+        "awaiting a probe",
+        "last failure: rate limited",
         "A: unproven, rate limited",
     ),
     ({"park": "rate_limited", "reason": "rate limited"}, "back in 28 s", "", "A: rate limited"),
-    ({"park": "resting", "park_s": 90, "circuit": "OPEN"}, "probe in 88 s", "", "A: resting"),
+    ({"park": "resting", "park_s": 90, "circuit": "OPEN"}, "probe in 88 s", "", "A: cooling down"),
     ({"park": "bad_key", "reason": KEY}, "back in 28 s", KEY, f"A: {KEY}"),
     ({"park": "bad_key", "circuit": "OPEN"}, "probe in 58 s", "", "A: key refused"),
     ({"enabled": False, "park": "bad_key", "reason": KEY}, "", "", ""),
 ]
-SERVES: Cell = {}
+SERVING: Cell = {}
 SLOW: Cell = {"wait": 60.0}
 READY: Cell = {"judged": False, "asked": 0}
 SHUT: Cell = {"circuit": "OPEN"}
 HALF: Cell = {"circuit": "HALF_OPEN"}
 OFF: Cell = {"enabled": False}
-# Of all instances: the headline with its kind, and the tab's title.
+# For all instances: the headline with its kind, and the tab's title.
 HEADLINES: list[tuple[list[Cell], str, str, str]] = [
-    ([], "off", "There is no instance: set a provider's key.", "No instance"),
-    ([SERVES], "good", "The one instance serves.", "All serve"),
-    ([SLOW], "weak", "The one instance serves badly.", "All serve"),
-    ([READY], "ready", "The one instance is ready.", "All ready"),
-    ([HALF], "bad", "Nobody serves; the one instance waits for a probe.", "Nobody serves"),
-    ([SHUT], "bad", "Nobody serves.", "Nobody serves"),
-    ([OFF], "bad", "The one instance is switched off.", "All off"),
-    ([OFF] * 2, "bad", "Every instance is switched off.", "All off"),
-    ([SERVES] * 2, "good", "Both instances serve.", "All serve"),
-    ([SERVES] * 3, "good", "All 3 instances serve.", "All serve"),
-    ([SERVES, SLOW, SERVES], "weak", "All 3 instances serve, 1 of them badly.", "All serve"),
-    ([SERVES, SERVES, OFF], "good", "2 of 3 instances serve; 1 is off.", "2 of 3 serve"),
-    ([SERVES, READY], "good", "1 of 2 instances serves; 1 is ready.", "1 of 2 serves"),
-    ([SERVES, SHUT], "weak", "1 of 2 instances serves.", "1 of 2 serves"),
+    ([], "off", "No instance is configured: set a provider's key.", "No instance"),
+    ([SERVING], "good", "The only instance is serving.", "All serving"),
+    ([SLOW], "weak", "The only instance is serving, but degraded.", "All serving"),
+    ([READY], "ready", "The only instance is ready.", "All ready"),
+    ([HALF], "bad", "The only instance is not serving; it is awaiting a probe.", "None serving"),
+    ([SHUT], "bad", "The only instance is not serving.", "None serving"),
+    ([OFF], "bad", "The only instance is switched off.", "All off"),
+    ([OFF] * 2, "bad", "All instances are switched off.", "All off"),
+    ([SERVING] * 2, "good", "Both instances are serving.", "All serving"),
+    ([SERVING] * 3, "good", "All 3 instances are serving.", "All serving"),
     (
-        [SERVES, SLOW, SHUT, READY, READY, OFF],
+        [SERVING, SLOW, SERVING],
         "weak",
-        "2 of 6 instances serve, 1 of them badly; 2 are ready, 1 is off.",
-        "2 of 6 serve",
+        "All 3 instances are serving, 1 of them degraded.",
+        "All serving",
+    ),
+    ([SERVING, SERVING, OFF], "good", "2 of 3 instances are serving; 1 is off.", "2 of 3 serving"),
+    ([SERVING, READY], "good", "1 of 2 instances is serving; 1 is ready.", "1 of 2 serving"),
+    ([SERVING, SHUT], "weak", "1 of 2 instances is serving.", "1 of 2 serving"),
+    (
+        [SERVING, SLOW, SHUT, READY, READY, OFF],
+        "weak",
+        "2 of 6 instances are serving, 1 of them degraded; 2 are ready, 1 is off.",
+        "2 of 6 serving",
     ),
     ([READY] * 2, "ready", "Both instances are ready.", "All ready"),
     ([READY, SHUT, OFF], "weak", "1 of 3 instances is ready; 1 is off.", "1 of 3 ready"),
-    ([HALF] * 2, "bad", "Nobody serves; 2 wait for a probe.", "Nobody serves"),
-    ([HALF, SHUT, OFF], "bad", "Nobody serves; 1 waits for a probe, 1 is off.", "Nobody serves"),
+    ([HALF] * 2, "bad", "No instance is serving; 2 are awaiting a probe.", "None serving"),
+    (
+        [HALF, SHUT, OFF],
+        "bad",
+        "No instance is serving; 1 is awaiting a probe, 1 is off.",
+        "None serving",
+    ),
 ]

@@ -1,7 +1,6 @@
 """The page in a real browser: what it shows, what it does, and what it must never do.
 
-Chromium and axe-core are put in place by `make browser`; where they can't be had, these tests are
-skipped, but never in CI.
+`make browser` installs Chromium and axe-core. Without them these tests are skipped, except in CI.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ pytestmark = [
     ),
 ]
 SOON_MS = 2000
-BY_TURNS = {"X-Routing-Mode": "round-robin"}
+ROUND_ROBIN = {"X-Routing-Mode": "round-robin"}
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 900}},
     "narrow": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
 }
-WATCH = """
+RECORD_VIOLATIONS = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDirective));
 """
@@ -77,11 +76,11 @@ async def browser() -> AsyncIterator[Any]:
 
 @dataclass
 class Opened:
-    """The page in a tab, and what went on in it."""
+    """The page in a tab, with its errors and requests."""
 
     page: Any
     errors: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
 
     def row(self, name: str) -> Any:
         return self.page.locator("#instances > li").filter(has_text=name)
@@ -99,10 +98,10 @@ async def opened(browser: Any, url: str, **look: Any) -> AsyncIterator[Opened]:
     context = await browser.new_context(**look)
     page = await context.new_page()
     tab = Opened(page)
-    page.on("console", lambda said: said.type == "error" and tab.errors.append(said.text))
+    page.on("console", lambda line: line.type == "error" and tab.errors.append(line.text))
     page.on("pageerror", lambda error: tab.errors.append(str(error)))
-    page.on("request", lambda request: tab.asked.append(request.url))
-    await page.add_init_script(WATCH)
+    page.on("request", lambda request: tab.urls.append(request.url))
+    await page.add_init_script(RECORD_VIOLATIONS)
     try:
         await page.goto(url)
         yield tab
@@ -111,29 +110,29 @@ async def opened(browser: Any, url: str, **look: Any) -> AsyncIterator[Opened]:
 
 
 @contextlib.asynccontextmanager
-async def two(**settings: Any) -> AsyncIterator[tuple[Served, FakeUpstream]]:
+async def two_instances(**settings: Any) -> AsyncIterator[tuple[Served, FakeUpstream]]:
     async with FakeUpstream() as upstream:
         instances = make_instance(upstream), make_instance(upstream, 2)
         async with serving(*instances, **settings) as served:
             yield served, upstream
 
 
-async def test_it_loads_in_peace(browser: Any) -> None:
-    async with two() as (served, _):
-        await served.chat(headers=BY_TURNS)
-        await served.chat(headers=BY_TURNS)
+async def test_the_page_loads_without_errors(browser: Any) -> None:
+    async with two_instances() as (served, _):
+        await served.chat(headers=ROUND_ROBIN)
+        await served.chat(headers=ROUND_ROBIN)
         async with opened(browser, served.url) as tab:
             await tab.is_live()
-            await expect(tab.page.locator("#verdict")).to_have_text("Both instances serve.")
-            await expect(tab.page).to_have_title("● All serve – Nexus Gateway")
+            await expect(tab.page.locator("#verdict")).to_have_text("Both instances are serving.")
+            await expect(tab.page).to_have_title("● All serving – Nexus Gateway")
             await expect(tab.requests).to_have_count(2)
             assert tab.errors == []
-            assert {urlsplit(url).netloc for url in tab.asked} == {urlsplit(served.url).netloc}
+            assert {urlsplit(url).netloc for url in tab.urls} == {urlsplit(served.url).netloc}
             assert await tab.page.evaluate("violations") == []
 
 
-async def test_a_script_put_into_it_does_not_run(browser: Any) -> None:
-    async with two() as (served, _), opened(browser, served.url) as tab:
+async def test_an_injected_script_does_not_run(browser: Any) -> None:
+    async with two_instances() as (served, _), opened(browser, served.url) as tab:
         await tab.page.evaluate(
             """() => {
                 const script = document.createElement("script");
@@ -150,19 +149,19 @@ async def test_a_script_put_into_it_does_not_run(browser: Any) -> None:
 
 
 async def test_a_fault_shows_at_once(browser: Any) -> None:
-    async with two() as (served, upstream), opened(browser, served.url) as tab:
-        await served.chat(headers=BY_TURNS)
-        await served.chat(headers=BY_TURNS)
+    async with two_instances() as (served, upstream), opened(browser, served.url) as tab:
+        await served.chat(headers=ROUND_ROBIN)
+        await served.chat(headers=ROUND_ROBIN)
         row = tab.row("Fake (Key #1)")
         await expect(row.locator(".word")).to_have_text("Serving")
         await expect(row.locator(".ttft .n")).to_contain_text("ms /")
         upstream.defaults[KEYS[0]] = Reply(status=503, error={"message": "On fire."})
         for _ in range(6):
-            await served.chat(headers=BY_TURNS)
+            await served.chat(headers=ROUND_ROBIN)
         await expect(row.locator(".word")).to_have_text("Circuit open", timeout=SOON_MS)
         await expect(row.locator(".reason")).to_contain_text("503", timeout=SOON_MS)
         await expect(tab.page.locator("#verdict")).to_have_text(
-            "1 of 2 instances serves.", timeout=SOON_MS
+            "1 of 2 instances is serving.", timeout=SOON_MS
         )
         await expect(row.locator(".until")).to_contain_text("probe in")
         await expect(tab.page.locator("#reasons")).to_contain_text("Fake (Key #1): circuit open")
@@ -170,20 +169,20 @@ async def test_a_fault_shows_at_once(browser: Any) -> None:
 
 
 async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
-    async with two() as (served, upstream), opened(browser, served.url) as tab:
+    async with two_instances() as (served, upstream), opened(browser, served.url) as tab:
         upstream.defaults[KEYS[0]] = Reply(status=503)
-        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=ROUND_ROBIN)
         await tab.page.get_by_role("button", name="Failed over").click()
         await expect(tab.requests).to_have_count(1)
         await tab.page.locator("summary").press("Enter")
-        made = tab.page.locator(".attempts-made li")
-        await expect(made).to_have_count(2)
-        await expect(made.nth(0)).to_contain_text("Fake (Key #1)")
-        await expect(made.nth(0)).to_contain_text("answered 503")
-        await expect(made.nth(1)).to_contain_text("answered")
+        attempts = tab.page.locator(".attempts-made li")
+        await expect(attempts).to_have_count(2)
+        await expect(attempts.nth(0)).to_contain_text("Fake (Key #1)")
+        await expect(attempts.nth(0)).to_contain_text("answered 503")
+        await expect(attempts.nth(1)).to_contain_text("answered")
         pause = tab.page.locator("#pause")
         await served.chat()
-        await expect(pause).to_have_text("Go on (1 new)")
+        await expect(pause).to_have_text("Resume (1 new)")
         await expect(tab.page.locator("details")).to_have_count(1)
         await tab.page.locator("summary").press("Enter")
         await tab.page.get_by_role("button", name="All", exact=True).click()
@@ -199,8 +198,8 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
         await expect(tab.page.locator("details")).to_have_count(3)
 
 
-async def test_what_another_worker_tells_late_stands_where_it_ended(browser: Any) -> None:
-    async with two() as (served, _), opened(browser, served.url) as tab:
+async def test_a_late_request_from_another_worker_is_sorted_by_its_end(browser: Any) -> None:
+    async with two_instances() as (served, _), opened(browser, served.url) as tab:
         await tab.is_live()
         feed = served.gateway.observers[0].__self__
         for at_s, model in ((20, "third"), (10, "first")):
@@ -215,37 +214,37 @@ async def test_what_another_worker_tells_late_stands_where_it_ended(browser: Any
 
 
 async def test_the_switch_stops_traffic(browser: Any) -> None:
-    async with two() as (served, upstream), opened(browser, served.url) as tab:
+    async with two_instances() as (served, upstream), opened(browser, served.url) as tab:
         switch = tab.page.get_by_role("switch", name="Fake (Key #1)")
         await switch.press("Space")
         await expect(switch).to_have_attribute("aria-checked", "false")
         await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
         for _ in range(4):
-            await served.chat(headers=BY_TURNS)
+            await served.chat(headers=ROUND_ROBIN)
         assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (0, 4)
         await switch.click()
         await expect(switch).to_have_attribute("aria-checked", "true")
-        await served.chat(headers=BY_TURNS)
-        await served.chat(headers=BY_TURNS)
+        await served.chat(headers=ROUND_ROBIN)
+        await served.chat(headers=ROUND_ROBIN)
         assert upstream.hits(KEYS[0]) == 1
 
 
-async def test_the_admin_token_is_asked_for_once(browser: Any) -> None:
+async def test_the_admin_token_is_requested_once(browser: Any) -> None:
     token = "an-admin-token"
     async with (
-        two(admin_token=Secret(token)) as (served, _),
+        two_instances(admin_token=Secret(token)) as (served, _),
         opened(browser, served.url) as tab,
     ):
         dialog = tab.page.get_by_role("dialog")
         tries = {
             "a-wrong-token": "",
             "schlüssel": "Not accepted. This call needs the ADMIN_TOKEN",
-            token: "A token has only plain letters",
+            token: "A token contains only ASCII letters",
         }
-        for offered, said in tries.items():
-            await expect(tab.page.locator("#ask-problem")).to_contain_text(said)
+        for offered, problem in tries.items():
+            await expect(tab.page.locator("#ask-problem")).to_contain_text(problem)
             await dialog.get_by_label("Token").fill(offered)
-            await dialog.get_by_role("button", name="Go on").click()
+            await dialog.get_by_role("button", name="Continue").click()
         await tab.is_live()
         await tab.page.get_by_role("switch", name="Fake (Key #1)").click()
         await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
@@ -253,20 +252,20 @@ async def test_the_admin_token_is_asked_for_once(browser: Any) -> None:
         await tab.is_live()
         await expect(dialog).not_to_be_visible()
         assert await tab.page.evaluate("document.cookie + Object.keys(localStorage)") == ""
-        assert not any("token" in url for url in tab.asked)
+        assert not any("token" in url for url in tab.urls)
 
 
-async def test_a_viewer_looks_and_switches_with_the_admins_token_only(browser: Any) -> None:
+async def test_a_viewer_needs_the_admin_token_to_switch(browser: Any) -> None:
     tokens = {"admin_token": Secret("an-admin"), "viewer_token": Secret("a-viewer")}
-    async with two(**tokens) as (served, _), opened(browser, served.url) as tab:
+    async with two_instances(**tokens) as (served, _), opened(browser, served.url) as tab:
         dialog, switch = tab.page.get_by_role("dialog"), tab.page.get_by_role("switch").first
 
-        async def give(token: str, title: str) -> None:
+        async def enter(token: str, title: str) -> None:
             await expect(dialog.get_by_role("heading")).to_have_text(title)
             await dialog.get_by_label("Token").fill(token)
-            await dialog.get_by_role("button", name="Go on").click()
+            await dialog.get_by_role("button", name="Continue").click()
 
-        await give("a-viewer", "Viewer or admin token")
+        await enter("a-viewer", "Viewer or admin token")
         await tab.is_live()
         await switch.click()
         await expect(dialog.get_by_role("heading")).to_have_text("Admin token")
@@ -278,8 +277,8 @@ async def test_a_viewer_looks_and_switches_with_the_admins_token_only(browser: A
         assert served.instances[0].enabled
 
         await switch.click()
-        await give("a-wrong-one", "Admin token")
-        await give("an-admin", "Admin token")
+        await enter("a-wrong-one", "Admin token")
+        await enter("an-admin", "Admin token")
         await expect(switch).to_have_attribute("aria-checked", "false")
         assert not served.instances[0].enabled
         await expect(tab.page.locator("#notice-text")).not_to_be_visible()
@@ -290,7 +289,7 @@ async def test_a_viewer_looks_and_switches_with_the_admins_token_only(browser: A
         await expect(dialog).not_to_be_visible()
 
 
-async def test_it_comes_back_after_a_restart(browser: Any, tmp_path: Path) -> None:
+async def test_the_page_reconnects_after_a_restart(browser: Any, tmp_path: Path) -> None:
     async with process(tmp_path) as first:
         context = opened(browser, first.url)
         tab = await context.__aenter__()
@@ -298,11 +297,11 @@ async def test_it_comes_back_after_a_restart(browser: Any, tmp_path: Path) -> No
         first.signal(signal.SIGTERM)
         await first.exit_code()
     try:
-        await expect(tab.page.locator("#link-text")).to_contain_text("Gone since")
+        await expect(tab.page.locator("#link-text")).to_contain_text("Disconnected since")
         port = str(urlsplit(first.url).port)
         async with process(tmp_path, "--port", port):
             await tab.is_live()
-            await expect(tab.page.locator("#verdict")).to_have_text("The one instance is ready.")
+            await expect(tab.page.locator("#verdict")).to_have_text("The only instance is ready.")
     finally:
         await context.__aexit__(None, None, None)
 
@@ -329,7 +328,7 @@ async def test_markup_in_names_is_text(browser: Any) -> None:
 
 
 async def test_a_prompt_is_streamed_through_a_routing_mode(browser: Any) -> None:
-    async with two() as (served, upstream), opened(browser, served.url) as tab:
+    async with two_instances() as (served, upstream), opened(browser, served.url) as tab:
         await tab.is_live()
         page = tab.page
         await page.get_by_label("Prompt").fill("Are you there?")
@@ -338,8 +337,8 @@ async def test_a_prompt_is_streamed_through_a_routing_mode(browser: Any) -> None
         await page.get_by_role("button", name="Send").click()
         await expect(page.locator("#answer")).to_have_text(Reply().text)
         await expect(page.locator("#answered")).to_contain_text("Fake (Key #2) answered: first")
-        asked = upstream.requests[0].body
-        assert asked["messages"] == [{"role": "user", "content": "Are you there?"}]
+        sent = upstream.requests[0].body
+        assert sent["messages"] == [{"role": "user", "content": "Are you there?"}]
         await expect(tab.requests).to_have_count(1)
         assert "Are you there" not in await page.locator("#requests").inner_text()
         upstream.default = Reply(text="on and on " * 100, delay_s=0.05)
@@ -351,25 +350,25 @@ async def test_a_prompt_is_streamed_through_a_routing_mode(browser: Any) -> None
 
 
 async def serious_findings(page: Any) -> list[Any]:
-    """Return what axe-core finds that keeps somebody out; skip where there is no axe-core."""
+    """Return the serious findings of axe-core; skip the test if it is not installed."""
     if not AXE.exists() and not os.environ.get("CI"):
         pytest.skip("there is no axe-core: make browser")
     await page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = await page.evaluate("axe.run()")
+    report = await page.evaluate("axe.run()")
     return [
         (v["id"], [n["html"][:200] for n in v["nodes"]])
-        for v in found["violations"]
+        for v in report["violations"]
         if v["impact"] in ("serious", "critical")
     ]
 
 
 @pytest.mark.parametrize("look", LOOKS)
-async def test_everybody_can_use_it(browser: Any, look: str, tmp_path: Path) -> None:
-    """No serious finding of axe-core, nothing wider than the screen, and a picture."""
-    async with two() as (served, upstream):
+async def test_the_page_is_accessible(browser: Any, look: str, tmp_path: Path) -> None:
+    """No serious finding of axe-core, nothing wider than the screen, and a screenshot."""
+    async with two_instances() as (served, upstream):
         upstream.defaults[KEYS[0]] = Reply(status=429, headers={"Retry-After": "60"})
         for _ in range(3):
-            await served.chat(headers=BY_TURNS)
+            await served.chat(headers=ROUND_ROBIN)
         async with opened(browser, served.url, **LOOKS[look]) as tab:
             await tab.is_live()
             await tab.requests.last.locator("summary").click()
@@ -380,34 +379,36 @@ async def test_everybody_can_use_it(browser: Any, look: str, tmp_path: Path) -> 
             assert picture.startswith(b"\x89PNG")
 
 
-async def told(browser: Any, url: str, body: str, given: Any) -> Any:
-    """Call the functions that put states into words, as the page would; return what they say."""
+async def evaluate(browser: Any, url: str, body: str, data: Any) -> Any:
+    """Run `body` with the functions of states.js as `s` and with `data`; return its result."""
     script = f"""async (text) => {{
         const s = await import("/static/states.js");
-        const given = JSON.parse(text);
-        const found = (() => {{ {body} }})();
-        return JSON.stringify(found);
+        const data = JSON.parse(text);
+        const result = (() => {{ {body} }})();
+        return JSON.stringify(result);
     }}"""
     async with opened(browser, url) as tab:
-        # As text, since whatever is handed over in pieces takes ten times as long.
-        return json.loads(await tab.page.evaluate(script, json.dumps(given)))
+        # As text: passed as an object it takes ten times as long.
+        return json.loads(await tab.page.evaluate(script, json.dumps(data)))
 
 
 async def test_every_state_has_its_word(browser: Any) -> None:
     cells = list(page_states.cells())
-    given = [page_states.instance(**cell) for cell in cells]
-    body = "return given.map((i) => s.stateOf(i)).map(({ word, kind, does }) => [word, kind, does])"
-    async with two() as (served, _):
-        said = await told(browser, served.url, body, given)
+    data = [page_states.instance(**cell) for cell in cells]
+    body = (
+        "return data.map((i) => s.stateOf(i)).map(({ word, kind, group }) => [word, kind, group])"
+    )
+    async with two_instances() as (served, _):
+        states = await evaluate(browser, served.url, body, data)
     wrong = [
-        (cell, got, page_states.said_of(cell))
-        for cell, got in zip(cells, said, strict=True)
-        if tuple(got) != page_states.said_of(cell)
+        (cell, state, page_states.expected_state(cell))
+        for cell, state in zip(cells, states, strict=True)
+        if tuple(state) != page_states.expected_state(cell)
     ]
     assert wrong == []
 
 
-async def test_headline_sentence_and_rows_count_alike(browser: Any) -> None:
+async def test_headline_reasons_and_rows_agree(browser: Any) -> None:
     cases = [[page_states.instance(**cell) for cell in all] for all, *_ in page_states.HEADLINES]
     beside = [page_states.instance(**cell) for cell, *_ in page_states.BESIDE]
     slow, shut, half = page_states.SLOW, page_states.SHUT, page_states.HALF
@@ -416,32 +417,33 @@ async def test_headline_sentence_and_rows_count_alike(browser: Any) -> None:
         page_states.instance(name, **cell) for name, cell in zip("ABCDEF", troubled, strict=True)
     ]
     never = page_states.instance(**page_states.READY, latency_ms=None)
-    older = page_states.instance()  # from a gateway that does not say `judged`
+    older = page_states.instance()  # from a gateway that does not send `judged`
     del older["metrics"]["judged"]
     body = """
         const now = (i) => ({ ...i, state: s.stateOf(i, 2000) });
-        const row = (i) => [i.state.until, s.rowReasonOf(i, i.state), s.troublesOf([i])];
-        const verdict = ({ kind, text, short }) => [kind, text, short];
+        const row = (i) => [i.state.until, s.rowReasonOf(i, i.state), s.problemsOf([i])];
+        const headline = ({ kind, text, short }) => [kind, text, short];
         return [
-            given.beside.map(now).map(row),
-            given.cases.map((all) => verdict(s.verdictOf(all.map(now), "healthy"))),
-            verdict(s.verdictOf(given.order.map(now), "draining")),
-            s.troublesOf(given.order.map(now)),
-            [given.never, given.older].map((i) => Object.values(s.figuresOf(i))),
+            data.beside.map(now).map(row),
+            data.cases.map((all) => headline(s.headlineOf(all.map(now), "healthy"))),
+            headline(s.headlineOf(data.order.map(now), "draining")),
+            s.problemsOf(data.order.map(now)),
+            [data.never, data.older].map((i) => Object.values(s.figuresOf(i))),
         ];
     """
-    given = {"beside": beside, "cases": cases, "order": order, "never": never, "older": older}
-    async with two() as (served, _):
-        rows, verdicts, draining, troubles, figures = await told(browser, served.url, body, given)
-    assert rows == [list(said) for _, *said in page_states.BESIDE]
-    assert verdicts == [list(said) for _, *said in page_states.HEADLINES]
+    data = {"beside": beside, "cases": cases, "order": order, "never": never, "older": older}
+    async with two_instances() as (served, _):
+        result = await evaluate(browser, served.url, body, data)
+    rows, headlines, draining, problems, figures = result
+    assert rows == [list(texts) for _, *texts in page_states.BESIDE]
+    assert headlines == [list(texts) for _, *texts in page_states.HEADLINES]
     assert draining == ["wait", "The gateway is shutting down.", "Shutting down"]
-    # The worst first: who gets nothing and has the least behind him.
-    assert troubles == "E: circuit open  ·  F: circuit open  ·  and 3 more"
+    # The worst first; of two in the same state, the one with the lower health.
+    assert problems == "E: circuit open  ·  F: circuit open  ·  and 3 more"
     assert figures == [["–", "–", "–"], ["90.0%", "100.0%", "10.0%"]]
 
 
-async def test_nobody_is_said_to_serve_who_has_not_shown_it(browser: Any) -> None:
+async def test_an_instance_counts_as_serving_only_after_a_success(browser: Any) -> None:
     clock = FakeClock()
     async with FakeUpstream() as upstream:
         instances = [make_instance(upstream, number, clock) for number in (1, 2)]
@@ -449,33 +451,33 @@ async def test_nobody_is_said_to_serve_who_has_not_shown_it(browser: Any) -> Non
             row, headline = tab.row("Fake (Key #1)"), tab.page.locator("#verdict")
             await expect(headline).to_have_text("Both instances are ready.")
             await expect(tab.page).to_have_title("○ All ready – Nexus Gateway")
-            await expect(row.locator(".now")).to_have_text("Readynot asked yet")
+            await expect(row.locator(".now")).to_have_text("Readyno requests yet")
             for cell in ("health", "success", "wait"):
                 await expect(row.locator(f".{cell} dd")).to_have_text("–")
             upstream.default = Reply(status=500)
             for _ in range(3):
-                await it.chat(headers=BY_TURNS)
-            await expect(headline).to_have_text("Nobody serves.", timeout=SOON_MS)
+                await it.chat(headers=ROUND_ROBIN)
+            await expect(headline).to_have_text("No instance is serving.", timeout=SOON_MS)
             clock.advance(60)
             await expect(headline).to_have_text(
-                "Nobody serves; 2 wait for a probe.", timeout=SOON_MS
+                "No instance is serving; 2 are awaiting a probe.", timeout=SOON_MS
             )
-            await expect(tab.page).to_have_title("✕ Nobody serves – Nexus Gateway")
+            await expect(tab.page).to_have_title("✕ None serving – Nexus Gateway")
             await expect(row.locator(".success dd")).to_have_text("0.0%")
-            await expect(row.locator(".wait dd")).to_have_text("–")  # nothing has ever begun
+            await expect(row.locator(".wait dd")).to_have_text("–")  # no answer has started yet
             drawn = tab.page.locator(".sparkline .served[d^=M]")
             await expect(row.locator(".sparkline .failed")).to_have_attribute("d", re.compile("M"))
             await expect(drawn).to_have_count(0)
             upstream.default = Reply()
             await it.chat()
-            await expect(drawn).to_have_count(2)  # who answered, and all together
+            await expect(drawn).to_have_count(2)  # the instance that answered, and the total
             assert tab.errors == []
 
 
 MINUTE, DAY = 60, 86_400
-SPAN = ("in 15 minutes", "in the last 15 minutes")
+SPAN = ("in the last 15 min", "in the last 15 minutes")
 ALL_KNOWN = {"spentUsd": 12.0, "priced": 1.0}
-# What the gateway knows and since when, and what stands in the cost's tile.
+# The gateway's figures, its uptime in seconds, and the text of the cost tile.
 COSTS: list[tuple[dict[str, Any], int, str]] = [
     ({"spentUsd": None, "priced": None}, DAY, "–no ledger or prices"),
     ({"spentUsd": None, "priced": 0.0}, DAY, "–no price known"),
@@ -487,98 +489,101 @@ COSTS: list[tuple[dict[str, Any], int, str]] = [
 ]
 
 
-async def test_a_figure_says_of_what_it_is(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_figure_shows_what_it_covers(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = events.figures
     now: dict[str, Any] = {"known": ALL_KNOWN, "up_s": 0}
 
     def figures(gateway: Any, feed: Any) -> dict[str, Any]:
-        found = real(gateway, feed)
-        return {**found, "since": found["at"] - now["up_s"] * 1000, **now["known"]}
+        values = real(gateway, feed)
+        return {**values, "since": values["at"] - now["up_s"] * 1000, **now["known"]}
 
     def matching(text: str) -> re.Pattern[str]:
-        written = re.escape(text).replace("HH:MM", r"\d\d:\d\d").replace(r"D\ MMM", r"\d+ \w{3,4}")
-        return re.compile(f"^{written}$")
+        pattern = re.escape(text).replace("HH:MM", r"\d\d:\d\d").replace(r"D\ MMM", r"\d+ \w{3,4}")
+        return re.compile(f"^{pattern}$")
 
     monkeypatch.setattr(events, "figures", figures)
-    async with two() as (served, _), opened(browser, served.url) as tab:
-        more, peace = tab.page.locator(".tile.rate .more"), tab.page.locator("#reasons")
+    async with two_instances() as (served, _), opened(browser, served.url) as tab:
+        more, activity = tab.page.locator(".tile.rate .more"), tab.page.locator("#reasons")
         for known, up_s, cost in COSTS:
             now.update(known=known, up_s=up_s)
             await tab.page.reload()
             await expect(tab.page.locator(".tile.cost dd")).to_have_text(matching(cost))
             short, long = ("since HH:MM",) * 2 if up_s < 15 * MINUTE else SPAN
             await expect(more).to_have_text(matching(f"0 {short}"))
-            await expect(peace).to_have_text(matching(f"No request {long}."))
+            await expect(activity).to_have_text(matching(f"No requests {long}."))
 
 
-async def test_a_key_that_opens_both_doors_is_asked_for_once(browser: Any) -> None:
+async def test_a_key_with_both_rights_is_requested_once(browser: Any) -> None:
     key = "one-gateway-key"
-    async with two(gateway_keys=(Secret(key),)) as (served, _), opened(browser, served.url) as tab:
+    async with (
+        two_instances(gateway_keys=(Secret(key),)) as (served, _),
+        opened(browser, served.url) as tab,
+    ):
         dialog, send = tab.page.get_by_role("dialog"), tab.page.get_by_role("button", name="Send")
         for offered in ("schlüssel", key):
             await dialog.get_by_label("Token").fill(offered)
-            await dialog.get_by_role("button", name="Go on").click()
+            await dialog.get_by_role("button", name="Continue").click()
         await tab.is_live()
         await send.click()
-        await expect(tab.page.locator("#answered")).to_contain_text("answered: first word after")
+        await expect(tab.page.locator("#answered")).to_contain_text("answered: first token after")
         await tab.page.get_by_role("switch").first.click()
         await expect(tab.row("Fake (Key #1)").locator(".word")).to_have_text("Off")
         await expect(dialog).not_to_be_visible()
 
 
-async def test_another_key_is_asked_for_and_the_clock_waits(browser: Any) -> None:
+async def test_entering_another_key_does_not_count_as_latency(browser: Any) -> None:
     settings = {"admin_token": Secret("an-admin"), "gateway_keys": (Secret("a-caller"),)}
-    async with two(**settings) as (served, _), opened(browser, served.url) as tab:
+    async with two_instances(**settings) as (served, _), opened(browser, served.url) as tab:
         dialog, problem = tab.page.get_by_role("dialog"), tab.page.locator("#ask-problem")
 
-        async def give(token: str) -> None:
+        async def enter(token: str) -> None:
             await dialog.get_by_label("Token").fill(token)
-            await dialog.get_by_role("button", name="Go on").click()
+            await dialog.get_by_role("button", name="Continue").click()
 
-        await give("an-admin")
+        await enter("an-admin")
         await tab.is_live()
         await tab.page.get_by_role("button", name="Send").click()
         await expect(dialog.get_by_role("heading")).to_have_text("Gateway key")
-        await expect(problem).to_have_text("")  # what was given for another door is no mistake
-        await give("wrong")
+        await expect(problem).to_have_text("")  # a token entered for another purpose is no error
+        await enter("wrong")
         await expect(problem).to_contain_text("Not accepted. This call needs a valid gateway key")
         await tab.page.evaluate(
             "const now = performance.now; performance.now = () => now.call(performance) + 6e5"
         )
-        await give("a-caller")
-        took = tab.page.locator("#answered")
-        await expect(took).to_contain_text("Fake (Key #")
-        await expect(took).not_to_contain_text("min")
+        await enter("a-caller")
+        status = tab.page.locator("#answered")
+        await expect(status).to_contain_text("Fake (Key #")
+        await expect(status).not_to_contain_text("min")
         assert (
             await tab.page.evaluate("sessionStorage.getItem('nexus-gateway.viewer')") == "an-admin"
         )
 
 
 @pytest.mark.parametrize("look", LOOKS)
-async def test_a_locked_page_says_so_and_everybody_can_read_it(browser: Any, look: str) -> None:
+async def test_a_locked_page_is_accessible(browser: Any, look: str) -> None:
     async with (
-        two(admin_token=Secret("a-token")) as (served, _),
+        two_instances(admin_token=Secret("a-token")) as (served, _),
         opened(browser, served.url, **LOOKS[look]) as tab,
     ):
         await tab.page.get_by_role("button", name="Cancel").click()
         await expect(tab.page.locator("#verdict")).to_have_text("Locked.")
         await expect(tab.page).to_have_title("○ Locked – Nexus Gateway")
         notice = tab.page.locator("#notice-text")
-        await expect(notice).to_have_text("Enter a token to see this gateway.")
+        await expect(notice).to_have_text("Enter a token to view this gateway.")
         await expect(tab.page.locator("#no-requests")).not_to_be_visible()
         assert await serious_findings(tab.page) == []
 
 
-async def test_a_closed_page_says_why(browser: Any) -> None:
-    async with two(host="0.0.0.0") as (served, _), opened(browser, served.url) as tab:
-        await expect(tab.page.locator("#verdict")).to_have_text("Closed.")
+async def test_a_page_without_access_shows_why(browser: Any) -> None:
+    async with two_instances(host="0.0.0.0") as (served, _), opened(browser, served.url) as tab:
+        await expect(tab.page.locator("#verdict")).to_have_text("Access denied.")
         await expect(tab.page.locator("#notice-text")).to_contain_text("Set ADMIN_TOKEN")
         await expect(tab.page.locator("#no-requests")).not_to_be_visible()
 
 
-async def test_what_is_read_neither_moves_away_nor_goes(browser: Any) -> None:
-    """With a row open, the keyboard in the list, and 200 that have come since."""
-    async with two() as (served, _):
+async def test_a_row_in_use_neither_moves_nor_disappears(browser: Any) -> None:
+    """With a row open, the keyboard focus in the list, and 200 newer requests."""
+    async with two_instances() as (served, _):
         feed = served.gateway.observers[0].__self__
         feed.observe(ended(ended_s=1.5, asked_model="broke", outcome="failure"))
         for at_s in range(1, 200):
@@ -587,7 +592,7 @@ async def test_what_is_read_neither_moves_away_nor_goes(browser: Any) -> None:
             models, pause = tab.requests.locator(".model"), tab.page.locator("#pause")
             await expect(tab.requests).to_have_count(200)
             await tab.requests.last.locator("summary").press("Enter")
-            await expect(pause).to_have_text("Go on")
+            await expect(pause).to_have_text("Resume")
             await pause.click()
             for at_s in range(200, 210):
                 feed.observe(ended(ended_s=float(at_s), asked_model=f"at-{at_s}"))
@@ -614,9 +619,9 @@ async def test_what_is_read_neither_moves_away_nor_goes(browser: Any) -> None:
             await expect(models.first).to_have_text("newest")
 
 
-async def test_what_it_shows_is_no_news_whichever_worker_tells_it_again(browser: Any) -> None:
-    """Another worker, to which the page came back, tells what it had not heard of till then."""
-    async with two() as (served, _), opened(browser, served.url) as tab:
+async def test_a_request_that_another_worker_repeats_is_not_new(browser: Any) -> None:
+    """After a reconnect another worker sends requests, some of which the page has already."""
+    async with two_instances() as (served, _), opened(browser, served.url) as tab:
         await tab.is_live()
         feed, pause = served.gateway.observers[0].__self__, tab.page.locator("#pause")
         first, second, third = (
@@ -628,51 +633,51 @@ async def test_what_it_shows_is_no_news_whichever_worker_tells_it_again(browser:
         await pause.click()
         feed.hear([first, second, second])
         feed.hear([third])
-        await expect(pause).to_have_text("Go on (2 new)")
+        await expect(pause).to_have_text("Resume (2 new)")
         await pause.click()
         await expect(tab.requests.locator(".model")).to_have_text(["at-3", "at-2", "at-1"])
 
 
-async def test_a_row_says_in_words_what_it_shows(browser: Any) -> None:
-    async with two() as (served, _), opened(browser, served.url) as tab:
+async def test_a_row_has_text_for_all_it_shows(browser: Any) -> None:
+    async with two_instances() as (served, _), opened(browser, served.url) as tab:
         await tab.is_live()
         feed = served.gateway.observers[0].__self__
         none = {"attempts": (), "instance": "", "outcome": "no_candidate"}
-        told = [
+        requests = [
             request_json(ended(ended_s=1.0, outcome="failure")),
             {**request_json(ended(ended_s=2.0, asked_model="moved")), "failedOver": True},
             {**request_json(ended(ended_s=3.0, status=503, **none)), "firstMs": None},
         ]
-        why = "smart: nobody; left out: Fake (Key #1) key refused 397s"
-        feed.hear([told[0], told[1], {**told[2], "why": why, "failed": True}])
+        why = "smart: no candidate; excluded: Fake (Key #1) key refused 397s"
+        feed.hear([*requests[:2], {**requests[2], "why": why, "failed": True}])
         await expect(tab.requests).to_have_count(3)
         rows = [" ".join(text.split()) for text in await tab.requests.all_text_contents()]
-        said = (
-            ("503 failed fake", "nobody0 attempts –"),
+        expected = (
+            ("503 failed fake", "no instance0 attempts –"),
             ("200 failed over moved", ")1 attempt 5 ms"),
             ("200 failed fake", ")1 attempt 5 ms"),
         )
-        for row, words in zip(rows, said, strict=True):
+        for row, words in zip(rows, expected, strict=True):
             assert all(word in row for word in words), row
         await tab.requests.first.locator("summary").click()
-        nobody = tab.page.locator(".attempts-made li")
-        await expect(nobody).to_have_text(
-            "Nobody was asked. Left out: Fake (Key #1) key refused 397s"
+        exclusions = tab.page.locator(".attempts-made li")
+        await expect(exclusions).to_have_text(
+            "No instance was tried. Excluded: Fake (Key #1) key refused 397s"
         )
-        assert (await nobody.bounding_box())["height"] < 60
+        assert (await exclusions.bounding_box())["height"] < 60
         await tab.page.get_by_role("button", name="Failed over").click()
         await expect(tab.requests.locator(".model")).to_have_text(["moved"])
 
 
 class Long(Fake):
     title = "Fireworks and More"
-    default_model = "hf.co/somebody/Coder-480B-A35B-Instruct-1M-GGUF:UD-Q4_K_XL-rather-long"
+    default_model = "hf.co/an-owner/Coder-480B-A35B-Instruct-1M-GGUF:UD-Q4_K_XL-rather-long"
 
 
 WIDTHS = (320, 360, 390, 430, 520, 640, 700, 759, 760, 761, 785, 820, 860, 900, 940, 1000)
 WIDTHS += (1001, 1060, 1120, 1121, 1180, 1190, 1219, 1240, 1260, 1261, 1280, 1360, 1920, 2560)
-# What sticks out of its panel, or writes over the edge of its own place.
-STRAYS = """() => {
+# Elements that stick out of their panel, and texts that overflow their cell.
+OVERFLOWS = """() => {
     const write = (where, text) => {
         for (const node of document.querySelectorAll(where)) node.textContent = text;
     };
@@ -680,15 +685,15 @@ STRAYS = """() => {
     write(".tile.tokens .value", "99,999");
     write(".cell.ttft span", "999 ms / 9.99 s");
     write(".cell.speed span", "1,234.5");
-    const found = [];
-    if (document.scrollingElement.scrollWidth > innerWidth) found.push("the page");
+    const strays = [];
+    if (document.scrollingElement.scrollWidth > innerWidth) strays.push("the page");
     const beyond = (inner, outer) => inner.left < outer.left - 1 || inner.right > outer.right + 1;
     for (const panel of document.querySelectorAll(".panel, .tiles, .bar, .title, .verdict")) {
         const edge = panel.getBoundingClientRect();
         for (const node of panel.querySelectorAll(":not(.unseen, option)")) {
             const box = node.getBoundingClientRect();
             if (box.width && node.closest("dt") === null && beyond(box, edge)) {
-                found.push(`${node.tagName}.${node.className} out of its panel`);
+                strays.push(`${node.tagName}.${node.className} out of its panel`);
             }
         }
     }
@@ -701,15 +706,15 @@ STRAYS = """() => {
             const range = document.createRange();
             range.selectNodeContents(texts.currentNode);
             for (const box of range.getClientRects()) {
-                if (beyond(box, edge)) found.push(`${place.className}: ${texts.currentNode.data}`);
+                if (beyond(box, edge)) strays.push(`${place.className}: ${texts.currentNode.data}`);
             }
         }
     }
-    return found;
+    return strays;
 }"""
 
 
-async def test_it_fits_every_screen_and_unfolds_on_a_narrow_one(browser: Any) -> None:
+async def test_the_page_fits_every_screen_and_unfolds_on_a_narrow_one(browser: Any) -> None:
     async with FakeUpstream() as upstream:
         upstream.defaults[KEYS[1]] = Reply(status=429, headers={"Retry-After": "60"})
         both = [make_instance(upstream, number, provider=Long) for number in (1, 2)]
@@ -717,15 +722,15 @@ async def test_it_fits_every_screen_and_unfolds_on_a_narrow_one(browser: Any) ->
             feed = served.gateway.observers[0].__self__
             for at_s in range(120):
                 feed.observe(ended(ended_s=float(at_s), asked_model=Long.default_model))
-            await served.chat({**HELLO, "model": "fake-large"}, headers=BY_TURNS)
-            await served.chat({**HELLO, "model": "fake-large"}, headers=BY_TURNS)
+            await served.chat({**HELLO, "model": "fake-large"}, headers=ROUND_ROBIN)
+            await served.chat({**HELLO, "model": "fake-large"}, headers=ROUND_ROBIN)
             async with opened(browser, served.url, reduced_motion="reduce") as tab:
                 await tab.is_live()
                 page, details = tab.page, tab.page.locator("#requests > details")
                 await tab.requests.first.locator("summary").click()
                 for width in WIDTHS:
                     await page.set_viewport_size({"width": width, "height": 900})
-                    assert await page.evaluate(STRAYS) == [], width
+                    assert await page.evaluate(OVERFLOWS) == [], width
                 knob = "getComputedStyle(document.querySelector('.switch'), '::after')"
                 assert await page.evaluate(f"{knob}.transitionDuration") == "0s"
 
@@ -744,5 +749,5 @@ async def test_it_fits_every_screen_and_unfolds_on_a_narrow_one(browser: Any) ->
                 await expect(success).to_be_visible()
                 less = page.get_by_role("button", name="Less of", expanded=True)
                 await expect(less).to_have_count(1)
-                assert await page.evaluate(STRAYS) == []
+                assert await page.evaluate(OVERFLOWS) == []
                 assert await page.evaluate("violations") == []

@@ -1,38 +1,41 @@
-// The tokens and the gateway key: asked for once when they are needed, kept in this tab.
+// The tokens and the gateway key: asked for once, when they are needed, and kept in this tab.
 
 const TEXTS = {
   viewer: {
     title: "Viewer or admin token",
-    text: "You need this gateway's VIEWER_TOKEN or ADMIN_TOKEN to see it; where it has no ADMIN_TOKEN, one of its GATEWAY_KEYS will do.",
+    text: "Enter this gateway's VIEWER_TOKEN or ADMIN_TOKEN. If it has no ADMIN_TOKEN, enter one of its GATEWAY_KEYS.",
   },
   admin: {
     title: "Admin token",
-    text: "You need this gateway's ADMIN_TOKEN to switch an instance; where it has none, one of its GATEWAY_KEYS.",
+    text: "Switching an instance requires this gateway's ADMIN_TOKEN. If it has none, enter one of its GATEWAY_KEYS.",
   },
-  caller: { title: "Gateway key", text: "You need one of this gateway's GATEWAY_KEYS to send a request." },
+  caller: {
+    title: "Gateway key",
+    text: "Sending a request requires one of this gateway's GATEWAY_KEYS.",
+  },
 };
-// What was given for one thing may open another, and is tried before anybody is asked again.
-// A token is never a gateway key as well; what was typed to look may be one.
-const LENDERS = { viewer: [], admin: ["viewer"], caller: ["viewer"] };
-const NO_TOKEN = "A token has only plain letters, digits and signs, and no spaces.";
+// A token entered for one purpose may serve another, and is tried before the user is asked again.
+// A gateway key may be a viewer's token as well; an admin token is never a gateway key.
+const FALLBACKS = { viewer: [], admin: ["viewer"], caller: ["viewer"] };
+const INVALID_TOKEN = "A token contains only ASCII letters, digits and punctuation, no spaces.";
 
-const nameOf = (kind) => `nexus-gateway.${kind}`;
-const kept = (kind) => sessionStorage.getItem(nameOf(kind));
-const keep = (kind, token) => sessionStorage.setItem(nameOf(kind), token);
-const problems = {}; // by kind: what the dialog is to say of the token that was given last
+const storageKey = (kind) => `nexus-gateway.${kind}`;
+const stored = (kind) => sessionStorage.getItem(storageKey(kind));
+const store = (kind, token) => sessionStorage.setItem(storageKey(kind), token);
+const problems = {}; // by kind: what the dialog shows about the last token
 
 export function headersFor(kind) {
-  const token = kept(kind);
+  const token = stored(kind);
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-// Forgets a token that the gateway turned away, and keeps for the dialog what it said to that.
-export function refused(kind, text) {
-  problems[kind] = kept(kind) ? `Not accepted. ${text}` : "";
-  sessionStorage.removeItem(nameOf(kind));
+// Forgets a token that the gateway rejected, and keeps the reason for the dialog.
+export function reject(kind, reason) {
+  problems[kind] = stored(kind) ? `Not accepted. ${reason}` : "";
+  sessionStorage.removeItem(storageKey(kind));
 }
 
-// Resolves to whether one was given.
+// Resolves to whether a token was entered.
 export function ask(kind) {
   const [dialog, form, field, problem] = ["ask", "ask-form", "token", "ask-problem"].map((id) =>
     document.getElementById(id),
@@ -40,48 +43,48 @@ export function ask(kind) {
   if (dialog.open) return Promise.resolve(false);
   document.getElementById("ask-title").textContent = TEXTS[kind].title;
   document.getElementById("ask-text").textContent = TEXTS[kind].text;
-  const complain = (text) => {
+  const showProblem = (text) => {
     problem.textContent = text;
     field.setAttribute("aria-invalid", String(text !== ""));
   };
   field.value = "";
-  complain(problems[kind] ?? "");
+  showProblem(problems[kind] ?? "");
   problems[kind] = "";
-  let given = false;
+  let valid = false;
   return new Promise((resolve) => {
     form.onsubmit = (event) => {
       event.preventDefault();
       const token = field.value.trim();
-      // A header holds nothing else, and a key has nothing else.
-      given = /^[!-~]+$/.test(token);
-      if (!given) {
-        complain(NO_TOKEN);
+      // Nothing else fits into a header, and no key contains anything else.
+      valid = /^[!-~]+$/.test(token);
+      if (!valid) {
+        showProblem(INVALID_TOKEN);
         return;
       }
-      keep(kind, token);
+      store(kind, token);
       dialog.close();
     };
     document.getElementById("ask-cancel").onclick = () => dialog.close();
     dialog.onclose = () => {
       field.value = "";
-      resolve(given);
+      resolve(valid);
     };
     dialog.showModal();
   });
 }
 
-// Sends JSON, and says so just before, each time; where a token is missing or wrong it looks for
-// another, asks for one, and sends it again.
-export async function post(kind, path, body, { headers = {}, signal, sending = () => {} } = {}) {
-  const lent = LENDERS[kind].map(kept).filter((token) => token && token !== kept(kind));
-  const lend = () => {
-    if (lent.length) keep(kind, lent.shift());
-    return Boolean(kept(kind));
+// Sends JSON, and calls `onSend` before each try. If a token is missing or wrong, it tries the
+// fallbacks, then asks for one, and sends the request again.
+export async function post(kind, path, body, { headers = {}, signal, onSend = () => {} } = {}) {
+  const fallbacks = FALLBACKS[kind].map(stored).filter((token) => token && token !== stored(kind));
+  const useFallback = () => {
+    if (fallbacks.length) store(kind, fallbacks.shift());
+    return Boolean(stored(kind));
   };
-  // Whoever may look may perhaps switch; a request may need no key at all.
-  let borrowed = kind === "admin" && !kept(kind) && lend();
+  // The viewer's token may be an admin's; a chat request may need no key at all.
+  let isFallback = kind === "admin" && !stored(kind) && useFallback();
   for (;;) {
-    sending();
+    onSend();
     const response = await fetch(path, {
       method: "POST",
       headers: { "Content-Type": "application/json", ...headers, ...headersFor(kind) },
@@ -89,15 +92,15 @@ export async function post(kind, path, body, { headers = {}, signal, sending = (
       signal,
     });
     if (response.status !== 401) return response;
-    const text = await problemOf(response.clone());
-    refused(kind, text);
-    if (borrowed) problems[kind] = ""; // nobody typed it here
-    borrowed = lend();
-    if (!borrowed && !(await ask(kind))) return response;
+    const reason = await problemOf(response.clone());
+    reject(kind, reason);
+    if (isFallback) problems[kind] = ""; // it was not entered for this purpose
+    isFallback = useFallback();
+    if (!isFallback && !(await ask(kind))) return response;
   }
 }
 
 export async function problemOf(response) {
   const body = await response.json().catch(() => ({}));
-  return body.error?.message ?? `The gateway answered ${response.status}.`;
+  return body.error?.message ?? `The gateway returned status ${response.status}.`;
 }

@@ -1,104 +1,104 @@
-// Listens to GET /v1/events, and goes on listening.
+// Reads GET /v1/events, and reconnects when the connection breaks.
 //
-// An EventSource does where no token is needed. It cannot send one, nor tell why it was turned
-// away: then the same feed is read by fetch, with the token in a header and never in an address.
+// Without a token an EventSource does it. It can neither send a token nor read why it was
+// rejected: then the same feed is read by fetch, with the token in a header, never in a URL.
 
 import { eventsOf } from "./sse.js";
-import { headersFor, problemOf, refused } from "./access.js";
+import { headersFor, problemOf, reject } from "./access.js";
 
 const PATH = "/v1/events";
 const NAMES = ["snapshot", "instance", "request", "gateway"];
-const SILENCE_MS = 6000; // it speaks every second
+const SILENCE_MS = 6000; // the gateway sends an event every second
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 4000;
-const CLOSED_WAIT_MS = 10000;
+const DENIED_WAIT_MS = 10000;
 
 export class Feed {
-  // hear(name, data) for each event; say(state, text) where state is
-  // opening, live, gone, locked (a token is needed) or closed (none would do).
-  constructor(hear, say) {
-    this.hear = hear;
-    this.say = say;
+  // onEvent(name, data) for each event; onState(state, text), where state is opening, live,
+  // gone, locked (a token is needed) or closed (no token would be accepted).
+  constructor(onEvent, onState) {
+    this.onEvent = onEvent;
+    this.onState = onState;
     this.lastId = "";
     this.waitMs = FIRST_WAIT_MS;
-    this.heardAt = 0;
-    this.leave = () => {};
-    setInterval(() => this.watch(), 1000);
+    this.lastEventAt = 0;
+    this.disconnect = () => {};
+    setInterval(() => this.checkSilence(), 1000);
   }
 
   open() {
-    this.leave();
+    this.disconnect();
     clearTimeout(this.timer);
-    this.heardAt = 0;
-    if ("Authorization" in headersFor("viewer")) this.read();
-    else this.listen();
+    this.lastEventAt = 0;
+    if ("Authorization" in headersFor("viewer")) this.openFetch();
+    else this.openEventSource();
   }
 
-  listen() {
+  openEventSource() {
     const source = new EventSource(PATH);
-    this.leave = () => source.close();
+    this.disconnect = () => source.close();
     for (const name of NAMES) {
-      source.addEventListener(name, (event) => this.take(name, event.data, event.lastEventId));
+      source.addEventListener(name, (event) => this.receive(name, event.data, event.lastEventId));
     }
     source.onerror = () => {
-      const turnedAway = source.readyState === EventSource.CLOSED;
+      const rejected = source.readyState === EventSource.CLOSED;
       source.close();
-      if (turnedAway) this.read();
-      else this.again();
+      if (rejected) this.openFetch();
+      else this.reconnect();
     };
   }
 
-  async read() {
+  async openFetch() {
     const control = new AbortController();
-    this.leave = () => control.abort();
+    this.disconnect = () => control.abort();
     const resume = this.lastId ? { "Last-Event-ID": this.lastId } : {};
     const headers = { Accept: "text/event-stream", ...headersFor("viewer"), ...resume };
     try {
       const response = await fetch(PATH, { headers, cache: "no-store", signal: control.signal });
       if (!response.ok) {
-        await this.turnedAway(response);
+        await this.onRejected(response);
         return;
       }
       for await (const { event, data, id } of eventsOf(response.body)) {
         if (id) this.lastId = id;
-        if (NAMES.includes(event)) this.take(event, data, this.lastId);
+        if (NAMES.includes(event)) this.receive(event, data, this.lastId);
       }
     } catch (error) {
       if (control.signal.aborted) return;
     }
-    this.again();
+    this.reconnect();
   }
 
-  async turnedAway(response) {
-    const text = await problemOf(response);
+  async onRejected(response) {
+    const reason = await problemOf(response);
     if (response.status === 401) {
-      refused("viewer", text);
-      this.say("locked", text);
+      reject("viewer", reason);
+      this.onState("locked", reason);
     } else if (response.status === 403) {
-      this.say("closed", text);
-      this.timer = setTimeout(() => this.open(), CLOSED_WAIT_MS);
+      this.onState("closed", reason);
+      this.timer = setTimeout(() => this.open(), DENIED_WAIT_MS);
     } else {
-      this.again();
+      this.reconnect();
     }
   }
 
-  take(name, data, id) {
+  receive(name, data, id) {
     this.lastId = id || this.lastId;
-    this.heardAt = Date.now();
+    this.lastEventAt = Date.now();
     this.waitMs = FIRST_WAIT_MS;
-    this.say("live", "");
-    this.hear(name, JSON.parse(data));
+    this.onState("live", "");
+    this.onEvent(name, JSON.parse(data));
   }
 
-  again() {
-    this.leave();
-    this.heardAt = 0;
-    this.say("gone", "");
+  reconnect() {
+    this.disconnect();
+    this.lastEventAt = 0;
+    this.onState("gone", "");
     this.timer = setTimeout(() => this.open(), this.waitMs);
     this.waitMs = Math.min(this.waitMs * 2, LONGEST_WAIT_MS);
   }
 
-  watch() {
-    if (this.heardAt && Date.now() - this.heardAt > SILENCE_MS) this.again();
+  checkSilence() {
+    if (this.lastEventAt && Date.now() - this.lastEventAt > SILENCE_MS) this.reconnect();
   }
 }

@@ -1,4 +1,4 @@
-// Numbers as people read them; a dash where nothing is known.
+// Formats numbers and times for people; a dash stands for an unknown value.
 
 export const NONE = "–";
 const grouped = new Intl.NumberFormat("en-US");
@@ -10,7 +10,7 @@ const DAY_MS = 24 * 60 * 60 * 1000;
 
 export const count = (n) => (n < 100000 ? grouped.format(n) : compact.format(n));
 export const time = (ms) => clock.format(new Date(ms));
-// A time of the last day by the clock, an older one by its day.
+// The time of day within the last 24 hours, the date of anything older.
 export const moment = (ms, nowMs) => (nowMs - ms < DAY_MS ? minute : day).format(new Date(ms));
 export const usd = (n) => (n === null || n === undefined ? NONE : `$${n.toFixed(n && n < 10 ? 4 : 2)}`);
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;

@@ -1,6 +1,6 @@
-// The instances: who serves, who suffers, why, and the switch.
+// The instances: a row each, with its state, its figures and its switch.
 
-import { element, icon, setData, setIcon, setText, unfolder } from "./elements.js";
+import { element, icon, setData, setIcon, setText, unfoldButton } from "./elements.js";
 import { NONE, count, duration } from "./format.js";
 import { figuresOf, rowReasonOf, stateOf } from "./states.js";
 import { Sparkline } from "./timeline.js";
@@ -25,7 +25,7 @@ class Row {
     this.name = element("h3", {}, name);
     this.model = element("p", { class: "model" });
     this.switch = element("button", { type: "button", role: "switch", class: "switch" });
-    this.switch.setAttribute("aria-label", `${name} takes requests`);
+    this.switch.setAttribute("aria-label", `${name} accepts requests`);
     this.switch.addEventListener("click", () => {
       toggle(name, this.switch.getAttribute("aria-checked") !== "true", this.switch);
     });
@@ -35,7 +35,7 @@ class Row {
     this.node = element(
       "li",
       { class: "instance" },
-      element("div", { class: "who" }, this.name, this.model),
+      element("div", { class: "identity" }, this.name, this.model),
       element(
         "div",
         { class: "state" },
@@ -44,7 +44,7 @@ class Row {
       ),
       element("dl", { class: "cells" }, ...CELLS.map(([key, label]) => this.cell(key, label))),
       element("div", { class: "toggle" }, this.switch),
-      unfolder(name),
+      unfoldButton(name),
     );
   }
 
@@ -58,7 +58,7 @@ class Row {
     return element("div", { class: `cell ${key}` }, element("dt", {}, label), value);
   }
 
-  // An instance with its state.
+  // `instance` includes its state.
   show(instance) {
     const { state, metrics } = instance;
     setData(this.node, "kind", state.kind);
@@ -85,19 +85,19 @@ export class Instances {
   constructor(list, toggle) {
     this.list = list;
     this.toggle = toggle;
-    this.known = new Map();
+    this.latest = new Map();
     this.rows = new Map();
   }
 
   replace(instances) {
     this.list.replaceChildren();
-    this.known.clear();
+    this.latest.clear();
     this.rows.clear();
-    for (const instance of instances) this.hear(instance);
+    for (const instance of instances) this.update(instance);
   }
 
-  hear(instance) {
-    this.known.set(instance.name, { ...instance, heardAt: Date.now() });
+  update(instance) {
+    this.latest.set(instance.name, { ...instance, receivedAt: Date.now() });
     if (!this.rows.has(instance.name)) {
       const row = new Row(instance.name, this.toggle);
       this.rows.set(instance.name, row);
@@ -106,22 +106,22 @@ export class Instances {
     this.rows.get(instance.name).show(this.now(instance.name));
   }
 
-  // An instance, with its state as of now.
+  // The instance with its current state.
   now(name) {
-    const instance = this.known.get(name);
-    return { ...instance, state: stateOf(instance, Date.now() - instance.heardAt) };
+    const instance = this.latest.get(name);
+    return { ...instance, state: stateOf(instance, Date.now() - instance.receivedAt) };
   }
 
   all() {
-    return [...this.known.keys()].map((name) => this.now(name));
+    return [...this.latest.keys()].map((name) => this.now(name));
   }
 
-  // What runs down, and the history that moves on.
+  // Redraws the countdowns and the timelines.
   tick(timelines) {
-    const most = timelines.most([...this.known.keys()]);
+    const peak = timelines.peak([...this.latest.keys()]);
     for (const [name, row] of this.rows) {
       row.show(this.now(name));
-      row.sparkline.draw(timelines, name, most);
+      row.sparkline.draw(timelines, name, peak);
     }
   }
 }

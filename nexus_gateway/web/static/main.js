@@ -1,4 +1,4 @@
-// The Control Center: hears the feed, and shows it.
+// The Control Center: reads the live feed and shows it.
 
 import { ask, post, problemOf } from "./access.js";
 import { element, setData, setIcon, setText } from "./elements.js";
@@ -6,12 +6,12 @@ import { Feed } from "./feed.js";
 import { NONE, count, moment, plural, time, usd } from "./format.js";
 import { Instances } from "./instances.js";
 import { Requests } from "./requests.js";
-import { troublesOf, verdictOf } from "./states.js";
+import { headlineOf, problemsOf } from "./states.js";
 import { SPAN_MS, Sparkline, Timelines } from "./timeline.js";
 import { TryIt } from "./tryit.js";
 
 const byId = (id) => document.getElementById(id);
-const SIGNS = { good: "●", weak: "▲", bad: "✕" }; // as drawn on the page
+const TITLE_SIGNS = { good: "●", weak: "▲", bad: "✕" }; // similar to the icons on the page
 
 const timelines = new Timelines();
 const instances = new Instances(byId("instances"), toggle);
@@ -25,21 +25,21 @@ const tiles = makeTiles();
 let gateway = null;
 let goneSince = null;
 
-const feed = new Feed(hear, showLink);
+const feed = new Feed(onEvent, showLink);
 feed.open();
 setInterval(() => gateway && show(), 1000);
 
-function hear(name, data) {
+function onEvent(name, data) {
   if (name === "snapshot") {
     instances.replace(data.providers);
     requests.replace(data.requests);
   }
-  if (name === "instance") instances.hear(data);
-  if (name === "request") requests.hear(data);
+  if (name === "instance") instances.update(data);
+  if (name === "request") requests.add(data);
   else {
     if (data.gateway) {
       gateway = data.gateway;
-      timelines.hear(data.timelines, gateway.at, name === "snapshot");
+      timelines.merge(data.timelines, gateway.at, name === "snapshot");
     }
     show();
   }
@@ -48,43 +48,39 @@ function hear(name, data) {
 function show() {
   if (byId("link").dataset.state !== "live") return;
   instances.tick(timelines);
-  showVerdict();
+  const all = instances.all();
+  showHeadline(headlineOf(all, gateway.status), problemsOf(all) || activity());
   showTiles();
-  tryIt.offer(gateway.policies, [...instances.known.values()]);
+  tryIt.offer(gateway.policies, [...instances.latest.values()]);
   const workers = gateway.workers > 1 ? ` · ${plural(gateway.workers, "worker")}` : "";
   setText(byId("about"), `${gateway.version}${workers}`);
 }
 
-function showVerdict() {
-  const all = instances.all();
-  sayVerdict(verdictOf(all, gateway.status), troublesOf(all) || peace());
-}
-
-function sayVerdict({ kind, text, short }, reasons) {
+function showHeadline({ kind, text, short }, reasons) {
   setText(byId("verdict"), text);
   setData(byId("verdict").parentElement, "kind", kind);
   setIcon(byId("verdict-icon"), kind);
   setText(byId("reasons"), reasons);
-  const title = `${SIGNS[kind] ?? "○"} ${short} – Nexus Gateway`;
+  const title = `${TITLE_SIGNS[kind] ?? "○"} ${short} – Nexus Gateway`;
   if (document.title !== title) document.title = title;
 }
 
-// What to say where nobody is in trouble now.
-function peace() {
+// Shown below the headline if no instance has a problem now.
+function activity() {
   const { requests: all, failures, failovers } = timelines.totals("");
-  const then = remembersAll() ? "in the last 15 minutes" : sinceWhen();
-  if (!all) return `No request ${then}.`;
-  if (failures) return `${plural(failures, "request")} failed ${then}.`;
-  if (failovers) return `No request failed ${then}; where one was in trouble, another instance took over.`;
-  return `Nothing failed ${then}.`;
+  const period = coversSpan() ? "in the last 15 minutes" : sinceWhen();
+  if (!all) return `No requests ${period}.`;
+  if (failures) return `${plural(failures, "request")} failed ${period}.`;
+  if (failovers) return `No request failed ${period}: when an instance failed, another one took over.`;
+  return `No failures ${period}.`;
 }
 
-// Whether the gateway has been up for as long as the page looks back; one that does not tell has.
-const remembersAll = () => !(gateway.at - gateway.since < SPAN_MS);
+// Whether the gateway has been up for the whole time shown; assumed if `since` is missing.
+const coversSpan = () => !(gateway.at - gateway.since < SPAN_MS);
 const sinceWhen = () => (gateway.since ? `since ${moment(gateway.since, gateway.at)}` : "since the start");
 
 function makeTiles() {
-  const made = {};
+  const tiles = {};
   const names = [
     ["rate", "Requests/s"],
     ["flight", "In flight"],
@@ -99,23 +95,23 @@ function makeTiles() {
     const tile = element("div", { class: `tile ${name}` });
     tile.append(element("dt", {}, label), element("dd", {}, value, more));
     byId("tiles").append(tile);
-    made[name] = { tile, value, more };
+    tiles[name] = { tile, value, more };
   }
-  made.sparkline = new Sparkline();
-  made.rate.tile.querySelector("dd").append(made.sparkline.node);
-  return made;
+  tiles.sparkline = new Sparkline();
+  tiles.rate.tile.querySelector("dd").append(tiles.sparkline.node);
+  return tiles;
 }
 
 function showTiles() {
   const { requests: all, failures, failovers, tokens } = timelines.totals("");
-  const then = remembersAll() ? "in 15 minutes" : sinceWhen();
-  const share = (n) => (all ? `${((n / all) * 100).toFixed(1)}% of ${count(all)}` : then);
+  const period = coversSpan() ? "in the last 15 min" : sinceWhen();
+  const share = (n) => (all ? `${((n / all) * 100).toFixed(1)}% of ${count(all)}` : period);
   const texts = {
-    rate: [gateway.requestsPerSecond.toFixed(1), `${count(all)} ${then}`],
+    rate: [gateway.requestsPerSecond.toFixed(1), `${count(all)} ${period}`],
     flight: [count(gateway.inFlight), "now"],
-    failovers: [count(failovers), then],
+    failovers: [count(failovers), period],
     errors: [count(failures), share(failures)],
-    tokens: [count(tokens), then],
+    tokens: [count(tokens), period],
     cost: cost(),
   };
   for (const [name, [value, more]] of Object.entries(texts)) {
@@ -123,14 +119,14 @@ function showTiles() {
     setText(tiles[name].more, more);
   }
   setData(tiles.errors.tile, "kind", failures ? "bad" : "");
-  tiles.sparkline.draw(timelines, "", timelines.most([""]));
+  tiles.sparkline.draw(timelines, "", timelines.peak([""]));
 }
 
-// What is known of the cost, and of what part of the requests that is.
+// The known cost, and the share of requests it covers.
 function cost() {
   const { spentUsd, priced } = gateway;
   if (spentUsd === null) return [NONE, priced === 0 ? "no price known" : "no ledger or prices"];
-  const all = (priced ?? 1) === 1; // also where there was no request
+  const all = (priced ?? 1) === 1; // also if there was no request
   const part = Math.min(99, Math.max(1, Math.round(priced * 100)));
   return [usd(spentUsd), all ? sinceWhen() : `for ${part}% of requests`];
 }
@@ -140,13 +136,13 @@ async function toggle(name, enabled, button) {
   try {
     const response = await post("admin", "/v1/providers/toggle", { name, enabled });
     if (response.ok) {
-      instances.hear(await response.json());
+      instances.update(await response.json());
       show();
       notify("");
-    } else if (response.status === 401) notify(""); // who gave no token has left it as it is
+    } else if (response.status === 401) notify(""); // the dialog was cancelled
     else notify(await problemOf(response));
   } catch {
-    notify(`${name} could not be switched: the gateway did not answer.`);
+    notify(`${name} could not be switched: the gateway did not respond.`);
   }
   button.disabled = false;
   button.focus();
@@ -158,25 +154,25 @@ function showLink(state, text) {
   const words = {
     opening: "Connecting",
     live: "Live",
-    gone: `Gone since ${time(goneSince ?? Date.now())}, trying again`,
+    gone: `Disconnected since ${time(goneSince ?? Date.now())}, reconnecting`,
     locked: "Locked",
-    closed: "Closed",
+    closed: "Access denied",
   };
   setText(byId("link-text"), words[state]);
   if (byId("link").dataset.state === state) return;
   byId("link").dataset.state = state;
   document.body.classList.toggle("stale", state !== "live");
-  const shut = { locked: "Enter a token to see this gateway.", closed: text };
-  notify(shut[state] ?? "");
+  const denied = { locked: "Enter a token to view this gateway.", closed: text };
+  notify(denied[state] ?? "");
   byId("notice-button").hidden = state !== "locked";
-  if (state in shut) {
-    sayVerdict({ kind: "off", text: `${words[state]}.`, short: words[state] }, "");
+  if (state in denied) {
+    showHeadline({ kind: "off", text: `${words[state]}.`, short: words[state] }, "");
     byId("no-requests").hidden = true;
   }
   if (state === "locked") unlock();
   if (state === "gone") {
-    const gone = { kind: "bad", text: "The gateway does not answer.", short: "No answer" };
-    sayVerdict(gone, gateway ? "Below is how it was before." : "");
+    const gone = { kind: "bad", text: "The gateway is not responding.", short: "Not responding" };
+    showHeadline(gone, gateway ? "The last known state is shown below." : "");
   }
 }
 

@@ -1,6 +1,6 @@
-// One request as a row, which opens to show whom it was tried with and why that failed.
+// One request as a row, which opens to show its attempts and why they failed.
 
-import { element, ends, icon } from "./elements.js";
+import { element, icon, splitText } from "./elements.js";
 import { NONE, count, duration, plural, time } from "./format.js";
 
 const OUTCOMES = {
@@ -8,10 +8,10 @@ const OUTCOMES = {
   failure: "failed",
   rate_limited: "rate limited",
   bad_key: "key refused",
-  refused: "refused the request",
-  cancelled: "ended by the caller",
+  refused: "request refused",
+  cancelled: "cancelled by the caller",
 };
-const LEFT = 499; // the status of a request whose caller did not wait
+const CLIENT_CLOSED_REQUEST = 499;
 
 export class Entry {
   constructor(request) {
@@ -19,17 +19,17 @@ export class Entry {
     this.endedAt = request.endedAt;
     this.failed = request.failed;
     this.moved = request.failedOver;
-    this.key = `${request.endedAt} ${request.id}`; // callers may give two the same id
+    this.key = `${request.endedAt} ${request.id}`; // callers choose ids, which may repeat
   }
 
   get row() {
-    this.made ??= rowOf(this);
-    return this.made;
+    this.node ??= rowOf(this);
+    return this.node;
   }
 
-  // Whether somebody reads it: such a row is never taken away.
-  get isRead() {
-    return Boolean(this.made?.open || this.made?.contains(document.activeElement));
+  // Whether the row is open or has the focus: such a row is not removed.
+  get isInUse() {
+    return Boolean(this.node?.open || this.node?.contains(document.activeElement));
   }
 }
 
@@ -39,55 +39,55 @@ function rowOf(entry) {
   row.classList.toggle("moved", entry.moved);
   row.classList.toggle("failed", entry.failed);
   row.addEventListener("toggle", () => {
-    if (row.open && row.childElementCount === 1) row.append(story(request));
+    if (row.open && row.childElementCount === 1) row.append(details(request));
   });
   return row;
 }
 
 function summary(entry) {
   const { request } = entry;
-  const tries = request.attempts.length;
-  const [kind, word] = kindOf(entry);
+  const attempts = request.attempts.length;
+  const [kind, words] = kindOf(entry);
   const status = element("span", { class: "status", "data-kind": kind }, icon(kind));
-  status.append(String(request.status), unseen(word));
+  status.append(String(request.status), unseen(words));
   const tokens = request.completionTokens;
   const cells = [
     element("span", { class: "time" }, time(request.endedAt)),
     status,
     name("model", request.askedModel ?? "auto"),
-    name("by", request.instance ?? "nobody"),
-    cell("attempts", String(tries), tries === 1 ? "attempt" : "attempts"),
+    name("by", request.instance ?? "no instance"),
+    cell("attempts", String(attempts), attempts === 1 ? "attempt" : "attempts"),
     cell("ttft", request.stream && request.firstMs ? duration(request.firstMs) : NONE, "TTFT"),
-    cell("duration", duration(request.totalMs), "in all"),
+    cell("duration", duration(request.totalMs), "total"),
     cell("tokens", tokens ? count(tokens) : NONE, "tokens"),
   ];
-  if (tries > 1) cells[4].classList.add("many");
+  if (attempts > 1) cells[4].classList.add("many");
   return element("summary", { class: "request" }, ...cells);
 }
 
-// Which sign and colour, and what these say in a word.
+// The icon and colour, and their meaning in words.
 function kindOf({ request, failed, moved }) {
   if (failed) return ["bad", "failed"];
-  if (request.status >= 400) return ["off", request.status === LEFT ? "caller left" : "refused"];
+  if (request.status >= 400) return ["off", request.status === CLIENT_CLOSED_REQUEST ? "caller disconnected" : "refused"];
   if (moved) return ["weak", "failed over"];
-  if (request.attempts.length > 1) return ["weak", "tried again"];
+  if (request.attempts.length > 1) return ["weak", "retried"];
   return ["good", "answered"];
 }
 
 const unseen = (words) => element("span", { class: "unseen" }, ` ${words} `);
 
-// What is too long for its place is cut in its middle; the story has the whole.
-const name = (kind, text) => element("span", { class: `cut ${kind}`, title: text }, ...ends(text));
+// A name that is too long is cut in its middle; the details show all of it.
+const name = (kind, text) => element("span", { class: `cut ${kind}`, title: text }, ...splitText(text));
 
-// A number, and in words what it is for those who don't see its column.
+// A number, with its meaning in words for screen readers.
 const cell = (kind, value, words) => element("span", { class: `n ${kind}` }, value, unseen(words));
 
-function story(request) {
+function details(request) {
   const facts = [
     ["Request", request.id],
-    ["Door", request.stream ? `${request.endpoint}, streamed` : request.endpoint],
+    ["Endpoint", request.stream ? `${request.endpoint}, streamed` : request.endpoint],
     ["Routing", request.policy],
-    ["Model asked", request.askedModel],
+    ["Requested model", request.askedModel],
     ["Model", request.model],
     ["Caller", request.caller],
     ["Outcome", request.outcome.replaceAll("_", " ")],
@@ -96,12 +96,12 @@ function story(request) {
     ["Resumed", request.resumed ? plural(request.resumed, "time") : null],
   ];
   const shown = facts.filter(([, value]) => value);
-  const tried = [...request.attempts.map(attempt), ...notAsked(request)];
-  const list = element("ol", { class: "attempts-made" }, ...tried);
+  const items = [...request.attempts.map(attemptItem), ...exclusions(request)];
+  const list = element("ol", { class: "attempts-made" }, ...items);
   const pairs = shown.map(([fact, value]) =>
     element("div", {}, element("dt", {}, fact), element("dd", {}, value)),
   );
-  return element("div", { class: "story" }, list, element("dl", { class: "facts" }, ...pairs));
+  return element("div", { class: "details" }, list, element("dl", { class: "facts" }, ...pairs));
 }
 
 function tokensOf({ promptTokens, completionTokens }) {
@@ -109,29 +109,30 @@ function tokensOf({ promptTokens, completionTokens }) {
     [promptTokens, "in"],
     [completionTokens, "out"],
   ];
-  return known.flatMap(([n, way]) => (n ? [`${count(n)} ${way}`] : [])).join(", ");
+  return known.flatMap(([n, direction]) => (n ? [`${count(n)} ${direction}`] : [])).join(", ");
 }
 
-// Why nobody was asked, or nobody else.
-function notAsked({ attempts, failed, why }) {
-  const leftOut = /(?:^|; )(left out: .*)/s.exec(why ?? "")?.[1];
-  const told = [];
-  if (!attempts.length) told.push("Nobody was asked.");
-  if (leftOut && failed) told.push(`L${leftOut.slice(1)}`);
-  else if (why && !attempts.length) told.push(why);
-  return told.length ? [element("li", { class: "none" }, told.join(" "))] : [];
+// Why no instance was tried, or no further one.
+function exclusions({ attempts, failed, why }) {
+  const excluded = /(?:^|; )(?:excluded|left out): (.*)/s.exec(why ?? "")?.[1];
+  const sentences = [];
+  if (!attempts.length) sentences.push("No instance was tried.");
+  if (excluded && failed) sentences.push(`Excluded: ${excluded}`);
+  else if (why && !attempts.length) sentences.push(why);
+  return sentences.length ? [element("li", { class: "none" }, sentences.join(" "))] : [];
 }
 
-function attempt(made) {
-  const kind = { success: "good", cancelled: "off", refused: "off", rate_limited: "wait" };
-  const outcome = made.outcome;
+function attemptItem(attempt) {
+  const kinds = { success: "good", cancelled: "off", refused: "off", rate_limited: "wait" };
+  const { outcome } = attempt;
+  const kind = kinds[outcome] ?? "bad";
   return element(
     "li",
-    { "data-kind": kind[outcome] ?? "bad" },
-    icon(kind[outcome] ?? "bad"),
-    element("span", { class: "by" }, made.instance),
+    { "data-kind": kind },
+    icon(kind),
+    element("span", { class: "by" }, attempt.instance),
     element("span", { class: "outcome" }, OUTCOMES[outcome] ?? outcome),
-    element("span", { class: "why" }, made.reason || (made.status ? `HTTP ${made.status}` : "")),
-    element("span", { class: "n" }, made.durationMs ? duration(made.durationMs) : NONE),
+    element("span", { class: "why" }, attempt.reason || (attempt.status ? `HTTP ${attempt.status}` : "")),
+    element("span", { class: "n" }, attempt.durationMs ? duration(attempt.durationMs) : NONE),
   );
 }

@@ -1,4 +1,4 @@
-// Reads server-sent events from the body of a fetch.
+// Parses server-sent events from the body of a fetch.
 
 export async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -11,7 +11,7 @@ export async function* eventsOf(body) {
       const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
       rest = lines.pop();
       for (const line of lines) {
-        if (line !== "") take(event, line);
+        if (line !== "") addField(event, line);
         else if ("data" in event || "id" in event) {
           yield event;
           event = {};
@@ -23,7 +23,7 @@ export async function* eventsOf(body) {
   }
 }
 
-function take(event, line) {
+function addField(event, line) {
   const colon = line.indexOf(":");
   if (colon === 0) return; // a comment
   const name = colon < 0 ? line : line.slice(0, colon);

@@ -1,48 +1,48 @@
-// What is said of an instance, and of all of them: no element, no clock, nothing kept.
+// Describes instances: each of them, and all together. Pure: no elements, no clock, no state.
 //
-// One table for the rows, the headline, the sentence below it and the tab, so that all of them
-// count alike. tests/test_control_center.py holds every cell of it.
+// One table serves the rows, the headline, the reasons below it and the tab's title, so that all of
+// them agree. tests/test_control_center.py checks every combination.
 
 import { NONE, countdown } from "./format.js";
 
 const WEAK_SUCCESS = 90;
 const BAD_SUCCESS = 50;
 const WEAK_WAIT = 50;
-const NAMED = 2; // in the sentence
+const MOST_NAMED = 2; // in the reasons
 
-// The most troubled first: in this order they are named. `does` is what the headline counts:
-//   serves  requests go to it, and some of them were answered
-//   ready   they would; none has been lately
-//   probe   the next request that goes to it will tell
-//   out     it gets none, or has answered none
-//   off     as somebody wanted it
+// The worst first: the reasons name them in this order. The headline counts by `group`:
+//   serving      gets requests and has answered some of them
+//   ready        would get requests; there is no recent result
+//   probing      the next request that it gets decides
+//   unavailable  gets no requests, or has answered none
+//   off          switched off
 const STATES = {
-  bad_key: { word: "Key refused", kind: "bad", does: "out" },
-  open: { word: "Circuit open", kind: "bad", does: "out" },
-  failing: { word: "Failing", kind: "bad", does: "out" },
-  half_open: { word: "Half open", kind: "probe", does: "probe" },
-  unproven: { word: "Unproven", kind: "probe", does: "probe" },
-  rate_limited: { word: "Rate limited", kind: "wait", does: "out" },
-  resting: { word: "Resting", kind: "wait", does: "out" },
-  parked: { word: "Parked", kind: "wait", does: "out" },
-  often: { word: "Failing often", kind: "bad", does: "serves" },
-  at_times: { word: "Failing at times", kind: "weak", does: "serves" },
-  slow: { word: "Slow", kind: "weak", does: "serves" },
-  serving: { word: "Serving", kind: "good", does: "serves" },
-  ready: { word: "Ready", kind: "ready", does: "ready" },
-  off: { word: "Off", kind: "off", does: "off" },
+  bad_key: { word: "Key refused", kind: "bad", group: "unavailable" },
+  open: { word: "Circuit open", kind: "bad", group: "unavailable" },
+  failing: { word: "Failing", kind: "bad", group: "unavailable" },
+  half_open: { word: "Half open", kind: "probe", group: "probing" },
+  unproven: { word: "Unproven", kind: "probe", group: "probing" },
+  rate_limited: { word: "Rate limited", kind: "wait", group: "unavailable" },
+  resting: { word: "Cooling down", kind: "wait", group: "unavailable" },
+  parked: { word: "Parked", kind: "wait", group: "unavailable" },
+  often: { word: "Failing often", kind: "bad", group: "serving" },
+  at_times: { word: "Failing sometimes", kind: "weak", group: "serving" },
+  slow: { word: "Slow", kind: "weak", group: "serving" },
+  serving: { word: "Serving", kind: "good", group: "serving" },
+  ready: { word: "Ready", kind: "ready", group: "ready" },
+  off: { word: "Off", kind: "off", group: "off" },
 };
 const ORDER = Object.keys(STATES);
 const PARKS = ["rate_limited", "resting"];
-const UNTROUBLED = ["serving", "ready", "off"];
+const HEALTHY = ["serving", "ready", "off"];
 
-// Whether a success or a failure has been seen: without one its figures are only hopes.
+// Whether there was a success or a failure: until then the figures are only initial values.
 export function isJudged({ totalRequests, judged = totalRequests > 0 }) {
   return judged;
 }
 
-// Returns id and, of the table, word, kind (which sign and colour) and does; and what is said
-// beside the word. `agoMs`: how long ago this was heard of the instance.
+// Returns id; word, kind (icon and colour) and group from the table; and until, the text beside
+// the word. `agoMs`: the age of `instance`.
 export function stateOf(instance, agoMs = 0) {
   const id = stateIdOf(instance, agoMs);
   return { id, ...STATES[id], until: untilOf(id, instance, agoMs) };
@@ -51,17 +51,18 @@ export function stateOf(instance, agoMs = 0) {
 function stateIdOf(instance, agoMs) {
   const { enabled, circuitState, parkReason } = instance;
   if (!enabled) return "off";
-  if (parkReason === "bad_key") return "bad_key"; // somebody must do something about it
-  const opensLast = circuitState === "OPEN" && probeInMs(instance, agoMs) > parkedMs(instance, agoMs);
-  if (parkReason && !opensLast) return PARKS.includes(parkReason) ? parkReason : "parked";
+  if (parkReason === "bad_key") return "bad_key"; // first, as it needs the operator
+  const circuitOpensLast =
+    circuitState === "OPEN" && probeInMs(instance, agoMs) > parkedMs(instance, agoMs);
+  if (parkReason && !circuitOpensLast) return PARKS.includes(parkReason) ? parkReason : "parked";
   if (circuitState === "OPEN") return "open";
   if (circuitState === "HALF_OPEN") return "half_open";
-  return stateIdWhereClosed(instance);
+  return availableStateId(instance);
 }
 
-function stateIdWhereClosed({ lastReason, metrics }) {
+function availableStateId({ lastReason, metrics }) {
   const success = parseFloat(metrics.successRate);
-  // Its key, its limit or its model was the trouble, which no rate counts, and nothing since.
+  // The last failure was its key, limit or model, which no rate counts, without a success since.
   if (lastReason && (!isJudged(metrics) || success === 100)) return "unproven";
   if (!isJudged(metrics)) return "ready";
   if (success === 0) return "failing";
@@ -75,102 +76,103 @@ const probeInMs = (instance, agoMs) => Math.max(0, instance.probeInMs - agoMs);
 
 function untilOf(id, instance, agoMs) {
   if (id === "open") return `probe in ${countdown(probeInMs(instance, agoMs))}`;
-  if (STATES[id].does === "probe") return "awaits a probe"; // or its end
-  if (id === "ready") return instance.metrics.totalRequests ? "no answer lately" : "not asked yet";
-  if (STATES[id].does !== "out" || id === "failing") return "";
-  const then = instance.circuitState === "CLOSED" ? "back" : "probe";
+  if (STATES[id].group === "probing") return "awaiting a probe"; // or its end
+  if (id === "ready") return instance.metrics.totalRequests ? "no recent answer" : "no requests yet";
+  if (STATES[id].group !== "unavailable" || id === "failing") return "";
+  const next = instance.circuitState === "CLOSED" ? "back" : "probe";
   const lastMs = Math.max(parkedMs(instance, agoMs), probeInMs(instance, agoMs));
-  return `${then} in ${countdown(lastMs)}`;
+  return `${next} in ${countdown(lastMs)}`;
 }
 
-// Why its last request failed, where the word does not say it already.
+// Why its last request failed, unless the word already states it. Off needs no reason.
 export function reasonOf({ lastReason }, { id, word }) {
-  const said = !lastReason || lastReason.toLowerCase() === word.toLowerCase();
-  // Off is the operator's word and needs no other reason.
-  return said || id === "off" ? "" : lastReason;
+  const isStated = !lastReason || lastReason.toLowerCase() === word.toLowerCase();
+  return isStated || id === "off" ? "" : lastReason;
 }
 
-// The same in its row: where it goes well, or may, a reason is of the past.
+// The same for its row: of an instance that works, or may work, the reason is a past one.
 export function rowReasonOf(instance, state) {
   const reason = reasonOf(instance, state);
-  const past = ["serving", "slow", "unproven"].includes(state.id);
-  return reason && past ? `last time: ${reason}` : reason;
+  const isPast = ["serving", "slow", "unproven"].includes(state.id);
+  return reason && isPast ? `last failure: ${reason}` : reason;
 }
 
-// Of instances with their states: the headline's kind and text, and a short one for the tab.
-export function verdictOf(all, status) {
-  const n = { all: all.length, serves: 0, ready: 0, probe: 0, out: 0, off: 0 };
-  for (const { state } of all) n[state.does] += 1;
-  const badly = all.filter(({ state }) => state.does === "serves" && state.kind !== "good").length;
-  const wanted = n.all - n.off;
+// For instances with their states: the headline's kind and text, and a short one for the tab.
+export function headlineOf(all, status) {
+  const n = { all: all.length, serving: 0, ready: 0, probing: 0, unavailable: 0, off: 0 };
+  for (const { state } of all) n[state.group] += 1;
+  const degraded = all.filter(({ state }) => state.group === "serving" && state.kind !== "good");
+  const enabled = n.all - n.off;
   if (status === "draining") {
     return { kind: "wait", text: "The gateway is shutting down.", short: "Shutting down" };
   }
   if (!n.all) {
-    return { kind: "off", text: "There is no instance: set a provider's key.", short: "No instance" };
+    const text = "No instance is configured: set a provider's key.";
+    return { kind: "off", text, short: "No instance" };
   }
-  if (!wanted) return { kind: "bad", text: allSwitchedOff(n.all), short: "All off" };
-  if (!n.serves && !n.ready) return nobody(n);
-  const kind = n.serves + n.ready < wanted || badly ? "weak" : n.serves ? "good" : "ready";
-  return n.serves ? some(n, kind, badly) : ready(n, kind);
+  if (!enabled) return { kind: "bad", text: allOff(n.all), short: "All off" };
+  if (!n.serving && !n.ready) return noneServing(n);
+  const isFull = n.serving + n.ready === enabled && !degraded.length;
+  const kind = !isFull ? "weak" : n.serving ? "good" : "ready";
+  return n.serving ? someServing(n, kind, degraded.length) : allReady(n, kind);
 }
 
-function some(n, kind, badly) {
-  let text = `${share(n.serves, n.all)} ${verb(n.serves, "serves", "serve")}`;
-  if (badly === n.serves) text += " badly";
-  else if (badly) text += `, ${badly} of them badly`;
+function someServing(n, kind, degraded) {
+  let text = `${share(n.serving, n.all)} ${are(n.serving)} serving`;
+  if (degraded === n.serving) text += ", but degraded";
+  else if (degraded) text += `, ${degraded} of them degraded`;
   const rest = [];
-  if (n.ready) rest.push(`${n.ready} ${verb(n.ready, "is", "are")} ready`);
+  if (n.ready) rest.push(`${n.ready} ${are(n.ready)} ready`);
   if (n.off) rest.push(off(n));
-  const short = n.serves === n.all ? "All serve" : `${n.serves} of ${n.all} ${verb(n.serves, "serves", "serve")}`;
-  return { kind, text: sentences(text, rest), short };
+  const short = n.serving === n.all ? "All serving" : `${n.serving} of ${n.all} serving`;
+  return { kind, text: sentence(text, rest), short };
 }
 
-function ready(n, kind) {
-  const text = `${share(n.ready, n.all)} ${verb(n.ready, "is", "are")} ready`;
+function allReady(n, kind) {
+  const text = `${share(n.ready, n.all)} ${are(n.ready)} ready`;
   const short = n.ready === n.all ? "All ready" : `${n.ready} of ${n.all} ready`;
-  return { kind, text: sentences(text, n.off ? [off(n)] : []), short };
+  return { kind, text: sentence(text, n.off ? [off(n)] : []), short };
 }
 
-function nobody(n) {
+function noneServing(n) {
   const rest = [];
-  const who = n.all === 1 ? "the one instance" : n.probe;
-  if (n.probe) rest.push(`${who} ${verb(n.probe, "waits", "wait")} for a probe`);
+  if (n.probing) rest.push(`${n.all === 1 ? "it" : n.probing} ${are(n.probing)} awaiting a probe`);
   if (n.off) rest.push(off(n));
-  return { kind: "bad", text: sentences("Nobody serves", rest), short: "Nobody serves" };
+  const first = n.all === 1 ? "The only instance is not serving" : "No instance is serving";
+  return { kind: "bad", text: sentence(first, rest), short: "None serving" };
 }
 
-const sentences = (first, rest) => `${[first, rest.join(", ")].filter(Boolean).join("; ")}.`;
-const off = (n) => `${n.off} ${verb(n.off, "is", "are")} off`;
-const verb = (n, one, many) => (n === 1 ? one : many);
-const allSwitchedOff = (n) =>
-  n === 1 ? "The one instance is switched off." : "Every instance is switched off.";
+const sentence = (first, rest) => `${[first, rest.join(", ")].filter(Boolean).join("; ")}.`;
+const are = (n) => (n === 1 ? "is" : "are");
+const off = (n) => `${n.off} ${are(n.off)} off`;
+const allOff = (n) =>
+  n === 1 ? "The only instance is switched off." : "All instances are switched off.";
 
 function share(n, all) {
   if (n < all) return `${n} of ${all} instances`;
-  return { 1: "The one instance", 2: "Both instances" }[all] ?? `All ${all} instances`;
+  return { 1: "The only instance", 2: "Both instances" }[all] ?? `All ${all} instances`;
 }
 
-// Who is in trouble, the worst first; "" where nobody is.
-export function troublesOf(all) {
-  const troubled = all.filter(({ state }) => !UNTROUBLED.includes(state.id));
-  troubled.sort((a, b) => ORDER.indexOf(a.state.id) - ORDER.indexOf(b.state.id) || health(a) - health(b));
-  const said = troubled.slice(0, NAMED).map(trouble);
-  if (troubled.length > NAMED) said.push(`and ${troubled.length - NAMED} more`);
-  return said.join("  ·  ");
+// The instances with problems, the worst first; "" if there are none.
+export function problemsOf(all) {
+  const problems = all.filter(({ state }) => !HEALTHY.includes(state.id));
+  problems.sort((a, b) => ORDER.indexOf(a.state.id) - ORDER.indexOf(b.state.id) || health(a) - health(b));
+  const texts = problems.slice(0, MOST_NAMED).map(problemText);
+  if (problems.length > MOST_NAMED) texts.push(`and ${problems.length - MOST_NAMED} more`);
+  return texts.join("  ·  ");
 }
 
 const health = ({ metrics }) => parseFloat(metrics.healthScore);
 
-function trouble(instance) {
+function problemText(instance) {
   const { name, state } = instance;
   const word = state.word[0].toLowerCase() + state.word.slice(1);
   const reason = reasonOf(instance, state);
-  if (reason && state.id === "bad_key") return `${name}: ${reason}`; // it says all of the word
+  if (reason && state.id === "bad_key") return `${name}: ${reason}`; // which includes the word
   return `${name}: ${word}${reason ? `, ${reason}` : ""}`;
 }
 
-// Its figures, a dash for each that was never measured.
+// Its figures, with a dash for each that was never measured.
 export function figuresOf({ metrics }) {
   const judged = isJudged(metrics);
   return {

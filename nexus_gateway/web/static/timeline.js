@@ -1,6 +1,6 @@
-// The last 15 minutes, in buckets of 10 s as the gateway counts them, and how they are drawn.
+// The last 15 minutes in the gateway's buckets of 10 s, and their drawing.
 
-import { drawn } from "./elements.js";
+import { svgElement } from "./elements.js";
 import { plural } from "./format.js";
 
 const BUCKET_S = 10;
@@ -8,25 +8,25 @@ const BUCKETS = 90;
 export const SPAN_MS = BUCKETS * BUCKET_S * 1000;
 const WIDTH = 180;
 const HEIGHT = 30;
-const FLOOR = 23; // what was served stands on it, the share that failed hangs below
+const FLOOR = 23; // successes are drawn above it, the share of failures below
 const STEP = WIDTH / BUCKETS;
 const [NUMBER, REQUESTS, FAILURES, FAILOVERS, TOKENS] = [0, 1, 2, 3, 4];
 
 export class Timelines {
   constructor() {
-    this.of = new Map();
+    this.byName = new Map();
     this.offsetMs = 0;
   }
 
-  // What the gateway tells takes the place of what it told of the same buckets before.
-  hear(found, atMs, afresh) {
+  // A bucket replaces an earlier version of itself; a snapshot replaces everything.
+  merge(timelines, atMs, isSnapshot) {
     this.offsetMs = atMs - Date.now();
-    if (afresh) this.of.clear();
-    for (const [name, buckets] of Object.entries(found)) {
-      if (!this.of.has(name)) this.of.set(name, new Map());
-      const known = this.of.get(name);
-      for (const bucket of buckets) known.set(bucket[NUMBER], bucket);
-      for (const number of known.keys()) if (number < this.first()) known.delete(number);
+    if (isSnapshot) this.byName.clear();
+    for (const [name, buckets] of Object.entries(timelines)) {
+      if (!this.byName.has(name)) this.byName.set(name, new Map());
+      const byNumber = this.byName.get(name);
+      for (const bucket of buckets) byNumber.set(bucket[NUMBER], bucket);
+      for (const number of byNumber.keys()) if (number < this.first()) byNumber.delete(number);
     }
   }
 
@@ -36,7 +36,7 @@ export class Timelines {
 
   buckets(name) {
     const first = this.first();
-    return [...(this.of.get(name)?.values() ?? [])].filter((b) => b[NUMBER] >= first);
+    return [...(this.byName.get(name)?.values() ?? [])].filter((b) => b[NUMBER] >= first);
   }
 
   totals(name) {
@@ -50,8 +50,8 @@ export class Timelines {
     return totals;
   }
 
-  // The most that a bucket of any of these served: one scale shows who serves most.
-  most(names) {
+  // The largest number of successes in a bucket of any of these: the scale they share.
+  peak(names) {
     return Math.max(1, ...names.flatMap((n) => this.buckets(n).map(served)));
   }
 }
@@ -60,17 +60,17 @@ const served = (bucket) => bucket[REQUESTS] - bucket[FAILURES];
 
 export class Sparkline {
   constructor() {
-    this.served = drawn("path", { class: "served" });
-    this.failed = drawn("path", { class: "failed" });
-    const floor = drawn("path", { class: "floor", d: `M0 ${FLOOR + 0.5}H${WIDTH}` });
-    this.node = drawn(
+    this.served = svgElement("path", { class: "served" });
+    this.failed = svgElement("path", { class: "failed" });
+    const floor = svgElement("path", { class: "floor", d: `M0 ${FLOOR + 0.5}H${WIDTH}` });
+    this.node = svgElement(
       "svg",
       {
         class: "sparkline",
         viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
         preserveAspectRatio: "none",
         role: "img",
-        "aria-label": "Last 15 minutes: nothing is known",
+        "aria-label": "Last 15 minutes: no data",
       },
       floor,
       this.served,
@@ -78,7 +78,7 @@ export class Sparkline {
     );
   }
 
-  draw(timelines, name, most) {
+  draw(timelines, name, peak) {
     const first = timelines.first();
     let above = "";
     let below = "";
@@ -86,8 +86,8 @@ export class Sparkline {
       const x = (bucket[NUMBER] - first) * STEP;
       if (x > WIDTH - STEP) continue;
       if (served(bucket)) {
-        const tall = Math.max(1.5, (served(bucket) / most) * (FLOOR - 1));
-        above += bar(x, FLOOR - tall, tall);
+        const height = Math.max(1.5, (served(bucket) / peak) * (FLOOR - 1));
+        above += bar(x, FLOOR - height, height);
       }
       if (bucket[FAILURES]) {
         const share = bucket[FAILURES] / bucket[REQUESTS];
@@ -101,8 +101,8 @@ export class Sparkline {
   }
 }
 
-function bar(x, y, tall) {
-  return `M${x.toFixed(1)} ${y.toFixed(1)}h${(STEP * 0.8).toFixed(1)}v${tall.toFixed(1)}h-${(STEP * 0.8).toFixed(1)}z`;
+function bar(x, y, height) {
+  return `M${x.toFixed(1)} ${y.toFixed(1)}h${(STEP * 0.8).toFixed(1)}v${height.toFixed(1)}h-${(STEP * 0.8).toFixed(1)}z`;
 }
 
 function set(node, name, value) {

@@ -1,4 +1,4 @@
-// The box that sends a prompt through a routing mode and shows who answers.
+// The form that sends a prompt through a routing mode and shows the answer.
 
 import { post, problemOf } from "./access.js";
 import { element, setText } from "./elements.js";
@@ -26,27 +26,27 @@ export class TryIt {
   }
 
   offer(policies, instances) {
-    choose(byId("policy"), policies);
+    setOptions(byId("policy"), policies);
     const names = instances.flatMap((i) => [i.model, i.name]);
-    choose(byId("model"), ["auto", ...new Set(names)]);
+    setOptions(byId("model"), ["auto", ...new Set(names)]);
   }
 
   async run() {
     if (this.control) return;
     this.control = new AbortController();
-    this.busy(true);
-    const took = { began: 0, first: null, tokens: 0, by: "" };
+    this.setBusy(true);
+    const run = { startedAt: 0, firstMs: null, tokens: 0, instance: "" };
     try {
-      await this.stream(took);
+      await this.stream(run);
     } catch (error) {
       const stopped = this.control.signal.aborted;
-      this.say(stopped ? "Stopped." : `The gateway could not be reached: ${error.message}.`);
+      this.showStatus(stopped ? "Stopped." : `Could not reach the gateway: ${error.message}.`);
     }
     this.control = null;
-    this.busy(false);
+    this.setBusy(false);
   }
 
-  busy(busy) {
+  setBusy(busy) {
     const hadFocus = [this.send, this.stop].includes(document.activeElement);
     this.send.disabled = busy;
     this.stop.disabled = !busy;
@@ -54,16 +54,16 @@ export class TryIt {
     if (busy) {
       this.answer.hidden = true;
       this.answer.textContent = "";
-      this.say("Sent; waiting for the first word.");
+      this.showStatus("Waiting for the first token.");
     }
   }
 
-  say(text, kind = "") {
+  showStatus(text, kind = "") {
     setText(this.answered, text);
     this.answered.dataset.kind = kind;
   }
 
-  async stream(took) {
+  async stream(run) {
     const body = {
       model: byId("model").value,
       messages: [{ role: "user", content: byId("prompt").value }],
@@ -74,35 +74,35 @@ export class TryIt {
     const response = await post("caller", PATH, body, {
       headers,
       signal: this.control.signal,
-      // The clock starts when it goes out, not while somebody looks for a key.
-      sending: () => (took.began = performance.now()),
+      // The clock starts when the request is sent, not while a key is being entered.
+      onSend: () => (run.startedAt = performance.now()),
     });
-    took.by = response.headers.get("X-Nexus-Provider") ?? "";
+    run.instance = response.headers.get("X-Nexus-Provider") ?? "";
     if (!response.ok) {
-      this.say(await problemOf(response), "bad");
+      this.showStatus(await problemOf(response), "bad");
       return;
     }
     for await (const { data } of eventsOf(response.body)) {
-      if (data && data !== "[DONE]" && !this.take(JSON.parse(data), took)) return;
+      if (data && data !== "[DONE]" && !this.receive(JSON.parse(data), run)) return;
     }
-    const all = duration(performance.now() - took.began);
-    const tokens = took.tokens ? `, ${plural(took.tokens, "token")}` : "";
-    this.say(`${took.by} answered: first word after ${duration(took.first)}, all in ${all}${tokens}.`, "good");
+    const total = duration(performance.now() - run.startedAt);
+    const tokens = run.tokens ? `, ${plural(run.tokens, "token")}` : "";
+    this.showStatus(`${run.instance} answered: first token after ${duration(run.firstMs)}, total ${total}${tokens}.`, "good");
   }
 
-  // Returns whether the stream goes on.
-  take(chunk, took) {
+  // Returns whether the stream continues.
+  receive(chunk, run) {
     if (chunk.error) {
-      this.say(chunk.error.message, "bad");
+      this.showStatus(chunk.error.message, "bad");
       return false;
     }
     const delta = chunk.choices?.[0]?.delta ?? {};
     const text = delta.content ?? delta.reasoning_content ?? delta.reasoning ?? "";
-    took.tokens = chunk.usage?.completion_tokens ?? took.tokens;
+    run.tokens = chunk.usage?.completion_tokens ?? run.tokens;
     if (text) {
-      if (took.first === null) {
-        took.first = performance.now() - took.began;
-        this.say(`${took.by} is answering; first word after ${duration(took.first)}.`);
+      if (run.firstMs === null) {
+        run.firstMs = performance.now() - run.startedAt;
+        this.showStatus(`${run.instance} is answering; first token after ${duration(run.firstMs)}.`);
         this.answer.hidden = false;
       }
       this.answer.append(text);
@@ -112,11 +112,11 @@ export class TryIt {
   }
 }
 
-// Offers texts without touching what is chosen, and nothing at all where nothing changed.
-function choose(select, texts) {
-  const known = [...select.options].map((option) => option.value);
-  if (known.join("\n") === texts.join("\n")) return;
-  const chosen = select.value;
+// Replaces the options if they changed, and keeps the selection.
+function setOptions(select, texts) {
+  const current = [...select.options].map((option) => option.value);
+  if (current.join("\n") === texts.join("\n")) return;
+  const selected = select.value;
   select.replaceChildren(...texts.map((text) => element("option", { value: text }, text)));
-  if (texts.includes(chosen)) select.value = chosen;
+  if (texts.includes(selected)) select.value = selected;
 }
