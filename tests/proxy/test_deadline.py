@@ -85,7 +85,7 @@ async def test_an_outage_of_everything_does_not_multiply_the_load(upstream: Fake
         for _ in range(12):
             for instance in instances:  # as if each had a good moment once a second
                 if instance.breaker.state() is not State.CLOSED:
-                    instance.breaker.follow((clock(), False))
+                    instance.breaker.merge_remote((clock(), False))
             await asyncio.gather(*(served.chat() for _ in range(10)))
             asked += 10
             clock.advance(1)
@@ -101,7 +101,7 @@ async def test_a_retry_that_goes_to_somebody_who_is_well_is_always_made(
     bad, good = make_instance(upstream), make_instance(upstream, 2)
     async with serving(bad, good) as served:
         for _ in range(16):
-            bad.breaker.follow((time.monotonic(), False))  # it never stays open
+            bad.breaker.merge_remote((time.monotonic(), False))  # it never stays open
             answer = await served.chat(stream=False, headers={"X-Routing-Mode": "round-robin"})
             assert answer[0] == 200
         assert upstream.hits(KEYS[0]) == 16

@@ -265,5 +265,5 @@ async def test_a_slow_reader_is_noticed_and_a_dead_one_is_no_error() -> None:
     assert not line.is_clear
     theirs.close()
     assert [message async for message in line.messages()] == []
-    line.say("share")
+    line.send("share")
     await line.close()

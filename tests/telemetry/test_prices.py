@@ -144,7 +144,7 @@ def test_nothing_is_fetched() -> None:
     code = """
 import sys
 from types import SimpleNamespace
-from nexus_gateway.wire.usage import Tokens
+from nexus_gateway.wire.usage import TokenUsage
 from nexus_gateway.telemetry.pricing import Prices, Spent, spent_on
 from nexus_gateway.testing import FakeUpstream, Reply
 
@@ -153,7 +153,7 @@ def refuse(event, about):
 
 sys.addaudithook(refuse)
 about = {"provider": "openai", "model": "gpt-4o-mini", "endpoint": "chat", "ended_s": 1e9}
-print(Prices().cost_usd(SimpleNamespace(tokens=Tokens(10, completion=10), resumed=0, **about)))
+print(Prices().cost_usd(SimpleNamespace(tokens=TokenUsage(10, completion=10), resumed=0, **about)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert float(done.stdout or 0), done.stderr

@@ -44,7 +44,7 @@ def direct_only(monkeypatch: pytest.MonkeyPatch) -> None:
     async def none(*args: object, **how: object) -> None:
         raise AssertionError("the plain way was taken")
 
-    monkeypatch.setattr("nexus_gateway.upstream.client.Client._plain", none)
+    monkeypatch.setattr("nexus_gateway.upstream.client.Client._via_aiohttp", none)
 
 
 @pytest.mark.usefixtures("direct_only")

@@ -128,7 +128,7 @@ async def test_a_failure_is_its_doors_alone(
         def fail(*args: object) -> None:
             raise RuntimeError("a fault of ours")
 
-        monkeypatch.setattr("nexus_gateway.web.endpoint.terms_of", fail)
+        monkeypatch.setattr("nexus_gateway.web.endpoint.parse_options", fail)
         assert (await served.chat())[0] == 500
         monkeypatch.setattr("nexus_gateway.web.handlers.models.catalogue", fail)
         async with served.session.get(served.url + "/v1/models") as answer:
