@@ -14,7 +14,7 @@ import sys
 import time
 
 from nexus_gateway.provider import Outcome, Provider, Verdict
-from nexus_gateway.routing.lease import AttemptHistory
+from nexus_gateway.routing.attempts import AttemptHistory
 from nexus_gateway.routing.policies import OUR_POLICIES, policies
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.testing.gateway import instance_of
@@ -37,9 +37,10 @@ def pool(size: int) -> RoutingTarget:
     instances = tuple(instance_of(Local, key="k", number=n) for n in range(1, size + 1))
     scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
     for number, instance in enumerate(instances):
-        lease = scheduler.lease(RoutingTarget((instance,)), "smart", AttemptHistory())
-        lease.first_token(100.0 + number % 50, LIMIT_MS)
-        lease.came(50, 1.0)
+        lease = scheduler.attempt(RoutingTarget((instance,)), "smart", AttemptHistory())
+        lease.content(LIMIT_MS, stream=True)
+        lease.instance.health.observe_latency(100.0 + number % 50, LIMIT_MS)
+        lease.instance.health.observe_speed(50, 1.0)
         lease.end(DONE)
     return RoutingTarget(instances)
 
@@ -48,7 +49,7 @@ def cost_ns(scheduler: Scheduler, target: RoutingTarget, policy: str, choices: i
     """Return the CPU time of one choice, in nanoseconds."""
     begun_ns = time.process_time_ns()
     for _ in range(choices):
-        scheduler.lease(target, policy, AttemptHistory()).end(DONE)
+        scheduler.attempt(target, policy, AttemptHistory()).end(DONE)
     return (time.process_time_ns() - begun_ns) / choices
 
 

@@ -34,5 +34,5 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     way: str = request.param
     if way == "plain":
         monkeypatch.setattr(app, "open_client", lambda direct: open_client(direct=False))
-        monkeypatch.setattr(Responder, "_may_be_raw", lambda sink: False)
+        monkeypatch.setattr(Responder, "_is_raw", lambda sink: False)
     return way

@@ -15,13 +15,14 @@ from nexus_gateway.cli.serve import configure
 from nexus_gateway.cli.text import table
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.embeddings import EMBEDDINGS
+from nexus_gateway.routing.attempts import AttemptFailed
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import DEMO, Pool
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry import log
 from nexus_gateway.upstream.attempt import Upstream
 from nexus_gateway.upstream.client import open_client
-from nexus_gateway.upstream.failures import AttemptFailed, failure
+from nexus_gateway.upstream.failures import failure
 from nexus_gateway.wire import json_codec
 
 PROBE = {
@@ -66,7 +67,7 @@ async def _ask_for_vectors(upstream: Upstream, instance: Instance) -> None:
     request = EMBEDDINGS.parse(json_codec.dumps({"model": model, "input": "ping"}), {})
     if not request.can_pass_through(instance.provider.endpoints):
         raise failure("offers nothing that could be checked")
-    await upstream.whole(instance, model, request, LONGEST_S)
+    await upstream.full(instance, model, request, LONGEST_S)
 
 
 FAILED = 1

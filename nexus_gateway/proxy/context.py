@@ -1,33 +1,16 @@
-"""One request on its way: what is wanted, of whom, on what terms, and what became of it."""
+"""One request from its arrival to its record."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nexus_gateway.dialects.base import FullResponse, Request
-from nexus_gateway.errors import UpstreamRefused
-from nexus_gateway.proxy.record import RequestState
-from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import AttemptHistory, Lease
-from nexus_gateway.routing.scheduler import RoutingTarget
+from nexus_gateway.proxy.record import MAX_MODEL, MAX_WHY, RequestRecord, Trace, billed_usd
+from nexus_gateway.routing.attempts import AttemptHistory
 from nexus_gateway.upstream.streams import ResponseWriter
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What of an answer went out.
-
-    Args:
-        head: the fields of its chunks that stay the same: `id`, `created`, `model`.
-        text: its text so far.
-        pieces: in how many pieces that came.
-    """
-
-    head: Mapping[str, Any]
-    text: str
-    pieces: int
+from nexus_gateway.wire.usage import parse_usage
 
 
 class CallerGone(Exception):
@@ -36,12 +19,12 @@ class CallerGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a caller wants beside the answer.
+    """What a caller asks of the gateway itself, by headers.
 
     Args:
-        policy: the name of the way to route.
-        hedge: ask somebody else as well when the first word lets itself be waited for.
-        timeout_s: how long the caller waits for the end, None for as long as it takes.
+        policy: the name of a routing policy.
+        hedge: whether a second instance may be asked while the first token is overdue.
+        timeout_s: how long the caller waits for the end; None for as long as it takes.
     """
 
     policy: str
@@ -49,74 +32,106 @@ class RequestOptions:
     timeout_s: float | None = None
 
 
-class Sink(ResponseWriter, Protocol):
-    """Where an answer goes. Each method raises CallerGone when nobody is there any more."""
+@dataclass(slots=True)
+class RequestContext:
+    """The facts of one request; its record is made of them.
 
-    async def start(self, report: RequestState) -> None:
-        """Let a stream begin; its head goes out no later than its first events."""
+    Attributes:
+        endpoint: `chat`, `messages`, …
+        caller: the gateway key it came with, `key-2`; "" if none was needed.
+        clock: monotonic seconds.
+        started_s: its arrival, by the clock.
+        history: the attempts.
+        trace: traces it, if traces are on.
+        asked_model, stream, policy: known once it is read.
+        unavailable: why no instance, or no other one, could be tried.
+        outcome: how it ended.
+        before: attempts that do not count towards MAX_ATTEMPTS.
+    """
+
+    endpoint: str
+    caller: str
+    clock: Callable[[], float]
+    started_s: float
+    history: AttemptHistory
+    trace: Trace | None = None
+    asked_model: str | None = None
+    stream: bool = False
+    policy: str = ""
+    unavailable: str = ""
+    outcome: str = "cancelled"
+    before: int = 0
+
+    def read(self, request: Request, options: RequestOptions) -> None:
+        """Take over what is known once the request is read."""
+        self.asked_model, self.stream = request.model, request.stream
+        self.policy = options.policy
+
+    def new_round(self) -> None:
+        """Serve it again: other instances exist by now, or the same ones may be tried again."""
+        self.history.new_round()
+        self.before = len(self.history.attempts)
+        self.unavailable = ""
+
+    def latency_ms(self) -> tuple[float, float]:
+        """Return the time to the first content, else to the last failure, and the upstream's part."""
+        timed = self.history.timed
+        if timed is None:
+            return 0.0, 0.0
+        upstream_ms = timed.latency_ms
+        return (timed.started_s - self.started_s) * 1000 + upstream_ms, upstream_ms
+
+    def why(self) -> str | None:
+        """Return which attempts failed and why, and why no other instance could be tried."""
+        if self.outcome == "success" and self.history.begun <= 1:
+            return None
+        parts = (self.history.summary(), self.unavailable)
+        return "; ".join(part for part in parts if part)[:MAX_WHY] or None
+
+    def record(self, status: int, ended_s: float) -> RequestRecord:
+        """Return the record of the request, which has ended now.
+
+        Args:
+            status: of the response; 499 if the caller left.
+            ended_s: in Unix seconds.
+        """
+        history, model = self.history, self.asked_model
+        latest, usage = history.latest, history.usage()
+        first_ms, upstream_ms = self.latency_ms()
+        return RequestRecord(
+            id=history.id,
+            trace_id=history.trace_id,
+            ended_s=ended_s,
+            endpoint=self.endpoint,
+            asked_model=None if model is None else model[:MAX_MODEL],
+            stream=self.stream,
+            policy=self.policy,
+            caller=self.caller,
+            instance="" if latest is None else latest.instance.name,
+            provider="" if latest is None else latest.instance.provider_name,
+            model="" if latest is None else latest.model[:MAX_MODEL],
+            attempts=tuple(history.attempts),
+            begun=history.begun,
+            hedged=history.hedged,
+            status=status,
+            outcome=self.outcome,
+            first_ms=first_ms,
+            upstream_ms=upstream_ms,
+            total_ms=(self.clock() - self.started_s) * 1000,
+            tokens=parse_usage(usage),
+            billed_usd=billed_usd(usage),
+            why=self.why(),
+        )
+
+
+class Sink(ResponseWriter, Protocol):
+    """Where an answer goes. Each method raises CallerGone if the caller has left."""
+
+    async def start(self, context: RequestContext) -> None:
+        """Start a stream; its head is sent no later than its first events."""
 
     async def fail(self, status: int, body: dict[str, Any]) -> None:
         """End the stream with an error event; the status is what it would have had."""
 
-    async def whole(self, report: RequestState, answer: FullResponse) -> None:
+    async def full(self, context: RequestContext, response: FullResponse) -> None:
         """Send an answer in one piece."""
-
-
-class Memory(Sink, Protocol):
-    """A sink that remembers what went through it."""
-
-    def said(self) -> Said | None:
-        """Return what of a chat's answer went through, None where it can't be gone on with."""
-
-
-@dataclass(slots=True)
-class RequestContext:
-    """One request on its way.
-
-    Attributes:
-        request: what an attempt is to bring; the rest of it where an answer broke.
-        until_s: when nothing new is begun any more, by the relay's clock.
-        patience_s: the same, however little time the caller himself has: by it attempts are
-            given their share.
-        refusal: what an upstream said that does not know the model; the answer if nobody does.
-        original: the request as it came.
-        before: how many attempts were made before that do not count.
-        memory: what was said so far, where somebody may go on with it.
-    """
-
-    request: Request
-    target: RoutingTarget
-    terms: RequestOptions
-    sink: Sink
-    report: RequestState
-    until_s: float
-    patience_s: float
-    original: Request
-    memory: Memory | None = None
-    before: int = 0
-    refusal: UpstreamRefused | None = None
-
-    @property
-    def trail(self) -> AttemptHistory:
-        """What was tried so far."""
-        return self.report.trail
-
-    def note_lease(self, lease: Lease) -> None:
-        """Put into the report whom an attempt is made at."""
-        self.report.instance, self.report.model = lease.instance, lease.model
-        self.report.attempts = len(self.trail.attempts) + max(1, len(self.trail.running))
-
-    def attempt(self, lease: Lease) -> tuple[Instance, str, Request]:
-        """Return whom an attempt asks, for which model, and for what.
-
-        Where the request is traced, with what makes the upstream go on with the trace.
-        """
-        request, trace = self.request, self.report.trace
-        if trace is not None:
-            lease.span = span = trace.attempt(lease, request.stream)
-            request = request.traced(span.headers)
-        return lease.instance, lease.model, request
-
-    def others(self) -> int:
-        """Return how many more could be tried."""
-        return len(self.target.instances) - len(self.trail.attempts) - 1

@@ -1,7 +1,4 @@
-"""Call the hooks, each within its deadline, and keep what they raise from the caller.
-
-One request as the hooks follow it, from its coming to its end.
-"""
+"""Calls the hooks, each within its deadline; what they raise never reaches the caller."""
 
 from __future__ import annotations
 
@@ -20,7 +17,8 @@ from nexus_gateway.discovery import Discovered, PluginKind, discover, make, vers
 from nexus_gateway.errors import HookFailed
 from nexus_gateway.hooks import Hook, HookRequest, HookResponse, HookResult, Rejected, overridden
 from nexus_gateway.provider import CHAT
-from nexus_gateway.proxy.record import RequestState
+from nexus_gateway.proxy.context import RequestContext
+from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.wire import json_codec
 
 logger = logging.getLogger("nexus_gateway")
@@ -53,132 +51,130 @@ def hooks(
     return make(HOOKS, found), found
 
 
-LAST_WORDS_S = 2.0
+CLOSE_S = 2.0
 T = TypeVar("T")
 
 
 class HookRunner:
-    """The hooks, in their order.
-
-    Args:
-        hooks: by name.
+    """The installed hooks, in their order.
 
     Attributes:
         moments: the names of the methods that each overrides.
     """
 
     def __init__(self, hooks: Mapping[str, Hook]) -> None:
-        def called_at(moment: str) -> list[tuple[str, Hook]]:
-            return [(name, hook) for name, hook in hooks.items() if moment in overridden(hook)]
-
         self.moments = {name: overridden(hook) for name, hook in hooks.items()}
-        self._at_request = called_at("before_routing")
-        self._at_answer = called_at("before_answer")
-        self._at_end = called_at("at_end")
+
+        def overriding(method: str) -> list[tuple[str, Hook]]:
+            return [(name, hook) for name, hook in hooks.items() if method in self.moments[name]]
+
+        self._before_routing = overriding("before_routing")
+        self._before_answer = overriding("before_answer")
+        self._at_end = overriding("at_end")
         self._running: set[asyncio.Task[None]] = set()
 
-    async def before_routing(self, exchange: HookRequest, request: Request) -> Request:
-        """Let the hooks see a request; return it, or what they made of it.
+    async def before_routing(self, hooked: HookRequest, request: Request) -> Request:
+        """Call the hooks with a request; return it, or what they made of it.
 
         Raises:
-            Refused: a hook refuses it.
-            HookFailed: a hook failed that must not.
+            Rejected: a hook rejects it.
+            HookFailed: a hook failed, and is not `fail_open`.
         """
-        for name, hook in self._at_request:
-            made = partial(_with_body, request)
-            changed = await _called(name, hook, partial(hook.before_routing, exchange), made)
+        for name, hook in self._before_routing:
+            check = partial(_with_body, request)
+            changed = await _call(name, hook, partial(hook.before_routing, hooked), check)
             if changed is not None:
-                request, exchange.body = changed
-                exchange.model = request.model
+                request, hooked.body = changed
+                hooked.model = request.model
         return request
 
     async def before_answer(
-        self, exchange: HookRequest, answering: HookResponse, whole: FullResponse | None
+        self, hooked: HookRequest, head: HookResponse, response: FullResponse | None
     ) -> FullResponse | None:
-        """Let the hooks see an answer; return the whole one, or what they made of it.
+        """Call the hooks with an answer; return the full response, or what they made of it.
 
         Raises:
-            Refused: a hook refuses it.
-            HookFailed: a hook failed that must not.
+            Rejected: a hook rejects it.
+            HookFailed: a hook failed, and is not `fail_open`.
         """
-        if whole is not None and self._at_answer:
-            answering = replace(answering, body=_parsed(whole))
-        for name, hook in self._at_answer:
-            call = partial(hook.before_answer, exchange, answering)
-            changed = await _called(name, hook, call, json_codec.dumps)
-            if changed is not None and whole is not None:
-                whole = replace(whole, body=changed)
-                answering = replace(answering, body=json_codec.loads(changed))
-        return whole
+        if response is not None and self._before_answer:
+            head = replace(head, body=_json_of(response))
+        for name, hook in self._before_answer:
+            call = partial(hook.before_answer, hooked, head)
+            changed = await _call(name, hook, call, json_codec.dumps)
+            if changed is not None and response is not None:
+                response = replace(response, body=changed)
+                head = replace(head, body=json_codec.loads(changed))
+        return response
 
-    def at_end(self, exchange: HookRequest, used: HookResult) -> None:
-        """Tell the hooks what became of a request, without anybody waiting for them."""
+    def at_end(self, hooked: HookRequest, result: HookResult) -> None:
+        """Call the hooks with the result of a request, in tasks of their own."""
         for name, hook in self._at_end:
-            task = asyncio.create_task(_told_at_end(name, hook, exchange, used))
+            task = asyncio.create_task(_call_at_end(name, hook, hooked, result))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
     async def close(self) -> None:
-        """Let hooks that are still at an end finish, for a moment."""
+        """Let hooks that still run finish, for CLOSE_S at most."""
         if self._running:
-            _, late = await asyncio.wait(self._running, timeout=LAST_WORDS_S)
+            _, late = await asyncio.wait(self._running, timeout=CLOSE_S)
             for task in late:
                 task.cancel()
 
 
-async def _told_at_end(name: str, hook: Hook, exchange: HookRequest, used: HookResult) -> None:
+async def _call_at_end(name: str, hook: Hook, hooked: HookRequest, result: HookResult) -> None:
     try:
         async with asyncio.timeout(hook.deadline_s):
-            await hook.at_end(exchange, used)
+            await hook.at_end(hooked, result)
     except BaseException:
-        _pass_on_cancellation()
+        _raise_if_cancelled()
         logger.exception("the hook %s failed at the end of a request", name)
 
 
-async def _called(
-    name: str, hook: Hook, call: Callable[[], Awaitable[Any]], checked: Callable[[Any], Any]
+async def _call(
+    name: str, hook: Hook, call: Callable[[], Awaitable[Any]], check: Callable[[Any], Any]
 ) -> Any:
-    """Await a hook, and check what it returns; None where it returns nothing, or failed openly."""
+    """Await a hook and check what it returns; None if it returns None, or failed and may."""
     try:
         async with asyncio.timeout(hook.deadline_s):
             returned = await call()
-        return None if returned is None else checked(returned)
+        return None if returned is None else check(returned)
     except Rejected:
         raise
     except BaseException as error:
-        _pass_on_cancellation()
+        _raise_if_cancelled()
         logger.exception("the hook %s failed", name)
         if hook.fail_open:
             return None
         raise HookFailed from error
 
 
-def _pass_on_cancellation() -> None:
-    """Raise again what came from outside; what a hook brought upon itself is its failure.
+def _raise_if_cancelled() -> None:
+    """Raise CancelledError if the request was cancelled; everything else is the hook's failure.
 
-    Whatever that is: a hook that leaves by `sys.exit` must not take the gateway along.
+    That includes SystemExit: a hook that calls `sys.exit` must not stop the gateway.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
-def _parsed(whole: FullResponse) -> Any:
-    """Return an answer's JSON value, None where it is none."""
+def _json_of(response: FullResponse) -> Any:
+    """Return a response's JSON value, None if it has none."""
     try:
-        return json_codec.loads(whole.body) if "json" in whole.content_type else None
+        return json_codec.loads(response.body) if "json" in response.content_type else None
     except json_codec.JSONError:
         return None
 
 
 def _with_body(request: Request, fields: Any) -> tuple[Request, Mapping[str, Any]]:
-    """Return a request with a hook's body, which goes as a chat if the request has that form.
+    """Return a request with the body that a hook returned, as a chat if it has that form.
 
     Raises:
-        TypeError, GatewayError: it is no body that could be sent.
+        TypeError, GatewayError: the body cannot be sent.
     """
     if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), str | None):
-        raise TypeError("before_routing returned something that is no body")
+        raise TypeError("before_routing returned something that is not a request body")
     model = fields.get("model") or request.model
     body = validated(Body(fields, request.stream or None), model)
     if request.chat is None:
@@ -191,50 +187,45 @@ def _with_body(request: Request, fields: Any) -> tuple[Request, Mapping[str, Any
 
 
 class RequestHooks:
-    """The hooks' view of one request.
+    """The hooks around one request."""
 
-    Args:
-        chain: the hooks.
-    """
+    def __init__(self, runner: HookRunner) -> None:
+        self._runner = runner
+        self._request: HookRequest | None = None
 
-    def __init__(self, chain: HookRunner) -> None:
-        self._chain = chain
-        self._exchange: HookRequest | None = None
-
-    async def begin(self, request: Request, id: str, caller: str) -> Request:
-        """Let the hooks see a request that is in order; return it, or what they made of it."""
-        own = request.native.fields if isinstance(request.native, Body) else None
-        body = own if request.chat is None else request.chat.fields
+    async def before_routing(self, request: Request, id: str, caller: str) -> Request:
+        """Call the hooks with a valid request; return it, or what they made of it."""
+        native = request.native.fields if isinstance(request.native, Body) else None
+        body = native if request.chat is None else request.chat.fields
         endpoint = request.dialect.endpoint
-        about = (id, endpoint, caller, request.model, request.stream)
-        self._exchange = HookRequest(*about, body=body, own=own)
-        return await self._chain.before_routing(self._exchange, request)
+        facts = (id, endpoint, caller, request.model, request.stream)
+        self._request = HookRequest(*facts, body=body, own=native)
+        return await self._runner.before_routing(self._request, request)
 
     async def before_response(
-        self, report: RequestState, whole: FullResponse | None
+        self, context: RequestContext, response: FullResponse | None
     ) -> FullResponse | None:
-        """Let the hooks see an answer before its first byte goes out (a `sink.Look`)."""
-        assert self._exchange is not None
-        answering = HookResponse(*_who(report), report.attempts)
-        return await self._chain.before_answer(self._exchange, answering, whole)
+        """Call the hooks before the first byte is sent; None stands for a stream."""
+        assert self._request is not None
+        latest = context.history.latest
+        assert latest is not None
+        instance = latest.instance
+        head = (instance.name, instance.provider_name, latest.model, context.history.begun)
+        return await self._runner.before_answer(self._request, HookResponse(*head), response)
 
-    def end(self, report: RequestState, status: int, took_ms: float) -> None:
-        """Tell the hooks what became of it; nothing of a request that was not in order."""
-        if self._exchange is None:
+    def at_end(self, record: RequestRecord, usage: Mapping[str, Any]) -> None:
+        """Call the hooks with the result; not for a request that was invalid."""
+        if self._request is None:
             return
-        used = HookResult(
-            *_who(report),
-            attempts=report.attempts,
-            status=status,
-            outcome=report.outcome,
-            usage=report.usage,
-            first_ms=report.total_ms,
-            total_ms=took_ms,
+        result = HookResult(
+            record.instance,
+            record.provider,
+            record.model,
+            attempts=record.begun,
+            status=record.status,
+            outcome=record.outcome,
+            usage=usage,
+            first_ms=record.first_ms,
+            total_ms=record.total_ms,
         )
-        self._chain.at_end(self._exchange, used)
-
-
-def _who(report: RequestState) -> tuple[str, str, str]:
-    """Return the instance, its provider and the model of a report."""
-    instance = report.instance
-    return (instance.name, instance.provider_name, report.model) if instance else ("", "", "")
+        self._runner.at_end(self._request, result)

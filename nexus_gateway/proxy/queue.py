@@ -1,8 +1,8 @@
-"""Requests that wait for somebody to return: bounded in number and time, in order.
+"""Requests that wait for an instance: bounded in number and time, in order.
 
-Without it a request is refused at once when everybody is parked or broken. With it (the owner
-sets QUEUE_TIMEOUT_MS) it waits, if the soonest return is near enough: first come, first served,
-among the requests for the same model.
+Without a queue a request is refused at once if all its instances are parked or broken. With one
+(QUEUE_TIMEOUT_MS) it waits if the first of them returns soon enough: first come, first served, among
+the requests for the same target.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nexus_gateway.errors import NoCandidate
-from nexus_gateway.routing.lease import Lease
+from nexus_gateway.routing.attempts import Attempt
 from nexus_gateway.routing.scheduler import RoutingTarget
 
-# Somebody may return sooner than was said: switched on, or proved well by another request.
-LOOK_EVERY_S = 0.1
+# An instance may return earlier than expected: enabled, or healthy again by another request.
+POLL_EVERY_S = 0.1
 
 
 @dataclass(slots=True)
 class _Waiters:
-    """Those who wait for the same; whoever holds `turn` is the first of them."""
+    """The requests that wait for one target; the first of them holds `turn`."""
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     length: int = 0
@@ -31,7 +31,7 @@ class RequestQueue:
     """Lets requests wait.
 
     Args:
-        timeout_s: how long, at most; 0 for not at all.
+        timeout_s: how long, at most.
         limit: how many, at most.
     """
 
@@ -39,78 +39,77 @@ class RequestQueue:
         self._timeout_s = timeout_s
         self._limit = limit
         self._length = 0
-        self._lines: dict[int, _Waiters] = {}
+        self._waiters: dict[RoutingTarget, _Waiters] = {}
 
-    @property
-    def open(self) -> bool:
-        """Whether requests may wait at all."""
-        return self._timeout_s > 0
-
-    async def lease(
-        self, target: RoutingTarget, give: Callable[[], Lease], longest_s: float
-    ) -> Lease:
-        """Give a lease, at once or after a wait in line.
+    async def attempt(
+        self, target: RoutingTarget, choose: Callable[[], Attempt], left_s: float
+    ) -> Attempt:
+        """Return the next attempt, at once or after a wait.
 
         Args:
-            target: who may serve the request.
-            give: gives a lease, or raises NoCandidate.
-            longest_s: how much time the request has left.
+            target: what the request may go to.
+            choose: starts an attempt, or raises NoCandidate.
+            left_s: how much time the request has.
 
         Raises:
-            NoCandidate: nobody returns in time, or too many wait.
+            NoCandidate: no instance returns in time, or too many requests wait.
         """
-        until_s = asyncio.get_running_loop().time() + min(self._timeout_s, longest_s)
-        line = self._lines.get(id(target))
-        if line is None:
+        until_s = asyncio.get_running_loop().time() + min(self._timeout_s, left_s)
+        waiters = self._waiters.get(target)
+        if waiters is None:
             try:
-                return give()
-            except NoCandidate as nobody:
-                if self._length >= self._limit or not _returns_by(until_s, nobody):
+                return choose()
+            except NoCandidate as error:
+                if self._length >= self._limit or not _returns_by(until_s, error):
                     raise
-            line = self._lines[id(target)] = _Waiters()
+            waiters = self._waiters[target] = _Waiters()
         elif self._length >= self._limit:
             raise NoCandidate(
-                "Everybody who could serve this is away, and too many wait already (QUEUE_LIMIT).",
+                "All matching instances are unavailable and the queue is full (QUEUE_LIMIT).",
                 retry_after_s=self._timeout_s,
                 should_retry=True,
                 code="queue_full",
             )
-        return await self._wait(target, line, give, until_s)
+        return await self._wait(target, waiters, choose, until_s)
 
     async def _wait(
-        self, target: RoutingTarget, line: _Waiters, give: Callable[[], Lease], until_s: float
-    ) -> Lease:
-        line.length += 1
+        self,
+        target: RoutingTarget,
+        waiters: _Waiters,
+        choose: Callable[[], Attempt],
+        until_s: float,
+    ) -> Attempt:
+        waiters.length += 1
         self._length += 1
         try:
-            async with asyncio.timeout_at(until_s), line.turn:
-                return await _first_in_line(give, until_s)
+            async with asyncio.timeout_at(until_s), waiters.turn:
+                return await _first_in_line(choose, until_s)
         except TimeoutError:
-            return give()  # which says why there is nobody
+            return choose()  # its error says why there is none
         finally:
             self._length -= 1
-            line.length -= 1
-            if not line.length:
-                del self._lines[id(target)]
+            waiters.length -= 1
+            if not waiters.length:
+                del self._waiters[target]
 
 
-def _returns_by(until_s: float, nobody: NoCandidate) -> bool:
-    """Tell whether somebody returns before a time of the loop's clock.
+def _returns_by(until_s: float, error: NoCandidate) -> bool:
+    """Whether an instance returns before a time of the loop's clock.
 
-    Where somebody is there, and not for this request, to wait would change nothing, and keep the
-    others of the line from him.
+    If one is available, but not for this request, waiting would change nothing and would keep the
+    others in the line from it.
     """
-    soonest_s = nobody.retry_after_s or 0.0
+    soonest_s = error.retry_after_s or 0.0
     return soonest_s > 0 and asyncio.get_running_loop().time() + soonest_s <= until_s
 
 
-async def _first_in_line(give: Callable[[], Lease], until_s: float) -> Lease:
+async def _first_in_line(choose: Callable[[], Attempt], until_s: float) -> Attempt:
     while True:
         try:
-            return give()
-        except NoCandidate as nobody:
-            if nobody.retry_after_s == 0:
-                return give()  # unless he has come in this very moment, it says the same again
-            if not _returns_by(until_s, nobody):
+            return choose()
+        except NoCandidate as error:
+            if error.retry_after_s == 0:
+                return choose()  # it may have become available just now; else the same error
+            if not _returns_by(until_s, error):
                 raise
-            await asyncio.sleep(min((nobody.retry_after_s or 0.0) + 0.001, LOOK_EVERY_S))
+            await asyncio.sleep(min((error.retry_after_s or 0.0) + 0.001, POLL_EVERY_S))

@@ -1,38 +1,36 @@
-"""A chat that broke in the midst of its answer, as it can be asked of somebody else.
+"""RESUME: another instance continues a stream that broke, so that the caller sees one answer.
 
-What was said is read from the bytes that went out, and only then: a stream that does not break
-costs nothing but the memory of them. The one who goes on gets the chat, what was said so far as the
-assistant's own words, and the wish to go on from there; what he says goes out under the first
-one's id, so that it is one answer.
+`Resuming` wraps the relay. The sink that it passes on keeps what was sent of a plain chat, and if the
+stream breaks, it asks the relay again: the chat, the answer so far as the assistant's own message,
+and the wish to continue. What the next instance sends goes out under the first answer's id.
 
-Going on with an answer that broke: a sink that remembers, and one that joins.
-
-Only where the owner sets RESUME: an answer of two models is not always what is wanted, and it
-costs the prompt twice.
+A stream that does not break costs nothing but the memory of its bytes. It is off by default: an
+answer of two models is not always wanted, and the prompt is paid twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.dialects.body import Body, validated
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
-from nexus_gateway.errors import BrokenStream
-from nexus_gateway.proxy.context import Memory, Said, Sink
-from nexus_gateway.proxy.record import RequestState
-from nexus_gateway.upstream.streams import RawWriter
+from nexus_gateway.errors import BrokenStream, GatewayError
+from nexus_gateway.proxy.context import RequestContext, RequestOptions, Sink
+from nexus_gateway.proxy.relay import Relay
+from nexus_gateway.routing.scheduler import RoutingTarget
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import Chunk, choices, finished, has_content
+from nexus_gateway.wire.chunks import choices, finished, has_content
 
-GO_ON = (
-    "Your last message was cut off by a broken connection. Go on exactly where it stops, in the "
+MAX_KEPT_BYTES = 4 * 1024 * 1024  # a longer answer is not resumed
+CONTINUE = (
+    "Your last message was cut off by a broken connection. Continue exactly where it stops, in the "
     "middle of a word if need be: repeat nothing, explain nothing, add no preamble."
 )
-# What makes an answer something else than one plain text, unless it has the value beside it.
-_OTHER_THAN_TEXT: Mapping[str, object] = {
+# Fields that make an answer more than one plain text, unless they have this value.
+_PLAIN_VALUES: Mapping[str, object] = {
     "tools": [],
     "functions": [],
     "n": 1,
@@ -42,195 +40,174 @@ _OTHER_THAN_TEXT: Mapping[str, object] = {
 }
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _NOT_TEXT = frozenset({"tool_calls", "function_call", "refusal", "audio"})
+Continue = Callable[["PartialAnswer", Sink], Awaitable[None]]
+
+
+class Resuming(Relay):
+    """A relay that resumes streams that break."""
+
+    async def serve(
+        self,
+        context: RequestContext,
+        request: Request,
+        target: RoutingTarget,
+        options: RequestOptions,
+        sink: Sink,
+    ) -> None:
+        if not is_plain_text(request):
+            return await super().serve(context, request, target, options, sink)
+        relay = super().serve
+
+        async def resume(answer: PartialAnswer, kept: Sink) -> None:
+            outcome, context.outcome = context.outcome, "cancelled"  # unless it comes to an end
+            try:
+                # The time starts again: the caller's own limit is kept by the endpoint.
+                rest = continued(request, answer)
+                await relay(context, rest, target, replace(options, timeout_s=None), kept)
+            except GatewayError:
+                context.outcome = outcome
+                raise
+
+        await relay(context, request, target, options, KeepingSink(sink, resume))
+
+
+@dataclass(frozen=True, slots=True)
+class PartialAnswer:
+    """What was sent of an answer: the fields that all its chunks share, its text, its chunks."""
+
+    head: Mapping[str, Any]
+    text: str
+    pieces: int
+
+
+class KeepingSink:
+    """A sink that keeps what it sends; if the stream breaks, the rest comes from another instance."""
+
+    def __init__(self, sink: Sink, resume: Continue) -> None:
+        self._sink = sink
+        self._resume = resume
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self.start = sink.start
+        self.end = sink.end
+        self.full = sink.full
+
+    async def write(self, data: bytes) -> None:
+        await self._sink.write(data)
+        self._size += len(data)
+        if self._size > MAX_KEPT_BYTES:
+            self._blocks.clear()
+        else:
+            self._blocks.append(data)
+
+    def pipe(self) -> None:
+        return None  # each block has to be kept
+
+    async def fail(self, status: int, body: dict[str, Any]) -> None:
+        """Let another instance continue; if none can, end the stream with the error."""
+        answer = None if self._size > MAX_KEPT_BYTES else read_answer(self._blocks)
+        if answer is not None:
+            try:
+                return await self._resume(answer, ContinuingSink(self, answer))
+            except GatewayError:
+                pass  # the first error is the one that the caller gets
+        await self._sink.fail(status, body)
+
+
+class ContinuingSink:
+    """The sink of the next instance: its chunks get the first answer's head."""
+
+    def __init__(self, sink: KeepingSink, answer: PartialAnswer) -> None:
+        self._sink = sink
+        self._answer = answer
+        self.fail = sink.fail
+
+    async def start(self, context: RequestContext) -> None:
+        assert context.history.latest is not None
+        name = context.history.latest.instance.name.replace("\r", " ").replace("\n", " ")
+        await self._sink.write(f": resumed by {name}\n\n".encode())
+
+    async def write(self, data: bytes) -> None:
+        if events := under_head(data, self._answer):
+            await self._sink.write(events)
+
+    async def end(self, data: bytes = b"") -> None:
+        await self._sink.end(under_head(data, self._answer))
+
+    def pipe(self) -> None:
+        return None  # each block has to be read
+
+    async def full(self, context: RequestContext, response: FullResponse) -> None:
+        raise NotImplementedError("only streams are resumed")
 
 
 def is_plain_text(request: Request) -> bool:
-    """Tell whether a request is a streamed chat whose answer can only be one text."""
+    """Whether a request is a streamed chat whose answer can only be one text."""
     if request.dialect is not CHAT_COMPLETIONS or not request.stream or request.chat is None:
         return False
     fields = request.chat.fields
-    return all(fields.get(name) in (None, plain) for name, plain in _OTHER_THAN_TEXT.items())
+    return all(fields.get(name) in (None, plain) for name, plain in _PLAIN_VALUES.items())
 
 
-def read_said(blocks: Iterable[bytes]) -> Said | None:
-    """Read what went out of a chat's stream.
-
-    Args:
-        blocks: whole events.
-
-    Returns:
-        What was said; None where it can't be gone on with: it is more than text, or had its end.
-    """
+def read_answer(blocks: Iterable[bytes]) -> PartialAnswer | None:
+    """Read what was sent; None if it cannot be continued: it is more than text, or has ended."""
     texts: list[str] = []
     head: dict[str, Any] = {}
+    data = [sse.parse_event(event).data for event in sse.split(b"".join(blocks))]
     try:
-        chunks = _chunks(b"".join(blocks))
+        chunks = [json_codec.loads(text) for text in data if text and text != "[DONE]"]
     except json_codec.JSONError:
         return None
-    for chunk in chunks:
+    for chunk in (value for value in chunks if isinstance(value, dict)):
         head = head or {k: chunk[k] for k in ("id", "created", "model") if k in chunk}
         if finished(chunk):
             return None
         for choice in choices(chunk):
             delta = choice.get("delta")
-            said = delta if isinstance(delta, dict) else {}
-            content = said.get("content")
-            if any(said.get(name) for name in _NOT_TEXT) or not isinstance(content, str | None):
+            message = delta if isinstance(delta, dict) else {}
+            content = message.get("content")
+            if any(message.get(name) for name in _NOT_TEXT) or not isinstance(content, str | None):
                 return None
             texts += [content] if content else []
-    return Said(head, "".join(texts), len(texts))
+    return PartialAnswer(head, "".join(texts), len(texts))
 
 
-def _chunks(block: bytes) -> list[Chunk]:
-    data = [sse.parse_event(event).data for event in sse.split(block)]
-    values = [json_codec.loads(text) for text in data if text and text != "[DONE]"]
-    return [value for value in values if isinstance(value, dict)]
-
-
-def continued(request: Request, said: Said) -> Request:
-    """Return the request by which somebody goes on with what was said.
+def continued(request: Request, answer: PartialAnswer) -> Request:
+    """Return the request for the rest of an answer.
 
     Raises:
-        InvalidRequest: what was said has no JSON form: half of a character.
+        InvalidRequest: the text so far has no JSON form, as it holds half a character.
     """
     assert request.chat is not None
     fields = dict(request.chat.fields)
-    if said.text:
-        told = {"role": "assistant", "content": said.text}
-        fields["messages"] = [*fields["messages"], told, {"role": "user", "content": GO_ON}]
+    if answer.text:
+        so_far = {"role": "assistant", "content": answer.text}
+        fields["messages"] = [*fields["messages"], so_far, {"role": "user", "content": CONTINUE}]
     for name in _LIMITS:
         if isinstance(fields.get(name), int):
-            fields[name] = max(1, fields[name] - said.pieces)
+            fields[name] = max(1, fields[name] - answer.pieces)
     body = validated(Body(fields, True), request.model)
     return replace(request, native=body, chat=body)
 
 
-def under_one_head(block: bytes, said: Said) -> bytes:
-    """Return events of the one who goes on, as if the first one had said them.
+def under_head(block: bytes, answer: PartialAnswer) -> bytes:
+    """Return the next instance's events with the first answer's head.
 
     Raises:
         BrokenStream: one of them is no chunk.
     """
-    out: list[bytes] = []
+    events: list[bytes] = []
     for event in sse.split(block):
         data = sse.parse_event(event).data
         if not data or data == "[DONE]":
-            out.append(event + b"\n\n")
+            events.append(event + b"\n\n")
             continue
         try:
-            out.append(_headed(json_codec.loads(data), said))
+            chunk = json_codec.loads(data)
+            if not isinstance(chunk, dict):
+                raise json_codec.JSONError("no chunk")
+            if has_content(chunk) or not choices(chunk):  # others say nothing after the first head
+                events.append(sse.json_event({**chunk, **answer.head}))
         except json_codec.JSONError as error:
             raise BrokenStream("The upstream sent something that is not an answer.") from error
-    return b"".join(out)
-
-
-def _headed(chunk: object, said: Said) -> bytes:
-    """Return a chunk's event under the first one's head; nothing for one that says nothing.
-
-    Raises:
-        JSONError: it is no chunk, or cannot be written.
-    """
-    if not isinstance(chunk, dict):
-        raise json_codec.JSONError("no chunk")
-    if has_content(chunk) or not choices(chunk):
-        return sse.json_event({**chunk, **said.head})
-    return b""
-
-
-# What is longer than this is not gone on with.
-MOST_REMEMBERED = 4 * 1024 * 1024
-
-
-class Remembering:
-    """A sink that keeps what went through it (an `errand.Memory`).
-
-    Args:
-        sink: where it goes.
-    """
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-        self._blocks: list[bytes] = []
-        self._size = 0
-        self.start = sink.start
-        self.fail = sink.fail
-        self.whole = sink.whole
-
-    def said(self) -> Said | None:
-        """Return what went through, None where it can't be gone on with."""
-        if self._size > MOST_REMEMBERED:
-            return None
-        return read_said(self._blocks)
-
-    def remember(self, data: bytes) -> None:
-        """Keep whole events."""
-        self._size += len(data)
-        if self._size > MOST_REMEMBERED:
-            self._blocks.clear()
-        else:
-            self._blocks.append(data)
-
-    async def write(self, data: bytes) -> None:
-        """Send whole events."""
-        await self._sink.write(data)
-        self.remember(data)
-
-    async def end(self, data: bytes = b"") -> None:
-        """End the stream."""
-        await self._sink.end(data)
-
-    def pipe(self) -> RawWriter | None:
-        """Return a way to write without waiting, that remembers as well."""
-        pipe = self._sink.pipe()
-        return None if pipe is None else _RememberingPipe(pipe, self.remember)
-
-
-class _RememberingPipe:
-    def __init__(self, pipe: RawWriter, remember: Callable[[bytes], None]) -> None:
-        self._write = pipe.write
-        self._remember = remember
-        self.drain = pipe.drain
-
-    def write(self, data: bytes) -> bool:
-        self._remember(data)
-        return self._write(data)
-
-
-class Joining:
-    """A sink for the one who goes on (an `errand.Sink`).
-
-    Args:
-        sink: where the first part went.
-        said: the first part.
-    """
-
-    def __init__(self, sink: Memory, said: Said) -> None:
-        self._sink = sink
-        self._said = said
-
-    async def start(self, report: RequestState) -> None:
-        """Tell in a comment who goes on."""
-        assert report.instance is not None
-        name = report.instance.name.replace("\r", " ").replace("\n", " ")
-        await self._sink.write(f": resumed by {name}\n\n".encode())
-
-    async def write(self, data: bytes) -> None:
-        """Send whole events."""
-        if joined := under_one_head(data, self._said):
-            await self._sink.write(joined)
-
-    async def end(self, data: bytes = b"") -> None:
-        """End the stream."""
-        await self._sink.end(under_one_head(data, self._said))
-
-    def pipe(self) -> RawWriter | None:
-        """Say that each block has to be looked into."""
-        return None
-
-    async def fail(self, status: int, body: dict[str, Any]) -> None:
-        """End the stream with an error event."""
-        await self._sink.fail(status, body)
-
-    async def whole(self, report: RequestState, answer: FullResponse) -> None:
-        """Never asked: what is gone on with is a stream."""
-        raise NotImplementedError("a stream is gone on with by a stream")
+    return b"".join(events)

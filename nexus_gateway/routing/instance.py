@@ -86,6 +86,7 @@ class Instance:
         self.health = Health(clock)
         self.quotas = Quotas(clock)
         self.bad_keys_in_a_row = 0
+        self.warnings: set[str] = set()
         self._clock = clock
         self._takes_images = takes_images
         self._rate_limited_until_s = self._resting_until_s = self._usage_left_until_s = 0.0

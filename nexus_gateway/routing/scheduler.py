@@ -1,14 +1,15 @@
-"""Who gets the request: leases on instances.
+"""Chooses the instance for the next attempt of a request.
 
-A lease spans from the choice to the end of the answer's body and ends with exactly one outcome.
-Pure policy: it knows no socket and no task, and takes its clock and its chance as arguments.
+Pure policy: no socket, no task; clock and randomness are arguments.
 
-How many more attempts may be made than there are requests.
-
-Retries help where somebody is in trouble, and multiply the load where everybody is. So they are a
-share of the recent requests, and no more (the idea of Finagle's and Envoy's retry budgets).
-
-How long to wait before going back to a provider that has just failed.
+- A `RoutingTarget` is what a request may go to, as far as its `model` decides.
+- `Scheduler.attempt` takes the candidates among them, prefers those that were not tried for this
+  request, and lets the policy choose. If only open circuits are in the way, the one closest to its
+  probe is probed early.
+- `RetryBudget` bounds further attempts to a share of the recent requests: retries help if one
+  instance is in trouble and multiply the load if all are (Finagle's and Envoy's retry budgets).
+- `HedgeBudget` bounds attempts beside a running one.
+- `delay_s` is the backoff before an attempt at a provider that has just failed.
 """
 
 from __future__ import annotations
@@ -21,45 +22,79 @@ from random import Random
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import CHAT, Outcome
 from nexus_gateway.routing import explain
-from nexus_gateway.routing.breaker import State
+from nexus_gateway.routing.attempts import Attempt, AttemptHistory
+from nexus_gateway.routing.breaker import Permit, State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Policy, choose, draw
 
 logger = logging.getLogger("nexus_gateway")
 
 STEPS_MS = (100, 200, 400, 800, 1600, 2000)
-
-
-def delay_s(retry: int, rng: Random) -> float:
-    """Return the delay before a retry, in seconds.
-
-    Args:
-        retry: 0 for the first.
-        rng: chance: the delay is drawn from [half, whole] of its step, so that callers who
-            failed together do not return together.
-    """
-    whole_s = STEPS_MS[min(retry, len(STEPS_MS) - 1)] / 1000
-    return rng.uniform(whole_s / 2, whole_s)
-
-
 RETRY_SHARE = 0.2
 RETRY_FLOOR = 10
 WINDOW_S = 10
 HEDGE_SHARE = 0.05
-MOST_HEDGES_SAVED = 10.0
+MAX_HEDGES_SAVED = 10.0
+EARLY_PROBE_EVERY_S = 2.0
+# Among so few a full scan costs no more than drawing one.
+FULL_SCAN_LIMIT = 8
+# The official clients give up if they are asked to wait longer.
+MAX_ADVISED_WAIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTarget:
+    """What a request may go to.
+
+    Args:
+        instances: those that its `model` may mean.
+        model: the upstream's model if the caller named one; None: each instance's own.
+        images: whether the request holds images.
+        kind: what the model is for, see `provider.Model`.
+        is_fallback: no instance is known to have that model, so any may be asked.
+    """
+
+    instances: tuple[Instance, ...]
+    model: str | None = None
+    images: bool = False
+    kind: str = CHAT
+    is_fallback: bool = False
+
+    @property
+    def chosen_by_us(self) -> bool:
+        """Whether the gateway, not the caller, paired the model with these instances."""
+        return self.model is None or self.is_fallback
+
+    def model_of(self, instance: Instance) -> str:
+        """Return the model that an instance is asked for."""
+        return self.model or instance.model_for(self.kind)
+
+    def is_capable(self, instance: Instance) -> bool:
+        """Whether an instance is enabled and takes what the request holds."""
+        if self.images and not instance.takes_images_with(self.model_of(instance)):
+            return False
+        return instance.enabled
+
+    def capable(self) -> list[Instance]:
+        if not self.images:
+            return [i for i in self.instances if i.enabled]
+        return [i for i in self.instances if self.is_capable(i)]
+
+    def admits(self, instance: Instance) -> bool:
+        """Whether an instance is a candidate now."""
+        return self.is_capable(instance) and _admits(instance)
 
 
 class RetryBudget:
-    """Counts requests and retries of the last WINDOW_S seconds.
+    """Counts the requests and the retries of the last WINDOW_S seconds.
 
     Args:
         clock: monotonic seconds.
-        share: how many retries there may be for each request.
-        floor: how many there may be in any case.
+        share: retries allowed for each request.
+        floor: retries allowed in any case.
 
     Attributes:
-        denied: how many were not allowed, since the start.
+        denied: retries that were not allowed since the start.
     """
 
     def __init__(
@@ -78,109 +113,54 @@ class RetryBudget:
         self.denied = 0
 
     def request(self) -> None:
-        """Count a request's first attempt."""
         self._requests[self._slot()] += 1
 
     def retry(self) -> None:
-        """Count a further attempt."""
         self._retries[self._slot()] += 1
 
     def allows(self) -> bool:
-        """Tell whether one more retry may be made."""
         self._slot()
         return sum(self._retries) < self._floor + self._share * sum(self._requests)
 
     def _slot(self) -> int:
-        """Return the slot of the present second; those that it has passed are emptied."""
+        """Return the slot of the current second; slots that have expired are emptied."""
         second = int(self._clock())
-        for passed in range(self._second + 1, min(second, self._second + WINDOW_S) + 1):
-            self._requests[passed % WINDOW_S] = self._retries[passed % WINDOW_S] = 0
-        self._second = max(self._second, second)
+        if second > self._second:
+            for expired in range(self._second + 1, min(second, self._second + WINDOW_S) + 1):
+                self._requests[expired % WINDOW_S] = self._retries[expired % WINDOW_S] = 0
+            self._second = second
         return self._second % WINDOW_S
 
 
 class HedgeBudget:
-    """Saves up for hedges: each request brings HEDGE_SHARE of one."""
+    """Saves up for hedges: each request adds HEDGE_SHARE of one."""
 
     def __init__(self) -> None:
         self._saved = 0.0
 
     def request(self) -> None:
-        """Save for a request that may be hedged."""
-        self._saved = min(self._saved + HEDGE_SHARE, MOST_HEDGES_SAVED)
+        self._saved = min(self._saved + HEDGE_SHARE, MAX_HEDGES_SAVED)
 
     def take(self) -> bool:
-        """Take one, if there is one."""
-        # A sum of twentieths is never quite whole.
+        """Take one if one is saved."""
+        # A sum of twentieths is never exactly whole.
         if self._saved < 1.0 - 1e-9:
             return False
         self._saved -= 1.0
         return True
 
 
-EARLY_PROBE_EVERY_S = 2.0
-# Among so many it is as quick to look at everybody.
-FULL_SCAN_LIMIT = 8
-# The official clients give up on a wait longer than this instead of waiting.
-MAX_ADVISED_WAIT_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class RoutingTarget:
-    """Who may serve a request, as far as its model tells.
-
-    Args:
-        instances: the ones it may go to.
-        model: the upstream's model where the caller named one; None: each instance's own.
-        images: whether it holds images.
-        kind: what the model is for, see `provider.Model`.
-        guessed: whether nobody is known to have that model.
-    """
-
-    instances: tuple[Instance, ...]
-    model: str | None = None
-    images: bool = False
-    kind: str = CHAT
-    is_fallback: bool = False
-
-    @property
-    def chosen_by_us(self) -> bool:
-        """Whether it was not the caller who paired a model with these instances."""
-        return self.model is None or self.is_fallback
-
-    def model_of(self, instance: Instance) -> str:
-        """Return the model that an instance would be asked for."""
-        return self.model or instance.model_for(self.kind)
-
-    def capable(self) -> list[Instance]:
-        """Return the enabled instances that can take what the request holds."""
-        return [i for i in self.instances if self._is_capable(i)]
-
-    def _is_capable(self, instance: Instance) -> bool:
-        if self.images and not instance.takes_images_with(self.model_of(instance)):
-            return False
-        return instance.enabled
-
-    def admits(self, instance: Instance) -> bool:
-        """Tell whether one of the instances is a candidate now."""
-        return (
-            self._is_capable(instance)
-            and instance.parked_for_s() == 0
-            and instance.breaker.admits()
-        )
-
-
 class Scheduler:
-    """Give leases.
+    """Starts attempts.
 
     Args:
         clock: monotonic seconds.
-        rng: chance.
-        policies: the policies by name, the default first.
+        rng: randomness.
+        policies: by name, the default first.
 
     Attributes:
         retries: how many further attempts may be made.
-        hedges: how many attempts beside a running one.
+        hedges: how many attempts may be made beside a running one.
     """
 
     def __init__(
@@ -193,201 +173,225 @@ class Scheduler:
         self._rng = rng
         self._early_probe_s = float("-inf")
 
-    def lease(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> Lease:
+    def attempt(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt:
         """Choose an instance for the next attempt.
 
-        Args:
-            target: who may serve it.
-            policy: the name of one of `policies`.
-            trail: what was tried for this request before.
-
         Raises:
-            NoCandidate: nobody is left.
+            NoCandidate: no instance can take it now.
         """
-        if trail.explanations is None and not logger.isEnabledFor(logging.DEBUG):
-            return self._lease(target, policy, trail)
-        scene = self._decision(target, policy, trail)
+        if history.explanations is None and not logger.isEnabledFor(logging.DEBUG):
+            return self._attempt(target, policy, history)
+        decision = self._decision(target, policy, history)
+        number = history.begun + 1
         try:
-            lease = self._lease(target, policy, trail)
+            attempt = self._attempt(target, policy, history)
         except NoCandidate:
-            _explain(trail, "no lease", scene.explain_unavailable())
+            _explain(history, number, "no attempt", decision.none())
             raise
-        _explain(trail, "lease", scene.chosen(lease.instance.name))
-        return lease
+        _explain(history, number, "attempt", decision.chosen(attempt.instance.name))
+        return attempt
 
-    def explain_unavailable(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> str:
-        """Tell in one line why nobody could be chosen; whom the trail tells of is left out."""
-        return explain.explain_unavailable(policy, target.instances, target.capable(), trail)
-
-    def _decision(
-        self, target: RoutingTarget, policy: str, trail: AttemptHistory
-    ) -> explain.Decision:
-        """Look at what `_lease` chooses from, changing nothing."""
-        able = target.capable()
-        best = _by_history([i for i in able if target.admits(i)], trail)
-        if trail.attempts and not self.retries.allows():
-            best = [i for i in best if i.breaker.is_healthy]
-        return explain.capture_decision(policy, target.instances, able, best, trail)
-
-    def _lease(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> Lease:
-        again = bool(trail.attempts)
-        if len(target.instances) > FULL_SCAN_LIMIT and not again:
-            drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
-            if drawn is not None:
-                self.retries.request()
-                return Lease(drawn, target.model_of(drawn), drawn.breaker.acquire())
-        able = target.capable()
-        candidates = [i for i in able if i.parked_for_s() == 0 and i.breaker.admits()]
-        best = _by_history(candidates, trail)
-        affordable = self.retries.allows() if again else True
-        if not affordable:
-            best = self._healthy(best)
-        if best:
-            chosen = choose(self.policies[policy], best, self._rng)
-            lease = Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
-        else:
-            early = self._nearest_to_its_probe(able, trail) if affordable else None
-            if early is None:
-                raise self.no_candidate(target, trail)
-            self._early_probe_s = self.clock()
-            lease = Lease(early, target.model_of(early), early.breaker.acquire_early())
-        self.retries.retry() if again else self.retries.request()
-        return lease
-
-    def _healthy(self, candidates: list[Instance]) -> list[Instance]:
-        """Return whom a retry may go to when there have been too many.
-
-        One that goes to somebody who is well is what a gateway is for, and multiplies nothing.
-        """
-        well = [i for i in candidates if i.breaker.is_healthy]
-        if not well:
-            self.retries.denied += 1
-        return well
-
-    def hedge(self, target: RoutingTarget, policy: str, trail: AttemptHistory) -> Lease | None:
-        """Choose whom to ask beside somebody who lets himself be waited for.
-
-        Args:
-            target: who may serve it.
-            policy: the name of one of `policies`.
-            trail: what was tried, and is being tried.
+    def hedge(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt | None:
+        """Choose a second instance while the first token of the first one is overdue.
 
         Returns:
-            A lease on somebody who is well and was not asked yet; None where there is nobody, or
-            where too many requests were hedged of late.
+            An attempt at a healthy instance that was not tried yet; None if there is none, or if
+            too many requests were hedged recently.
         """
         others = [
             i
             for i in target.capable()
             if i.parked_for_s() == 0
             and i.breaker.is_healthy
-            and not trail.tried(i)
+            and not history.tried(i)
             and has_quota_left(i)
         ]
         if not others or not self.hedges.take():
             return None
-        if trail.explanations is not None or logger.isEnabledFor(logging.DEBUG):
-            scene = explain.capture_decision(
-                policy, target.instances, target.capable(), others, trail
+        decision, number = None, history.begun + 1
+        if history.explanations is not None or logger.isEnabledFor(logging.DEBUG):
+            decision = explain.Decision.capture(
+                policy, target.instances, target.capable(), others, history
             )
-        else:
-            scene = None
         chosen = choose(self.policies[policy], others, self._rng)
-        if scene is not None:
-            _explain(trail, "hedge", scene.chosen(chosen.name))
-        return Lease(chosen, target.model_of(chosen), chosen.breaker.acquire())
+        if decision is not None:
+            _explain(history, number, "hedge", decision.chosen(chosen.name))
+        history.hedged = True
+        return self._begin(chosen, target, history, chosen.breaker.acquire())
 
-    def _nearest_to_its_probe(self, able: list[Instance], trail: AttemptHistory) -> Instance | None:
-        """Return whom to probe before its time, when circuits alone stand in the way.
+    def explain_unavailable(
+        self, target: RoutingTarget, policy: str, history: AttemptHistory
+    ) -> str:
+        """Return in one line why no instance could be chosen, those in the history left out."""
+        return explain.unavailable(policy, target.instances, target.capable(), history)
 
-        A pool of one key must not answer 503 for a minute after a hiccup.
-        """
-        if self.clock() - self._early_probe_s < EARLY_PROBE_EVERY_S:
-            return None
-        shut = [
-            i
-            for i in able
-            if i.parked_for_s() == 0 and i.breaker.state() is State.OPEN and not trail.tried(i)
-        ]
-        return min(shut, key=lambda i: i.breaker.ready_in_s(), default=None)
-
-    def backoff_s(self, lease: Lease, trail: AttemptHistory) -> float:
-        """Return how long to wait before a lease's attempt: 0 unless its provider has failed."""
-        failures = trail.failures_of(lease.instance.provider_name)
+    def backoff_s(self, attempt: Attempt, history: AttemptHistory) -> float:
+        """Return how long to wait before an attempt: 0 unless its provider has failed."""
+        failures = history.failures_of(attempt.instance.provider_name)
         return delay_s(failures - 1, self._rng) if failures else 0.0
 
-    def no_candidate(self, target: RoutingTarget, trail: AttemptHistory) -> NoCandidate:
-        """Say why nobody is left, when somebody will be, and whether to ask again."""
-        able = target.capable()
-        story = f" Tried: {trail.summary()}." if trail.attempts else ""
-        if not able:
+    def no_candidate(self, target: RoutingTarget, history: AttemptHistory) -> NoCandidate:
+        """Return the error for a request that no instance can take now.
+
+        It says what was tried, when the first instance returns, and whether to retry.
+        """
+        capable = target.capable()
+        tried = f" Tried: {history.summary()}." if history.attempts else ""
+        if not capable:
             return _none_capable(target)
-        refused = [i for i in able if trail.last(i) is Outcome.REFUSED]
-        waits = [i.available_in_s() or 0.0 for i in able if i not in refused]
-        if not waits:  # nor will anybody be, for this request
-            return NoCandidate(f"No instance could serve this; GET /health tells why.{story}")
-        soonest_s = min(waits)
-        if all(
-            i.park_reason() == "rate_limited" or trail.last(i) is Outcome.RATE_LIMITED for i in able
-        ):
+        refused = [i for i in capable if history.last_outcome(i) is Outcome.REFUSED]
+        waits_s = [i.available_in_s() or 0.0 for i in capable if i not in refused]
+        if not waits_s:  # nor will any return, for this request
+            return NoCandidate(f"No instance could serve this; GET /health shows why.{tried}")
+        soonest_s = min(waits_s)
+        if all(_is_rate_limited(i, history) for i in capable):
             return NoCandidate(
-                f"Every instance that could serve this is rate limited.{story}",
+                f"All instances that could serve this are rate limited.{tried}",
                 rate_limited=True,
                 retry_after_s=soonest_s,
                 should_retry=soonest_s <= MAX_ADVISED_WAIT_S,
             )
         return NoCandidate(
-            f"No instance could serve this; GET /health tells why.{story}",
+            f"No instance could serve this; GET /health shows why.{tried}",
             retry_after_s=soonest_s,
-            should_retry=not trail.attempts and soonest_s <= MAX_ADVISED_WAIT_S,
+            should_retry=not history.attempts and soonest_s <= MAX_ADVISED_WAIT_S,
         )
 
+    def _attempt(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt:
+        is_retry = bool(history.attempts)
+        if len(target.instances) > FULL_SCAN_LIMIT and not is_retry:
+            drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
+            if drawn is not None:
+                self.retries.request()
+                return self._begin(drawn, target, history, drawn.breaker.acquire())
+        capable = target.capable()
+        best = _by_history([i for i in capable if _admits(i)], history)
+        may_retry = self.retries.allows() if is_retry else True
+        if not may_retry:
+            best = self._healthy(best)
+        if best:
+            chosen = choose(self.policies[policy], best, self._rng)
+            permit = chosen.breaker.acquire()
+        else:
+            early = self._closest_to_its_probe(capable, history) if may_retry else None
+            if early is None:
+                raise self.no_candidate(target, history)
+            self._early_probe_s = self.clock()
+            chosen, permit = early, early.breaker.acquire_early()
+        self.retries.retry() if is_retry else self.retries.request()
+        return self._begin(chosen, target, history, permit)
 
-def _explain(trail: AttemptHistory, what: str, told: str) -> None:
-    """Tell of a decision whoever wants to know it."""
-    if trail.explanations is not None:
-        trail.explanations.append(told)
-    fields = {**trail.log_fields(), "attempt": trail.made + 1}
-    logger.debug("%s: %s", what, told, extra={"fields": fields})
+    def _begin(
+        self, instance: Instance, target: RoutingTarget, history: AttemptHistory, permit: Permit
+    ) -> Attempt:
+        return Attempt(instance, target.model_of(instance), permit, history, self.clock)
+
+    def _decision(
+        self, target: RoutingTarget, policy: str, history: AttemptHistory
+    ) -> explain.Decision:
+        """Capture what `_attempt` chooses from, changing nothing."""
+        capable = target.capable()
+        best = _by_history([i for i in capable if _admits(i)], history)
+        if history.attempts and not self.retries.allows():
+            best = [i for i in best if i.breaker.is_healthy]
+        return explain.Decision.capture(policy, target.instances, capable, best, history)
+
+    def _healthy(self, candidates: list[Instance]) -> list[Instance]:
+        """Return the candidates that a retry beyond the budget may go to.
+
+        A retry on a healthy instance is what a gateway is for, and multiplies no load.
+        """
+        healthy = [i for i in candidates if i.breaker.is_healthy]
+        if not healthy:
+            self.retries.denied += 1
+        return healthy
+
+    def _closest_to_its_probe(
+        self, capable: list[Instance], history: AttemptHistory
+    ) -> Instance | None:
+        """Return the instance to probe early, if open circuits alone are in the way.
+
+        A pool of one key must not answer 503 for a minute after one short outage.
+        """
+        if self.clock() - self._early_probe_s < EARLY_PROBE_EVERY_S:
+            return None
+        is_open = [
+            i
+            for i in capable
+            if i.parked_for_s() == 0 and i.breaker.state() is State.OPEN and not history.tried(i)
+        ]
+        return min(is_open, key=lambda i: i.breaker.ready_in_s(), default=None)
+
+
+def delay_s(retry: int, rng: Random) -> float:
+    """Return the delay before a retry, in seconds.
+
+    Args:
+        retry: 0 for the first.
+        rng: the delay is drawn from [half, whole] of its step, so that requests that failed
+            together do not return together.
+    """
+    step_s = STEPS_MS[min(retry, len(STEPS_MS) - 1)] / 1000
+    return rng.uniform(step_s / 2, step_s)
+
+
+def has_quota_left(instance: Instance) -> bool:
+    """Whether something is left of an instance's rate limits, as far as is known."""
+    left = instance.quota_left()
+    return left is None or left > 0
+
+
+def _admits(instance: Instance) -> bool:
+    return instance.parked_for_s() == 0 and instance.breaker.admits()
+
+
+def _by_history(candidates: list[Instance], history: AttemptHistory) -> list[Instance]:
+    """Return the best candidates that exist.
+
+    First those that were not tried, at providers that have not failed for this request; then others
+    that were not tried; then those whose failure may have passed. An instance whose rate limit is
+    used up comes last among those that were not tried.
+    """
+    if not history.attempts:
+        return _with_quota_left(candidates)
+    untried = [i for i in candidates if not history.tried(i)]
+    elsewhere = [
+        i for i in untried if not history.failures_of(i.provider_name) and has_quota_left(i)
+    ]
+    # Only a failure may pass by itself: a refusal, a limit or a bad key stays for now.
+    return (
+        elsewhere
+        or _with_quota_left(untried)
+        or [i for i in candidates if history.last_outcome(i) is Outcome.FAILURE]
+    )
+
+
+def _with_quota_left(candidates: list[Instance]) -> list[Instance]:
+    """Return the candidates whose rate limit is not used up; all of them if that is none."""
+    if len(candidates) < 2:
+        return candidates
+    return [i for i in candidates if has_quota_left(i)] or candidates
+
+
+def _is_rate_limited(instance: Instance, history: AttemptHistory) -> bool:
+    last = history.last_outcome(instance)
+    return instance.park_reason() == "rate_limited" or last is Outcome.RATE_LIMITED
 
 
 def _none_capable(target: RoutingTarget) -> NoCandidate:
     if any(i.enabled for i in target.instances):
         return NoCandidate(
-            "The request holds an image, and none of the enabled models that `model` may mean "
-            "takes images; remove it, name another model, or configure a multimodal one.",
+            "The request holds an image, and no enabled model that `model` may mean takes images: "
+            "remove the image, name another model, or configure a multimodal one.",
             code="no_capable_model",
         )
     return NoCandidate(
-        "No provider is enabled; configure a key or enable an instance.", code="no_providers"
+        "No provider is enabled: configure a key or enable an instance.", code="no_providers"
     )
 
 
-def _by_history(candidates: list[Instance], trail: AttemptHistory) -> list[Instance]:
-    """Return the best of the candidates that there are.
-
-    First those not tried yet, at providers that have not failed in this request; then any not
-    tried yet; then those that failed before and may have come round. Whose rate limit is used up
-    comes last among those not tried.
-    """
-    if not trail.attempts:
-        return _with_quota_left(candidates)
-    untried = [i for i in candidates if not trail.tried(i)]
-    elsewhere = [i for i in untried if not trail.failures_of(i.provider_name) and has_quota_left(i)]
-    # Only a failure may pass by itself: a refusal, a limit or a bad key says the same at once.
-    return (
-        elsewhere
-        or _with_quota_left(untried)
-        or [i for i in candidates if trail.last(i) is Outcome.FAILURE]
-    )
-
-
-def _with_quota_left(candidates: list[Instance]) -> list[Instance]:
-    """Return those whose rate limit is not used up; all where that is nobody."""
-    return [i for i in candidates if has_quota_left(i)] or candidates
-
-
-def has_quota_left(instance: Instance) -> bool:
-    """Tell whether something is left of an instance's rate limits, as far as is known."""
-    left = instance.quota_left()
-    return left is None or left > 0
+def _explain(history: AttemptHistory, number: int, what: str, reason: str) -> None:
+    if history.explanations is not None:
+        history.explanations.append(reason)
+    fields = {**history.log_fields(), "attempt": number}
+    logger.debug("%s: %s", what, reason, extra={"fields": fields})

@@ -28,7 +28,6 @@ from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server.reload import LoadedConfig, Reload
 from nexus_gateway.server.sockets import QUEUE, os_error_text
 from nexus_gateway.settings import Settings
-from nexus_gateway.telemetry import log
 from nexus_gateway.upstream.client import exhausted
 from nexus_gateway.web.app import build_app
 from nexus_gateway.web.connections import Runner
@@ -165,15 +164,17 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
     asyncio.get_running_loop().set_exception_handler(FdExhaustionHandler())
     runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
-    log.buffer(asyncio.get_running_loop().call_later)
+    recorder = app[GATEWAY].recorder
+    recorder.later = asyncio.get_running_loop().call_later
     # What is here now stays: the collector need not walk it for each few hundred requests.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     try:
         yield runner
     finally:
+        recorder.later = None
+        recorder.flush()
         await runner.cleanup()
-        log.buffer(None)
 
 
 async def serve(

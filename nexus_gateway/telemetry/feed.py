@@ -50,7 +50,7 @@ class LastRequests:
     def observe(self, number: int, record: RequestRecord) -> None:
         """Note what ended here."""
         self._here.append((number, record))
-        if failed(record) or record.moves:
+        if failed(record) or record.failovers:
             self._troubled.append((number, record))
 
     def hear(self, number: int, requests: list[Ended]) -> int:

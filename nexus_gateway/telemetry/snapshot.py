@@ -78,7 +78,7 @@ def request_json(record: RequestRecord) -> dict[str, Any]:
         "outcome": record.outcome,
         "why": record.why,
         "failed": failed(record),
-        "failedOver": bool(record.moves),
+        "failedOver": bool(record.failovers),
         "firstMs": round(record.first_ms, 1) if record.began else None,
         "upstreamMs": round(record.upstream_ms, 1),
         "totalMs": round(record.total_ms, 1),
@@ -86,8 +86,8 @@ def request_json(record: RequestRecord) -> dict[str, Any]:
         "completionTokens": record.tokens.completion or 0,
         "attempts": [
             {
-                "instance": attempt.instance,
-                "outcome": attempt.outcome,
+                "instance": attempt.instance.name,
+                "outcome": attempt.outcome.value,
                 "reason": attempt.reason,
                 "status": attempt.status or None,
                 "durationMs": round(attempt.duration_ms, 1),

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
+from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.routing.attempts import Attempt
 
 BUCKET_S = 10
 BUCKETS = 90
@@ -144,21 +145,22 @@ class Timelines:
         self.rate.add(record.ended_s)
         tokens = record.tokens.completion or 0
         line = self.of[ALL]
-        bucket = line.add(record.ended_s, 1, failed(record), len(record.moves), tokens)
+        bucket = line.add(record.ended_s, 1, failed(record), len(record.failovers), tokens)
         if record.stream and record.began:
             bucket.add_firsts(record.first_ms)
             line.counted.add_firsts(record.first_ms)
         for attempt in record.attempts:
             self._observe_attempt(attempt, record, tokens)
 
-    def _observe_attempt(self, attempt: AttemptRecord, record: RequestRecord, tokens: int) -> None:
-        hurt = attempt.outcome in HURTING
-        line = self._line(attempt.instance)
-        if attempt is not record.attempts[-1] or attempt.instance != record.instance:
+    def _observe_attempt(self, attempt: Attempt, record: RequestRecord, tokens: int) -> None:
+        name, outcome = attempt.instance.name, attempt.outcome.value
+        hurt = outcome in HURTING
+        line = self._line(name)
+        if attempt is not record.attempts[-1] or name != record.instance:
             line.add(record.ended_s, 1, hurt, 0, 0)
             return
-        bucket = line.add(record.ended_s, 1, hurt, bool(record.moves), tokens)
-        if record.stream and attempt.outcome == "success":
+        bucket = line.add(record.ended_s, 1, hurt, bool(record.failovers), tokens)
+        if record.stream and outcome == "success":
             bucket.add_firsts(attempt.duration_ms)
             line.counted.add_firsts(attempt.duration_ms)
 

@@ -39,9 +39,9 @@ from opentelemetry.trace import (
 
 from nexus_gateway import __version__
 from nexus_gateway.provider import InProcess, Outcome, Verdict
-from nexus_gateway.proxy.record import LONGEST_MODEL, RequestRecord
+from nexus_gateway.proxy.record import MAX_MODEL, RequestRecord
+from nexus_gateway.routing.attempts import Attempt, Span
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease, Span
 from nexus_gateway.telemetry.semconv import (
     Attributes,
     error_type,
@@ -279,11 +279,11 @@ class Trace:
         self._about = about
         self._began_ns = time.time_ns()
 
-    def attempt(self, lease: Lease, stream: bool) -> Span:
+    def attempt(self, attempt: Attempt, *, stream: bool) -> Span:
         """Begin the span of an attempt, below this one."""
         if not self.sampled:
             return Unsampled(write(self.own))
-        return AttemptSpan(self, lease.instance, lease.model, stream)
+        return AttemptSpan(self, attempt.instance, attempt.model, stream)
 
     def end(self, record: RequestRecord) -> None:
         """End it with what became of the request (a `record.Observer`)."""
@@ -307,10 +307,7 @@ class Unsampled:
     def first_content(self) -> None:
         """Do nothing."""
 
-    def used(self, usage: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def end(self, verdict: Verdict) -> None:
+    def end(self, verdict: Verdict, usage: Mapping[str, Any]) -> None:
         """Do nothing."""
 
 
@@ -329,7 +326,7 @@ class AttemptSpan:
         self.headers: Mapping[str, str] = write(self._own)
         self._trace = trace
         self._instance = instance
-        self._model = model[:LONGEST_MODEL]
+        self._model = model[:MAX_MODEL]
         self._more: Attributes = {"gen_ai.request.stream": True} if stream else {}
         self._began_ns = time.time_ns()
 
@@ -338,13 +335,10 @@ class AttemptSpan:
         took_s = (time.time_ns() - self._began_ns) / 1e9
         self._more["gen_ai.response.time_to_first_chunk"] = took_s
 
-    def used(self, usage: Mapping[str, Any]) -> None:
-        """Note what the answer used, in OpenAI's shape."""
-        self._more.update(of_tokens(parse_usage(usage)))
-
-    def end(self, verdict: Verdict) -> None:
+    def end(self, verdict: Verdict, usage: Mapping[str, Any]) -> None:
         """Note how it ended."""
         try:
+            self._more.update(of_tokens(parse_usage(usage)))
             self._end(verdict)
         except Exception:  # the lease that ends with it has more to do
             logger.exception("a span could not be made")

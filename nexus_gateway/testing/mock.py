@@ -34,7 +34,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from nexus_gateway.proxy.resumption import GO_ON
+from nexus_gateway.proxy.resumption import CONTINUE
 from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.testing.faults import (
     AT_THE_DOOR,
@@ -67,7 +67,7 @@ def said_back(fields: Mapping[str, Any]) -> str | None:
     """
     messages = fields.get("messages")
     texts = [_text(message) for message in messages] if isinstance(messages, list) else []
-    if len(texts) > 2 and texts[-1] == GO_ON and texts[-3].startswith(texts[-2]):
+    if len(texts) > 2 and texts[-1] == CONTINUE and texts[-3].startswith(texts[-2]):
         return texts[-3].removeprefix(texts[-2])
     prompt = fields.get("prompt")
     return (texts[-1] if texts else "") or (prompt if isinstance(prompt, str) else "") or None

@@ -1,22 +1,17 @@
-"""One attempt at one instance: sent, awaited up to its first content, its failure classified.
+"""One attempt at one instance over HTTP: build the request, send it, wait for the first content.
 
-Two ways lead to an answer. Where the backend takes the request in the caller's own dialect, the
-bytes go there and back as they are. Else it goes as a chat, to an OpenAI-compatible backend or
-through a plugin's translation, and the answer's chunks are told in the caller's dialect.
-
-A request is sent, the answer's head awaited, every failure put in our words.
-
-Nothing here chooses an instance or knows of another attempt.
-
-What goes to an upstream: the HTTP request of one attempt, made by its provider's rules.
+There are two ways. If the backend takes the caller's own dialect, the bytes go there and back as they
+are. Else the request goes as a chat, to an OpenAI-compatible backend or through a plugin's
+translation, and the answer's chunks are encoded in the caller's dialect.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,16 +33,17 @@ from nexus_gateway.provider import (
     Provider,
     Translator,
 )
+from nexus_gateway.routing.attempts import AttemptFailed
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream.client import NO_HEADERS, Client, exhausted
 from nexus_gateway.upstream.failures import (
-    AttemptFailed,
-    _connection_reason,
-    _judge,
+    connection_reason,
     failure,
+    judge,
     plugin_errors,
+    plugin_failed,
     refusal,
     rejects_stream_options,
 )
@@ -60,153 +56,21 @@ from nexus_gateway.upstream.streams import (
     chat_chunks,
     events,
 )
-from nexus_gateway.upstream.timeout import TimeLimit
 from nexus_gateway.wire import json_codec
 from nexus_gateway.wire.chunks import MALFORMED, Answer, Chunk
 
 logger = logging.getLogger("nexus_gateway")
 
-MAX_ERROR_BYTES = 64 * 1024
-
-
-async def send(
-    client: Client, instance: Instance, http: HttpRequest, more: Mapping[str, str] = NO_HEADERS
-) -> HttpResponse:
-    """Send a request, with more headers of this attempt's, and wait for the answer's head.
-
-    Raises:
-        AttemptFailed: anything but a 2xx came, or nothing.
-        GatewayError: the caller's own body could not be read to its end, or this process has no
-            file descriptor for it.
-    """
-    asked = instance.total_requests
-    try:
-        response = await client.post(http, more)
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        if isinstance(error.__cause__, GatewayError):
-            raise error.__cause__ from error
-        if exhausted(error):
-            raise Overloaded from error
-        raise failure(_connection_reason(error)) from error
-    except TypeError as error:
-        logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)
-        raise failure("the provider's plugin failed") from error
-    _note_quotas(instance, response.headers, asked)
-    if 200 <= response.status < 300:
-        return response
-    try:
-        said = await read_up_to(response, MAX_ERROR_BYTES)
-    except (aiohttp.ClientError, OSError, ValueError):
-        said = b""
-    finally:
-        response.close()
-    raise AttemptFailed(_judge(instance, response, said))
-
-
-async def read_whole(response: HttpResponse, limit: int) -> bytes:
-    """Read an answer in one piece, and give the connection back.
-
-    Raises:
-        AttemptFailed: it was cut off, or is larger than the limit in bytes.
-    """
-    read = False
-    try:
-        body = await read_up_to(response, limit)
-        read = len(body) < limit
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise failure("cut its answer off") from error
-    finally:
-        await response.finish(whole=read)
-    if not read:
-        raise failure("sent too large an answer")
-    return body
-
-
-def _note_quotas(instance: Instance, headers: Mapping[str, str], asked: int) -> None:
-    """Let the instance know what its upstream says of its rate limits."""
-    try:
-        instance.quotas.update(instance.provider.read_quotas(headers, time.time()), asked)
-    except Exception:
-        logger.exception("the plugin %s failed to read its quotas", instance.plugin)
-
-
 JSON = "application/json"
-
-
-def chat_of(request: Request, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
-    """Return a request as a chat, with the upstream's name of the model."""
-    assert request.chat is not None
-    return request.chat.with_model(model, stream=stream, usage=usage)
-
-
-def native_request(
-    instance: Instance, model: str, request: Request, *, usage: bool = False
-) -> HttpRequest:
-    """Make the request for a backend that takes the caller's own dialect.
-
-    Args:
-        instance: who is asked.
-        model: the upstream's name of it.
-        request: what the caller asked.
-        usage: ask for a stream's usage as well.
-    """
-    if request.dialect.endpoint == CHAT:
-        return chat_request(instance, model, request, usage=usage)
-    own = request.native
-    body = own.encode(model, usage=True) if usage and isinstance(own, Body) else own.encode(model)
-    more = {"Content-Type": request.native.content_type, **request.headers}
-    if isinstance(body, Pieces) and body.length is not None:
-        more["Content-Length"] = str(body.length)
-    return _http(instance, model, request.dialect.endpoint, request.stream, body, more)
-
-
-def chat_request(
-    instance: Instance, model: str, request: Request, *, usage: bool = False
-) -> HttpRequest:
-    """Make the request for a backend that speaks OpenAI, as `native_request`; mended where it must be."""
-    assert request.chat is not None
-    provider = instance.provider
-    body = request.chat.encode(model, usage=usage)
-    if type(provider).prepare is not Provider.prepare:
-        with plugin_errors(instance):
-            chat = chat_of(request, model, stream=request.stream, usage=usage)
-            mended = provider.prepare(chat)
-            if mended is not None and mended is not chat:
-                body = json_codec.dumps(mended)
-    return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
-
-
-def _http(
-    instance: Instance,
-    model: str,
-    endpoint: str,
-    stream: bool,
-    body: bytes | AsyncIterable[bytes],
-    more: Mapping[str, str],
-) -> HttpRequest:
-    provider = instance.provider
-    with plugin_errors(instance):
-        headers = {
-            "Accept": "text/event-stream" if stream else JSON,
-            **provider.headers,
-            **more,
-            **provider.authorize(instance.key),
-        }
-        return HttpRequest(provider.url(instance.account, endpoint, model), body, headers)
-
-
+MAX_ERROR_BYTES = 64 * 1024
 _NO_STREAM = CannotServe("This model does not stream; leave `stream` out.", "stream")
-# Some servers leave the type out, or call a stream plain text; HTML and JSON are never one.
+# Some servers omit the type, or call a stream plain text; HTML and JSON never are one.
 _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
+Build = Callable[..., HttpRequest]
 
 
 class Upstream:
-    """Make attempts.
-
-    Args:
-        client: the HTTP client.
-        settings: the deadlines and what `model` shall say.
-    """
+    """Makes attempts."""
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self._client = client
@@ -216,49 +80,48 @@ class Upstream:
         self._asks_usage = settings.stream_usage
 
     async def stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
-        """Attempt a streamed answer; returns when its first content is in hand.
+        """Return a stream once its first content has come.
 
         Raises:
-            AttemptFailed: it brought none.
+            AttemptFailed: none came.
             GatewayError: the caller's own body did not come to its end.
         """
         try:
-            with TimeLimit(self._first_token_s) as limit:
-                _restart_with_each_piece(instance, request, limit)
+            async with asyncio.timeout(self._first_token_s) as limit:
+                _restart_with_each_piece(instance, request, limit, self._first_token_s)
                 return await self._stream(instance, model, request)
         except TimeoutError:
             limit_ms = round(self._first_token_s * 1000)
             raise _timeout_error(request, f"no first token in {limit_ms} ms") from None
 
-    async def whole(
+    async def full(
         self, instance: Instance, model: str, request: Request, limit_s: float
     ) -> FullResponse:
-        """Attempt an answer in one piece, within `limit_s`.
-
-        Raises:
-            AttemptFailed: it brought none.
-            GatewayError: the caller's own body did not come to its end.
-        """
+        """Return an answer in one piece, within `limit_s`; raises as `stream`."""
         try:
-            with TimeLimit(limit_s) as limit:
-                _restart_with_each_piece(instance, request, limit)
-                return await self._whole(instance, model, request)
+            async with asyncio.timeout(limit_s) as limit:
+                _restart_with_each_piece(instance, request, limit, limit_s)
+                return await self._full(instance, model, request)
         except TimeoutError:
             raise _timeout_error(request, f"no answer in {round(limit_s * 1000)} ms") from None
         except InvalidAnswer as error:
             raise failure(str(error)) from error
 
-    def _label(self, instance: Instance) -> str | None:
-        return instance.name if self._names_instance else None
-
     async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
+        label = instance.name if self._names_instance else None
         stream: PassthroughStream | TranslatedStream
+        response: HttpResponse | None
         if request.can_pass_through(instance.provider.endpoints):
             response = await self._open_with_usage(instance, model, request, native_request)
-            passage = request.dialect.event_filter(request, self._label(instance))
-            stream = PassthroughStream(response, passage, self._idle_s)
+            event_filter = request.dialect.event_filter(request, label)
+            stream = PassthroughStream(response, event_filter, self._idle_s)
         else:
-            stream = await self._translated(instance, model, request)
+            pulse = Pulse()
+            response, chunks = await self._chunks(instance, model, request, label or model, pulse)
+            encoder = request.dialect.stream_encoder(request)
+            stream = TranslatedStream(
+                chunks, instance.plugin, label, encoder, self._idle_s, response, pulse
+            )
         try:
             await stream.open()
         except BrokenStream as broken:
@@ -272,60 +135,22 @@ class Upstream:
             raise
         return stream
 
-    async def _whole(self, instance: Instance, model: str, request: Request) -> FullResponse:
-        dialect = request.dialect
-        label = self._label(instance)
-        if request.can_pass_through(instance.provider.endpoints):
-            response = await self._send(instance, native_request(instance, model, request), request)
-            body = await read_whole(response, dialect.longest_answer)
-            with _malformed_answers_fail():
-                return dialect.parse_native(request, body, response.content_type, label)
-        if isinstance(instance.provider, (Translator, InProcess)):
-            return await self._fold(instance, model, request)
-        response = await self._send(instance, chat_request(instance, model, request), request)
-        body = await read_whole(response, CHAT_COMPLETIONS.longest_answer)
-        with _malformed_answers_fail():
-            completion = completed(body)
-            labelled = completion if label is None else {**completion, "model": label}
-            return _full_response(request, labelled, usage_in(completion))
-
-    async def _fold(self, instance: Instance, model: str, request: Request) -> FullResponse:
-        stream = await self.stream(instance, model, request)
-        assert isinstance(stream, TranslatedStream)
-        try:
-            with _malformed_answers_fail():
-                return _full_response(request, await stream.fold(), stream.used())
-        except BrokenStream as broken:
-            raise failure(broken.reason) from broken
-        finally:
-            await stream.close()
-
-    async def _translated(
-        self, instance: Instance, model: str, request: Request
-    ) -> TranslatedStream:
-        label, pulse = self._label(instance), Pulse()
-        response, chunks = await self._chunks(instance, model, request, label or model, pulse)
-        speaker = request.dialect.stream_encoder(request)
-        return TranslatedStream(
-            chunks, instance.plugin, label, speaker, self._idle_s, response, pulse
-        )
-
     async def _chunks(
         self, instance: Instance, model: str, request: Request, shown: str, pulse: Pulse
     ) -> tuple[HttpResponse | None, AsyncIterator[Chunk]]:
-        """Ask for a chat; return the answer's chunks and the response behind them, if any."""
+        """Send a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
-        if not isinstance(provider, (Translator, InProcess)):
+        if not isinstance(provider, Translator | InProcess):
             response = await self._open_with_usage(instance, model, request, chat_request)
             return response, chat_chunks(response, pulse)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
-        call = Call(chat_of(request, model, stream=True), instance.account)
+        call = Call(_chat(request, model, stream=True), instance.account)
         with plugin_errors(instance):
             if isinstance(provider, InProcess):
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
             http = replace(http, headers={**provider.headers, **http.headers})
-        response = await self._send(instance, http, request)
+        response = await send(self._client, instance, http, request.trace)
         try:
             with plugin_errors(instance):
                 return response, provider.stream(events(response, pulse), answer)
@@ -333,32 +158,26 @@ class Upstream:
             response.close()
             raise
 
-    def _send(
-        self, instance: Instance, http: HttpRequest, request: Request
-    ) -> Awaitable[HttpResponse]:
-        return send(self._client, instance, http, request.trace)
-
     async def _open_with_usage(
-        self, instance: Instance, model: str, request: Request, make: Callable[..., HttpRequest]
+        self, instance: Instance, model: str, request: Request, build: Build
     ) -> HttpResponse:
-        """Ask for a stream, and for its usage where only the caller does not ask for that.
+        """Ask for a stream, and for its usage if only the caller does not ask for that.
 
-        A backend that finds fault with what the caller has not said is asked once more without,
-        and from then on not asked so: also where it is then too late or too busy to answer, as
-        else each stream would go on costing two requests.
+        A backend that refuses `stream_options` is asked again without, and is not asked for usage from
+        then on, even if the second try fails: otherwise each stream would go on costing two requests.
         """
         usage = self._asks_usage and instance.asks_usage and request.lacks_usage
-        http = make(instance, model, request, usage=usage)
+        http = build(instance, model, request, usage=usage)
         try:
-            return await self._open_stream(instance, http, request)
+            return await self._open(instance, http, request)
         except AttemptFailed as failed:
             if not (usage and rejects_stream_options(failed.verdict)):
                 raise
         only_ours = not request.has_own_stream_options
         try:
-            response = await self._open_stream(instance, make(instance, model, request), request)
+            response = await self._open(instance, build(instance, model, request), request)
         except BaseException as error:
-            # Who refuses that too finds fault with the rest, and quoted the field along with it.
+            # If that is refused too, the fault lies elsewhere, and the error quoted the field.
             refused = isinstance(error, AttemptFailed) and error.verdict.outcome is Outcome.REFUSED
             if only_ours and not refused:
                 _stop_asking_usage(instance)
@@ -366,10 +185,8 @@ class Upstream:
         _stop_asking_usage(instance)
         return response
 
-    async def _open_stream(
-        self, instance: Instance, http: HttpRequest, request: Request
-    ) -> HttpResponse:
-        response = await self._send(instance, http, request)
+    async def _open(self, instance: Instance, http: HttpRequest, request: Request) -> HttpResponse:
+        response = await send(self._client, instance, http, request.trace)
         if response.content_type in _STREAM_TYPES:
             return response
         response.close()
@@ -377,17 +194,174 @@ class Upstream:
             raise AttemptFailed(refusal(_NO_STREAM))
         raise failure("answered with something that is no stream")
 
+    async def _full(self, instance: Instance, model: str, request: Request) -> FullResponse:
+        dialect, label = request.dialect, instance.name if self._names_instance else None
+        if request.can_pass_through(instance.provider.endpoints):
+            http = native_request(instance, model, request)
+            response = await send(self._client, instance, http, request.trace)
+            body = await read_full(response, dialect.longest_answer)
+            with _malformed_answers_fail():
+                return dialect.parse_native(request, body, response.content_type, label)
+        if isinstance(instance.provider, Translator | InProcess):
+            return await self._fold(instance, model, request)
+        http = chat_request(instance, model, request)
+        response = await send(self._client, instance, http, request.trace)
+        body = await read_full(response, CHAT_COMPLETIONS.longest_answer)
+        with _malformed_answers_fail():
+            completion = completed(body)
+            labelled = completion if label is None else {**completion, "model": label}
+            return _encoded(request, labelled, usage_in(completion))
 
-def _restart_with_each_piece(instance: Instance, request: Request, limit: TimeLimit) -> None:
-    """Let an attempt's time count from when the caller's body was there.
+    async def _fold(self, instance: Instance, model: str, request: Request) -> FullResponse:
+        """Stream a translated answer, and fold it into one object."""
+        stream = await self.stream(instance, model, request)
+        assert isinstance(stream, TranslatedStream)
+        try:
+            with _malformed_answers_fail():
+                return _encoded(request, await stream.fold(), stream.used())
+        except BrokenStream as broken:
+            raise failure(broken.reason) from broken
+        finally:
+            await stream.close()
 
-    An upload may take long, and that is nobody's fault. But a probe keeps all others away, so it
-    gets no more time than any.
+
+def native_request(
+    instance: Instance, model: str, request: Request, *, usage: bool = False
+) -> HttpRequest:
+    """Build the request for a backend that takes the caller's own dialect.
+
+    Args:
+        instance: where it goes.
+        model: the upstream's name of the model.
+        request: the caller's.
+        usage: ask for a stream's usage as well.
     """
-    own = request.native
-    if not isinstance(own, StreamedForm) or instance.breaker.state() is State.HALF_OPEN:
+    if request.dialect.endpoint == CHAT:
+        return chat_request(instance, model, request, usage=usage)
+    native = request.native
+    if usage and isinstance(native, Body):
+        body: bytes | Pieces = native.encode(model, usage=True)
+    else:
+        body = native.encode(model)
+    headers = {"Content-Type": native.content_type, **request.headers}
+    if isinstance(body, Pieces) and body.length is not None:
+        headers["Content-Length"] = str(body.length)
+    return _http(instance, model, request.dialect.endpoint, request.stream, body, headers)
+
+
+def chat_request(
+    instance: Instance, model: str, request: Request, *, usage: bool = False
+) -> HttpRequest:
+    """Build the request for an OpenAI-compatible backend, as its provider prepares it."""
+    assert request.chat is not None
+    provider = instance.provider
+    body = request.chat.encode(model, usage=usage)
+    if type(provider).prepare is not Provider.prepare:
+        with plugin_errors(instance):
+            chat = _chat(request, model, stream=request.stream, usage=usage)
+            prepared = provider.prepare(chat)
+            if prepared is not None and prepared is not chat:
+                body = json_codec.dumps(prepared)
+    return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
+
+
+def _chat(request: Request, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
+    assert request.chat is not None
+    return request.chat.with_model(model, stream=stream, usage=usage)
+
+
+def _http(
+    instance: Instance,
+    model: str,
+    endpoint: str,
+    stream: bool,
+    body: bytes | AsyncIterable[bytes],
+    headers: Mapping[str, str],
+) -> HttpRequest:
+    provider, account = instance.provider, instance.account
+    try:
+        all_headers = {
+            "Accept": "text/event-stream" if stream else JSON,
+            **provider.headers,
+            **headers,
+            **provider.authorize(account.key),
+        }
+        return HttpRequest(provider.url(account, endpoint, model), body, all_headers)
+    except Exception as error:
+        raise plugin_failed(instance, error) from error
+
+
+async def send(
+    client: Client, instance: Instance, http: HttpRequest, headers: Mapping[str, str] = NO_HEADERS
+) -> HttpResponse:
+    """Send a request, with more headers of this attempt, and wait for the head of its response.
+
+    Raises:
+        AttemptFailed: the response is not 2xx, or none came.
+        GatewayError: the caller's own body could not be read to its end, or this process has no
+            file descriptor left.
+    """
+    requests_before = instance.total_requests
+    try:
+        response = await client.post(http, headers)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        if isinstance(error.__cause__, GatewayError):
+            raise error.__cause__ from error
+        if exhausted(error):
+            raise Overloaded from error
+        raise failure(connection_reason(error)) from error
+    except TypeError as error:
+        logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)
+        raise failure("the provider's plugin failed") from error
+    try:
+        quotas = instance.provider.read_quotas(response.headers, time.time())
+        if quotas:
+            instance.quotas.update(quotas, requests_before)
+    except Exception:
+        logger.exception("the plugin %s failed to read its quotas", instance.plugin)
+    if 200 <= response.status < 300:
+        return response
+    try:
+        body = await read_up_to(response, MAX_ERROR_BYTES)
+    except (aiohttp.ClientError, OSError, ValueError):
+        body = b""
+    finally:
+        response.close()
+    raise AttemptFailed(judge(instance, response, body))
+
+
+async def read_full(response: HttpResponse, limit: int) -> bytes:
+    """Read a full body of less than `limit` bytes, and return the connection to its pool.
+
+    Raises:
+        AttemptFailed: it was cut off, or is too large.
+    """
+    is_complete = False
+    try:
+        body = await read_up_to(response, limit)
+        is_complete = len(body) < limit
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise failure("cut its answer off") from error
+    finally:
+        await response.finish(whole=is_complete)
+    if not is_complete:
+        raise failure("sent too large an answer")
+    return body
+
+
+def _restart_with_each_piece(
+    instance: Instance, request: Request, limit: asyncio.Timeout, limit_s: float
+) -> None:
+    """Let an attempt's time count from the last piece of the caller's body.
+
+    A slow upload is no fault of the instance. A probe gets no more time, as it keeps all other
+    requests away.
+    """
+    form = request.native
+    if not isinstance(form, StreamedForm) or instance.breaker.state() is State.HALF_OPEN:
         return
-    own.on_piece = limit.restart
+    loop = asyncio.get_running_loop()
+    form.on_piece = lambda: limit.reschedule(loop.time() + limit_s)
 
 
 def _stop_asking_usage(instance: Instance) -> None:
@@ -398,19 +372,18 @@ def _stop_asking_usage(instance: Instance) -> None:
 
 
 def _timeout_error(request: Request, reason: str) -> Exception:
-    """Say whose fault it is that the time is up."""
-    waits = isinstance(request.native, StreamedForm) and request.native.is_waiting_for_caller
-    return RequestTimeout() if waits else failure(reason)
+    form = request.native
+    is_callers = isinstance(form, StreamedForm) and form.is_waiting_for_caller
+    return RequestTimeout() if is_callers else failure(reason)
 
 
-def _full_response(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> FullResponse:
-    """Put a whole chat completion into the caller's dialect."""
+def _encoded(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> FullResponse:
+    """Encode a full chat completion in the caller's dialect."""
     return FullResponse(json_codec.dumps(request.dialect.encode_full(request, completion)), usage)
 
 
 @contextmanager
 def _malformed_answers_fail() -> Iterator[None]:
-    """Turn what an answer of an unheard-of shape raises into a failed attempt."""
     try:
         yield
     except MALFORMED as error:

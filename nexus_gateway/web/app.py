@@ -17,12 +17,14 @@ from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
 from nexus_gateway.hooks import Hook
 from nexus_gateway.proxy.hook_runner import HookRunner
 from nexus_gateway.proxy.relay import Relay
+from nexus_gateway.proxy.resumption import Resuming
 from nexus_gateway.routing.policies import Policy, policies
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.ledger_writer import LedgerWriter
+from nexus_gateway.telemetry.log import log_request
 from nexus_gateway.upstream.attempt import Upstream
 from nexus_gateway.upstream.client import open_client
 from nexus_gateway.web.auth import Access
@@ -114,6 +116,7 @@ def build_app(
     app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
     app[events.FEED] = events.feed_of(app[GATEWAY])
     metrics.count(app)
+    app[GATEWAY].observers.append(log_request)
     by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
     app[ROUTE_OF] = by_handler
     for route in ROUTES:
@@ -134,7 +137,8 @@ async def _relay(app: web.Application) -> AsyncIterator[None]:
         scheduler = gateway.scheduler
 
         def make_relay(settings: Settings) -> Relay:
-            return Relay(scheduler, Upstream(client, settings), settings, scheduler.clock)
+            kind = Resuming if settings.resume else Relay
+            return kind(scheduler, Upstream(client, settings), settings)
 
         gateway.make_relay, gateway.relay = make_relay, make_relay(gateway.settings)
         yield

@@ -1,4 +1,4 @@
-"""The doors: POST of a request in one dialect, answered by whoever can serve it."""
+"""POST of a request in one dialect: read it, relay it, record what became of it."""
 
 from __future__ import annotations
 
@@ -6,55 +6,53 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
 
 from aiohttp import web
 
-from nexus_gateway.dialects.base import Dialect, Request
-from nexus_gateway.errors import DeadlinePassed, Draining, GatewayError, InternalError, NoCandidate
-from nexus_gateway.proxy.context import CallerGone, RequestOptions
+from nexus_gateway.dialects.base import Dialect
+from nexus_gateway.errors import (
+    DeadlinePassed,
+    Draining,
+    GatewayError,
+    InternalError,
+    NoCandidate,
+)
+from nexus_gateway.proxy.context import CallerGone, RequestContext, RequestOptions
 from nexus_gateway.proxy.hook_runner import RequestHooks
-from nexus_gateway.proxy.record import Observer, RequestState, record_of
-from nexus_gateway.telemetry import log
-from nexus_gateway.upstream.timeout import TimeLimit
-from nexus_gateway.web.gateway import Gateway, gateway_of
+from nexus_gateway.routing.attempts import AttemptHistory
+from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.request import (
+    CALLER,
     EXPLAINED,
     RECORDED,
-    _Incoming,
+    IncomingBody,
     admit,
-    caller_of,
     parse_options,
     request_id,
 )
-from nexus_gateway.web.responder import Responder, served_by
+from nexus_gateway.web.responder import Responder, attempt_headers
 
 logger = logging.getLogger("nexus_gateway")
-
-GOODBYE_S = 1.0
+ABORT_S = 1.0
 
 
 class DialectEndpoint:
-    """The handler of one dialect's route.
-
-    Args:
-        dialect: in which callers speak here.
-    """
+    """The handler of one dialect's route."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Serve a request, streamed or in one piece."""
-        gateway = gateway_of(request)
-        report, observers = self._begin(request, gateway)
-        sink = Responder(request, self.dialect)
-        hooked = None if gateway.hooks is None else RequestHooks(gateway.hooks)
+        gateway = request.app[GATEWAY]
+        context = self._begin(request, gateway)
+        hooks = None if gateway.hooks is None else RequestHooks(gateway.hooks)
+        responder = Responder(request, self.dialect, gateway, hooks)
         status = 200
         try:
             admit(gateway)
             with gateway.drain:
-                await self._serve(gateway, request, sink, report, hooked)
+                await self._serve(request, gateway, context, responder, hooks)
         except CallerGone:
             status = 499
         except asyncio.CancelledError:
@@ -62,171 +60,116 @@ class DialectEndpoint:
             if not gateway.drain.expired:
                 raise
             status = 503
-            await _abort_on_shutdown(sink)
+            await _abort_on_shutdown(responder)
         except GatewayError as error:
-            status = error.status
-            report.outcome = error.code or error.kind
-            if error.param and not report.attempts:
-                report.nobody = f"`{error.param}` is at fault"
-            if sink.response is None:
-                error.headers.update(served_by(report))
+            status, context.outcome = error.status, error.code or error.kind
+            if error.param and not context.history.begun:
+                context.unavailable = f"`{error.param}` is invalid"
+            if responder.response is None:
+                error.headers.update(attempt_headers(context))
                 raise
-            await _fail_stream(sink, error)
+            with contextlib.suppress(CallerGone):
+                await responder.fail(error.status, error.body())
         except Exception:
-            # A second head must never be written into an answer that has begun.
-            status, report.outcome = 500, InternalError.code or ""
-            if sink.response is None or not sink.response.prepared:
+            # A second head must never be written into a response that has begun.
+            status, context.outcome = 500, InternalError.code or ""
+            if responder.response is None or not responder.response.prepared:
                 raise
-            logger.exception("a stream failed", extra={"fields": report.trail.log_fields()})
-            sink.abort()
+            logger.exception("a stream failed", extra={"fields": context.history.log_fields()})
+            responder.abort()
         finally:
-            self._end(request, report, status, hooked, observers)
-        if sink.response is None:
+            self._end(request, gateway, context, status, hooks)
+        if responder.response is None:
             raise CallerGone
-        return sink.response
+        return responder.response
 
-    def _begin(
-        self, request: web.Request, gateway: Gateway
-    ) -> tuple[RequestState, Sequence[Observer]]:
-        """Begin the report of a request; return it, and who is to know of the end."""
-        assert gateway.relay is not None
-        report = gateway.relay.report()
-        report.trail.id = request_id(request)
+    def _begin(self, request: web.Request, gateway: Gateway) -> RequestContext:
+        history = AttemptHistory(request_id(request))
         if EXPLAINED in request:
-            report.trail.explanations = []
-        if gateway.tracing is None:
-            return report, gateway.observers
-        about = (request.headers, self.dialect.endpoint, request.path)
-        report.trace = trace = gateway.tracing.begin(*about)
-        report.trail.trace_id = trace.trace_id
-        return report, [*gateway.observers, trace.end]
+            history.explanations = []
+        trace = None
+        if gateway.tracing is not None:
+            trace = gateway.tracing.begin(request.headers, self.dialect.endpoint, request.path)
+            history.trace_id = trace.trace_id
+        clock = gateway.scheduler.clock
+        endpoint = self.dialect.endpoint
+        return RequestContext(endpoint, request[CALLER], clock, clock(), history, trace)
 
     async def _serve(
         self,
-        gateway: Gateway,
         request: web.Request,
-        sink: Responder,
-        report: RequestState,
-        hooked: RequestHooks | None,
+        gateway: Gateway,
+        context: RequestContext,
+        responder: Responder,
+        hooks: RequestHooks | None,
     ) -> None:
-        terms = parse_options(request, gateway)
-        if terms.timeout_s is None:
-            await self._read_and_relay(gateway, request, sink, report, hooked, terms)
+        options = parse_options(request.headers, gateway)
+        if options.timeout_s is None:
+            await self._relay(request, gateway, context, options, responder, hooks)
             return
         try:
-            with TimeLimit(terms.timeout_s):
-                await self._read_and_relay(gateway, request, sink, report, hooked, terms)
+            async with asyncio.timeout(options.timeout_s):
+                await self._relay(request, gateway, context, options, responder, hooks)
         except TimeoutError:
             raise DeadlinePassed from None
 
-    async def _read_and_relay(
+    async def _relay(
         self,
-        gateway: Gateway,
         request: web.Request,
-        sink: Responder,
-        report: RequestState,
-        hooked: RequestHooks | None,
-        terms: RequestOptions,
+        gateway: Gateway,
+        context: RequestContext,
+        options: RequestOptions,
+        responder: Responder,
+        hooks: RequestHooks | None,
     ) -> None:
-        wanted = await self.dialect.read(_Incoming(request))
-        if hooked is not None:
-            wanted = await hooked.begin(wanted, request_id(request), caller_of(request))
-            sink.before_response = hooked.before_response
-        if wanted.stream and gateway.settings.keepalive_ms:
-            sink.keep_alive(gateway.settings.keepalive_ms / 1000)
+        parsed = await self.dialect.read(IncomingBody(request, gateway))
+        if hooks is not None:
+            parsed = await hooks.before_routing(parsed, context.history.id, context.caller)
+        context.read(parsed, options)
+        if parsed.stream and gateway.settings.keepalive_ms:
+            responder.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
-            await _relay(gateway, wanted, terms, sink, report)
+            while True:
+                assert gateway.relay is not None
+                resolver = gateway.targets
+                target = resolver.of(parsed)
+                try:
+                    return await gateway.relay.serve(context, parsed, target, options, responder)
+                except NoCandidate:
+                    # Once more if a reload has brought other instances in the meantime.
+                    if resolver is gateway.targets or not parsed.replayable:
+                        raise
+                    context.new_round()
         finally:
-            await sink.stop_keepalive()
+            await responder.stop_keepalive()
 
     def _end(
         self,
         request: web.Request,
-        report: RequestState,
+        gateway: Gateway,
+        context: RequestContext,
         status: int,
-        hooked: RequestHooks | None,
-        observers: Sequence[Observer],
+        hooks: RequestHooks | None,
     ) -> None:
-        """Write the request's one line, and tell the hooks and the observers."""
-        took_ms = gateway_of(request).scheduler.clock() * 1000 - report.started_s * 1000
-        fields = {
-            **report.trail.log_fields(),
-            "caller": caller_of(request) or None,
-            "status": status,
-            "instance": report.instance.name if report.instance else None,
-            "asked": report.asked_model,
-            "model": report.model or None,
-            "policy": report.policy or None,
-            "attempts": report.attempts,
-            "resumed": report.resumed or None,
-            "first_ms": round(report.total_ms) if report.began else None,
-            "ms": round(took_ms),
-            "tokens": report.tokens,
-            "outcome": report.outcome,
-            "why": report.why(),
-        }
-        log.info_line(logger, self.dialect.endpoint, fields)
-        if hooked is not None:
-            hooked.end(report, status, took_ms)
-        if observers:
-            self._observed(request, report, status, took_ms, observers)
+        """Make the request's record and pass it to all who keep count."""
+        record = context.record(status, time.time())
+        gateway.recorder.record(record)
+        if hooks is not None:
+            hooks.at_end(record, context.history.usage())
+        if context.trace is not None:
+            context.trace.end(record)
         if status >= 400:
             request[RECORDED] = True
 
-    def _observed(
-        self,
-        request: web.Request,
-        report: RequestState,
-        status: int,
-        took_ms: float,
-        observers: Sequence[Observer],
-    ) -> None:
-        record = record_of(
-            report,
-            id=request_id(request),
-            endpoint=self.dialect.endpoint,
-            caller=caller_of(request),
-            status=status,
-            ended_s=time.time(),
-            total_ms=took_ms,
-        )
-        for observe in observers:
-            try:
-                observe(record)
-            except Exception:
-                logger.exception("an observer failed")
 
-
-async def _relay(
-    gateway: Gateway, wanted: Request, terms: RequestOptions, sink: Responder, report: RequestState
-) -> None:
-    """Serve a request; once more where nobody was left and others are there since, by a reload."""
-    while True:
-        assert gateway.relay is not None
-        targets = gateway.targets
-        try:
-            return await gateway.relay.serve(wanted, targets.of(wanted), terms, sink, report)
-        except NoCandidate:
-            if targets is gateway.targets or not wanted.replayable:
-                raise
-
-
-async def _fail_stream(sink: Responder, error: GatewayError) -> None:
-    """Tell an error to a caller whose head is already sent."""
-    with contextlib.suppress(CallerGone):
-        await sink.fail(error.status, error.body())
-
-
-async def _abort_on_shutdown(sink: Responder) -> None:
-    """End an answer that the shutdown's time limit cuts off."""
+async def _abort_on_shutdown(responder: Responder) -> None:
+    """End a response that the time limit of the shutdown cuts off."""
     task = asyncio.current_task()
     assert task is not None
     task.uncancel()
-    farewell = Draining()
-    if sink.response is None:
-        raise farewell
-    try:
-        async with asyncio.timeout(GOODBYE_S):
-            await sink.fail(farewell.status, farewell.body())
-    except (CallerGone, TimeoutError):
-        pass
+    error = Draining()
+    if responder.response is None:
+        raise error
+    with contextlib.suppress(CallerGone, TimeoutError):
+        async with asyncio.timeout(ABORT_S):
+            await responder.fail(error.status, error.body())

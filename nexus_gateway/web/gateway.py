@@ -17,15 +17,15 @@ from typing import Protocol
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from nexus_gateway.proxy import record as errand
 from nexus_gateway.proxy.hook_runner import HookRunner
-from nexus_gateway.proxy.record import Observer, RequestRecord
+from nexus_gateway.proxy.record import Observer, Trace
 from nexus_gateway.proxy.relay import Relay
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.pricing import Spent
+from nexus_gateway.telemetry.recorder import Recorder
 from nexus_gateway.telemetry.shared import WorkerState
 
 
@@ -86,13 +86,6 @@ class Drain:
             task.cancel()
 
 
-class Trace(errand.Trace, Protocol):
-    """Follows one request to its end."""
-
-    def end(self, record: RequestRecord) -> None:
-        """Take what became of it (a `record.Observer`)."""
-
-
 class Ledger(Protocol):
     """Notes what every request used."""
 
@@ -127,7 +120,7 @@ class Gateway:
         workers: how many processes serve.
         others: what the others of them counted; a figure of this process is added to it.
         decided: set when something was decided that the others must know at once.
-        observers: told of every request that has ended.
+        recorder: passes the record of every request that has ended to its observers.
         refused: told of every other answer that is an error: its status, and its code or type.
         shares: each adds its figures to what this process tells the others.
         ledger: notes what they use, where that is wanted.
@@ -145,11 +138,15 @@ class Gateway:
     workers: int = 1
     others: WorkerState = field(default_factory=WorkerState)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
-    observers: list[Observer] = field(default_factory=list)
+    recorder: Recorder = field(default_factory=Recorder)
     refused: Callable[[int, str], None] | None = None
     shares: list[Callable[[WorkerState], None]] = field(default_factory=list)
     ledger: Ledger | None = None
     tracing: Tracing | None = None
+
+    @property
+    def observers(self) -> list[Observer]:
+        return self.recorder.observers
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -1,7 +1,4 @@
-"""What the handlers share: the parts of the running gateway.
-
-What a caller wants beside the answer, as headers say it.
-"""
+"""What is read of a request: its id, its body, the options in its headers."""
 
 from __future__ import annotations
 
@@ -26,32 +23,30 @@ from nexus_gateway.errors import (
 from nexus_gateway.proxy.context import RequestOptions
 from nexus_gateway.routing.policies import DEFAULT_POLICY
 from nexus_gateway.settings import MAX_MS, parse_bool
-from nexus_gateway.telemetry import log
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.wire import json_codec
 
 logger = logging.getLogger("nexus_gateway")
 
-# However slowly a body comes, it has come by then.
-LONGEST_BODY_S = 600.0
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# However slowly a body comes, it is complete by then.
+MAX_BODY_S = 600.0
+_VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER = web.RequestKey("caller", str)
 EXPLAIN = "X-Nexus-Explain"
 EXPLAINED = web.RequestKey("explained", bool)
-# Whether a door has told the observers of a request that it answers with an error.
+# Set if a record was made of a request that is answered with an error.
 RECORDED = web.RequestKey("recorded", bool)
-NO_METHOD = "UNKNOWN"  # aiohttp's word where what came is no HTTP
+NO_METHOD = "UNKNOWN"  # aiohttp's method of what is not HTTP
+POLICY = "X-Routing-Mode"
+HEDGE = "X-Nexus-Hedge"
+TIMEOUT = "X-Request-Timeout-Ms"
 
 
 def admit(gateway: Gateway) -> None:
-    """Refuse what would be one request too many, before anything of its body is read.
-
-    Raises:
-        Overloaded: MAX_CONCURRENT requests are being served.
-    """
-    most = gateway.settings.max_concurrent
-    if most and gateway.drain.in_flight >= most:
+    """Refuse a request beyond MAX_CONCURRENT, before its body is read."""
+    limit = gateway.settings.max_concurrent
+    if limit and gateway.drain.in_flight >= limit:
         raise Overloaded
 
 
@@ -62,15 +57,7 @@ def note_refusal(
     error: GatewayError,
     why: str | None = None,
 ) -> None:
-    """Count an answer that is an error and log it, but for those of which a door has told.
-
-    Args:
-        gateway: who answers.
-        request: what is answered.
-        status: the HTTP status that its caller gets.
-        error: which.
-        why: more of it, in a few words of ours.
-    """
+    """Count and log a response that is an error, unless a record was made of it."""
     if RECORDED in request:
         return
     reason = error.code or error.kind
@@ -81,67 +68,100 @@ def note_refusal(
         "id": request_id(request),
         "status": status,
         "method": request.method if is_http else None,
-        "path": request.path if is_http else None,  # what is asked for behind it may be a key
+        "path": request.path if is_http else None,  # without the query, which may hold a key
         "reason": reason,
         "peer": request.remote or None,
         "why": why,
     }
-    log.info_line(logger, "refused", fields)
-
-
-def caller_of(request: web.BaseRequest) -> str:
-    """Return which gateway key a request came with: `key-2`, or "" where none was needed."""
-    found: str = request.get(CALLER, "")
-    return found
+    logger.info("refused", extra={"fields": fields})
 
 
 def request_id(request: web.BaseRequest) -> str:
-    """Return the request's id: the caller's own where it is sane, else one of ours."""
-    found = request.get(REQUEST_ID)
-    if found is None:
+    """Return the request's id: the caller's own if it is valid, else one of ours."""
+    id = request.get(REQUEST_ID)
+    if id is None:
         offered = request.headers.get("X-Request-Id", "")
-        found = offered if _SANE_ID.fullmatch(offered) else f"req-{random.getrandbits(96):024x}"
-        request[REQUEST_ID] = found
-    return found
+        id = offered if _VALID_ID.fullmatch(offered) else f"req-{random.getrandbits(96):024x}"
+        request[REQUEST_ID] = id
+    return id
+
+
+def parse_options(headers: Mapping[str, str], gateway: Gateway) -> RequestOptions:
+    """Return what a caller asks of the gateway itself.
+
+    Raises:
+        InvalidRequest: a header has an invalid value.
+    """
+    policy = headers.get(POLICY, DEFAULT_POLICY).strip().lower()
+    known = gateway.scheduler.policies
+    if policy not in known:
+        raise InvalidRequest(
+            f"{POLICY} must be one of: {', '.join(known)}.",
+            param=POLICY,
+            code="unknown_routing_mode",
+        )
+    hedge = _parse_hedge(headers[HEDGE]) if HEDGE in headers else gateway.settings.hedge
+    timeout_s = _parse_timeout_s(headers[TIMEOUT]) if TIMEOUT in headers else None
+    return RequestOptions(policy, hedge, timeout_s)
+
+
+def _parse_timeout_s(text: str) -> float:
+    digits = text.strip().lstrip("0")  # zeros in front would hide how long the number is
+    if not (digits.isascii() and digits.isdigit()) or int(digits[:18]) > MAX_MS:
+        raise InvalidRequest(
+            f"{TIMEOUT} must be a whole number from 1 to {MAX_MS}.",
+            param=TIMEOUT,
+            code="invalid_timeout",
+        )
+    return int(digits) / 1000
+
+
+def _parse_hedge(text: str) -> bool:
+    try:
+        return parse_bool(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"{HEDGE} must be true or false.", param=HEDGE, code="invalid_hedge"
+        ) from None
 
 
 async def expect(request: web.Request) -> None:
-    """Tell a caller who asks before he sends his body to go on, unless it would be refused."""
-    wants = request.headers.get("Expect", "").lower() == "100-continue"
+    """Answer `Expect: 100-continue`, unless the body would be refused."""
+    waits = request.headers.get("Expect", "").lower() == "100-continue"
     limit = gateway_of(request).settings.max_body_mb * 1024 * 1024
-    if wants and request.version >= HttpVersion11 and (request.content_length or 0) <= limit:
+    if waits and request.version >= HttpVersion11 and (request.content_length or 0) <= limit:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # no head has gone out yet
+        request.writer.output_size = 0  # no head was sent yet
 
 
-async def read_body(request: web.Request) -> bytes:
+async def read_body(request: web.Request, gateway: Gateway) -> bytes:
     """Read a request's body.
 
     Raises:
-        TooLarge: it is longer than MAX_BODY_MB; told before reading where the length is declared.
+        TooLarge: it is longer than MAX_BODY_MB; before it is read if its length is declared.
         UnsupportedMedia: it is compressed.
-        RequestTimeout: the caller fell silent, or takes for ever.
+        RequestTimeout: the caller stopped sending, or takes too long.
     """
-    if request.content.is_eof():  # as nearly always: it came with the head
-        _check_head(request)
+    if request.content.is_eof():  # the usual case: it came with the head
+        _check_head(request, gateway)
         return request.content.read_nowait()
-    return b"".join([piece async for piece in BodyPieces(request)])
+    return b"".join([piece async for piece in BodyPieces(request, gateway)])
 
 
 class BodyPieces:
-    """A request's body piece by piece; raises as `read_body`, in its midst where need be.
+    """A request's body piece by piece; raises as `read_body`, between pieces too.
 
-    Not a generator: whoever is cancelled while reading has not used it up for the next one.
+    Not a generator: a reader that is cancelled has not used it up for the next one.
     """
 
-    def __init__(self, request: web.Request) -> None:
-        settings = gateway_of(request).settings
-        _check_head(request)
+    def __init__(self, request: web.Request, gateway: Gateway) -> None:
+        settings = gateway.settings
+        _check_head(request, gateway)
         self._limit_mb = settings.max_body_mb
         self._content = request.content
         self._left = settings.max_body_mb * 1024 * 1024
         self._silence_s = settings.idle_timeout_ms / 1000
-        self._until_s = asyncio.get_running_loop().time() + LONGEST_BODY_S
+        self._until_s = asyncio.get_running_loop().time() + MAX_BODY_S
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -154,7 +174,7 @@ class BodyPieces:
         except TimeoutError:
             raise RequestTimeout from None
         except web.RequestPayloadError:
-            raise _bad_framing("The body breaks HTTP's rules.") from None
+            raise _bad_framing("The body violates HTTP's framing.") from None
         if not piece:
             raise StopAsyncIteration
         self._left -= len(piece)
@@ -168,33 +188,33 @@ def _too_large(limit_mb: int) -> TooLarge:
 
 
 def _bad_framing(message: str) -> InvalidRequest:
-    """Refuse a body of which nobody can tell where it ends; the connection ends with it."""
+    """The end of the body is unknown, so the connection ends with the response."""
     return InvalidRequest(message, code="bad_http", headers={"Connection": "close"})
 
 
-def _check_head(request: web.Request) -> None:
-    """Refuse a body by what its head says."""
-    limit_mb = gateway_of(request).settings.max_body_mb
-    if "Transfer-Encoding" in request.headers:
-        coding = request.headers["Transfer-Encoding"].strip().lower()
+def _check_head(request: web.Request, gateway: Gateway) -> None:
+    """Refuse a body by its headers."""
+    headers, limit_mb = request.headers, gateway.settings.max_body_mb
+    if "Transfer-Encoding" in headers:
+        coding = headers["Transfer-Encoding"].strip().lower()
         if coding != "chunked" or request.version < HttpVersion11:
-            raise _bad_framing("Of all transfer codings only HTTP/1.1's chunks are taken.")
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise _bad_framing("Only `Transfer-Encoding: chunked` is supported.")
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
     if (request.content_length or 0) > limit_mb * 1024 * 1024:
         raise _too_large(limit_mb)
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
-    """Read a body that must be a JSON object and says so, as admin calls need.
+    """Read a body that must be a JSON object, and be declared as one.
 
-    The type is asked for because a web page can post a form or plain text to another origin
-    without asking first, but not JSON.
+    Admin calls require the type, as a web page can send a form or plain text to another origin
+    without a preflight, but not JSON.
     """
     if request.content_type != "application/json":
         raise UnsupportedMedia("Send the body as Content-Type: application/json.")
     try:
-        body = json_codec.loads_exact(await read_body(request))
+        body = json_codec.loads_exact(await read_body(request, gateway_of(request)))
     except json_codec.JSONError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
     if not isinstance(body, dict):
@@ -202,78 +222,23 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     return body
 
 
-def json_response(body: object, status: int = 200) -> web.Response:
-    """Answer with JSON."""
-    return web.json_response(body, status=status)
+class IncomingBody:
+    """A request as a dialect reads it (a `dialects.base.Incoming`)."""
 
-
-POLICY = "X-Routing-Mode"
-HEDGE = "X-Nexus-Hedge"
-TIMEOUT = "X-Request-Timeout-Ms"
-
-
-def parse_options(request: web.Request, gateway: Gateway) -> RequestOptions:
-    """Return a caller's terms.
-
-    Raises:
-        InvalidRequest: a header says what it may not.
-    """
-    policy = request.headers.get(POLICY, DEFAULT_POLICY).strip().lower()
-    known = gateway.scheduler.policies
-    if policy not in known:
-        raise InvalidRequest(
-            f"{POLICY} must be one of: {', '.join(known)}.",
-            param=POLICY,
-            code="unknown_routing_mode",
-        )
-    return RequestOptions(policy, _hedge(request, gateway), _timeout_s(request))
-
-
-def _timeout_s(request: web.Request) -> float | None:
-    text = request.headers.get(TIMEOUT)
-    if text is None:
-        return None
-    digits = text.strip().lstrip("0")  # else a row of them hides how long the number is
-    if not (digits.isascii() and digits.isdigit()) or int(digits[:18]) > MAX_MS:
-        raise InvalidRequest(
-            f"{TIMEOUT} must be a whole number from 1 to {MAX_MS}.",
-            param=TIMEOUT,
-            code="invalid_timeout",
-        )
-    return int(digits) / 1000
-
-
-def _hedge(request: web.Request, gateway: Gateway) -> bool:
-    text = request.headers.get(HEDGE)
-    if text is None:
-        return gateway.settings.hedge
-    try:
-        return parse_bool(text)
-    except ValueError:
-        raise InvalidRequest(
-            f"{HEDGE} must be true or false.", param=HEDGE, code="invalid_hedge"
-        ) from None
-
-
-class _Incoming:
-    """A request as a dialect reads it (a `dialects.dialect.Incoming`)."""
-
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, gateway: Gateway) -> None:
         self._request = request
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return _Headers(self._request.headers)
+        self._gateway = gateway
+        self.headers: Mapping[str, str] = _Headers(request.headers)
 
     async def body(self) -> bytes:
-        return await read_body(self._request)
+        return await read_body(self._request, self._gateway)
 
     def pieces(self) -> AsyncIterator[bytes]:
-        return BodyPieces(self._request)
+        return BodyPieces(self._request, self._gateway)
 
 
 class _Headers(Mapping[str, str]):
-    """A request's headers; those that come in several lines are joined, as HTTP allows."""
+    """A request's headers; the lines of a repeated one are joined, as HTTP allows."""
 
     def __init__(self, lines: CIMultiDictProxy[str]) -> None:
         self._lines = lines
@@ -286,3 +251,7 @@ class _Headers(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(set(self._lines))
+
+
+def json_response(body: object, status: int = 200) -> web.Response:
+    return web.json_response(body, status=status)

@@ -320,7 +320,7 @@ async def test_nothing_stays_in_flight_however_it_ends(
         raise RuntimeError("a fault of our own")
 
     if end == "our own fault":
-        monkeypatch.setattr(Responder, "start" if stream else "whole", fault)
+        monkeypatch.setattr(Responder, "start" if stream else "full", fault)
     attempts = 6 if "pause" in end else 2
     async with serving(instance, max_attempts=attempts) as gateway:
         asked = asyncio.create_task(gateway.chat(stream=stream))

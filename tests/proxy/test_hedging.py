@@ -12,9 +12,9 @@ from fakes import KEYS, Served, make_instance, serving
 from nexus_gateway.errors import Overloaded
 from nexus_gateway.proxy.context import RequestContext, RequestOptions
 from nexus_gateway.proxy.hedging import HedgedAttempt
-from nexus_gateway.proxy.record import RequestState
+from nexus_gateway.proxy.relay import Delivery
+from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import Lease
 from nexus_gateway.routing.scheduler import RoutingTarget
 from nexus_gateway.testing.conformance.conversations import read_stream
 from nexus_gateway.testing.reply import Reply
@@ -118,21 +118,22 @@ async def test_a_caller_who_leaves_as_both_speak_leaves_no_answer_open(served: S
     target, scheduler = RoutingTarget(tuple(served.instances)), gateway.scheduler
     both, asked = asyncio.Event(), iter(answers)
 
-    async def ask(errand: RequestContext, lease: Lease) -> Any:
+    async def open(delivery: Delivery, attempt: Attempt) -> Any:
         words = next(asked)
         await both.wait()
         return words
 
-    errand: Any = RequestContext(
-        *(None, target, RequestOptions("smart"), None, RequestState(0.0), 0.0, 0.0, None)  # type: ignore[arg-type]
-    )
-    lease = scheduler.lease(target, "smart", errand.trail)
-    race = HedgedAttempt(errand, scheduler, ask, lambda *_: None, (1000, 6))
-    running = asyncio.create_task(race.run(lease))
-    while len(race._runners) < 2:  # noqa: ASYNC110
+    history = AttemptHistory()
+    context = RequestContext("chat", "", scheduler.clock, 0.0, history)
+    nothing: Any = None
+    delivery = Delivery(context, nothing, target, RequestOptions("smart"), nothing, 0.0, 0.0)
+    attempt = scheduler.attempt(target, "smart", history)
+    race = HedgedAttempt(delivery, scheduler, open, lambda *_: None, (1000, 6))
+    running = asyncio.create_task(race.run(attempt))
+    while len(race._running) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     both.set()
-    while race._runners:  # noqa: ASYNC110 - until the loser is being cut off
+    while race._running:  # noqa: ASYNC110 - until the loser is being cut off
         await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

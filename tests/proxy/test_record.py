@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 from fakes import HELLO, KEYS, make_instance, serving
-from records import ended
+from records import attempt, ended
 
-from nexus_gateway.proxy import record as log
-from nexus_gateway.proxy.record import AttemptRecord, RequestRecord, RequestState, record_of
+from nexus_gateway.proxy.context import RequestContext
+from nexus_gateway.proxy.record import MAX_WHY, RequestRecord
+from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.telemetry.timeline import Timelines
@@ -17,6 +18,12 @@ from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
 ROUND = {"X-Routing-Mode": "round-robin"}
+
+
+def context_of(*attempts: Attempt) -> RequestContext:
+    """Return the context of a request with attempts that have ended."""
+    history = AttemptHistory(attempts=list(attempts), begun=len(attempts))
+    return RequestContext("chat", "", lambda: 0.001, 0.0, history)
 
 
 async def test_the_whole_story(upstream: FakeUpstream) -> None:
@@ -33,7 +40,7 @@ async def test_the_whole_story(upstream: FakeUpstream) -> None:
     assert (record.id, record.endpoint, record.caller) == ("mine", "chat", "key-2")
     assert (record.asked_model, record.model, record.stream) == ("fake", "fake-large", True)
     assert (record.instance, record.provider) == ("Fake (Key #2)", "fake")
-    assert [(a.instance, a.outcome, a.status) for a in record.attempts] == [
+    assert [(a.instance.name, a.outcome.value, a.status) for a in record.attempts] == [
         ("Fake (Key #1)", "failure", 500),
         ("Fake (Key #2)", "success", 200),
     ]
@@ -61,11 +68,11 @@ async def test_how_it_may_end(
         served.gateway.observers.append(told.append)
         await served.chat()
     assert (told[0].status, told[0].outcome) == (status, outcome)
-    assert [a.outcome for a in told[0].attempts] == attempts
+    assert [a.outcome.value for a in told[0].attempts] == attempts
     assert told[0].answered is (status == 200)
     first_ms = request_json(told[0])["firstMs"]
     assert (first_ms is None) is (status != 200), "who got no answer has no time to its beginning"
-    assert told[0].moves == [], "one that is asked again is no other"
+    assert told[0].failovers == [], "one that is asked again is no other"
 
 
 async def test_a_caller_who_leaves(upstream: FakeUpstream) -> None:
@@ -80,7 +87,7 @@ async def test_a_caller_who_leaves(upstream: FakeUpstream) -> None:
         while not told:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
     assert (told[0].status, told[0].outcome) == (499, "cancelled")
-    assert [a.outcome for a in told[0].attempts] == ["cancelled"]
+    assert [a.outcome.value for a in told[0].attempts] == ["cancelled"]
 
 
 async def test_an_observer_that_fails_costs_nothing(upstream: FakeUpstream) -> None:
@@ -89,7 +96,7 @@ async def test_an_observer_that_fails_costs_nothing(upstream: FakeUpstream) -> N
 
     told: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.observers += [fail, told.append]
+        served.gateway.observers.extend([fail, told.append])
         assert (await served.chat())[0] == 200
     assert len(told) == 1
 
@@ -107,29 +114,27 @@ async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstrea
     [(0.125, 0.125), (0, 0.0), (-1, None), ("much", None), (1e9, None), (None, None), (True, None)],
 )
 def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
-    report = RequestState(0.0, usage={"cost": told})
-    times = {"ended_s": 0.0, "total_ms": 1.0}
-    made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
-    assert made.billed_usd == bill
+    context = context_of(attempt())
+    context.history.attempts[0].usage = {"cost": told}
+    assert context.record(200, 0.0).billed_usd == bill
 
 
 def test_the_log_has_room_for_all_that_a_record_says() -> None:
-    report = RequestState(0.0, outcome="failure", nobody="x" * 5000)
-    assert len(report.why() or "") == log.LONGEST_WHY
+    context = context_of()
+    context.outcome, context.unavailable = "failure", "x" * 5000
+    assert len(context.why() or "") == MAX_WHY
 
 
 def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
-    report = RequestState(0.0)
     details = {"prompt_tokens_details": {"cached_tokens": 3}, "cost": 1, "service_tier": 2}
-    report.add_usage({"completion_tokens": 5})
-    report.resumed = 1
-    report.add_usage({"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16, **details})
-    assert report.usage == {"prompt_tokens": 7, "completion_tokens": 14, "total_tokens": 16}
-    report.usage = {**report.usage, "cost": 0.125}
-    times = {"ended_s": 0.0, "total_ms": 1.0}
-    made = record_of(report, id="an-id", endpoint="chat", caller="", status=200, **times)
-    assert made.billed_usd is None
-    assert made.tokens.cached is None
+    context = context_of(attempt(outcome="failure", reason="broke"), attempt())
+    first, second = context.history.attempts
+    first.usage = {"completion_tokens": 5}
+    second.usage = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16, **details}
+    total = {"prompt_tokens": 7, "completion_tokens": 14, "total_tokens": 16}
+    assert context.history.usage() == total
+    record = context.record(200, 0.0)
+    assert (record.resumed, record.billed_usd, record.tokens.cached) == (1, None, None)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +142,9 @@ def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
     [("", ""), ("A", ""), ("AAA", ""), ("AB", "A"), ("AABA", "AB"), ("ABC", "AB")],
 )
 def test_a_fail_over_is_that_another_instance_is_asked(asked: str, moved: str) -> None:
-    attempts = tuple(AttemptRecord(who, "fake", "failure", "reset", 0, 1.0) for who in asked)
+    attempts = tuple(attempt(who, "failure", "reset", 0, 1.0) for who in asked)
     record = ended(attempts=attempts, instance=asked[-1:], status=503)
-    assert "".join(attempt.instance for attempt in record.moves) == moved
+    assert "".join(a.instance.name for a in record.failovers) == moved
     assert request_json(record)["failedOver"] is bool(moved)
     lines = Timelines()
     lines.observe(record)

@@ -11,7 +11,7 @@ import pytest
 from fakes import HELLO, KEYS, Other, make_instance, serving
 
 from nexus_gateway.proxy.record import RequestRecord
-from nexus_gateway.proxy.resumption import GO_ON, read_said
+from nexus_gateway.proxy.resumption import CONTINUE, read_answer
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.telemetry.snapshot import request_json
 from nexus_gateway.testing.conformance.conversations import read_stream
@@ -53,7 +53,7 @@ async def test_the_caller_sees_one_stream(upstream: FakeUpstream, how: str) -> N
     assert asked["max_tokens"] == 48
     assert asked["messages"][1:] == [
         {"role": "assistant", "content": "One two"},
-        {"role": "user", "content": GO_ON},
+        {"role": "user", "content": CONTINUE},
     ]
 
 
@@ -230,7 +230,7 @@ async def test_half_a_character_ends_it_with_a_word(
 
 def test_what_had_its_end_is_not_gone_on_with() -> None:
     ended = b'data: {"id":"a","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-    assert read_said([ended]) is None
-    assert read_said([b"data: {no\n\n"]) is None
+    assert read_answer([ended]) is None
+    assert read_answer([b"data: {no\n\n"]) is None
     called = b'data: {"id":"a","choices":[{"index":0,"delta":{"tool_calls":[{}]}}]}\n\n'
-    assert read_said([called]) is None
+    assert read_answer([called]) is None

@@ -13,6 +13,7 @@ from intruder import raw, request
 from opentelemetry.trace import StatusCode
 from test_traces import SAMPLED, TRACE, UNSAMPLED, Spans, traced
 
+from nexus_gateway.provider import Outcome
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.secret import Secret
@@ -67,7 +68,7 @@ async def test_a_stream_that_breaks_says_why_and_when(
         await served.chat()
     (record,), (line,) = told, lines(caplog, "chat")
     (attempt,) = record.attempts
-    assert (attempt.outcome, attempt.reason, attempt.status) == ("failure", why, 200)
+    assert (attempt.outcome, attempt.reason, attempt.status) == (Outcome.FAILURE, why, 200)
     assert record.first_ms < attempt.duration_ms <= record.total_ms
     assert record.why == line["why"] == f"Fake (Key #1): {why}"
     assert (line["status"], line["outcome"], line["attempts"]) == (200, "failure", 1)
@@ -94,10 +95,10 @@ async def test_what_was_gone_on_with_says_who_broke(
     assert alone.outcome == "failure"
     assert alone.why is not None
     assert alone.why.startswith(broke)
-    assert alone.why.endswith("; left out: Fake (Key #2) disabled, Fake (Key #3) disabled")
+    assert alone.why.endswith("; excluded: Fake (Key #2) disabled, Fake (Key #3) disabled")
     assert both.why is not None
     assert "Fake (Key #3): answered 500" in both.why
-    assert [a.outcome for a in both.attempts].count("failure") >= 2
+    assert [a.outcome for a in both.attempts].count(Outcome.FAILURE) >= 2
 
 
 async def test_a_fail_over_says_why_and_what_went_well_at_once_says_nothing(
@@ -136,7 +137,7 @@ async def test_where_nobody_is_asked_it_says_what_stands_in_the_way(
     way = "Fake (Key #1) key refused 600s, Fake (Key #2) rate limited 20s, Fake (Key #3) disabled"
     line, _ = lines(caplog, "chat")
     assert told[0].attempts == ()
-    assert told[0].why == line["why"] == f"smart: nobody; left out: {way}"
+    assert told[0].why == line["why"] == f"smart: no candidate; excluded: {way}"
     assert explained[2]["X-Nexus-Explain"] == request_json(told[0])["why"] == told[0].why
     assert "first_ms" not in line
 
@@ -154,7 +155,7 @@ async def test_after_attempts_those_are_named_who_could_not_be_asked(
         await served.chat()
     (record,) = told
     assert record.why is not None
-    assert record.why.startswith("Fake (Key #1): the key was refused (401); left out: ")
+    assert record.why.startswith("Fake (Key #1): the key was refused (401); excluded: ")
     assert record.why.endswith("Fake (Key #2) rate limited 30s")
 
 
@@ -165,7 +166,7 @@ async def test_a_body_at_fault_names_the_field_and_not_its_words(
         await served.chat({"messages": "a canary"})
         await served.chat(b"{a canary")
     by_field, by_syntax = lines(caplog, "chat")
-    assert by_field["why"] == "`messages` is at fault"
+    assert by_field["why"] == "`messages` is invalid"
     assert by_syntax["outcome"] == "invalid_request_error"
     assert "canary" not in caplog.text + str([vars(r) for r in caplog.records])
 
@@ -298,7 +299,7 @@ async def test_a_span_says_it_too_and_its_trace_is_in_the_log(
     assert broken.status.status_code is nobody.status.status_code is StatusCode.ERROR
     assert broken.status.description == f"Fake (Key #1): {CUT}"
     assert attempt.status.description == CUT
-    left_out = "smart: nobody; left out: Fake (Key #1) key refused 600s"
+    left_out = "smart: no candidate; excluded: Fake (Key #1) key refused 600s"
     assert nobody.status.description == (nobody.attributes or {})["nexus.why"] == left_out
     first, second, unsampled = lines(caplog, "chat")
     assert first["trace_id"] == TRACE
@@ -316,7 +317,7 @@ async def test_each_line_about_a_request_names_its_trace(
             await served.chat(headers={"traceparent": SAMPLED})
     ours = [r for r in caplog.records if r.name == "nexus_gateway"]
     assert {r.message.partition(":")[0] for r in ours} == {
-        *("lease", "attempt failed", "circuit opened", "chat")
+        *("attempt", "attempt failed", "circuit opened", "chat")
     }
     assert {vars(r)["fields"]["trace_id"] for r in ours} == {TRACE}
 

@@ -10,11 +10,12 @@ from random import Random
 import pytest
 from clock import FakeClock
 from fakes import KEYS, Other, make_instance, serving
+from records import add_ended, attempt
 
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.routing.attempts import AttemptHistory
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import AttemptHistory
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
@@ -41,7 +42,7 @@ class Pool:
         trail.explanations = []
         try:
             target = RoutingTarget(tuple(self.instances), images=images)
-            self.scheduler.lease(target, "fastest", trail)
+            self.scheduler.attempt(target, "fastest", trail)
         except NoCandidate:
             pass
         return trail.explanations[-1]
@@ -66,7 +67,7 @@ def test_who_was_chosen_among_whom_and_who_was_left_out() -> None:
     best.health.observe_latency(600, 8000)
     assert pool.told() == (
         "fastest: Fake (Key #6) 92.5% of 2; Fake (Key #1) 71.0% (2 in flight); "
-        "left out: Fake (Key #2) disabled, Fake (Key #3) rate limited 30s, "
+        "excluded: Fake (Key #2) disabled, Fake (Key #3) rate limited 30s, "
         "Fake (Key #4) open 12s, Fake (Key #5) key refused 600s"
     )
 
@@ -81,7 +82,7 @@ def test_the_choice_is_the_same_with_and_without() -> None:
         names = []
         for _ in range(30):
             trail = AttemptHistory(explanations=explanations)
-            names.append(pool.scheduler.lease(target, "smart", trail).instance.name)
+            names.append(pool.scheduler.attempt(target, "smart", trail).instance.name)
         chosen.append(names)
     assert chosen[0] == chosen[1]
 
@@ -89,31 +90,31 @@ def test_the_choice_is_the_same_with_and_without() -> None:
 def test_what_was_tried_comes_with_its_reason() -> None:
     pool = Pool(2)
     trail = AttemptHistory()
-    trail.add(pool.instances[0], FAILED, 5)
+    add_ended(trail, pool.instances[0], FAILED)
     assert pool.told(trail) == (
-        "fastest: Fake (Key #2) 100.0% of 1; left out: Fake (Key #1) tried (answered 500)"
+        "fastest: Fake (Key #2) 100.0% of 1; excluded: Fake (Key #1) tried (answered 500)"
     )
 
 
 def test_a_retry_beyond_the_budget_goes_to_nobody_in_trouble() -> None:
     pool = Pool(3)
     trail = AttemptHistory()
-    trail.add(pool.instances[0], Verdict(Outcome.RATE_LIMITED, "answered 429"), 5)
+    add_ended(trail, pool.instances[0], Verdict(Outcome.RATE_LIMITED, "answered 429"))
     fail(pool.instances[1], 1)
     for _ in range(20):
         pool.scheduler.retries.retry()
     assert pool.told(trail) == (
-        "fastest: Fake (Key #3) 100.0% of 1; left out: "
-        "Fake (Key #1) tried (answered 429), Fake (Key #2) failed of late"
+        "fastest: Fake (Key #3) 100.0% of 1; excluded: "
+        "Fake (Key #1) tried (answered 429), Fake (Key #2) failed recently"
     )
 
 
 def test_a_last_resort_and_nobody_at_all() -> None:
     pool = Pool(1)
     fail(pool.instances[0], 3)
-    told = "probed early, as nobody else is left; left out: Fake (Key #1) open 60s"
+    told = "probed early, as no other instance is left; excluded: Fake (Key #1) open 60s"
     assert pool.told() == f"fastest: Fake (Key #1) {told}"
-    assert pool.told() == "fastest: nobody; left out: Fake (Key #1) being probed"
+    assert pool.told() == "fastest: no candidate; excluded: Fake (Key #1) being probed"
 
 
 def test_in_a_large_pool_some_are_named_and_the_rest_counted() -> None:
@@ -122,7 +123,7 @@ def test_in_a_large_pool_some_are_named_and_the_rest_counted() -> None:
         instance.disable()
     told = pool.told()
     assert "% of 20; " in told
-    assert "; and 11 more; left out: " in told
+    assert "; and 11 more; excluded: " in told
     assert told.endswith("Fake (Key #28) disabled, and 12 more")
 
 
@@ -130,24 +131,25 @@ def test_the_debug_log_tells_each_decision_and_info_does_not(caplog) -> None:
     pool = Pool(2)
     target = RoutingTarget(tuple(pool.instances))
     with caplog.at_level(logging.INFO, "nexus_gateway"):
-        pool.scheduler.lease(target, "smart", AttemptHistory())
+        pool.scheduler.attempt(target, "smart", AttemptHistory())
     assert not caplog.records
     with caplog.at_level(logging.DEBUG, "nexus_gateway"):
-        pool.scheduler.lease(target, "smart", AttemptHistory(id="req-7"))
+        pool.scheduler.attempt(target, "smart", AttemptHistory(id="req-7"))
         pool.scheduler.hedges._saved = 5.0
-        pool.scheduler.hedge(
-            target, "smart", AttemptHistory(id="req-7", running=[pool.instances[0]])
-        )
+        history = AttemptHistory(id="req-7")
+        history.running.append(attempt("Fake (Key #1)"))
+        history.running[0].instance = pool.instances[0]
+        pool.scheduler.hedge(target, "smart", history)
         for instance in pool.instances:
             instance.disable()
         with pytest.raises(NoCandidate):
-            pool.scheduler.lease(target, "smart", AttemptHistory())
+            pool.scheduler.attempt(target, "smart", AttemptHistory())
     leased, hedged, refused = caplog.records
-    assert leased.getMessage().startswith("lease: smart: Fake (Key #")
+    assert leased.getMessage().startswith("attempt: smart: Fake (Key #")
     assert leased.fields == {"id": "req-7", "attempt": 1}
     assert hedged.getMessage().startswith("hedge: smart: Fake (Key #2) 100.0%")
-    assert "left out: Fake (Key #1) being asked" in hedged.getMessage()
-    assert refused.getMessage().startswith("no lease: smart: nobody; left out: ")
+    assert "excluded: Fake (Key #1) being tried" in hedged.getMessage()
+    assert refused.getMessage().startswith("no attempt: smart: no candidate; excluded: ")
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -161,7 +163,7 @@ async def test_the_header_tells_after_a_fail_over(upstream: FakeUpstream, stream
         _, _, plain = await served.chat(stream=stream)
     assert status == 200
     assert headers["X-Nexus-Explain"] == (
-        "round-robin: Other (Key #2) 100.0% of 1; left out: Fake (Key #1) tried (answered 500)"
+        "round-robin: Other (Key #2) 100.0% of 1; excluded: Fake (Key #1) tried (answered 500)"
     )
     assert "X-Nexus-Explain" not in plain
 
@@ -175,7 +177,7 @@ async def test_an_error_tells_as_well_and_the_header_is_safe(upstream: FakeUpstr
         served.instances[0].disable()
         status, _, headers = await served.chat(headers=EXPLAIN)
     assert status == 503
-    assert headers["X-Nexus-Explain"].startswith("smart: nobody; left out: ?dd??X-Evil: 1")
+    assert headers["X-Nexus-Explain"].startswith("smart: no candidate; excluded: ?dd??X-Evil: 1")
     assert len(headers["X-Nexus-Explain"]) == 1000
     assert "X-Evil" not in headers
 

@@ -14,9 +14,9 @@ from fakes import KEYS, make_instance, serving
 
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.testing.reply import Reply
@@ -70,7 +70,7 @@ class Simulation:
 
     def attempt(self, trail: AttemptHistory) -> None:
         try:
-            lease = self.scheduler.lease(self.target, self.policy, trail)
+            lease = self.scheduler.attempt(self.target, self.policy, trail)
         except NoCandidate:
             self.outcomes["error"] += 1
             return
@@ -79,16 +79,15 @@ class Simulation:
         if lease.instance is self.flapper and self.fails(self.clock(), self.rng):
             self.at(self.clock() + latency_s, lambda: self.fail(lease, trail))
         else:
-            self.at(self.clock() + latency_s, lambda: lease.first_token(latency_s * 1000, 8000))
+            self.at(self.clock() + latency_s, lambda: lease.content(8000, stream=True))
             self.at(self.clock() + latency_s + 1, lambda: self.succeed(lease))
 
-    def succeed(self, lease: Lease) -> None:
+    def succeed(self, lease: Attempt) -> None:
         lease.end(SUCCESS)
         self.outcomes["success"] += 1
 
-    def fail(self, lease: Lease, trail: AttemptHistory) -> None:
+    def fail(self, lease: Attempt, trail: AttemptHistory) -> None:
         lease.end(FAILURE)
-        trail.add(lease.instance, FAILURE, 1)
         if len(trail.attempts) < MOST_ATTEMPTS:
             self.attempt(trail)
         else:

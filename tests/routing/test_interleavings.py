@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
 from nexus_gateway.routing.scheduler import EARLY_PROBE_EVERY_S, RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
@@ -89,7 +89,7 @@ class Model:
 
 @dataclass
 class Running:
-    lease: Lease
+    lease: Attempt
     model: Model
     era: int
     probe: bool
@@ -127,7 +127,7 @@ class Life(RuleBasedStateMachine):
         shut = {n: m.opened_s for n, m in usable.items() if m.state is State.OPEN}
         last_resort = bool(shut) and now - self.early_s >= EARLY_PROBE_EVERY_S
         try:
-            lease = self.scheduler.lease(self.target, policy, AttemptHistory())
+            lease = self.scheduler.attempt(self.target, policy, AttemptHistory())
         except NoCandidate as error:
             assert not fit
             assert not last_resort
@@ -167,7 +167,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def first_token(self, data: st.DataObject) -> None:
         running = data.draw(self.any_of_them())
-        running.lease.first_token(100, 8000)
+        running.lease.content(8000, stream=True)
         if running.probe and running.era == running.model.era:
             running.model.turned(self.clock(), False, failures=2)
             running.era, running.probe = running.model.era, False
@@ -289,14 +289,14 @@ def test_circuits_that_half_open_together_get_a_probe_each(policy: str, count: i
             instance.breaker.failure(instance.breaker.acquire())
     clock.advance(60)
     target = RoutingTarget(tuple(instances))
-    probes = [scheduler.lease(target, policy, AttemptHistory()) for _ in range(count)]
+    probes = [scheduler.attempt(target, policy, AttemptHistory()) for _ in range(count)]
     assert {probe.instance.name for probe in probes} == {i.name for i in instances}
     for _ in range(500):
         with pytest.raises(NoCandidate):
-            scheduler.lease(target, policy, AttemptHistory())
+            scheduler.attempt(target, policy, AttemptHistory())
     for probe in probes:
-        probe.first_token(100, 8000)
-    assert len([scheduler.lease(target, policy, AttemptHistory()) for _ in range(500)]) == 500
+        probe.content(8000, stream=True)
+    assert len([scheduler.attempt(target, policy, AttemptHistory()) for _ in range(500)]) == 500
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -310,10 +310,10 @@ def test_a_thundering_return_is_spread_evenly(policy: str, count: int) -> None:
         instance.park(60 - 0.5 * n)  # from different moments on, until the same one
     clock.advance(60 - 0.5 * count)
     with pytest.raises(NoCandidate) as raised:
-        scheduler.lease(target, policy, AttemptHistory())
+        scheduler.attempt(target, policy, AttemptHistory())
     assert raised.value.status == 429
     clock.advance(0.5)
-    leases = [scheduler.lease(target, policy, AttemptHistory()) for _ in range(40 * count)]
+    leases = [scheduler.attempt(target, policy, AttemptHistory()) for _ in range(40 * count)]
     shares = Counter(lease.instance.name for lease in leases)
     assert len(shares) == count
     assert min(shares.values()) >= 20

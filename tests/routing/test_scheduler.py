@@ -11,12 +11,13 @@ from clock import FakeClock
 from fakes import Fake, Other, make_instance
 from hypothesis import given
 from hypothesis import strategies as st
+from records import add_ended
 
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.lease import AttemptHistory, Lease
 from nexus_gateway.routing.policies import Fastest, Policy, RoundRobin, Smart
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
@@ -46,8 +47,8 @@ class House:
             instance.name = f"Fake (Key #{number})"
         self.target = RoutingTarget(tuple(self.instances))
 
-    def lease(self, policy: str = "round-robin", trail: AttemptHistory | None = None) -> Lease:
-        return self.scheduler.lease(self.target, policy, trail or AttemptHistory())
+    def attempt(self, policy: str = "round-robin", trail: AttemptHistory | None = None) -> Attempt:
+        return self.scheduler.attempt(self.target, policy, trail or AttemptHistory())
 
     def open(self, instance: Instance) -> None:
         for _ in range(3):
@@ -59,7 +60,7 @@ class House:
 @given(st.data(), st.sampled_from(["smart", "fastest", "round-robin"]))
 def test_never_a_disabled_open_or_parked_one(data: st.DataObject, policy: str) -> None:
     house = House(4)
-    running: list[Lease] = []
+    running: list[Attempt] = []
     for _ in range(data.draw(st.integers(1, 40))):
         instance = data.draw(st.sampled_from(house.instances))
         match data.draw(st.sampled_from(["toggle", "time", "lease", "lease", "end", "end"])):
@@ -73,7 +74,7 @@ def test_never_a_disabled_open_or_parked_one(data: st.DataObject, policy: str) -
             case "lease":
                 fit = [i for i in house.instances if i.available_in_s() == 0]
                 try:
-                    lease = house.lease(policy)
+                    lease = house.attempt(policy)
                 except NoCandidate:
                     assert not fit
                     continue
@@ -93,7 +94,7 @@ def test_one_probe_after_a_minute() -> None:
     house = House(2)
     house.open(house.instances[0])
     house.clock.advance(60)
-    chosen = Counter(house.lease(p).instance.name for p in ["smart", "round-robin"] * 100)
+    chosen = Counter(house.attempt(p).instance.name for p in ["smart", "round-robin"] * 100)
     assert chosen["Fake (Key #1)"] == 1
 
 
@@ -105,7 +106,7 @@ def test_round_robin_is_fair_when_the_set_changes(sets: list[set[int]]) -> None:
     for present in sets:
         for number, instance in enumerate(house.instances):
             instance.enabled = number in present
-        chosen = house.instances.index(house.lease().instance)
+        chosen = house.instances.index(house.attempt().instance)
         waited[chosen] = 0
         for number in present - {chosen}:
             waited[number] += 1
@@ -119,7 +120,7 @@ def test_smarts_shares_follow_the_scores() -> None:
             (instance.health.success if n < successes else instance.health.failure)()
     counts = Counter[str]()
     for _ in range(4000):
-        lease = house.lease("smart")
+        lease = house.attempt("smart")
         counts[lease.instance.name] += 1
         lease.end(REFUSED)  # neutral: the scores stay
     shares = [counts[i.name] / 4000 for i in house.instances]
@@ -129,7 +130,7 @@ def test_smarts_shares_follow_the_scores() -> None:
 def test_smart_spreads_a_burst() -> None:
     house = House(4)
     for _ in range(200):
-        house.lease("smart")
+        house.attempt("smart")
     assert all(35 <= i.in_flight <= 65 for i in house.instances)
 
 
@@ -137,7 +138,7 @@ def test_fastest_takes_the_best() -> None:
     house = House(3)
     for instance, latency_ms in zip(house.instances, (900, 100, 500), strict=True):
         instance.health.observe_latency(latency_ms, 8000)
-    assert {house.lease("fastest").instance.name for _ in range(9)} == {"Fake (Key #2)"}
+    assert {house.attempt("fastest").instance.name for _ in range(9)} == {"Fake (Key #2)"}
 
 
 @pytest.mark.proves("I-23", "I-25")
@@ -145,39 +146,39 @@ def test_the_untried_come_first_and_other_providers_before_them() -> None:
     house = House(3)
     house.instances[2].provider_name = "other"
     trail = AttemptHistory()
-    trail.add(house.instances[0], FAILED, 1)
-    first = house.lease(trail=trail)
+    add_ended(trail, house.instances[0], FAILED)
+    first = house.attempt(trail=trail)
     assert first.instance is house.instances[2]
     assert house.scheduler.backoff_s(first, trail) == 0
-    trail.add(house.instances[2], FAILED, 1)
-    second = house.lease(trail=trail)
+    add_ended(trail, house.instances[2], FAILED)
+    second = house.attempt(trail=trail)
     assert second.instance is house.instances[1]
     assert 0.05 <= house.scheduler.backoff_s(second, trail) <= 0.1
-    trail.add(house.instances[1], REFUSED, 1)
-    assert house.lease(trail=trail).instance is not house.instances[1]
+    add_ended(trail, house.instances[1], REFUSED)
+    assert house.attempt(trail=trail).instance is not house.instances[1]
 
 
 def test_a_key_trouble_needs_no_pause() -> None:
     house = House(2)
     trail = AttemptHistory()
-    trail.add(house.instances[0], LIMITED, 1)
-    assert house.scheduler.backoff_s(house.lease(trail=trail), trail) == 0
+    add_ended(trail, house.instances[0], LIMITED)
+    assert house.scheduler.backoff_s(house.attempt(trail=trail), trail) == 0
 
 
 @pytest.mark.proves("I-12")
 def test_the_last_resort_is_probed_early_and_seldom() -> None:
     house = House(1)
     house.open(house.instances[0])
-    probe = house.lease()
+    probe = house.attempt()
     with pytest.raises(NoCandidate):
-        house.lease()
+        house.attempt()
     probe.end(FAILED)
     with pytest.raises(NoCandidate) as raised:
-        house.lease()
+        house.attempt()
     assert raised.value.status == 503
     assert raised.value.headers == {"Retry-After": "60", "x-should-retry": "true"}
     house.clock.advance(2)
-    house.lease().end(OK)
+    house.attempt().end(OK)
     assert house.instances[0].breaker.state() is State.CLOSED
 
 
@@ -187,7 +188,7 @@ def test_no_early_probe_where_a_park_stands_in_the_way() -> None:
     house.open(house.instances[0])
     house.instances[0].park(30)
     with pytest.raises(NoCandidate):
-        house.lease()
+        house.attempt()
 
 
 def test_all_rate_limited_is_a_429_with_the_soonest_return() -> None:
@@ -195,11 +196,11 @@ def test_all_rate_limited_is_a_429_with_the_soonest_return() -> None:
     house.instances[0].park(20.2)
     house.instances[1].park(9)
     with pytest.raises(NoCandidate) as raised:
-        house.lease()
+        house.attempt()
     assert raised.value.status == 429
     assert raised.value.headers == {"Retry-After": "9", "x-should-retry": "true"}
     house.clock.advance(9)
-    assert house.lease().instance is house.instances[1]
+    assert house.attempt().instance is house.instances[1]
 
 
 def test_a_park_only_gets_longer_and_a_bad_key_longer_each_time() -> None:
@@ -225,13 +226,14 @@ def test_images_go_only_where_they_are_taken() -> None:
     target = RoutingTarget((text, *house.instances), images=True)
     for _ in range(5):
         assert (
-            house.scheduler.lease(target, "smart", AttemptHistory()).instance is house.instances[0]
+            house.scheduler.attempt(target, "smart", AttemptHistory()).instance
+            is house.instances[0]
         )
     with pytest.raises(NoCandidate) as raised:
-        house.scheduler.lease(RoutingTarget((text,), images=True), "smart", AttemptHistory())
+        house.scheduler.attempt(RoutingTarget((text,), images=True), "smart", AttemptHistory())
     assert raised.value.code == "no_capable_model"
     named = RoutingTarget((text,), model="unlisted", images=True)
-    assert house.scheduler.lease(named, "smart", AttemptHistory()).model == "unlisted"
+    assert house.scheduler.attempt(named, "smart", AttemptHistory()).model == "unlisted"
     own = make_instance(clock=house.clock, model="unlisted", takes_images=True)
     assert own.takes_images_with("unlisted")
     assert not make_instance(model="unlisted").takes_images_with("unlisted")
@@ -251,7 +253,7 @@ def test_what_is_nobodys_failure_frees_the_probes_place(verdict: Verdict) -> Non
     (instance,) = house.instances
     house.open(instance)
     house.clock.advance(60)
-    house.lease().end(verdict)
+    house.attempt().end(verdict)
     assert instance.breaker.state() is State.HALF_OPEN
     assert instance.breaker.admits()
 
@@ -260,11 +262,11 @@ def test_a_probes_first_token_lets_the_others_in() -> None:
     house = House(1)
     house.open(house.instances[0])
     house.clock.advance(60)
-    probe = house.lease()
+    probe = house.attempt()
     with pytest.raises(NoCandidate):
-        house.lease()
-    probe.first_token(100, 8000)
-    house.lease()
+        house.attempt()
+    probe.content(8000, stream=True)
+    house.attempt()
     probe.end(FAILED)  # still on probation
     assert house.instances[0].breaker.state() is State.OPEN
 
@@ -273,11 +275,11 @@ def test_a_probes_first_token_lets_the_others_in() -> None:
 def test_only_a_failure_is_tried_again(verdict: Verdict) -> None:
     house = House(1)
     trail = AttemptHistory()
-    trail.add(house.instances[0], FAILED, 1)
-    assert house.lease(trail=trail).instance is house.instances[0]
-    trail.add(house.instances[0], verdict, 1)
+    add_ended(trail, house.instances[0], FAILED)
+    assert house.attempt(trail=trail).instance is house.instances[0]
+    add_ended(trail, house.instances[0], verdict)
     with pytest.raises(NoCandidate):
-        house.lease(trail=trail)
+        house.attempt(trail=trail)
 
 
 @pytest.mark.proves("I-12")
@@ -288,12 +290,12 @@ def test_the_last_resort_is_the_nearest_and_never_tried_before() -> None:
     house.clock.advance(10)
     house.open(first)
     trail = AttemptHistory()
-    trail.add(first, FAILED, 1)
-    trail.add(second, FAILED, 1)
+    add_ended(trail, first, FAILED)
+    add_ended(trail, second, FAILED)
     with pytest.raises(NoCandidate) as raised:
-        house.lease(trail=trail)
+        house.attempt(trail=trail)
     assert raised.value.headers == {"Retry-After": "50", "x-should-retry": "false"}
-    assert house.lease().instance is second
+    assert house.attempt().instance is second
 
 
 @pytest.mark.proves("I-24")
@@ -303,7 +305,7 @@ def test_a_wait_too_long_for_the_clients_is_not_advised() -> None:
     for passed_s, wait, retry in ((0, "600", "false"), (500, "100", "true")):
         house.clock.advance(passed_s)
         with pytest.raises(NoCandidate) as raised:
-            house.lease()
+            house.attempt()
         assert raised.value.headers == {"Retry-After": wait, "x-should-retry": retry}
 
 
@@ -312,7 +314,7 @@ def test_nobody_enabled_is_said_so() -> None:
     house = House(1)
     house.instances[0].disable()
     with pytest.raises(NoCandidate) as raised:
-        house.lease()
+        house.attempt()
     assert (raised.value.status, raised.value.code) == (503, "no_providers")
     assert raised.value.headers == {"x-should-retry": "false"}
 
@@ -329,7 +331,7 @@ def test_in_a_large_pool_shares_follow_the_scores_as_in_a_small_one() -> None:
 
     chosen: Counter[str] = Counter()
     for _ in range(8000):
-        lease = house.lease("smart")
+        lease = house.attempt("smart")
         chosen[lease.instance.name] += 1
         lease.end(LEFT)
 
@@ -345,7 +347,7 @@ def test_in_a_large_pool_the_last_candidate_is_found() -> None:
     house = House(50)
     for instance in house.instances[1:]:
         instance.park(60)
-    assert {house.lease("smart").instance for _ in range(20)} == {house.instances[0]}
+    assert {house.attempt("smart").instance for _ in range(20)} == {house.instances[0]}
 
 
 @pytest.mark.parametrize("fault", ["raises", "draws a stranger", "draws one who is parked"])
@@ -360,5 +362,5 @@ def test_a_policy_that_draws_badly_is_asked_to_choose(fault: str) -> None:
             return make_instance() if fault == "draws a stranger" else house.instances[3]
 
     house.scheduler.policies = {"smart": Odd()}
-    assert house.lease("smart").instance in house.instances
-    assert house.lease("smart").instance is not house.instances[3]
+    assert house.attempt("smart").instance in house.instances
+    assert house.attempt("smart").instance is not house.instances[3]

@@ -11,9 +11,9 @@ from clock import FakeClock
 from fakes import KEYS, make_instance, serving
 from hypothesis import given
 from hypothesis import strategies as st
-from records import ended
+from records import attempt, ended
 
-from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
+from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.health import Health
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.telemetry.feed import AT_ONCE, EVERY_S, Feed
@@ -24,8 +24,8 @@ from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.handlers.page import files
 
-GOOD = AttemptRecord("Fake (Key #1)", "fake", "success", "", 200, 120.0)
-BAD = AttemptRecord("Fake (Key #2)", "fake", "failure", "answered 502", 502, 9.0)
+GOOD = attempt("Fake (Key #1)", "success", "", 200, 120.0)
+BAD = attempt("Fake (Key #2)", "failure", "answered 502", 502, 9.0)
 NOON = 1_800_000_000.0
 
 
@@ -39,7 +39,7 @@ def record(**more: object) -> RequestRecord:
 def test_a_request_is_counted_for_all_and_for_whom_it_was_tried_with() -> None:
     lines = Timelines()
     lines.observe(record(attempts=(BAD, GOOD)))
-    lines.observe(record(attempts=(BAD, BAD), instance=BAD.instance, status=503, usage={}))
+    lines.observe(record(attempts=(BAD, BAD), instance=BAD.instance.name, status=503, usage={}))
     found = lines.as_json(NOON)
     number = NOON // BUCKET_S
     assert found[""] == [[number, 2, 1, 1, 30, 130]]
@@ -201,7 +201,7 @@ def test_the_feed_tells_a_change_once_and_what_runs_down_as_none() -> None:
 def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
     mine, its = Timelines(), Timelines()
     told: dict[str, float] = {}
-    names = [GOOD.instance, BAD.instance]
+    names = [GOOD.instance.name, BAD.instance.name]
     its.observe(record(ended_s=NOON - 3600))
     its.tell(told)
     mine.hear(told, names, NOON)
@@ -213,8 +213,8 @@ def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
     mine.observe(record())
     number = NOON // BUCKET_S
     assert mine.as_json(NOON)[""] == [[number, 2, 0, 1, 60, 230]]
-    assert mine.as_json(NOON)[GOOD.instance] == [[number, 2, 0, 1, 60, 120]]
-    assert mine.as_json(NOON)[BAD.instance] == [[number, 1, 1, 0, 0, None]]
+    assert mine.as_json(NOON)[GOOD.instance.name] == [[number, 2, 0, 1, 60, 120]]
+    assert mine.as_json(NOON)[BAD.instance.name] == [[number, 1, 1, 0, 0, None]]
     assert mine.rate.at(NOON + 1) == pytest.approx(2 / 5)
     back: dict[str, float] = {}
     mine.tell(back)
@@ -223,10 +223,10 @@ def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
         "page tokens ": 30,
         "page first_ms ": 130,
         "page firsts ": 1,
-        f"page requests {GOOD.instance}": 1,
-        f"page tokens {GOOD.instance}": 30,
-        f"page first_ms {GOOD.instance}": 120,
-        f"page firsts {GOOD.instance}": 1,
+        f"page requests {GOOD.instance.name}": 1,
+        f"page tokens {GOOD.instance.name}": 30,
+        f"page first_ms {GOOD.instance.name}": 120,
+        f"page firsts {GOOD.instance.name}": 1,
     }, "what was heard is not told back"
 
 

@@ -17,10 +17,11 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
-from records import ended
+from records import attempt as attempt_of
+from records import ended, resumed
 
 from nexus_gateway import errors
-from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
+from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.metrics import definitions
 from nexus_gateway.telemetry.metrics.counting import (
@@ -66,7 +67,7 @@ async def scrape(served: Served, **headers: str) -> Samples:
 
 def record(**changes: object) -> RequestRecord:
     """Return a stream that the first instance answered well."""
-    attempt = AttemptRecord(ONE, "fake", "success", "", 200, 300.0)
+    attempt = attempt_of(ONE, "success", "", 200, 300.0)
     own = {"id": "an-id", "ended_s": 0.0, "attempts": (attempt,)}
     times = {"first_ms": 304.0, "upstream_ms": 300.0, "total_ms": 1304.0}
     usage = {"prompt_tokens": 9, "completion_tokens": 101}
@@ -203,7 +204,7 @@ def test_the_usual_request_counts_like_any_other(one: RequestRecord) -> None:
         {"outcome": "failure"},
         {"status": 499},
         {"hedged": True},
-        {"resumed": 1},
+        {"attempts": resumed()},
         {"attempts": ()},
         {"attempts": record().attempts * 2},
     ],
@@ -225,7 +226,7 @@ def test_thinking_is_in_no_tokens_pace() -> None:
 
 
 def test_what_fail_over_costs_is_not_the_gateways_overhead() -> None:
-    failed = AttemptRecord(TWO, "fake", "rate_limited", "answered 429", 429, 200.0)
+    failed = attempt_of(TWO, "rate_limited", "answered 429", 429, 200.0)
     found = counted(record(attempts=(failed, *record().attempts), first_ms=700.0))
     labels = {"provider": "fake", "provider_instance": TWO, "outcome": "rate_limited"}
     assert sample(found, "nexus_failovers_total", **labels) == 1
@@ -236,13 +237,13 @@ def test_what_fail_over_costs_is_not_the_gateways_overhead() -> None:
 
 
 def test_a_second_attempt_at_the_same_instance_is_no_fail_over() -> None:
-    failed = AttemptRecord(ONE, "fake", "failure", "answered 500", 500, 200.0)
+    failed = attempt_of(ONE, "failure", "answered 500", 500, 200.0)
     found = counted(record(attempts=(failed, *record().attempts)))
     assert not [name for name, _ in found if name == "nexus_failovers_total"]
 
 
 def test_an_answer_that_broke_had_its_first_content_and_took_till_the_break() -> None:
-    broken = AttemptRecord(ONE, "fake", "failure", "broke in the middle", 200, 900.0)
+    broken = attempt_of(ONE, "failure", "broke in the middle", 200, 900.0)
     found = counted(record(attempts=(broken,), outcome="failure"))
     named = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "fake"}
     asked = {**named, "provider_instance": ONE}
@@ -251,7 +252,7 @@ def test_an_answer_that_broke_had_its_first_content_and_took_till_the_break() ->
     assert sample(found, f"{definitions.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("changes", [{"resumed": 1}, {"hedged": True}])
+@pytest.mark.parametrize("changes", [{"attempts": resumed()}, {"hedged": True}])
 def test_where_the_time_is_nobodys_it_is_not_told(changes: dict[str, object]) -> None:
     names = {name for name, _ in counted(record(**changes))}
     assert not names & {

@@ -13,6 +13,7 @@ from typing import Any
 import genai_prices
 import pytest
 from fakes import HELLO, Fake, make_instance, serving
+from records import resumed
 from test_ledger import record
 
 from nexus_gateway.telemetry import pricing
@@ -119,8 +120,11 @@ def test_the_bill_goes_before_the_list() -> None:
 
 def test_what_somebody_else_went_on_with_has_no_price() -> None:
     assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10)) is not None
-    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10), resumed=1) is None
-    assert cost(Prices(), "openrouter", "a/b", used(10, 10), resumed=1, billed_usd=0.1) is None
+    assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10), attempts=resumed()) is None
+    assert (
+        cost(Prices(), "openrouter", "a/b", used(10, 10), attempts=resumed(), billed_usd=0.1)
+        is None
+    )
 
 
 def test_a_list_is_looked_into_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:

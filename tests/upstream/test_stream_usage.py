@@ -21,8 +21,8 @@ from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.discovery import PROVIDERS
 from nexus_gateway.provider import drop_fields
 from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.routing.health import Health
 from nexus_gateway.routing.instance import USAGE_LEFT_S
-from nexus_gateway.routing.lease import Lease
 from nexus_gateway.testing.conformance.conversations import read_stream
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
@@ -447,7 +447,7 @@ async def test_an_instances_speed_is_without_its_thinking(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     came: list[int] = []
-    monkeypatch.setattr(Lease, "came", lambda _, tokens, spent_s: came.append(tokens))
+    monkeypatch.setattr(Health, "observe_speed", lambda _, tokens, spent_s: came.append(tokens))
     thinking = {"completion_tokens_details": {"reasoning_tokens": 10_000}}
     used = {**USAGE, "usage": {**USED, "completion_tokens": 10_009, **thinking}}
     body = stream_of([*TALK, FINISH, used])

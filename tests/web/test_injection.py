@@ -142,7 +142,10 @@ def test_no_error_tells_what_an_exception_said() -> None:
             for raised in ast.walk(handler):
                 if isinstance(raised, ast.Raise) and isinstance(raised.exc, ast.Call):
                     shown = [ast.unparse(a) for a in raised.exc.args]
-                    if f"str({handler.name})" in shown and kinds in ("InvalidAnswer", "BrokenStream"):
+                    if f"str({handler.name})" in shown and kinds in (
+                        "InvalidAnswer",
+                        "BrokenStream",
+                    ):
                         continue  # these are ours as well
                     for text in shown:
                         assert f"{{{handler.name}}}" not in text, f"{path.name}: {text}"

@@ -355,7 +355,7 @@ async def test_a_fault_of_our_own_says_nothing(
         def fail(*args: object) -> None:
             raise RuntimeError("internal detail")
 
-        monkeypatch.setattr(served.gateway.scheduler, "lease", fail)
+        monkeypatch.setattr(served.gateway.scheduler, "attempt", fail)
         status, text, _ = await served.chat()
         assert (status, json.loads(text)["error"]["code"]) == (500, "internal_error")
         assert "internal detail" not in text

@@ -21,7 +21,9 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
-from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
+from nexus_gateway.provider import Outcome
+from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.routing.attempts import Attempt
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.telemetry.metrics import definitions
 from nexus_gateway.telemetry.metrics.definitions import BY_NAME, HISTOGRAM
@@ -349,7 +351,7 @@ class Counting:
 
     def _count_attempts(self, record: RequestRecord, operation: str) -> None:
         for attempt in record.attempts:
-            labels = (attempt.provider, attempt.instance, attempt.outcome)
+            labels = (attempt.instance.provider_name, attempt.instance.name, attempt.outcome.value)
             self._counts.add((definitions.ATTEMPTS.name, *labels))
             took_ms = attempt.duration_ms
             if attempt is record.attempts[-1] and record.answered and not attempt.reason:
@@ -357,8 +359,8 @@ class Counting:
             if took_ms:  # else the caller left before anybody could tell
                 asked = (*_asked(attempt, operation), _error_of(attempt))
                 self._time(definitions.ATTEMPT_DURATION, asked, took_ms)
-        for attempt in record.moves:
-            labels = (attempt.provider, attempt.instance, attempt.outcome)
+        for attempt in record.failovers:
+            labels = (attempt.instance.provider_name, attempt.instance.name, attempt.outcome.value)
             self._counts.add((definitions.FAILOVERS.name, *labels))
 
     def _time_first_content(self, record: RequestRecord, served: tuple[str, ...]) -> None:
@@ -417,10 +419,10 @@ def is_usual(record: RequestRecord) -> bool:
     )
 
 
-def _asked(attempt: AttemptRecord, operation: str) -> tuple[str, str, str]:
-    provider = provider_of(attempt.provider)
-    return (operation, provider, attempt.instance)
+def _asked(attempt: Attempt, operation: str) -> tuple[str, str, str]:
+    instance = attempt.instance
+    return (operation, provider_of(instance.provider_name), instance.name)
 
 
-def _error_of(attempt: AttemptRecord) -> str:
-    return "" if attempt.outcome == "success" else attempt.outcome
+def _error_of(attempt: Attempt) -> str:
+    return "" if attempt.outcome is Outcome.SUCCESS else attempt.outcome.value
