@@ -23,14 +23,8 @@ from nexus_gateway import errors
 from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.metrics import definitions
-from nexus_gateway.telemetry.metrics.counting import (
-    OUTCOMES,
-    REASONS,
-    Counting,
-    Counts,
-    is_usual,
-    observe,
-)
+from nexus_gateway.telemetry.metrics.counting import BATCH, OUTCOMES, REASONS, Counting
+from nexus_gateway.telemetry.metrics.counts import Counts
 from nexus_gateway.telemetry.metrics.exposition import render
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
@@ -95,10 +89,10 @@ def test_it_adds_up_as_the_library_does(
     )
     counter = Counter(definitions.RESUMPTIONS.name, "x", registry=theirs)
     for label, took_s in times:
-        observe(ours.of((definitions.OVERHEAD.name, label)), definitions.OVERHEAD.buckets, took_s)
+        ours.observe(definitions.OVERHEAD, (label,), took_s)
         histogram.labels(label).observe(took_s)
     for _, number in calls:
-        ours.add((definitions.RESUMPTIONS.name,), number)
+        ours.add(definitions.RESUMPTIONS, amount=number)
         counter.inc(number)
     found = samples_of(render(ours, {}, "")[0].decode())
     for family in theirs.collect():
@@ -115,10 +109,8 @@ def test_what_several_workers_counted_is_what_one_would_have(
     alone, workers = Counts(), [Counts() for _ in range(3)]
     for worker, label, took_s in seen:
         for counts in (alone, workers[worker]):
-            observe(
-                counts.of((definitions.OVERHEAD.name, label)), definitions.OVERHEAD.buckets, took_s
-            )
-            counts.add((definitions.CALLER_REQUESTS.name, label, "2xx"))
+            counts.observe(definitions.OVERHEAD, (label,), took_s)
+            counts.add(definitions.CALLER_REQUESTS, (label, "2xx"))
     together = workers[0].copy()
     for other in workers[1:]:
         together.add_shared(other.shared())
@@ -129,7 +121,7 @@ def test_what_several_workers_counted_is_what_one_would_have(
 
 def test_what_another_version_counted_is_left_out() -> None:
     counts, other = Counts(), Counts()
-    other.add((definitions.HEDGED.name, "with", "labels"))
+    other.add(definitions.HEDGED, ("with", "labels"))
     said = {name.replace("hedged", "unheard"): 1.0 for name in other.shared()}
     said |= other.shared() | {"Groq requests": 3.0}
     said[f'metrics ["{definitions.OVERHEAD.name}", "chat"]\t99'] = 1.0
@@ -166,57 +158,29 @@ def test_a_request_that_went_well() -> None:
     assert sample(found, f"{definitions.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
 
 
-MS = st.floats(0, 1e6)
+def test_each_request_is_counted_once_whenever_its_batch_is() -> None:
+    counting = Counting([make_instance()])
+    key = (definitions.REQUESTS.name, "chat", "2xx", "success")
+    for number in range(1, 2 * BATCH + 2):
+        counting(record())
+        if number % 100 == 0:
+            assert counting.counts.numbers[key] == [number]
+    assert counting.counts.numbers[key] == [2 * BATCH + 1]
+    assert counting.counts.numbers[key] == [2 * BATCH + 1]
 
 
-@settings(max_examples=50)
-@given(
-    st.builds(
-        record,
-        endpoint=st.sampled_from(["chat", "messages", "embeddings"]),
-        stream=st.booleans(),
-        caller=st.sampled_from(["", "key-1"]),
-        model=st.sampled_from(["fake-large", "strange"]),
-        first_ms=MS,
-        upstream_ms=MS,
-        total_ms=MS,
-        usage=st.dictionaries(
-            st.sampled_from(["prompt_tokens", "completion_tokens"]), st.integers(0, 10**6)
-        ),
-    )
-)
-def test_the_usual_request_counts_like_any_other(one: RequestRecord) -> None:
-    quick, slow = (Counting([make_instance()]) for _ in range(2))
-    assert is_usual(one)
-    for _ in range(2):
-        quick(one)
-        slow.count(one, slow._served(one, slow._model(one)))
-    found, known = quick.counts.numbers, slow.counts.numbers
-    assert found.keys() == known.keys(), "a series of 0 is one as well"
-    for key, numbers in known.items():
-        assert found[key] == pytest.approx(numbers)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"outcome": "failure"},
-        {"status": 499},
-        {"hedged": True},
-        {"resumed": 1},
-        {"attempts": ()},
-        {"attempts": record().attempts * 2},
-    ],
-)
-def test_what_is_not_usual(changes: dict[str, object]) -> None:
-    assert not is_usual(record(attempts=record().attempts)._replace(**changes))
+def test_the_request_that_completes_a_batch_counts_it() -> None:
+    counting = Counting([make_instance()])
+    for _ in range(BATCH):
+        assert not counting._counts.numbers
+        counting(record())
+    key = (definitions.REQUESTS.name, "chat", "2xx", "success")
+    assert counting._counts.numbers[key] == [BATCH]
 
 
 def test_thinking_is_in_no_tokens_pace() -> None:
     thought = {"completion_tokens": 1101, "completion_tokens_details": {"reasoning_tokens": 1000}}
-    usual, other = record(usage=thought), record(usage=thought, hedged=True)
-    assert (is_usual(usual), is_usual(other)) == (True, False)
-    for one in (usual, other):
+    for one in (record(usage=thought), record(usage=thought, hedged=True)):
         found = counted(one)
         (told,) = [
             v for (name, _), v in found.items() if name == f"{definitions.OUTPUT_TOKEN.name}_sum"
