@@ -89,7 +89,7 @@ def test_it_adds_up_as_the_library_does(
     )
     counter = Counter(definitions.RESUMPTIONS.name, "x", registry=theirs)
     for label, took_s in times:
-        ours.observe(definitions.OVERHEAD, (label,), took_s)
+        ours.observe(definitions.OVERHEAD, (label,), [took_s])
         histogram.labels(label).observe(took_s)
     for _, number in calls:
         ours.add(definitions.RESUMPTIONS, amount=number)
@@ -109,7 +109,7 @@ def test_what_several_workers_counted_is_what_one_would_have(
     alone, workers = Counts(), [Counts() for _ in range(3)]
     for worker, label, took_s in seen:
         for counts in (alone, workers[worker]):
-            counts.observe(definitions.OVERHEAD, (label,), took_s)
+            counts.observe(definitions.OVERHEAD, (label,), [took_s])
             counts.add(definitions.CALLER_REQUESTS, (label, "2xx"))
     together = workers[0].copy()
     for other in workers[1:]:
@@ -117,6 +117,17 @@ def test_what_several_workers_counted_is_what_one_would_have(
     assert together.numbers.keys() == alone.numbers.keys()
     for key, numbers in alone.numbers.items():
         assert together.numbers[key] == pytest.approx(numbers)
+
+
+def test_the_names_between_workers_stay_as_other_versions_know_them() -> None:
+    counts = Counts()
+    counts.add(definitions.HEDGED, amount=2)
+    counts.observe(definitions.OVERHEAD, ("chat",), [0.0007])
+    assert counts.shared() == {
+        'metrics ["nexus_hedged_requests_total"]\t0': 2,
+        'metrics ["nexus_overhead_seconds", "chat"]\t1': 1,
+        'metrics ["nexus_overhead_seconds", "chat"]\t14': 0.0007,
+    }
 
 
 def test_what_another_version_counted_is_left_out() -> None:
@@ -158,24 +169,73 @@ def test_a_request_that_went_well() -> None:
     assert sample(found, f"{definitions.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
 
 
-def test_each_request_is_counted_once_whenever_its_batch_is() -> None:
+MS = st.floats(0, 1e6)
+ATTEMPTS = st.builds(
+    AttemptRecord,
+    instance=st.sampled_from([ONE, TWO]),
+    provider=st.just("fake"),
+    outcome=st.sampled_from(["success", "failure", "cancelled"]),
+    reason=st.sampled_from(["", "answered 500", "broke"]),
+    status=st.sampled_from([0, 200, 500]),
+    duration_ms=st.just(0.0) | MS,
+)
+RECORDS = st.builds(
+    record,
+    endpoint=st.sampled_from(["chat", "messages", "embeddings"]),
+    stream=st.booleans(),
+    caller=st.sampled_from(["", "key-1"]),
+    instance=st.sampled_from(["", ONE, TWO]),
+    model=st.sampled_from(["fake-large", "unknown"]),
+    attempts=st.just(record().attempts) | st.lists(ATTEMPTS, max_size=3).map(tuple),
+    hedged=st.booleans(),
+    resumed=st.integers(0, 1),
+    status=st.sampled_from([200, 499, 503]),
+    outcome=st.sampled_from(["success", "failure", "unknown"]),
+    first_ms=MS,
+    upstream_ms=MS,
+    total_ms=MS,
+    usage=st.dictionaries(
+        st.sampled_from(["prompt_tokens", "completion_tokens"]), st.integers(0, 10**6)
+    ),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(RECORDS, max_size=5), st.lists(st.tuples(MS, MS, MS), min_size=1, max_size=3))
+def test_requests_count_together_as_they_do_alone(
+    records: list[RequestRecord], times: list[tuple[float, float, float]]
+) -> None:
+    batched, alone = (Counting([make_instance()]) for _ in range(2))
+    for one in records:
+        for first_ms, upstream_ms, total_ms in times:
+            changed = {"first_ms": first_ms, "upstream_ms": upstream_ms, "total_ms": total_ms}
+            for counting in (batched, alone):
+                counting(one._replace(**changed))
+            alone.fold()
+    assert batched.counts.numbers.keys() == alone.counts.numbers.keys(), "no series of 0 either"
+    for key, numbers in alone.counts.numbers.items():
+        assert batched.counts.numbers[key] == pytest.approx(numbers)
+
+
+def test_each_request_counts_once_whenever_its_batch_is_full_or_read() -> None:
     counting = Counting([make_instance()])
     key = (definitions.REQUESTS.name, "chat", "2xx", "success")
     for number in range(1, 2 * BATCH + 2):
         counting(record())
         if number % 100 == 0:
             assert counting.counts.numbers[key] == [number]
-    assert counting.counts.numbers[key] == [2 * BATCH + 1]
-    assert counting.counts.numbers[key] == [2 * BATCH + 1]
+    for _ in range(2):
+        assert counting.counts.numbers[key] == [2 * BATCH + 1]
 
 
-def test_the_request_that_completes_a_batch_counts_it() -> None:
+def test_a_full_batch_is_counted_at_once() -> None:
     counting = Counting([make_instance()])
     for _ in range(BATCH):
         assert not counting._counts.numbers
         counting(record())
-    key = (definitions.REQUESTS.name, "chat", "2xx", "success")
-    assert counting._counts.numbers[key] == [BATCH]
+    assert counting._counts.numbers[(definitions.REQUESTS.name, "chat", "2xx", "success")] == [
+        BATCH
+    ]
 
 
 def test_thinking_is_in_no_tokens_pace() -> None:

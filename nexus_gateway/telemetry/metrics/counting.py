@@ -6,7 +6,8 @@ a model is named only if the instance is known to serve it. Anything else is `ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 
 from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
 from nexus_gateway.routing.instance import Instance
@@ -14,8 +15,8 @@ from nexus_gateway.telemetry.metrics import definitions
 from nexus_gateway.telemetry.metrics.counts import Counts
 from nexus_gateway.telemetry.semconv import operation_of, provider_of
 
-# Short enough not to stall the event loop; the live feed keeps more records anyway.
-BATCH = 128
+# Long enough for many requests with the same labels, short enough not to stall the event loop.
+BATCH = 256
 OTHER = "other"
 _ERRORS = frozenset(
     {
@@ -95,86 +96,127 @@ class Counting:
         return self._counts
 
     def fold(self) -> None:
-        """Count the requests that wait."""
-        while self._waiting:
-            self._count(self._waiting.pop())
+        """Count the requests that wait, those with the same labels together."""
+        groups: defaultdict[Hashable, list[RequestRecord]] = defaultdict(list)
+        for record in self._waiting:
+            groups[_labels_of(record)].append(record)
+        self._waiting.clear()
+        for records in groups.values():
+            self._count(records)
 
-    def _count(self, record: RequestRecord) -> None:
-        add, observe = self._counts.add, self._counts.observe
+    def _count(self, records: Sequence[RequestRecord]) -> None:
+        add, record, number = self._counts.add, records[0], len(records)
         outcome = record.outcome if record.outcome in OUTCOMES else OTHER
         status = f"{record.status // 100}xx"
-        add(definitions.REQUESTS, (record.endpoint, status, outcome))
+        add(definitions.REQUESTS, (record.endpoint, status, outcome), number)
         if record.caller:
-            add(definitions.CALLER_REQUESTS, (record.caller, status))
+            add(definitions.CALLER_REQUESTS, (record.caller, status), number)
         if record.hedged:
-            add(definitions.HEDGED)
+            add(definitions.HEDGED, amount=number)
         if record.resumed:
-            add(definitions.RESUMPTIONS, amount=record.resumed)
+            add(definitions.RESUMPTIONS, amount=number * record.resumed)
         operation = operation_of(record.endpoint)
         served = (operation, provider_of(record.provider), self._model(record))
-        error = "" if outcome == "success" else outcome
-        observe(definitions.REQUEST_DURATION, (*served, error), record.total_ms / 1000)
-        self._count_attempts(record, operation)
-        # Whose first content a resumed stream had is not recorded.
+        labels = (*served, "" if outcome == "success" else outcome)
+        totals_s = [r.total_ms / 1000 for r in records]
+        self._counts.observe(definitions.REQUEST_DURATION, labels, totals_s)
+        self._count_attempts(records, operation)
+        # A resumed stream had its first content from another instance.
         if record.answered and not record.resumed:
-            self._time_first_content(record, served)
-        self._count_tokens(record, served)
+            self._time_first_content(records, served)
+        self._count_tokens(records, served)
 
     def _model(self, record: RequestRecord) -> str:
         if record.model in self._models.get(record.instance, ()):
             return record.model
         return OTHER if record.instance else ""
 
-    def _count_attempts(self, record: RequestRecord, operation: str) -> None:
-        answered = record.answered
-        for attempt in record.attempts:
+    def _count_attempts(self, records: Sequence[RequestRecord], operation: str) -> None:
+        add, observe, record = self._counts.add, self._counts.observe, records[0]
+        for attempts in zip(*(r.attempts for r in records), strict=True):
+            attempt = attempts[0]
             labels = (attempt.provider, attempt.instance, attempt.outcome)
-            self._counts.add(definitions.ATTEMPTS, labels)
-            took_ms = attempt.duration_ms
-            if answered and attempt is record.attempts[-1] and not attempt.reason:
-                took_ms += record.total_ms - record.first_ms
-            if took_ms:  # else the caller disconnected before there was any result
-                error = "" if attempt.outcome == "success" else attempt.outcome
-                asked = (*_asked(attempt, operation), error)
-                self._counts.observe(definitions.ATTEMPT_DURATION, asked, took_ms / 1000)
+            add(definitions.ATTEMPTS, labels, len(records))
+            error = "" if attempt.outcome == "success" else attempt.outcome
+            times_ms = [a.duration_ms for a in attempts]
+            if attempt is record.attempts[-1] and _reached_end(record):
+                pairs = zip(times_ms, records, strict=True)
+                times_ms = [ms + r.total_ms - r.first_ms for ms, r in pairs]
+            # 0 if the caller disconnected before there was any result.
+            times_s = [ms / 1000 for ms in times_ms if ms]
+            asked = (*_asked(attempt, operation), error)
+            observe(definitions.ATTEMPT_DURATION, asked, times_s)
         for attempt in record.moves:
             labels = (attempt.provider, attempt.instance, attempt.outcome)
-            self._counts.add(definitions.FAILOVERS, labels)
+            add(definitions.FAILOVERS, labels, len(records))
 
-    def _time_first_content(self, record: RequestRecord, served: tuple[str, ...]) -> None:
+    def _time_first_content(
+        self, records: Sequence[RequestRecord], served: tuple[str, ...]
+    ) -> None:
         """Record the time to the first content.
 
         With one attempt, what it did not take is the gateway's overhead: reading the request,
         routing, hooks, the queue. With several it is what the failed ones and the pauses took,
         which is the cost of fail-over. The two attempts of a hedged request overlap: neither.
         """
-        observe = self._counts.observe
-        if record.stream:
-            observe(definitions.FIRST_TOKEN, served, record.first_ms / 1000)
-            asked = _asked(record.attempts[-1], served[0])
-            observe(definitions.FIRST_CHUNK, asked, record.upstream_ms / 1000)
+        observe, record = self._counts.observe, records[0]
         if not record.hedged:
             alone = len(record.attempts) == 1
             family = definitions.OVERHEAD if alone else definitions.FAILOVER_DELAY
-            observe(
-                family, (record.endpoint,), max(0.0, record.first_ms - record.upstream_ms) / 1000
-            )
-        tokens = record.tokens.output_without_reasoning or 0
-        if record.stream and record.outcome == "success" and tokens > 1:
-            spent_ms = max(0.0, record.total_ms - record.first_ms)
-            observe(definitions.OUTPUT_TOKEN, served, spent_ms / (tokens - 1) / 1000)
+            others_s = [max(0.0, r.first_ms - r.upstream_ms) / 1000 for r in records]
+            observe(family, (record.endpoint,), others_s)
+        if not record.stream:
+            return
+        observe(definitions.FIRST_TOKEN, served, [r.first_ms / 1000 for r in records])
+        asked = _asked(record.attempts[-1], served[0])
+        observe(definitions.FIRST_CHUNK, asked, [r.upstream_ms / 1000 for r in records])
+        if record.outcome == "success":
+            paces_s = [
+                max(0.0, r.total_ms - r.first_ms) / 1000 / (tokens - 1)
+                for r in records
+                if (tokens := r.tokens.output_without_reasoning or 0) > 1
+            ]
+            observe(definitions.OUTPUT_TOKEN, served, paces_s)
 
-    def _count_tokens(self, record: RequestRecord, served: tuple[str, ...]) -> None:
-        used = record.tokens
-        for kind, tokens in (("input", used.prompt), ("output", used.completion)):
-            if not tokens:  # unknown: no series either
+    def _count_tokens(self, records: Sequence[RequestRecord], served: tuple[str, ...]) -> None:
+        record, add = records[0], self._counts.add
+        for kind, counts in (
+            ("input", [r.tokens.prompt for r in records]),
+            ("output", [r.tokens.completion for r in records]),
+        ):
+            tokens = [count for count in counts if count]
+            if not tokens:  # unknown: no series of 0 either
                 continue
             self._counts.observe(definitions.TOKEN_USAGE, (*served, kind), tokens)
             labels = (record.provider, record.instance, kind)
-            self._counts.add(definitions.INSTANCE_TOKENS, labels, tokens)
+            add(definitions.INSTANCE_TOKENS, labels, sum(tokens))
             if record.caller:
-                self._counts.add(definitions.CALLER_TOKENS, (record.caller, kind), tokens)
+                add(definitions.CALLER_TOKENS, (record.caller, kind), sum(tokens))
 
 
 def _asked(attempt: AttemptRecord, operation: str) -> tuple[str, str, str]:
     return (operation, provider_of(attempt.provider), attempt.instance)
+
+
+def _labels_of(record: RequestRecord) -> Hashable:
+    """Return what decides where a request counts: all but its times and tokens."""
+    return (
+        record.endpoint,
+        record.stream,
+        record.caller,
+        record.provider,
+        record.instance,
+        record.model,
+        record.status,
+        record.outcome,
+        record.hedged,
+        record.resumed,
+        record.answered,
+        _reached_end(record),
+        *[(attempt.provider, attempt.instance, attempt.outcome) for attempt in record.attempts],
+    )
+
+
+def _reached_end(record: RequestRecord) -> bool:
+    """Return whether the last attempt lasted until the request's end, as it did not break."""
+    return record.answered and not record.attempts[-1].reason

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from nexus_gateway.telemetry.metrics.definitions import BY_NAME, Family
@@ -38,11 +38,13 @@ class Counts:
         """Increase a counter."""
         self.of(family, labels)[0] += amount
 
-    def observe(self, family: Family, labels: tuple[str, ...], value: float) -> None:
-        """Add a value to a histogram; a bound belongs to the bucket below it."""
-        numbers = self.of(family, labels)
-        numbers[bisect_left(family.buckets, value)] += 1
-        numbers[-1] += value
+    def observe(self, family: Family, labels: tuple[str, ...], values: Sequence[float]) -> None:
+        """Add values to a histogram; a bound belongs to the bucket below it."""
+        if values:
+            numbers = self.of(family, labels)
+            for value in values:
+                numbers[bisect_left(family.buckets, value)] += 1
+            numbers[-1] += sum(values)
 
     def copy(self) -> Counts:
         """Return an independent copy."""
