@@ -7,7 +7,8 @@ a model is named only if the instance is known to serve it. Anything else is `ot
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable
+from operator import attrgetter
 
 from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
 from nexus_gateway.routing.instance import Instance
@@ -64,6 +65,19 @@ REASONS = _ERRORS | {
     "not_installed",
     "unknown_path",
 }
+# With the attempts, all that decides where a request counts.
+_LABELS = attrgetter(
+    "endpoint",
+    "stream",
+    "caller",
+    "provider",
+    "instance",
+    "model",
+    "status",
+    "outcome",
+    "hedged",
+    "resumed",
+)
 
 
 def models_of(instance: Instance) -> frozenset[str]:
@@ -96,15 +110,18 @@ class Counting:
         return self._counts
 
     def fold(self) -> None:
-        """Count the requests that wait, those with the same labels together."""
-        groups: defaultdict[Hashable, list[RequestRecord]] = defaultdict(list)
+        """Count the requests that wait, together if they differ only in times and tokens."""
+        groups: defaultdict[tuple[object, ...], list[RequestRecord]] = defaultdict(list)
         for record in self._waiting:
-            groups[_labels_of(record)].append(record)
+            attempts = [
+                (a.provider, a.instance, a.outcome, a.status, not a.reason) for a in record.attempts
+            ]
+            groups[(*_LABELS(record), *attempts)].append(record)
         self._waiting.clear()
         for records in groups.values():
             self._count(records)
 
-    def _count(self, records: Sequence[RequestRecord]) -> None:
+    def _count(self, records: list[RequestRecord]) -> None:
         add, record, number = self._counts.add, records[0], len(records)
         outcome = record.outcome if record.outcome in OUTCOMES else OTHER
         status = f"{record.status // 100}xx"
@@ -131,7 +148,7 @@ class Counting:
             return record.model
         return OTHER if record.instance else ""
 
-    def _count_attempts(self, records: Sequence[RequestRecord], operation: str) -> None:
+    def _count_attempts(self, records: list[RequestRecord], operation: str) -> None:
         add, observe, record = self._counts.add, self._counts.observe, records[0]
         for attempts in zip(*(r.attempts for r in records), strict=True):
             attempt = attempts[0]
@@ -139,9 +156,10 @@ class Counting:
             add(definitions.ATTEMPTS, labels, len(records))
             error = "" if attempt.outcome == "success" else attempt.outcome
             times_ms = [a.duration_ms for a in attempts]
-            if attempt is record.attempts[-1] and _reached_end(record):
-                pairs = zip(times_ms, records, strict=True)
-                times_ms = [ms + r.total_ms - r.first_ms for ms, r in pairs]
+            if attempt is record.attempts[-1] and record.answered and not attempt.reason:
+                # Its own time ends at the first content; it lasted to the request's end.
+                rests_ms = [r.total_ms - r.first_ms for r in records]
+                times_ms = [ms + rest for ms, rest in zip(times_ms, rests_ms, strict=True)]
             # 0 if the caller disconnected before there was any result.
             times_s = [ms / 1000 for ms in times_ms if ms]
             asked = (*_asked(attempt, operation), error)
@@ -150,9 +168,7 @@ class Counting:
             labels = (attempt.provider, attempt.instance, attempt.outcome)
             add(definitions.FAILOVERS, labels, len(records))
 
-    def _time_first_content(
-        self, records: Sequence[RequestRecord], served: tuple[str, ...]
-    ) -> None:
+    def _time_first_content(self, records: list[RequestRecord], served: tuple[str, ...]) -> None:
         """Record the time to the first content.
 
         With one attempt, what it did not take is the gateway's overhead: reading the request,
@@ -178,7 +194,7 @@ class Counting:
             ]
             observe(definitions.OUTPUT_TOKEN, served, paces_s)
 
-    def _count_tokens(self, records: Sequence[RequestRecord], served: tuple[str, ...]) -> None:
+    def _count_tokens(self, records: list[RequestRecord], served: tuple[str, ...]) -> None:
         record, add = records[0], self._counts.add
         for kind, counts in (
             ("input", [r.tokens.prompt for r in records]),
@@ -196,27 +212,3 @@ class Counting:
 
 def _asked(attempt: AttemptRecord, operation: str) -> tuple[str, str, str]:
     return (operation, provider_of(attempt.provider), attempt.instance)
-
-
-def _labels_of(record: RequestRecord) -> Hashable:
-    """Return what decides where a request counts: all but its times and tokens."""
-    return (
-        record.endpoint,
-        record.stream,
-        record.caller,
-        record.provider,
-        record.instance,
-        record.model,
-        record.status,
-        record.outcome,
-        record.hedged,
-        record.resumed,
-        record.answered,
-        _reached_end(record),
-        *[(attempt.provider, attempt.instance, attempt.outcome) for attempt in record.attempts],
-    )
-
-
-def _reached_end(record: RequestRecord) -> bool:
-    """Return whether the last attempt lasted until the request's end, as it did not break."""
-    return record.answered and not record.attempts[-1].reason

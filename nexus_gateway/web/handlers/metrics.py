@@ -44,7 +44,7 @@ class Meter:
 
     def counts(self) -> Counts:
         """Return a copy of what this process counted, for a scrape."""
-        counts = self._own_counts()
+        counts = self._own_counts().copy()
         for refusal in EXPECTED_REFUSALS:
             counts.of(definitions.REFUSED, refusal)
         for instance in self._gateway.pool.instances:
@@ -68,9 +68,9 @@ class Meter:
         return gauges
 
     def _own_counts(self) -> Counts:
-        counts = self._counting.counts.copy()
-        counts.add(definitions.RETRIES_DENIED, amount=self._gateway.scheduler.retries.denied)
-        counts.add(definitions.CPU, amount=self._process.recent()[definitions.CPU.name])
+        counts = self._counting.counts
+        counts.of(definitions.RETRIES_DENIED)[0] = self._gateway.scheduler.retries.denied
+        counts.of(definitions.CPU)[0] = self._process.recent()[definitions.CPU.name]
         return counts
 
     def _process_gauges(self) -> dict[str, float]:
