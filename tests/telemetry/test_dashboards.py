@@ -45,7 +45,7 @@ def samples() -> dict[str, set[str]]:
     labels_of: dict[str, set[str]] = {"up": set(TARGET)}
     for family in FAMILIES:
         labels = TARGET | set(family.labels)
-        if family.sort == HISTOGRAM:
+        if family.kind == HISTOGRAM:
             labels_of[f"{family.name}_bucket"] = labels | {"le"}
             labels_of[f"{family.name}_sum"] = labels_of[f"{family.name}_count"] = labels
         else:
@@ -144,7 +144,7 @@ def test_mistakes_are_reported(expression: str, wrong: list[str]) -> None:
 def row_of(family: Family) -> str:
     labels = ", ".join(f"`{label}`" for label in family.labels)
     cell = f" {labels} " if labels else " "
-    return f"| `{family.name}` | {family.sort} |{cell}| {family.help} |"
+    return f"| `{family.name}` | {family.kind} |{cell}| {family.help} |"
 
 
 def test_exactly_the_existing_metrics_are_documented() -> None:

@@ -1,4 +1,4 @@
-"""What is counted, and what /metrics says of it."""
+"""What is counted, and what /metrics returns."""
 
 from __future__ import annotations
 
@@ -24,14 +24,8 @@ from nexus_gateway import errors
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.metrics import definitions
-from nexus_gateway.telemetry.metrics.counting import (
-    OUTCOMES,
-    REASONS,
-    Counting,
-    Counts,
-    is_usual,
-    observe,
-)
+from nexus_gateway.telemetry.metrics.counting import BATCH, OUTCOMES, REASONS, Counting
+from nexus_gateway.telemetry.metrics.counts import Counts
 from nexus_gateway.telemetry.metrics.exposition import render
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
@@ -41,7 +35,7 @@ from nexus_gateway.web.handlers import metrics
 ONE, TWO = "Fake (Key #1)", "Fake (Key #2)"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 LABELS = st.text(st.characters(codec="utf-8"), max_size=4)
-# As they come: hardly ever on a bound, unless they are put there.
+# Drawn floats are hardly ever on a bound; the bounds are.
 TIMES = st.floats(0, 1e4) | st.sampled_from(definitions.FIRST_TOKEN_S)
 
 
@@ -54,8 +48,8 @@ def samples_of(text: str, read: object = parse) -> Samples:
     }
 
 
-def sample(found: Samples, name: str, **labels: str) -> float | None:
-    return found.get((name, frozenset(labels.items())))
+def sample(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
 
 
 async def scrape(served: Served, **headers: str) -> Samples:
@@ -66,7 +60,7 @@ async def scrape(served: Served, **headers: str) -> Samples:
 
 
 def record(**changes: object) -> RequestRecord:
-    """Return a stream that the first instance answered well."""
+    """Return a successful stream of the first instance."""
     attempt = attempt_of(ONE, "success", "", 200, 300.0)
     own = {"id": "an-id", "ended_s": 0.0, "attempts": (attempt,)}
     times = {"first_ms": 304.0, "upstream_ms": 300.0, "total_ms": 1304.0}
@@ -83,7 +77,7 @@ def counted(*records: RequestRecord) -> Samples:
 
 @settings(max_examples=20)  # the library is slow to set up
 @given(st.lists(st.tuples(LABELS, TIMES)), st.lists(st.tuples(LABELS, st.integers(1, 9))))
-def test_it_adds_up_as_the_library_does(
+def test_numbers_are_those_of_prometheus_client(
     times: list[tuple[str, float]], calls: list[tuple[str, int]]
 ) -> None:
     ours, theirs = Counts(), CollectorRegistry()
@@ -96,30 +90,28 @@ def test_it_adds_up_as_the_library_does(
     )
     counter = Counter(definitions.RESUMPTIONS.name, "x", registry=theirs)
     for label, took_s in times:
-        observe(ours.of((definitions.OVERHEAD.name, label)), definitions.OVERHEAD.buckets, took_s)
+        ours.observe(definitions.OVERHEAD, (label,), [took_s])
         histogram.labels(label).observe(took_s)
     for _, number in calls:
-        ours.add((definitions.RESUMPTIONS.name,), number)
+        ours.add(definitions.RESUMPTIONS, amount=number)
         counter.inc(number)
-    found = samples_of(render(ours, {}, "")[0].decode())
+    samples = samples_of(render(ours, {}, "")[0].decode())
     for family in theirs.collect():
         for known in family.samples:
             if not known.name.endswith("_created"):
-                assert sample(found, known.name, **known.labels) == pytest.approx(known.value)
+                assert sample(samples, known.name, **known.labels) == pytest.approx(known.value)
 
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2), LABELS, TIMES)))
-def test_what_several_workers_counted_is_what_one_would_have(
+def test_several_workers_count_the_same_as_one(
     seen: list[tuple[int, str, float]],
 ) -> None:
     alone, workers = Counts(), [Counts() for _ in range(3)]
     for worker, label, took_s in seen:
         for counts in (alone, workers[worker]):
-            observe(
-                counts.of((definitions.OVERHEAD.name, label)), definitions.OVERHEAD.buckets, took_s
-            )
-            counts.add((definitions.CALLER_REQUESTS.name, label, "2xx"))
+            counts.observe(definitions.OVERHEAD, (label,), [took_s])
+            counts.add(definitions.CALLER_REQUESTS, (label, "2xx"))
     together = workers[0].copy()
     for other in workers[1:]:
         together.add_shared(other.shared())
@@ -128,132 +120,167 @@ def test_what_several_workers_counted_is_what_one_would_have(
         assert together.numbers[key] == pytest.approx(numbers)
 
 
-def test_what_another_version_counted_is_left_out() -> None:
+def test_the_names_between_workers_stay_as_other_versions_know_them() -> None:
+    counts = Counts()
+    counts.add(definitions.HEDGED, amount=2)
+    counts.observe(definitions.OVERHEAD, ("chat",), [0.0007])
+    assert counts.shared() == {
+        'metrics ["nexus_hedged_requests_total"]\t0': 2,
+        'metrics ["nexus_overhead_seconds", "chat"]\t1': 1,
+        'metrics ["nexus_overhead_seconds", "chat"]\t14': 0.0007,
+    }
+
+
+def test_metrics_of_another_version_are_left_out() -> None:
     counts, other = Counts(), Counts()
-    other.add((definitions.HEDGED.name, "with", "labels"))
-    said = {name.replace("hedged", "unheard"): 1.0 for name in other.shared()}
-    said |= other.shared() | {"Groq requests": 3.0}
-    said[f'metrics ["{definitions.OVERHEAD.name}", "chat"]\t99'] = 1.0
-    counts.add_shared(said)
+    other.add(definitions.HEDGED, ("with", "labels"))
+    shared = {name.replace("hedged", "unknown"): 1.0 for name in other.shared()}
+    shared |= other.shared() | {"Groq requests": 3.0}
+    shared[f'metrics ["{definitions.OVERHEAD.name}", "chat"]\t99'] = 1.0
+    counts.add_shared(shared)
     assert counts.numbers == {
         (definitions.OVERHEAD.name, "chat"): [0] * (len(definitions.OVERHEAD_S) + 2)
     }
 
 
-def test_a_request_that_went_well() -> None:
-    found = counted(record())
-    who = {"provider": "fake", "provider_instance": ONE}
+def test_a_successful_request() -> None:
+    samples = counted(record())
+    labels = {"provider": "fake", "provider_instance": ONE}
     served = {
         "gen_ai_operation_name": "chat",
         "gen_ai_provider_name": "fake",
         "gen_ai_request_model": "fake-large",
     }
-    assert sample(found, "nexus_attempts_total", **who, outcome="success") == 1
-    assert sample(found, "nexus_caller_requests_total", caller="key-2", status="2xx") == 1
+    assert sample(samples, "nexus_attempts_total", **labels, outcome="success") == 1
+    assert sample(samples, "nexus_caller_requests_total", caller="key-2", status="2xx") == 1
     assert (
-        sample(found, "nexus_caller_tokens_total", caller="key-2", gen_ai_token_type="input") == 9
+        sample(samples, "nexus_caller_tokens_total", caller="key-2", gen_ai_token_type="input") == 9
     )
-    assert sample(found, "nexus_tokens_total", **who, gen_ai_token_type="output") == 101
-    total_s = sample(found, f"{definitions.REQUEST_DURATION.name}_sum", **served, error_type="")
+    assert sample(samples, "nexus_tokens_total", **labels, gen_ai_token_type="output") == 101
+    total_s = sample(samples, f"{definitions.REQUEST_DURATION.name}_sum", **served, error_type="")
     assert total_s == pytest.approx(1.304)
-    assert sample(found, f"{definitions.FIRST_TOKEN.name}_sum", **served) == pytest.approx(0.304)
-    assert sample(found, f"{definitions.OUTPUT_TOKEN.name}_sum", **served) == pytest.approx(0.01)
-    assert sample(found, f"{definitions.OVERHEAD.name}_sum", endpoint="chat") == pytest.approx(
+    assert sample(samples, f"{definitions.FIRST_TOKEN.name}_sum", **served) == pytest.approx(0.304)
+    assert sample(samples, f"{definitions.OUTPUT_TOKEN.name}_sum", **served) == pytest.approx(0.01)
+    assert sample(samples, f"{definitions.OVERHEAD.name}_sum", endpoint="chat") == pytest.approx(
         0.004
     )
     asked = {k: v for k, v in served.items() if "model" not in k} | {"provider_instance": ONE}
-    took_s = sample(found, f"{definitions.ATTEMPT_DURATION.name}_sum", **asked, error_type="")
+    took_s = sample(samples, f"{definitions.ATTEMPT_DURATION.name}_sum", **asked, error_type="")
     assert took_s == pytest.approx(1.3)
-    assert sample(found, f"{definitions.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
+    assert sample(samples, f"{definitions.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
 
 
 MS = st.floats(0, 1e6)
-
-
-@settings(max_examples=50)
-@given(
-    st.builds(
-        record,
-        endpoint=st.sampled_from(["chat", "messages", "embeddings"]),
-        stream=st.booleans(),
-        caller=st.sampled_from(["", "key-1"]),
-        model=st.sampled_from(["fake-large", "strange"]),
-        first_ms=MS,
-        upstream_ms=MS,
-        total_ms=MS,
-        usage=st.dictionaries(
-            st.sampled_from(["prompt_tokens", "completion_tokens"]), st.integers(0, 10**6)
-        ),
-    )
+ATTEMPTS = st.builds(
+    attempt_of,
+    instance=st.sampled_from([ONE, TWO]),
+    provider=st.just("fake"),
+    outcome=st.sampled_from(["success", "failure", "cancelled"]),
+    reason=st.sampled_from(["", "answered 500", "broke"]),
+    status=st.sampled_from([0, 200, 500]),
+    duration_ms=st.just(0.0) | MS,
 )
-def test_the_usual_request_counts_like_any_other(one: RequestRecord) -> None:
-    quick, slow = (Counting([make_instance()]) for _ in range(2))
-    assert is_usual(one)
+RECORDS = st.builds(
+    record,
+    endpoint=st.sampled_from(["chat", "messages", "embeddings"]),
+    stream=st.booleans(),
+    caller=st.sampled_from(["", "key-1"]),
+    instance=st.sampled_from(["", ONE, TWO]),
+    model=st.sampled_from(["fake-large", "unknown"]),
+    attempts=st.just(record().attempts) | st.lists(ATTEMPTS, max_size=3).map(tuple),
+    hedged=st.booleans(),
+    status=st.sampled_from([200, 499, 503]),
+    outcome=st.sampled_from(["success", "failure", "unknown"]),
+    first_ms=MS,
+    upstream_ms=MS,
+    total_ms=MS,
+    usage=st.dictionaries(
+        st.sampled_from(["prompt_tokens", "completion_tokens"]), st.integers(0, 10**6)
+    ),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(RECORDS, max_size=5), st.lists(st.tuples(MS, MS, MS), min_size=1, max_size=3))
+def test_requests_count_together_as_they_do_alone(
+    records: list[RequestRecord], times: list[tuple[float, float, float]]
+) -> None:
+    batched, alone = (Counting([make_instance()]) for _ in range(2))
+    for one in records:
+        for first_ms, upstream_ms, total_ms in times:
+            changed = {"first_ms": first_ms, "upstream_ms": upstream_ms, "total_ms": total_ms}
+            for counting in (batched, alone):
+                counting(one._replace(**changed))
+            alone.fold()
+    assert batched.counts.numbers.keys() == alone.counts.numbers.keys(), "no series of 0 either"
+    for key, numbers in alone.counts.numbers.items():
+        assert batched.counts.numbers[key] == pytest.approx(numbers)
+
+
+def test_each_request_counts_once_whenever_its_batch_is_full_or_read() -> None:
+    counting = Counting([make_instance()])
+    key = (definitions.REQUESTS.name, "chat", "2xx", "success")
+    for number in range(1, 2 * BATCH + 2):
+        counting(record())
+        if number % 100 == 0:
+            assert counting.counts.numbers[key] == [number]
     for _ in range(2):
-        quick(one)
-        slow.count(one, slow._served(one, slow._model(one)))
-    found, known = quick.counts.numbers, slow.counts.numbers
-    assert found.keys() == known.keys(), "a series of 0 is one as well"
-    for key, numbers in known.items():
-        assert found[key] == pytest.approx(numbers)
+        assert counting.counts.numbers[key] == [2 * BATCH + 1]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"outcome": "failure"},
-        {"status": 499},
-        {"hedged": True},
-        {"attempts": resumed()},
-        {"attempts": ()},
-        {"attempts": record().attempts * 2},
-    ],
-)
-def test_what_is_not_usual(changes: dict[str, object]) -> None:
-    assert not is_usual(record(attempts=record().attempts)._replace(**changes))
+def test_a_full_batch_is_counted_at_once() -> None:
+    counting = Counting([make_instance()])
+    for _ in range(BATCH):
+        assert not counting._counts.numbers
+        counting(record())
+    assert counting._counts.numbers[(definitions.REQUESTS.name, "chat", "2xx", "success")] == [
+        BATCH
+    ]
 
 
-def test_thinking_is_in_no_tokens_pace() -> None:
+def test_reasoning_tokens_are_not_in_the_time_per_token() -> None:
     thought = {"completion_tokens": 1101, "completion_tokens_details": {"reasoning_tokens": 1000}}
-    usual, other = record(usage=thought), record(usage=thought, hedged=True)
-    assert (is_usual(usual), is_usual(other)) == (True, False)
-    for one in (usual, other):
-        found = counted(one)
-        (told,) = [
-            v for (name, _), v in found.items() if name == f"{definitions.OUTPUT_TOKEN.name}_sum"
+    for one in (record(usage=thought), record(usage=thought, hedged=True)):
+        samples = counted(one)
+        (pace_s,) = [
+            v for (name, _), v in samples.items() if name == f"{definitions.OUTPUT_TOKEN.name}_sum"
         ]
-        assert told == pytest.approx(0.01)
+        assert pace_s == pytest.approx(0.01)
 
 
-def test_what_fail_over_costs_is_not_the_gateways_overhead() -> None:
+def test_the_cost_of_fail_over_is_not_overhead() -> None:
     failed = attempt_of(TWO, "rate_limited", "answered 429", 429, 200.0)
-    found = counted(record(attempts=(failed, *record().attempts), first_ms=700.0))
+    samples = counted(record(attempts=(failed, *record().attempts), first_ms=700.0))
     labels = {"provider": "fake", "provider_instance": TWO, "outcome": "rate_limited"}
-    assert sample(found, "nexus_failovers_total", **labels) == 1
-    assert sample(found, f"{definitions.OVERHEAD.name}_count", endpoint="chat") is None
+    assert sample(samples, "nexus_failovers_total", **labels) == 1
+    assert sample(samples, f"{definitions.OVERHEAD.name}_count", endpoint="chat") is None
     assert sample(
-        found, f"{definitions.FAILOVER_DELAY.name}_sum", endpoint="chat"
+        samples, f"{definitions.FAILOVER_DELAY.name}_sum", endpoint="chat"
     ) == pytest.approx(0.4)
 
 
-def test_a_second_attempt_at_the_same_instance_is_no_fail_over() -> None:
+def test_a_second_attempt_at_the_same_instance_is_not_a_fail_over() -> None:
     failed = attempt_of(ONE, "failure", "answered 500", 500, 200.0)
-    found = counted(record(attempts=(failed, *record().attempts)))
-    assert not [name for name, _ in found if name == "nexus_failovers_total"]
+    samples = counted(record(attempts=(failed, *record().attempts)))
+    assert not [name for name, _ in samples if name == "nexus_failovers_total"]
 
 
-def test_an_answer_that_broke_had_its_first_content_and_took_till_the_break() -> None:
+def test_a_broken_answer_has_a_first_content_and_lasts_until_the_break() -> None:
     broken = attempt_of(ONE, "failure", "broke in the middle", 200, 900.0)
-    found = counted(record(attempts=(broken,), outcome="failure"))
+    samples = counted(record(attempts=(broken,), outcome="failure"))
     named = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "fake"}
     asked = {**named, "provider_instance": ONE}
-    took = sample(found, f"{definitions.ATTEMPT_DURATION.name}_sum", **asked, error_type="failure")
+    took = sample(
+        samples, f"{definitions.ATTEMPT_DURATION.name}_sum", **asked, error_type="failure"
+    )
     assert took == pytest.approx(0.9)
-    assert sample(found, f"{definitions.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
+    assert sample(samples, f"{definitions.FIRST_CHUNK.name}_sum", **asked) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("changes", [{"attempts": resumed()}, {"hedged": True}])
-def test_where_the_time_is_nobodys_it_is_not_told(changes: dict[str, object]) -> None:
+def test_overhead_is_not_recorded_for_hedged_and_resumed_requests(
+    changes: dict[str, object],
+) -> None:
     names = {name for name, _ in counted(record(**changes))}
     assert not names & {
         f"{definitions.OVERHEAD.name}_count",
@@ -267,12 +294,12 @@ def test_labels_are_bounded() -> None:
         record(model=f"a-model-{n}", outcome=f"an_outcome_{n}", usage={"prompt_tokens": 2**n})
         for n in range(99)
     ]
-    found = counted(*strange)
-    models = {v for _, labels in found for k, v in labels if k == "gen_ai_request_model"}
+    samples = counted(*strange)
+    models = {v for _, labels in samples for k, v in labels if k == "gen_ai_request_model"}
     assert models == {"other"}
-    outcomes = {v for name, labels in found for k, v in labels if k == "outcome"}
+    outcomes = {v for name, labels in samples for k, v in labels if k == "outcome"}
     assert outcomes == {"other", "success"}
-    assert len(found) < 200
+    assert len(samples) < 200
 
 
 def test_every_error_is_a_known_outcome() -> None:
@@ -282,7 +309,7 @@ def test_every_error_is_a_known_outcome() -> None:
     codes |= set(
         re.findall(r'^    (?:code|kind) = "(\w+)"', Path(errors.__file__).read_text(), re.M)
     )
-    # Types that always come with a code; and streams that break are failures.
+    # Types that always have a code; and broken streams, which are failures.
     elsewhere = {"authentication_error", "permission_error"}
     elsewhere |= {"upstream_stream_error", "upstream_idle_timeout"}
     assert codes - elsewhere - OUTCOMES - REASONS == set()
@@ -295,30 +322,30 @@ async def served(upstream: FakeUpstream) -> object:
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         for _ in range(3):
             await served.chat(headers={"X-Routing-Mode": "round-robin"})
-        await served.chat({**HELLO, "model": "fake/never-heard-of-\nit"})
+        await served.chat({**HELLO, "model": "fake/an-invented-\nmodel"})
         yield served
 
 
-async def test_a_scrape_tells_all(served: Served) -> None:
-    found = await scrape(served)
+async def test_a_scrape_returns_everything(served: Served) -> None:
+    samples = await scrape(served)
     one, two = ({"provider": "fake", "provider_instance": name} for name in (ONE, TWO))
-    assert sample(found, "nexus_attempts_total", **one, outcome="rate_limited") == 1
-    assert sample(found, "nexus_attempts_total", **one, outcome="failure") == 0
-    assert sample(found, "nexus_attempts_total", **two, outcome="success") == 4
-    assert sample(found, "nexus_failovers_total", **one, outcome="rate_limited") == 1
-    assert sample(found, "nexus_instance_available", **one) == 0
-    assert sample(found, "nexus_instance_parked", **one, reason="rate_limited") == 1
-    assert sample(found, "nexus_instance_circuit_state", **two, state="closed") == 1
-    assert sample(found, "nexus_instance_circuit_state", **two, state="open") == 0
-    assert sample(found, "nexus_model_instances", model="fake-small") == 2
-    assert sample(found, "nexus_model_instances_available", model="fake-small") == 1
-    assert sample(found, "nexus_workers") == 1
-    assert sample(found, "nexus_retries_denied_total") == 0
-    assert (sample(found, "process_cpu_seconds_total") or 0) > 0
-    assert "heard" not in str(found)
+    assert sample(samples, "nexus_attempts_total", **one, outcome="rate_limited") == 1
+    assert sample(samples, "nexus_attempts_total", **one, outcome="failure") == 0
+    assert sample(samples, "nexus_attempts_total", **two, outcome="success") == 4
+    assert sample(samples, "nexus_failovers_total", **one, outcome="rate_limited") == 1
+    assert sample(samples, "nexus_instance_available", **one) == 0
+    assert sample(samples, "nexus_instance_parked", **one, reason="rate_limited") == 1
+    assert sample(samples, "nexus_instance_circuit_state", **two, state="closed") == 1
+    assert sample(samples, "nexus_instance_circuit_state", **two, state="open") == 0
+    assert sample(samples, "nexus_model_instances", model="fake-small") == 2
+    assert sample(samples, "nexus_model_instances_available", model="fake-small") == 1
+    assert sample(samples, "nexus_workers") == 1
+    assert sample(samples, "nexus_retries_denied_total") == 0
+    assert (sample(samples, "process_cpu_seconds_total") or 0) > 0
+    assert "invented" not in str(samples)
 
 
-async def test_both_formats_say_the_same(served: Served) -> None:
+async def test_both_formats_have_the_same_samples(served: Served) -> None:
     url, head = served.url + "/metrics", {"Accept": "application/openmetrics-text;version=9"}
     async with served.session.get(url, headers=head) as answer:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
@@ -333,7 +360,7 @@ async def test_both_formats_say_the_same(served: Served) -> None:
     assert {re.sub("_(bucket|sum|count)$", "", name) for name, _ in plain} <= known
 
 
-async def test_what_is_left_of_a_rate_limit_is_told_where_it_is_known(
+async def test_the_rest_of_a_rate_limit_is_exposed_if_it_is_known(
     upstream: FakeUpstream,
 ) -> None:
     left = {"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "25"}
@@ -346,7 +373,7 @@ async def test_what_is_left_of_a_rate_limit_is_told_where_it_is_known(
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH")
-async def test_promtool_finds_nothing(served: Served) -> None:
+async def test_promtool_reports_nothing(served: Served) -> None:
     async with served.session.get(served.url + "/metrics") as answer:
         text = await answer.read()
     check = ["promtool", "check", "metrics"]
@@ -354,11 +381,11 @@ async def test_promtool_finds_nothing(served: Served) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
-async def test_it_is_an_admin_call_that_a_viewer_may_make() -> None:
+async def test_only_admins_and_viewers_may_scrape() -> None:
     keys = (Secret("a-caller"),)
-    tokens = {"admin_token": Secret("the-token"), "viewer_token": Secret("the-scrapers")}
+    tokens = {"admin_token": Secret("the-token"), "viewer_token": Secret("the-viewer")}
     async with serving(make_instance(), gateway_keys=keys, **tokens) as served:
-        opens = {"a-caller": 401, "": 401, "the-token": 200, "the-scrapers": 200}
+        opens = {"a-caller": 401, "": 401, "the-token": 200, "the-viewer": 200}
         for token, status in opens.items():
             head = {"Authorization": f"Bearer {token}"} if token else {}
             async with served.session.get(served.url + "/metrics", headers=head) as answer:
@@ -367,15 +394,15 @@ async def test_it_is_an_admin_call_that_a_viewer_may_make() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "wanted", "status", "told"),
+    ("installed", "wanted", "status", "message"),
     [
         (False, True, 501, "pip install '.[metrics]'"),
         (False, False, 404, "METRICS=true"),
         (True, False, 404, "METRICS=true"),
     ],
 )
-async def test_without_it_nothing_is_counted(
-    installed: bool, wanted: bool, status: int, told: str, monkeypatch: pytest.MonkeyPatch
+async def test_nothing_is_counted_if_metrics_are_off_or_not_installed(
+    installed: bool, wanted: bool, status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "is_installed", lambda: installed)
     async with serving(make_instance(provider=Fake), metrics=wanted) as served:
@@ -383,4 +410,4 @@ async def test_without_it_nothing_is_counted(
         assert not any("metrics" in str(s) for s in served.gateway.shares)
         async with served.session.get(served.url + "/metrics") as answer:
             assert answer.status == status
-            assert told in (await answer.json())["error"]["message"]
+            assert message in (await answer.json())["error"]["message"]

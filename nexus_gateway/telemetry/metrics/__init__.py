@@ -1,6 +1,8 @@
-"""Figures for Prometheus: counted as requests end, put together when somebody asks.
+"""Metrics for Prometheus: counted in batches as requests end, put together at a scrape.
 
-`families` says what there is, `counts` holds what was counted, `counting` is the observer that
-counts, `state` reads how the instances are, and `exposition` writes all of it in the format that
-Prometheus reads. Only the last needs the extra `metrics`, and only when it is used.
+definitions  name, labels and buckets of every metric
+counts       counters and histograms as numbers that workers share
+counting     the observer, and what each request adds
+gauges       the state of the instances and of the process
+exposition   the text format; the only module that needs the extra `metrics`
 """

@@ -1,9 +1,9 @@
-"""What was counted and how the instances are, as Prometheus reads it. Needs the extra `metrics`."""
+"""Writes counts and gauges in the formats that Prometheus reads. Needs the extra `metrics`."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -12,68 +12,52 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
-from nexus_gateway.telemetry.metrics.counting import Counts, Key
-from nexus_gateway.telemetry.metrics.definitions import COUNTER, FAMILIES, GAUGE, Family
+from nexus_gateway.telemetry.metrics.counts import Counts, Key
+from nexus_gateway.telemetry.metrics.definitions import COUNTER, FAMILIES, HISTOGRAM, Family
 
 _OPENMETRICS = "application/openmetrics-text"
+_Series = list[tuple[Key, list[float]]]  # label values and numbers
 
 
 def render(counts: Counts, gauges: Mapping[Key, float], accept: str) -> tuple[bytes, str]:
-    """Write figures in OpenMetrics where the caller takes that, else in Prometheus's own format.
+    """Return the text and its content type: OpenMetrics if `accept` allows it.
 
-    Args:
-        counts: what was counted.
-        gauges: what goes up and down.
-        accept: the caller's Accept header.
-
-    Returns:
-        The text, and its content type.
+    A counter without labels is 0 from the start; other families are left out while they are empty.
     """
-    # Only the two forms that are tested, whatever version the caller would like.
+    for family in FAMILIES:
+        if family.kind == COUNTER and not family.labels:
+            counts.of(family)
+    # Only the two versions that are tested, whatever version the caller prefers.
     encode, content_type = choose_encoder(
-        f"{_OPENMETRICS};version=1.0.0" * (_OPENMETRICS in accept)
+        f"{_OPENMETRICS};version=1.0.0" if _OPENMETRICS in accept else ""
     )
     registry = CollectorRegistry()
-    registry.register(_Collector(counts, gauges))
+    registry.register(_Collector({**counts.numbers, **{k: [v] for k, v in gauges.items()}}))
     return encode(registry), content_type
 
 
 class _Collector(Collector):
-    def __init__(self, counts: Counts, gauges: Mapping[Key, float]) -> None:
-        self._gauges = gauges
-        self._counts = counts
-
-    def describe(self) -> Iterable[Metric]:
-        return []
+    def __init__(self, numbers: Mapping[Key, list[float]]) -> None:
+        self._series: defaultdict[str, _Series] = defaultdict(list)
+        for (name, *labels), values in sorted(numbers.items()):
+            self._series[name].append((tuple(labels), values))
 
     def collect(self) -> Iterator[Metric]:
-        """Give the families that have anything to say; what has no labels is 0 from the start."""
         for family in FAMILIES:
-            if not family.labels and family.sort == COUNTER:
-                self._counts.of((family.name,))
-        keys: defaultdict[str, list[Key]] = defaultdict(list)
-        for key in (*self._gauges, *self._counts.numbers):
-            keys[key[0]].append(key)
-        for family in FAMILIES:
-            if family.name in keys:
-                yield self._metric(family, sorted(keys[family.name]))
+            if family.name in self._series:
+                yield _metric(family, self._series[family.name])
 
-    def _metric(self, family: Family, keys: Iterable[Key]) -> Metric:
-        if family.sort == GAUGE:
-            gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
-            for key in keys:
-                gauge.add_metric(key[1:], self._gauges[key])
-            return gauge
-        numbers = self._counts.numbers
-        if family.sort == COUNTER:
-            counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
-            for key in keys:
-                counter.add_metric(key[1:], numbers[key][0])
-            return counter
+
+def _metric(family: Family, series: _Series) -> Metric:
+    if family.kind == HISTOGRAM:
         histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
         bounds = [*map(floatToGoString, family.buckets), "+Inf"]
-        for key in keys:
-            *fallen, total = numbers[key]
-            buckets = list(zip(bounds, accumulate(fallen), strict=True))
-            histogram.add_metric(key[1:], buckets, total)
+        for labels, (*buckets, total) in series:
+            cumulative = list(zip(bounds, accumulate(buckets), strict=True))
+            histogram.add_metric(labels, cumulative, total)
         return histogram
+    create = CounterMetricFamily if family.kind == COUNTER else GaugeMetricFamily
+    metric = create(family.name, family.help, labels=family.labels)
+    for labels, (value,) in series:
+        metric.add_metric(labels, value)
+    return metric

@@ -1,7 +1,4 @@
-"""What a process uses of its machine, by the names that every Prometheus client has for it.
-
-How the instances are, as gauges: read when somebody asks.
-"""
+"""Gauges: the state of the instances, and what the process uses, by Prometheus's usual names."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ from pathlib import Path
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.telemetry.metrics import definitions
-from nexus_gateway.telemetry.metrics.counting import Key, models_of
+from nexus_gateway.telemetry.metrics.counting import models_of
+from nexus_gateway.telemetry.metrics.counts import Key
 
 PARK_REASONS = ("bad_key", "rate_limited", "resting")
 Gauges = dict[Key, float]
@@ -23,47 +21,44 @@ def state_of(instances: Iterable[Instance]) -> Gauges:
     """Return the gauges of all instances, and of the models that they serve."""
     gauges: Gauges = {}
     for instance in instances:
-        _add(gauges, instance)
-        available = instance.is_available
+        gauges |= _instance_gauges(instance)
         for model in models_of(instance):
             for family, count in (
-                (definitions.MODEL_INSTANCES, True),
-                (definitions.MODEL_AVAILABLE, available),
+                (definitions.MODEL_INSTANCES, 1),
+                (definitions.MODEL_AVAILABLE, instance.is_available),
             ):
                 key = (family.name, model)
                 gauges[key] = gauges.get(key, 0) + count
     return gauges
 
 
-def _add(gauges: Gauges, instance: Instance) -> None:
-    who = (instance.provider_name, instance.name)
-    health, quota_left = instance.health, instance.quota_left()
-    gauges[(definitions.INSTANCE_INFO.name, *who, instance.model)] = 1
-    gauges[(definitions.ENABLED.name, *who)] = instance.enabled
-    gauges[(definitions.AVAILABLE.name, *who)] = instance.is_available
-    now = instance.breaker.state()
-    for state in State:
-        gauges[(definitions.CIRCUIT.name, *who, state.value.lower())] = state is now
-    for reason in PARK_REASONS:
-        gauges[(definitions.PARKED.name, *who, reason)] = reason == instance.park_reason()
-    gauges[(definitions.PARKED_FOR.name, *who)] = instance.parked_for_s()
-    gauges[(definitions.HEALTH.name, *who)] = health.score()
-    gauges[(definitions.SUCCESS.name, *who)] = health.success_rate()
-    if quota_left is not None:
-        gauges[(definitions.QUOTA.name, *who)] = quota_left
+def _instance_gauges(instance: Instance) -> Gauges:
+    labels = (instance.provider_name, instance.name)
     in_flight = instance.in_flight + instance.elsewhere.in_flight
-    gauges[(definitions.INSTANCE_IN_FLIGHT.name, *who)] = in_flight
-
-
-EVERY_S = 2.0
+    gauges: Gauges = {
+        (definitions.INSTANCE_INFO.name, *labels, instance.model): 1,
+        (definitions.ENABLED.name, *labels): instance.enabled,
+        (definitions.AVAILABLE.name, *labels): instance.is_available,
+        (definitions.PARKED_FOR.name, *labels): instance.parked_for_s(),
+        (definitions.HEALTH.name, *labels): instance.health.score(),
+        (definitions.SUCCESS.name, *labels): instance.health.success_rate(),
+        (definitions.INSTANCE_IN_FLIGHT.name, *labels): in_flight,
+    }
+    current, park_reason = instance.breaker.state(), instance.park_reason()
+    for state in State:
+        gauges[(definitions.CIRCUIT.name, *labels, state.value.lower())] = state is current
+    for reason in PARK_REASONS:
+        gauges[(definitions.PARKED.name, *labels, reason)] = reason == park_reason
+    quota_left = instance.quota_left()
+    if quota_left is not None:
+        gauges[(definitions.QUOTA.name, *labels)] = quota_left
+    return gauges
 
 
 class ProcessFigures:
-    """The figures of the present process.
+    """What this process uses, read every two seconds at most."""
 
-    Args:
-        clock: monotonic seconds.
-    """
+    EVERY_S = 2.0
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -71,15 +66,12 @@ class ProcessFigures:
         self._figures: dict[str, float] = {}
 
     def recent(self) -> dict[str, float]:
-        """Return the figures, EVERY_S old at most; what the system does not tell is left out."""
+        """Return the figures by metric; what the system does not provide is left out."""
         now_s = self._clock()
-        if now_s - self._read_s >= EVERY_S:
+        if now_s - self._read_s >= self.EVERY_S:
             self._read_s = now_s
-            self._figures = {
-                definitions.CPU.name: time.process_time(),
-                **_memory(),
-                **_descriptors(),
-            }
+            cpu_s = time.process_time()
+            self._figures = {definitions.CPU.name: cpu_s, **_memory(), **_descriptors()}
         return self._figures
 
 
@@ -95,10 +87,8 @@ def _descriptors() -> dict[str, float]:
     try:
         import resource
 
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return {
-            definitions.OPEN_FDS.name: len(os.listdir("/proc/self/fd")),
-            definitions.MAX_FDS.name: most,
-        }
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        open_fds = len(os.listdir("/proc/self/fd"))
     except (ImportError, OSError):
         return {}
+    return {definitions.OPEN_FDS.name: open_fds, definitions.MAX_FDS.name: limit}

@@ -1,7 +1,6 @@
-"""GET /metrics: the figures of all workers, whichever of them is asked.
+"""GET /metrics: the figures of all workers, from any of them. An admin call that only reads.
 
-They are counted from the start where the extra `metrics` is installed, unless METRICS says no. An
-admin call that only looks, as they tell of callers and keys.
+They are counted from the start if METRICS is on and the extra `metrics` is installed.
 """
 
 from __future__ import annotations
@@ -15,23 +14,20 @@ from aiohttp import web
 from nexus_gateway import __version__
 from nexus_gateway.errors import NotFound, NotInstalled
 from nexus_gateway.telemetry.metrics import definitions
-from nexus_gateway.telemetry.metrics.counting import Counting, Counts
+from nexus_gateway.telemetry.metrics.counting import Counting
+from nexus_gateway.telemetry.metrics.counts import Counts
 from nexus_gateway.telemetry.metrics.gauges import Gauges, ProcessFigures, state_of
 from nexus_gateway.telemetry.shared import REQUESTS_IN_FLIGHT, WorkerState
 from nexus_gateway.web.gateway import GATEWAY, Gateway, gateway_of
 
-PROCESS = (definitions.MEMORY, definitions.OPEN_FDS, definitions.MAX_FDS)
-# At the first scrape, so that these exist before anything of the sort has happened.
+PROCESS = (definitions.MEMORY.name, definitions.OPEN_FDS.name, definitions.MAX_FDS.name)
+# Exposed as 0 before the first one, so that `rate` sees the first one.
 EXPECTED = ("success", "failure")
 EXPECTED_REFUSALS = (("401", "invalid_api_key"), ("404", "unknown_path"))
 
 
 class Meter:
-    """All figures of a gateway.
-
-    Args:
-        gateway: it.
-    """
+    """All metrics of a gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -41,86 +37,81 @@ class Meter:
         gateway.refused = self._counting.refuse
         gateway.shares.append(self.share)
 
-    def share(self, said: WorkerState) -> None:
-        """Add what this process counted to what it tells the others."""
-        said.counts.update(self._own().shared())
-        figures = self._process.recent()
-        said.gauges.update({p.name: figures[p.name] for p in PROCESS if p.name in figures})
+    def share(self, state: WorkerState) -> None:
+        """Add this process's figures to the state that it publishes."""
+        state.counts.update(self._own_counts().shared())
+        state.gauges.update(self._process_gauges())
 
-    def counts(self) -> tuple[Counts, Mapping[str, float]]:
-        """Return copies of what was counted here, and in the other processes."""
-        own = self._own()
+    def counts(self) -> Counts:
+        """Return a copy of what this process counted, for a scrape."""
+        counts = self._own_counts().copy()
         for refusal in EXPECTED_REFUSALS:
-            own.of((definitions.REFUSED.name, *refusal))
+            counts.of(definitions.REFUSED, refusal)
         for instance in self._gateway.pool.instances:
             for outcome in EXPECTED:
-                own.of((definitions.ATTEMPTS.name, instance.provider_name, instance.name, outcome))
-        return own, self._gateway.others.counts
+                labels = (instance.provider_name, instance.name, outcome)
+                counts.of(definitions.ATTEMPTS, labels)
+        return counts
 
     def gauges(self) -> Gauges:
-        """Return what goes up and down, of all processes."""
+        """Return the gauges of all processes."""
         gateway, others = self._gateway, self._gateway.others.gauges
         in_flight = gateway.drain.in_flight + others.get(REQUESTS_IN_FLIGHT, 0)
-        figures = self._process.recent()
-        return {
+        gauges: Gauges = {
             (definitions.IN_FLIGHT.name,): in_flight,
             (definitions.WORKERS.name,): gateway.workers,
             (definitions.BUILD.name, __version__): 1,
             **state_of(gateway.pool.instances),
-            **{
-                (family.name,): figures[family.name] + others.get(family.name, 0)
-                for family in PROCESS
-                if family.name in figures
-            },
         }
+        for name, figure in self._process_gauges().items():
+            gauges[(name,)] = figure + others.get(name, 0)
+        return gauges
 
-    def _own(self) -> Counts:
-        own = self._counting.counts.copy()
-        own.add((definitions.RETRIES_DENIED.name,), self._gateway.scheduler.retries.denied)
-        own.add((definitions.CPU.name,), self._process.recent()[definitions.CPU.name])
-        return own
+    def _own_counts(self) -> Counts:
+        counts = self._counting.counts
+        counts.of(definitions.RETRIES_DENIED)[0] = self._gateway.scheduler.retries.denied
+        counts.of(definitions.CPU)[0] = self._process.recent()[definitions.CPU.name]
+        return counts
+
+    def _process_gauges(self) -> dict[str, float]:
+        figures = self._process.recent()
+        return {name: figures[name] for name in PROCESS if name in figures}
 
 
 METER = web.AppKey("meter", Meter)
 
 
 def is_installed() -> bool:
-    """Tell whether the extra `metrics` is there, without loading it."""
+    """Return whether the extra `metrics` is installed, without loading it."""
     return find_spec("prometheus_client") is not None
 
 
 def count(app: web.Application) -> None:
-    """Begin to count, where that is wanted and possible."""
+    """Count from now on, if METRICS is on and the extra is installed."""
     if app[GATEWAY].settings.metrics and is_installed():
         app[METER] = Meter(app[GATEWAY])
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Write all figures.
-
-    Raises:
-        NotFound: METRICS is false.
-        NotInstalled: the extra is not there.
-    """
-    meter = request.app.get(METER)
+    """Return all metrics as text."""
+    gateway, meter = gateway_of(request), request.app.get(METER)
     if meter is None:
-        if gateway_of(request).settings.metrics:
+        if gateway.settings.metrics:
             raise NotInstalled("Metrics", "metrics")
         raise NotFound(
-            "Metrics are switched off: set METRICS=true and start the gateway again.",
-            code="metrics_off",
+            "Metrics are off: set METRICS=true and restart the gateway.", code="metrics_off"
         )
     accept = request.headers.get("Accept", "")
-    # Many instances make many lines: they are put together beside the loop, from copies.
-    figures = (*meter.counts(), meter.gauges())
-    body, content_type = await asyncio.to_thread(_render, *figures, accept)
+    # Many instances make long texts: written in a thread, from copies.
+    figures = (meter.counts(), gateway.others.counts, meter.gauges(), accept)
+    body, content_type = await asyncio.to_thread(_render, *figures)
     return web.Response(body=body, headers={"Content-Type": content_type})
 
 
 def _render(
-    own: Counts, others: Mapping[str, float], gauges: Gauges, accept: str
+    counts: Counts, others: Mapping[str, float], gauges: Gauges, accept: str
 ) -> tuple[bytes, str]:
     from nexus_gateway.telemetry.metrics.exposition import render
 
-    own.add_shared(others)
-    return render(own, gauges, accept)
+    counts.add_shared(others)
+    return render(counts, gauges, accept)
