@@ -35,8 +35,7 @@ from nexus_gateway.web.middleware import (
     ROUTE_OF,
     Route,
     add_common_headers,
-    answer_errors,
-    authenticate,
+    guard,
 )
 from nexus_gateway.web.request import expect
 
@@ -108,7 +107,7 @@ def build_app(
     known = policies()[0] if policy_by_name is None else policy_by_name
     scheduler = Scheduler(clock, rng or random.Random(), known)
     app = web.Application(
-        middlewares=[answer_errors, authenticate],
+        middlewares=[guard],
         client_max_size=settings.max_body_mb * 1024 * 1024,
     )
     chain = HookRunner(hooks) if hooks else None

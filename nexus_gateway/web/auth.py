@@ -1,8 +1,7 @@
-"""Who may call what: keys and tokens, compared with what the owner set.
+"""Who may call what: keys and tokens, compared with the settings.
 
-It decides on the right that a route asks for, on the settings and on credentials. Of what else a
-request says, only its `Host` and whether somebody stands in between are heeded, and only where no
-token is set.
+The decision depends on the access that a route requires, on the settings and on the credentials. If
+no token is set, it also depends on the `Host` header and on traces of a proxy.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _BY_PROXIES = (
 
 
 class Access(Enum):
-    """Who may call a route; a viewer's are the admin calls that only look."""
+    """Who may call a route; a viewer may make the admin calls that only read."""
 
     PUBLIC = "public"
     CALLER = "caller"
@@ -32,24 +31,19 @@ class Access(Enum):
 
     @property
     def is_admin(self) -> bool:
-        """Whether it is an admin call: never for pages of just any origin."""
+        """Whether it is an admin call: never readable for pages of any origin."""
         return self in (Access.VIEWER, Access.ADMIN)
 
 
 def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str:
-    """Check a caller's key.
-
-    Args:
-        headers: the request's, found by their names in any case.
-        access: what the route asks for.
-        settings: what the owner set.
+    """Check a caller's credentials.
 
     Returns:
-        Which one it was: `key-2` for the second of GATEWAY_KEYS, "" where none is needed.
+        The key that was used: `key-2` for the second of GATEWAY_KEYS, "" if none is needed.
 
     Raises:
         Unauthorized: the key is missing or wrong.
-        Forbidden: admin calls are closed as the gateway is configured.
+        Forbidden: admin calls are closed by the configuration.
     """
     if access is Access.PUBLIC or (access is Access.CALLER and not settings.gateway_keys):
         return ""
@@ -62,7 +56,7 @@ def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str
     if _matching(bearer(headers), tokens.values()):
         return ""
     if not settings.admin_token:
-        # A viewer's token is one more key: who may come in without it still may.
+        # VIEWER_TOKEN is one more key: what is open without it stays open.
         try:
             return _check_without_token(headers, settings)
         except (Forbidden, Unauthorized):
@@ -75,7 +69,6 @@ def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str
 
 
 def _check_key(headers: Mapping[str, str], settings: Settings) -> str:
-    """Check for one of the gateway's keys; return which it is."""
     number = _matching(bearer(headers), settings.gateway_keys) or _matching(
         headers.get("x-api-key", ""), settings.gateway_keys
     )
@@ -87,7 +80,6 @@ def _check_key(headers: Mapping[str, str], settings: Settings) -> str:
 
 
 def _check_without_token(headers: Mapping[str, str], settings: Settings) -> str:
-    """Check an admin call where there is no ADMIN_TOKEN."""
     if not is_loopback(settings.host):
         raise Forbidden(
             "Admin calls are closed: the gateway listens beyond this machine and has no "
@@ -96,9 +88,9 @@ def _check_without_token(headers: Mapping[str, str], settings: Settings) -> str:
         )
     if settings.gateway_keys:
         return _check_key(headers, settings)
-    if not _named_locally(headers):
+    if not _is_local(headers):
         raise Forbidden(
-            "Admin calls without a token are for this machine only; call 127.0.0.1 or set "
+            "Admin calls without a token are open to this machine only: call 127.0.0.1, or set "
             "ADMIN_TOKEN.",
             code="admin_closed",
         )
@@ -112,17 +104,16 @@ def bearer(headers: Mapping[str, str]) -> str:
 
 
 def _matching(offered: str, secrets: Iterable[Secret]) -> int:
-    """Compare with every secret in constant time; return the number of the one it is, or 0."""
-    given = offered.encode("utf-8", "surrogateescape")
+    """Compare with every secret in constant time; return the number of the match, or 0."""
+    offered_bytes = offered.encode("utf-8", "surrogateescape")
     numbers = [
-        number * hmac.compare_digest(given, secret.reveal().encode())
+        number * hmac.compare_digest(offered_bytes, secret.reveal().encode())
         for number, secret in enumerate(secrets, 1)
     ]
     return max(numbers, default=0)
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine's own loopback."""
     if host.lower() == "localhost":
         return True
     try:
@@ -131,11 +122,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _named_locally(headers: Mapping[str, str]) -> bool:
-    """Tell whether a request was sent to a loopback name, and by nobody's hand in between.
+def _is_local(headers: Mapping[str, str]) -> bool:
+    """Whether a request was sent to a loopback name, without a proxy in between.
 
-    A page that rebinds its own name to 127.0.0.1 says another name; a proxy that forwards the
-    world to it says another one, or for whom it asks.
+    A page that rebinds its own name to 127.0.0.1 sends that name; a proxy that forwards requests of
+    others sends another name, or headers of its own.
     """
     if any(name in headers for name in _BY_PROXIES):
         return False

@@ -1,11 +1,12 @@
-"""The connections of callers: those that hold on to nothing are let go, and noise is answered.
+"""The connections of callers: time limits for heads and writes, and an answer to what is not HTTP.
 
-Everything that the gateway uses of aiohttp's server beyond its documented interface stands in this
-file. aiohttp waits for ever for the rest of a request's head and for a caller to take what is
-written to him, and answers bytes that are no HTTP in plain text and with its version. Here each
-connection notes since when a head is awaited, and one timer for all of them looks every few
-seconds; a request costs no timer and a chunk nothing at all. Where a version of aiohttp has moved
-what is used here, connections are as aiohttp makes them, and a warning says so.
+aiohttp waits without a limit for the rest of a request's head, and for a caller to take what is
+written; bytes that are not HTTP it answers in plain text and with its version. Here each connection
+records since when a head is awaited, and one timer for all connections checks them: a request costs no
+timer, a chunk nothing.
+
+Only this file uses parts of aiohttp's server that are not documented. If a version of aiohttp has
+moved them, connections are aiohttp's own, and a warning says so.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ except ImportError:  # not on Windows
 
 
 HEAD_S = 60.0
-LOOKS = 8  # for each limit
-LINGER_S = 2.0  # for what a caller still sends of a body that nobody reads
+CHECKS = 8  # for each limit
+LINGER_S = 2.0  # for the rest of a body that is not read
 _USED = ("_current_request", "_loop", "_messages", "_paused", "_waiter")
 
 
@@ -42,8 +43,7 @@ class ClientConnection(web.RequestHandler):
     """A caller's connection.
 
     Attributes:
-        gateway: told of what is no HTTP.
-        head_since: since when a request's head has been awaited; None between requests.
+        head_since: since when a request's head is awaited; None between requests.
     """
 
     __slots__ = ("_taken_at", "_unsent", "_wire", "gateway", "head_since")
@@ -51,7 +51,6 @@ class ClientConnection(web.RequestHandler):
     gateway: Gateway
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note when it began: the first head is awaited from then on."""
         self._wire: Any = transport
         self._unsent = 0
         self._taken_at = self._loop.time()
@@ -59,48 +58,45 @@ class ClientConnection(web.RequestHandler):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Let aiohttp read what came, and note whether a head has only begun with it."""
         super().data_received(data)
         if self._messages:
             self.head_since = None
             current = self._current_request
             if current is not None and not current.content.is_eof():
-                # What came is noise in its midst: whoever reads it would wait for the rest.
+                # A second request before the end of the body: the body is broken.
                 current.content.set_exception(web.RequestPayloadError("the body is broken"))
-                current.content.feed_eof()  # else aiohttp goes on reading after the answer
+                current.content.feed_eof()  # else aiohttp reads on after the response
         elif self.head_since is None and self._waiter is not None and not self._waiter.done():
             self.head_since = self._loop.time()
 
     def resume_writing(self) -> None:
-        """Note that the caller has taken what waited: what waits next is something else."""
         self._unsent = 0
         super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Note the end."""
         self._wire = None
         super().connection_lost(exc)
 
     def check_timeouts(self, now: float, head_s: float, write_s: float) -> None:
-        """Let go of a caller who does not end his request's head, or takes nothing.
+        """Close the connection if its request's head is overdue, or if the caller takes nothing.
 
         Args:
             now: by the loop's clock.
             head_s: how long a head may take.
-            write_s: how long a caller may take nothing of what waits for him.
+            write_s: how long a caller may take nothing of what is written.
         """
         if self._wire is None:
             return
         if self.head_since is not None and now - self.head_since > head_s:
             self.force_close()
         before, self._unsent = self._unsent, 0
-        # Where nothing more is written, what waits becomes less, however slowly it is taken.
+        # If nothing more is written, the rest shrinks, however slowly it is taken.
         if self._paused or self._wire.is_closing():
             self._unsent = _untaken(self._wire)
         if not self._unsent or self._unsent < before or not before:
             self._taken_at = now
         elif now - self._taken_at > write_s:
-            # Cut off: a goodbye would wait behind all that he does not take.
+            # An error would wait behind all that the caller does not take.
             self._wire.abort()
 
     def handle_error(
@@ -110,8 +106,8 @@ class ClientConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no HTTP in OpenAI's shape; the connection ends with it."""
-        super().handle_error(request, status, exc, message)  # logs, and refuses a second head
+        """Answer what is not HTTP in OpenAI's shape, and close the connection."""
+        super().handle_error(request, status, exc, message)  # logs, and prevents a second head
         error: GatewayError = InvalidRequest(
             "This is not a valid HTTP/1.1 request, so the connection is closed. This port speaks "
             "HTTP, not HTTPS.",
@@ -126,16 +122,16 @@ class ClientConnection(web.RequestHandler):
         note_refusal(self.gateway, request, status, error, why)
         response = json_response(error.body(), status)
         response.headers["X-Request-Id"] = request_id(request)
-        response.headers["Server"] = "nexus-gateway"  # else aiohttp tells its version
+        response.headers["Server"] = "nexus-gateway"  # aiohttp would send its version
         response.force_close()
         return response
 
 
 def _untaken(transport: Any) -> int:
-    """Return how many bytes wait for a caller: here, and in the kernel where it tells.
+    """Return how many bytes wait for the caller, in this process and in the kernel's queue.
 
-    The kernel takes more only when a good part of its own queue, which may be megabytes, is empty:
-    without it somebody slow would seem to take nothing for minutes.
+    The kernel takes more only if a good part of its queue, which may be megabytes, is empty: without
+    it a slow caller would seem to take nothing for minutes.
     """
     waiting: int = transport.get_write_buffer_size()
     if waiting and fcntl is not None:
@@ -149,24 +145,22 @@ def _untaken(transport: Any) -> int:
 
 
 class _Server(web.Server):
-    """Makes the connections."""
-
     gateway: Gateway
 
     def __call__(self) -> web.RequestHandler:
-        caller = ClientConnection(self, loop=self._loop, **self._kwargs)
-        caller.gateway = self.gateway
-        return caller
+        connection = ClientConnection(self, loop=self._loop, **self._kwargs)
+        connection.gateway = self.gateway
+        return connection
 
 
 class Runner(web.AppRunner):
-    """Runs an application for callers of all kinds.
+    """Runs the application.
 
-    A caller who leaves cancels his handler, so that the upstream does not run on. A compressed
-    body comes as it is, for it is refused, and aiohttp must not try to unpack it before.
+    A caller that leaves cancels its handler, so that the upstream does not run on. Compressed bodies are
+    not unpacked, as they are refused.
 
     Args:
-        app: the application, which knows its gateway.
+        app: the application.
         shutdown_timeout: how long handlers have to end, in seconds.
     """
 
@@ -198,24 +192,23 @@ class Runner(web.AppRunner):
             watched()
         except (AttributeError, TypeError):
             logger.warning(
-                "aiohttp %s is not as expected: callers who hold a connection are not let go",
+                "aiohttp %s is not as expected: connections of slow callers have no time limit",
                 aiohttp.__version__,
             )
             return server
-        self._look(watched)
+        self._check(watched)
         return watched
 
-    def _look(self, server: web.Server) -> None:
+    def _check(self, server: web.Server) -> None:
         loop = asyncio.get_running_loop()
         write_s = self._gateway.settings.write_timeout_ms / 1000  # a reload may change it
-        self._timer = loop.call_later(min(write_s, HEAD_S) / LOOKS, self._look, server)
+        self._timer = loop.call_later(min(write_s, HEAD_S) / CHECKS, self._check, server)
         now = loop.time()
         for connection in server.connections:
             assert isinstance(connection, ClientConnection)
             connection.check_timeouts(now, HEAD_S, write_s)
 
     async def cleanup(self) -> None:
-        """Stop serving."""
         await super().cleanup()
         if self._timer is not None:
             self._timer.cancel()

@@ -1,7 +1,7 @@
-"""What every request passes: errors in OpenAI's shape, and one door for all routes.
+"""What every request passes: authentication, and errors as JSON.
 
-The door decides on the matched route and on nothing that a request says of itself: each route
-is registered with who may call it, and one that is not has no handler behind it.
+Authentication depends on the matched route: each is registered with the access that it requires, and a
+path without a route has no handler.
 """
 
 from __future__ import annotations
@@ -89,26 +89,41 @@ def route_of(request: web.Request, match: web.UrlMappingMatchInfo) -> Route:
 
 
 @web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into OpenAI's shape; what is nobody's error is ours, and logged."""
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Authenticate the caller, and answer every error in OpenAI's shape."""
     try:
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return await _preflight(request)
+        authenticate(request)
         return await handler(request)
     except GatewayError as error:
-        return _answer(request, error)
+        return _error_response(request, error)
     except web.HTTPException as error:
-        return _answer(request, _translated(request, error))
+        return _error_response(request, _translated(request, error))
     except CallerGone:
         return web.Response(status=499)
     except Exception:
         id = request_id(request)
         logger.exception("a request failed", extra={"fields": {"id": id}})
-        return _answer(request, InternalError(id))
+        return _error_response(request, InternalError(id))
 
 
-def _answer(request: web.Request, error: GatewayError) -> web.Response:
+def authenticate(request: web.Request) -> None:
+    """Refuse a request during a drain, and one without valid credentials."""
+    gateway = gateway_of(request)
+    access = route_of(request, request.match_info).access
+    if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
+        raise Draining
+    request[CALLER] = check(request.headers, access, gateway.settings)
+    if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
+        check(request.headers, Access.VIEWER, gateway.settings)
+        request[EXPLAINED] = True
+
+
+def _error_response(request: web.Request, error: GatewayError) -> web.Response:
     note_refusal(gateway_of(request), request, error.status, error)
     dialect = route_of(request, request.match_info).dialect
-    if request.path.startswith(_MESSAGES):  # also where no route is
+    if request.path.startswith(_MESSAGES):  # even if there is no such route
         dialect = MESSAGES
     response = json_response(dialect.error(error.status, error.body()), error.status)
     response.headers.update(error.headers)
@@ -118,10 +133,10 @@ def _answer(request: web.Request, error: GatewayError) -> web.Response:
 
 
 def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
-    """Bring aiohttp's own errors into the tree."""
+    """Return aiohttp's own error as one of ours."""
     if isinstance(error, web.HTTPNotFound):
         return NotFound(
-            f"There is no {request.path!r} here.{_meant(request.path)}", code="unknown_path"
+            f"There is no {request.path!r} here.{_hint(request.path)}", code="unknown_path"
         )
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
@@ -134,29 +149,13 @@ def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
     return translated
 
 
-def _meant(path: str) -> str:
-    """Guess what a client with a wrong base URL meant: one `/v1` too few, or one too many."""
+def _hint(path: str) -> str:
+    """Help a client whose base URL has one `/v1` too few, or one too many."""
     if path.startswith("/v1/v1/"):
         return " The client's base URL should end before /v1."
     if path.startswith(_BELOW_V1):
         return f" Did you mean /v1{path}? The client's base URL should end in /v1."
     return ""
-
-
-@web.middleware
-async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let in who may come in: preflights, then the drain, then keys."""
-    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-        return await _preflight(request)
-    gateway = gateway_of(request)
-    access = route_of(request, request.match_info).access
-    if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
-        raise Draining
-    request[CALLER] = check(request.headers, access, gateway.settings)
-    if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
-        check(request.headers, Access.VIEWER, gateway.settings)
-        request[EXPLAINED] = True
-    return await handler(request)
 
 
 def _wants_explanation(request: web.Request) -> bool:
@@ -169,10 +168,10 @@ def _wants_explanation(request: web.Request) -> bool:
 
 
 async def _preflight(request: web.Request) -> web.StreamResponse:
-    """Answer a browser's question before a call from another origin."""
+    """Answer a browser's preflight of a call from another origin."""
     method = request.headers["Access-Control-Request-Method"]
     if not method.isascii() or not method.isalpha():
-        raise MethodNotAllowed("Access-Control-Request-Method names no method.")
+        raise MethodNotAllowed("Access-Control-Request-Method is not a valid method.")
     wanted = request.clone(method=method.upper())
     match = await request.app.router.resolve(wanted)
     if match.http_exception is not None:
@@ -189,10 +188,10 @@ async def _preflight(request: web.Request) -> web.StreamResponse:
 
 
 async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Give an answer that aiohttp writes its id and its CORS headers, errors included."""
+    """Add the request's id and the CORS headers to a response that aiohttp writes."""
     route = route_of(request, request.match_info)
     response.headers.update(id_headers(request, route.dialect))
-    if "Access-Control-Allow-Methods" not in response.headers:  # else it has its own
+    if "Access-Control-Allow-Methods" not in response.headers:  # a preflight has its own
         response.headers.update(cors_headers(request, for_all=not route.access.is_admin))
     if "Server" in response.headers:
         del response.headers["Server"]

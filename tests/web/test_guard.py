@@ -24,7 +24,7 @@ from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.app import ROUTES, build_app
 from nexus_gateway.web.auth import Access
-from nexus_gateway.web.middleware import ROUTE_OF, authenticate
+from nexus_gateway.web.middleware import ROUTE_OF, guard
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS: dict[str, Any] = {
@@ -56,7 +56,7 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
     looks |= {("GET", "/metrics")}
     assert {at for at, route in known.items() if route.access is Access.VIEWER} == looks
     assert admin == {("POST", TOGGLE)}
-    assert app.middlewares[1] is authenticate
+    assert list(app.middlewares) == [guard]
     assert not app._subapps  # type: ignore[attr-defined]
 
 

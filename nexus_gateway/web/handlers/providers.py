@@ -1,9 +1,7 @@
-"""All that an operator may want to know of an instance and of the gateway; no secret.
+"""GET /v1/providers and POST /v1/providers/toggle.
 
-What `instance_json` tells to anybody is the beginning of it. Addresses are told by their host alone: the
-rest of a URL may hold credentials or somebody's resource names.
-
-GET /v1/providers and POST /v1/providers/toggle.
+The first returns all that an operator may want to know of the instances and of the settings, and no
+secret. Of an address only the host is shown: the rest of a URL may hold credentials or resource names.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ logger = logging.getLogger("nexus_gateway")
 
 
 def host_of(url: str) -> str | None:
-    """Return a URL's host, with its port where one is named; None where there is none."""
+    """Return a URL's host, with its port if it names one."""
     try:
         parts = urlsplit(url)
         name, port = parts.hostname, parts.port
@@ -41,7 +39,6 @@ def host_of(url: str) -> str | None:
 
 
 def detail(instance: Instance) -> dict[str, Any]:
-    """Describe an instance with all its parts."""
     provider = instance.provider
     return {
         **instance_json(instance),
@@ -98,7 +95,6 @@ def _park(instance: Instance) -> dict[str, Any]:
 
 
 def _health(instance: Instance) -> dict[str, Any]:
-    """Return the score, the parts it is made of, and times that are not part of it."""
     health = instance.health
     return {
         "score": round(health.score(), 4),
@@ -120,7 +116,6 @@ def _rounded(value: float | None) -> float | None:
 
 
 def overview(gateway: Gateway) -> dict[str, Any]:
-    """Describe the gateway and all instances."""
     pool, scheduler = gateway.pool, gateway.scheduler
     return {
         "version": __version__,
@@ -140,7 +135,7 @@ def overview(gateway: Gateway) -> dict[str, Any]:
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """Return the settings by their variables; of a secret only whether it is set, or how many."""
+    """Return the settings by variable; of a secret only whether it is set, or how many there are."""
     return {v.name: _shown(getattr(settings, v.name.lower())) for v in VARIABLES}
 
 
@@ -155,16 +150,15 @@ def _shown(value: Any) -> Any:
 
 
 async def list_providers(request: web.Request) -> web.Response:
-    """Tell all there is to know of the instances, and how the gateway is set."""
     return json_response(overview(gateway_of(request)))
 
 
 async def toggle(request: web.Request) -> web.Response:
-    """Switch an instance on or off; what it has in flight goes on."""
+    """Enable or disable an instance; its requests in flight go on."""
     body = await read_object(request)
     name, enabled = body.get("name"), body.get("enabled")
     if not isinstance(name, str):
-        raise InvalidRequest("`name` must be an instance's name, a string.", param="name")
+        raise InvalidRequest("`name` must be a string: the name of an instance.", param="name")
     if not isinstance(enabled, bool):
         raise InvalidRequest("`enabled` must be true or false.", param="enabled")
     gateway = gateway_of(request)
@@ -173,7 +167,7 @@ async def toggle(request: web.Request) -> web.Response:
     if instance is None:
         names = ", ".join(i.name for i in pool.instances)
         raise NotFound(
-            f"There is no instance of that name. There are: {names}.",
+            f"There is no instance of that name. The instances are: {names}.",
             param="name",
             code="instance_not_found",
         )
