@@ -47,10 +47,10 @@ def feed_of(gateway: Gateway) -> Feed:
     def share(said: WorkerState) -> None:
         if feed.listeners:
             said.gauges[LISTENERS] = feed.listeners
-        feed.timelines.tell(said.counts)
+        feed.timelines.publish(said.counts)
         if gateway.others is not alone:
             names = [instance.name for instance in gateway.pool.instances]
-            feed.timelines.hear(gateway.others.counts, names, feed.wall())
+            feed.timelines.merge(gateway.others.counts, names, feed.wall())
 
     gateway.observers.append(feed.observe)
     gateway.shares.append(share)
