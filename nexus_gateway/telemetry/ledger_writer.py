@@ -88,8 +88,7 @@ class LedgerWriter:
         self._priced = self._unpriced = 0
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._logged = 0  # of the dropped requests
-        self._logged_before = 0  # writing began to fail
+        self._logged = 0  # of the dropped requests, while writing did not fail
         self._quiet_until_s = 0.0
         self._was_opened = self._is_failing = False
         # A daemon: a file that hangs must not keep the process.
@@ -180,8 +179,8 @@ class LedgerWriter:
             return False
         if self._is_failing:
             self._log_recovery()
-        elif self._dropped > self._logged:
-            self._log_behind("requests end faster than they can be written")
+        elif self._dropped > self._logged and self._log_behind("requests end too fast for it"):
+            self._logged = self._dropped
         return True
 
     def _open(self) -> LedgerFile:
@@ -237,29 +236,28 @@ class LedgerWriter:
         if self.is_refused:
             self._refuse(error)
             return
-        if not self._is_failing:
-            self._is_failing, self._logged_before = True, self._logged
+        self._is_failing = True
         self._log_behind(f"it cannot be written at the moment ({_reason(error)})")
 
     def _log_recovery(self) -> None:
+        lost = self._dropped - self._logged
         self._is_failing, self._logged = False, self._dropped
-        if lost := self._logged - self._logged_before:
+        if lost:
             logger.warning("the ledger is written again; %d requests are lost", lost)
         else:
             logger.info("the ledger is written again")
 
-    def _log_behind(self, reason: str) -> None:
-        """Log what is wrong, once in LOG_EVERY_S."""
+    def _log_behind(self, reason: str) -> bool:
+        """Log what is wrong, once in LOG_EVERY_S; return whether it was logged."""
         now_s = time.monotonic()
         if now_s < self._quiet_until_s:
-            return
-        self._quiet_until_s, self._logged = now_s + LOG_EVERY_S, self._dropped
+            return False
+        self._quiet_until_s = now_s + LOG_EVERY_S
+        numbers = (self.waiting, self._dropped)
         logger.warning(
-            "the ledger is behind: %s; %d requests are waiting, %d are lost",
-            reason,
-            self.waiting,
-            self._logged,
+            "the ledger is behind: %s; %d requests are waiting, %d are lost", reason, *numbers
         )
+        return True
 
 
 def _reason(error: Exception) -> str:

@@ -8,8 +8,8 @@ instance and without any text: memory is bounded whatever callers send.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from operator import add
 
 from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
 
@@ -17,8 +17,11 @@ BUCKET_S = 10
 BUCKETS = 90
 RATE_OVER_S = 5
 ALL = ""
+# Of an instance: its attempts, how many of those failed, and the answers it gave after another one
+# was tried. `first_ms` is the sum of the times to the first token, `firsts` how many those are.
 COUNTED = ("requests", "failures", "failovers", "tokens", "first_ms", "firsts")
 HURTING = frozenset({"failure", "rate_limited", "bad_key"})
+Counts = Sequence[float]  # as COUNTED
 
 
 def failed(record: RequestRecord) -> bool:
@@ -26,42 +29,22 @@ def failed(record: RequestRecord) -> bool:
     return record.status >= 500 or record.status == 429 or record.outcome == "failure"
 
 
-@dataclass(slots=True)
 class Bucket:
-    """What ended within ten seconds.
+    """What ended within ten seconds; `number` is Unix seconds // BUCKET_S."""
 
-    Args:
-        number: Unix seconds // BUCKET_S.
-        requests: of an instance, its attempts.
-        failures: how many of those failed.
-        failovers: attempts on a different instance; of an instance, the answers it gave after one.
-        tokens: of the completions.
-        first_ms: the sum of the times to the first token.
-        firsts: how many times that sum has.
-    """
+    __slots__ = ("counts", "number")
 
-    number: int
-    requests: int = 0
-    failures: int = 0
-    failovers: int = 0
-    tokens: int = 0
-    first_ms: float = 0.0
-    firsts: int = 0
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.counts: Counts = [0] * len(COUNTED)
 
-    def add(self, requests: int, failures: int, failovers: int, tokens: int) -> None:
-        self.requests += requests
-        self.failures += failures
-        self.failovers += failovers
-        self.tokens += tokens
-
-    def add_firsts(self, first_ms: float, firsts: int = 1) -> None:
-        self.first_ms += first_ms
-        self.firsts += firsts
+    def add(self, counts: Counts) -> None:
+        self.counts = list(map(add, self.counts, counts))
 
     def as_json(self) -> list[float | None]:
         """Return number, requests, failures, fail-overs, tokens and the mean TTFT in ms."""
-        mean = round(self.first_ms / self.firsts) if self.firsts else None
-        return [self.number, self.requests, self.failures, self.failovers, self.tokens, mean]
+        *counts, first_ms, firsts = self.counts
+        return [self.number, *counts, round(first_ms / firsts) if firsts else None]
 
 
 class Timeline:
@@ -89,12 +72,10 @@ class Timeline:
         self._buckets.append(Bucket(number))
         return self._buckets[-1]
 
-    def add(self, at_s: float, *counts: int, first_ms: float | None) -> None:
-        """Count what ended in this process; see `Bucket.add`."""
-        for bucket in (self.at(at_s), self.counted):
-            bucket.add(*counts)
-            if first_ms is not None:
-                bucket.add_firsts(first_ms)
+    def add(self, at_s: float, counts: Counts) -> None:
+        """Count what ended in this process."""
+        self.at(at_s).add(counts)
+        self.counted.add(counts)
 
     def since(self, at_s: float) -> list[Bucket]:
         """Return the buckets that had not ended at a time, in Unix seconds."""
@@ -138,9 +119,10 @@ class Timelines:
     def observe(self, record: RequestRecord) -> None:
         self.rate.add(record.ended_s)
         tokens = record.tokens.completion or 0
-        first_ms = record.first_ms if record.stream and record.began else None
-        counts = (1, failed(record), len(record.moves), tokens)
-        self.of[ALL].add(record.ended_s, *counts, first_ms=first_ms)
+        firsts = record.stream and record.began
+        first_ms = record.first_ms if firsts else 0
+        counts = (1, failed(record), len(record.moves), tokens, first_ms, firsts)
+        self.of[ALL].add(record.ended_s, counts)
         for attempt in record.attempts:
             self._observe_attempt(attempt, record, tokens)
 
@@ -148,16 +130,18 @@ class Timelines:
         hurt = attempt.outcome in HURTING
         line = self._line(attempt.instance)
         if attempt is not record.attempts[-1] or attempt.instance != record.instance:
-            line.add(record.ended_s, 1, hurt, 0, 0, first_ms=None)
+            line.add(record.ended_s, (1, hurt, 0, 0, 0, 0))
             return
-        first_ms = attempt.duration_ms if record.stream and attempt.outcome == "success" else None
-        line.add(record.ended_s, 1, hurt, bool(record.moves), tokens, first_ms=first_ms)
+        firsts = record.stream and attempt.outcome == "success"
+        first_ms = attempt.duration_ms if firsts else 0
+        counts = (1, hurt, bool(record.moves), tokens, first_ms, firsts)
+        line.add(record.ended_s, counts)
 
     def publish(self, counts: dict[str, float]) -> None:
         """Add this process's totals to what the other processes get."""
         for name, line in self.of.items():
-            for field in COUNTED:
-                if count := round(getattr(line.counted, field)):
+            for field, count in zip(COUNTED, map(round, line.counted.counts), strict=True):
+                if count:
                     counts[_key(field, name)] = count
 
     def merge(self, counts: Mapping[str, float], names: Iterable[str], now_s: float) -> None:
@@ -175,9 +159,7 @@ class Timelines:
         for name, now in self._merged.items():
             growth = [max(0, n - b) for n, b in zip(now, before.get(name, now), strict=True)]
             if any(growth):
-                bucket = self._line(name).at(now_s)
-                bucket.add(*growth[:-2])
-                bucket.add_firsts(*growth[-2:])
+                self._line(name).at(now_s).add(growth)
                 if name == ALL:
                     self.rate.add(now_s, growth[0])
 

@@ -310,7 +310,7 @@ def test_what_was_lost_is_said_once_with_the_end_of_its_cause(
     assert caplog.messages[-1] == "the ledger is written again; 7 requests are lost"
     writer.observe(record(id="req-2"))
     until(lambda: count(path) == 2)
-    assert "faster than they can be written" not in caplog.text
+    assert "requests end too fast" not in caplog.text
 
 
 def test_a_file_that_was_taken_away_is_made_anew(
