@@ -38,8 +38,8 @@ _OFF = "no traces: %s"
 async def open_tracing() -> AsyncIterator[Tracing | None]:
     """Trace requests until the end, then flush.
 
-    Yields None if the environment switches traces off, or if they cannot be exported; the log
-    says why, and the gateway serves without them.
+    Yields None if the environment switches traces off, or if they cannot be exported, for the
+    reason in the log; the gateway serves without them.
     """
     provider = _open_provider()
     if provider is None:

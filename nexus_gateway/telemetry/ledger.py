@@ -68,7 +68,7 @@ def insert(count: int) -> str:
 
 
 class LedgerRefused(Exception):
-    """A file that is no ledger, or one of a newer version; the text says which."""
+    """A file that is no ledger, or one of a newer version; the text is the reason."""
 
 
 def is_transient(error: Exception) -> bool:

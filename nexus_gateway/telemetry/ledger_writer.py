@@ -1,8 +1,8 @@
 """Writes the ledger: requests that have ended wait in a queue for a thread that writes them.
 
 No fault of the file ever reaches a request. Rows that cannot be written wait, up to a limit; beyond
-it they are dropped, counted and logged. If the file is unusable from the start, no ledger is kept:
-the log says so, and so do answers about usage.
+it they are dropped, counted and logged. If the file is unusable from the start, no ledger is kept;
+the log and `GET /v1/usage` report that.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class LedgerWriter:
         try:
             from nexus_gateway.telemetry import ledger  # noqa: F401 - SQLite is loaded in this thread
         except ImportError as error:
-            self._refuse(error)
+            self.is_refused = True
+            self._log_failure(error)
             return
         self._write()  # opens the file, so that its faults are logged at once
         while not self.is_refused:
@@ -222,22 +223,16 @@ class LedgerWriter:
             self._unpriced += cost_usd is None and has_cost(record)
         return cost_usd
 
-    def _refuse(self, error: Exception) -> None:
-        self.is_refused = True
+    def _log_failure(self, error: Exception) -> None:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if not self.is_refused:
+            self._is_failing = True
+            self._log_behind(f"it cannot be written at the moment ({reason})")
+            return
         self._limit = 0
         self._queue.clear()
-        logger.warning(
-            "no ledger is kept: %s (%s); set LEDGER to another file, or to off",
-            self._path,
-            _reason(error),
-        )
-
-    def _log_failure(self, error: Exception) -> None:
-        if self.is_refused:
-            self._refuse(error)
-            return
-        self._is_failing = True
-        self._log_behind(f"it cannot be written at the moment ({_reason(error)})")
+        text = "no ledger is kept: %s (%s); set LEDGER to another file, or to off"
+        logger.warning(text, self._path, reason)
 
     def _log_recovery(self) -> None:
         lost = self._dropped - self._logged
@@ -253,12 +248,6 @@ class LedgerWriter:
         if now_s < self._quiet_until_s:
             return False
         self._quiet_until_s = now_s + LOG_EVERY_S
-        numbers = (self.waiting, self._dropped)
-        logger.warning(
-            "the ledger is behind: %s; %d requests are waiting, %d are lost", reason, *numbers
-        )
+        text = "the ledger is behind: %s; %d requests are waiting, %d are lost"
+        logger.warning(text, reason, self.waiting, self._dropped)
         return True
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

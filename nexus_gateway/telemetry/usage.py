@@ -36,6 +36,10 @@ FIGURES = {
 Figures = Sequence[Any]
 
 
+class InvalidQuery(ValueError):
+    """A query with an invalid value; the text is what is expected."""
+
+
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
     """What to report.
@@ -52,6 +56,10 @@ class UsageQuery:
     until_s: float | None = None
     is_local: bool = False
 
+    def __post_init__(self) -> None:
+        if self.by not in BY:
+            raise InvalidQuery(f"must be one of: {', '.join(BY)}")
+
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
@@ -63,10 +71,6 @@ class UsageReport:
 
 _NULLABLE = ("cost_usd", "first_ms", "total_ms")
 NOTHING = UsageReport([], [None if name in _NULLABLE else 0 for name in FIGURES])
-
-
-class InvalidQuery(ValueError):
-    """A query with an invalid value; the text says what is expected."""
 
 
 def moment_s(text: str, now_s: float, *, is_local: bool) -> float:
@@ -94,13 +98,6 @@ def moment_s(text: str, now_s: float, *, is_local: bool) -> float:
         ) from None
 
 
-def check_by(text: str) -> str:
-    """Return what to group by; raises InvalidQuery if it is none of BY."""
-    if text not in BY:
-        raise InvalidQuery(f"must be one of: {', '.join(BY)}")
-    return text
-
-
 def queries(query: UsageQuery) -> tuple[str, str, tuple[float, ...]]:
     """Return the SQL for the groups, the SQL for the total, and the parameters of both."""
     figures = ", ".join(FIGURES.values())
@@ -118,7 +115,7 @@ def queries(query: UsageQuery) -> tuple[str, str, tuple[float, ...]]:
 def _group(query: UsageQuery) -> str:
     form = _TIME_FORMS.get(query.by)
     if form is None:
-        return f"NULLIF({check_by(query.by)}, '')"
+        return f"NULLIF({query.by}, '')"
     zone = ", 'localtime'" if query.is_local else ""
     return f"strftime('{form}', ended_s, 'unixepoch'{zone})"
 

@@ -15,7 +15,6 @@ from nexus_gateway.telemetry.usage import (
     UsageQuery,
     UsageReport,
     as_json,
-    check_by,
     moment_s,
 )
 from nexus_gateway.web.gateway import gateway_of
@@ -49,7 +48,7 @@ def _query(request: web.Request) -> UsageQuery:
     now_s = time.time()
     since_s, until_s = (_moment_s(parameters.get(name), name, now_s) for name in _NAMES[1:])
     try:
-        return UsageQuery(check_by(parameters.get("by") or "instance"), since_s, until_s)
+        return UsageQuery(parameters.get("by") or "instance", since_s, until_s)
     except InvalidQuery as error:
         raise InvalidRequest(f"`by` {error}.", param="by") from None
 
