@@ -1,8 +1,7 @@
 """The ledger's file, in SQLite: several processes write it, others read it meanwhile.
 
-The ledger: one row for each request that has ended; what stands in it, and nothing of how.
-
-No word of a conversation and no key is ever in a row, as none is in the record it is made of.
+One row for each request that has ended. No part of a conversation and no key is ever in a row, as
+none is in the record it is made of.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from itertools import chain
 from urllib.parse import quote
 
 from nexus_gateway.telemetry.ledger_writer import Row
-from nexus_gateway.telemetry.usage import UsageQuery, UsageReport, answer_of, queries
+from nexus_gateway.telemetry.usage import UsageQuery, UsageReport, queries, report_of
 
-# The layout's version, in the file's `user_version`. Whoever changes the table raises it, and
-# says in `ledger_file` how an older file becomes a newer one.
+# The schema's version, in the file's `user_version`. A change of the table raises it, and adds to
+# `LedgerFile` how an older file is upgraded.
 VERSION = 1
 SCHEMA = (
     """
@@ -48,58 +47,50 @@ SCHEMA = (
     "CREATE INDEX requests_by_time ON requests (ended_s)",
 )
 COLUMNS = 19
-
-
-@lru_cache
-def insert(count: int) -> str:
-    """Return the SQL that writes so many rows, their values one after the other."""
-    row = f"({', '.join('?' * COLUMNS)})"
-    return f"INSERT INTO requests VALUES {', '.join([row] * count)}"  # noqa: S608 - no input
-
-
-# How long to wait for another process that writes.
+# How long to wait while another process writes.
 BUSY_S = 0.5
-PATIENT_S = 5.0
-# A process that is killed loses nothing that was written; a machine that is, the last moments.
+READ_BUSY_S = 5.0
+# A killed process loses nothing that was written; a machine that crashes, the last moments.
 SETUP = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")
-# With every statement the thread stands aside and comes back, at the cost of the event loop's:
-# few statements for many rows, of few kinds, so that SQLite knows them already.
+# Each statement releases and takes the interpreter lock, at the event loop's cost: few statements
+# for many rows, of few sizes, so that SQLite has them prepared.
 AT_ONCE = (64, 8, 1)
-# What may be over in a moment, and is no reason to give up.
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 )
 
 
+@lru_cache
+def insert(count: int) -> str:
+    """Return the SQL that inserts `count` rows, their values one after the other."""
+    row = f"({', '.join('?' * COLUMNS)})"
+    return f"INSERT INTO requests VALUES {', '.join([row] * count)}"  # noqa: S608 - no input
+
+
 class LedgerRefused(Exception):
-    """A file that is no ledger, or one of a newer version; the text says which."""
+    """A file that is no ledger, or one of a newer version; the text is the reason."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether a failure may be over in a moment: a lock, a full disk."""
+    """Whether an error may pass, such as a lock or a full disk."""
     if isinstance(error, sqlite3.Error):
         # An extended code holds the plain one in its lowest byte.
         code: int = getattr(error, "sqlite_errorcode", 0)
-        return code & 0xFF in _PASSING
+        return code & 0xFF in _TRANSIENT
     return False
 
 
 def is_storage_error(error: Exception) -> bool:
-    """Tell whether a failure is the file's or the disk's, and not that of what was written."""
+    """Whether an error is the file's or the disk's, and not that of the rows."""
     kinds = (sqlite3.OperationalError, OSError, LedgerRefused)
     return isinstance(error, kinds) or type(error) is sqlite3.DatabaseError
 
 
 class LedgerFile:
-    """A ledger that is open for writing, for one thread.
+    """A ledger that is open for writing, by one thread.
 
-    Args:
-        path: where; the folder is made where it is missing.
-
-    Raises:
-        LedgerRefused: what is there is no ledger of ours.
-        OSError: the folder can't be made, or the file.
-        sqlite3.Error: it can't be opened, or not just now, see `is_transient`.
+    Opening it creates the file and its folder if they are missing. It raises LedgerRefused if the
+    file is no ledger of ours, else OSError or sqlite3.Error, see `is_transient`.
     """
 
     def __init__(self, path: str) -> None:
@@ -107,26 +98,22 @@ class LedgerFile:
         if folder := os.path.dirname(path):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         with contextlib.suppress(FileExistsError):
-            # What somebody asked for, and when, is for the owner's eyes.
+            # Who requested what, and when, is for the operator's eyes.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self._identity = _identity(path)
         self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         try:
-            self._is_ready()  # a file that is not ours stays as it is
+            has_table = self._has_table()  # a file that is not ours stays as it is
             for statement in SETUP:
                 self._connection.execute(statement)
-            self._prepare()
+            if not has_table:
+                self._create_table()
         except BaseException:
             self._connection.close()
             raise
 
-    def _is_ready(self) -> bool:
-        """Tell whether the table is there.
-
-        Raises:
-            LedgerRefused: something else is.
-        """
-        # In this order: another process may make the table in between, and its version with it.
+    def _has_table(self) -> bool:
+        # In this order: another process may create the table in between, with its version.
         tables = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
         if _version(self._connection) == VERSION:
             return True
@@ -134,12 +121,9 @@ class LedgerFile:
             raise LedgerRefused("it is a database, but no ledger")
         return False
 
-    def _prepare(self) -> None:
-        """Make the table where there is none."""
-        if self._is_ready():
-            return
+    def _create_table(self) -> None:
         with self._transaction():
-            if self._is_ready():  # another process was quicker
+            if self._has_table():  # another process was faster
                 return
             for statement in SCHEMA:
                 self._connection.execute(statement)
@@ -158,15 +142,11 @@ class LedgerFile:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the file was moved or removed, so that nobody would ever read what is written."""
+        """Whether the file was moved or removed, so that its rows would never be read."""
         return _identity(self._path) != self._identity
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write rows, all or none.
-
-        Raises:
-            sqlite3.Error: it is not possible, or not just now.
-        """
+        """Write rows, all or none."""
         at = 0
         with self._transaction():
             for size in AT_ONCE:
@@ -176,24 +156,19 @@ class LedgerFile:
                     at += size
 
     def close(self) -> None:
-        """Close the file."""
         self._connection.close()
 
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _version(connection: sqlite3.Connection) -> int:
-    """Return the layout's version, 0 for an empty file.
-
-    Raises:
-        LedgerRefused: it is newer than this program.
-    """
+    """Return the schema's version, 0 for an empty file; raises LedgerRefused if it is newer."""
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > VERSION:
         raise LedgerRefused(f"a newer gateway wrote it (version {version}, here {VERSION})")
@@ -202,49 +177,34 @@ def _version(connection: sqlite3.Connection) -> int:
 
 @contextlib.contextmanager
 def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection | None]:
-    """Open a ledger that is there; None where it is not, or is still empty."""
+    """Open a ledger; None if there is no file, or if it is still empty."""
     if not os.path.exists(path):
         yield None
         return
     address = f"file:{quote(os.path.abspath(path))}?mode={mode}"
-    connection = sqlite3.connect(address, uri=True, timeout=PATIENT_S, isolation_level=None)
+    connection = sqlite3.connect(address, uri=True, timeout=READ_BUSY_S, isolation_level=None)
     with contextlib.closing(connection):
         yield connection if _version(connection) else None
 
 
-def ask(path: str, question: UsageQuery) -> UsageReport | None:
-    """Ask a ledger; other processes may be writing it.
+def ask(path: str, query: UsageQuery) -> UsageReport | None:
+    """Query a ledger, which other processes may be writing; None if nothing was ever written.
 
-    Returns:
-        What it says, None where nothing was ever written.
-
-    Raises:
-        LedgerRefused: a newer gateway wrote it.
-        sqlite3.Error: it can't be read.
+    Raises LedgerRefused or sqlite3.Error if it cannot be read.
     """
-    by_group, of_all, values = queries(question)
+    by_group, of_all, parameters = queries(query)
     with _opened(path, "ro") as connection:
         if connection is None:
             return None
-        connection.execute("BEGIN")  # both see the same
-        rows = connection.execute(by_group, values).fetchall()
-        total = connection.execute(of_all, values).fetchone()
-        return answer_of(rows, total)
+        connection.execute("BEGIN")  # both read the same state
+        rows = connection.execute(by_group, parameters).fetchall()
+        return report_of(rows, connection.execute(of_all, parameters).fetchone())
 
 
 def prune(path: str, before_s: float) -> int:
-    """Remove what ended before a moment; the room is used again, the file does not shrink.
+    """Remove the requests that ended before a Unix time, and return how many those were.
 
-    Args:
-        path: the ledger's.
-        before_s: in Unix seconds.
-
-    Returns:
-        How many rows there were.
-
-    Raises:
-        LedgerRefused: a newer gateway wrote it.
-        sqlite3.Error: it can't be written.
+    Their space is used again, the file does not shrink. Raises as `ask`.
     """
     with _opened(path, "rw") as connection:
         if connection is None:

@@ -1,7 +1,7 @@
-"""What a span says: names and attributes by OpenTelemetry's semantic conventions.
+"""Names and attributes of spans, by OpenTelemetry's semantic conventions.
 
-Those for HTTP, and for generative AI as of version 1.44, where they may still change. What they
-have no name for is called `nexus.…`.
+Those for HTTP, and for generative AI as of version 1.44, where they may still change. If they have
+no name for something, ours begins with `nexus.`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from nexus_gateway.wire.usage import TokenUsage
 
 Attributes = dict[str, Any]
 
-# Endpoints by OpenTelemetry's names, where it has one; the others keep ours.
+# Only the names that differ from ours.
 _OPERATIONS = {
     "messages": "chat",
     "responses": "chat",
     "completions": "text_completion",
     "transcriptions": "transcription",
 }
-# Providers by OpenTelemetry's names where ours differ.
 _PROVIDERS = {
     "gemini": "gcp.gemini",
     "mistral": "mistral_ai",
@@ -34,36 +33,31 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def operation_of(endpoint: str) -> str:
-    """Name what is asked for at a door."""
     return _OPERATIONS.get(endpoint, endpoint)
 
 
 def provider_of(name: str) -> str:
-    """Name a provider."""
     return _PROVIDERS.get(name, name)
 
 
-def of_instance(instance: Instance, operation: str) -> Attributes:
-    """Return what all attempts of an instance have in common."""
-    own = instance.provider_name
-    found: Attributes = {
+def instance_attributes(instance: Instance, operation: str) -> Attributes:
+    attributes: Attributes = {
         "gen_ai.operation.name": operation,
-        "gen_ai.provider.name": provider_of(own),
+        "gen_ai.provider.name": provider_of(instance.provider_name),
         "nexus.instance": instance.name,
     }
     try:
         address = urlsplit(instance.account.base_url)
         if address.hostname:
-            found["server.address"] = address.hostname
-            found["server.port"] = address.port or _PORTS.get(address.scheme, 443)
+            attributes["server.address"] = address.hostname
+            attributes["server.port"] = address.port or _PORTS.get(address.scheme, 443)
     except ValueError:
-        pass  # an address that cannot be read fails where it is used, and says so there
-    return found
+        pass  # an invalid address fails, with a reason, where the request is sent
+    return attributes
 
 
 def request_attributes(record: RequestRecord) -> Attributes:
-    """Return what is known of a request that has ended."""
-    known: Attributes = {
+    attributes: Attributes = {
         "http.response.status_code": record.status,
         "nexus.request.id": record.id,
         "nexus.request.model": record.asked_model,
@@ -76,24 +70,23 @@ def request_attributes(record: RequestRecord) -> Attributes:
         "nexus.resumed": record.resumed,
         "nexus.why": record.why,
     }
-    return {name: value for name, value in known.items() if value}
+    return {name: value for name, value in attributes.items() if value}
 
 
 def error_type(verdict: Verdict) -> str:
-    """Name a failure by its status, `timeout`, or its outcome: few words, for grouping."""
+    """Return a failure's status, `timeout`, or its outcome: few values, for grouping."""
     if verdict.status:
         return str(verdict.status)
-    late = verdict.reason.startswith(("no first token", "no answer"))
-    return "timeout" if late else verdict.outcome.value
+    is_timeout = verdict.reason.startswith(("no first token", "no answer"))
+    return "timeout" if is_timeout else verdict.outcome.value
 
 
-def of_tokens(tokens: TokenUsage) -> Attributes:
-    """Return what an answer used, as far as it is known."""
-    found = {
+def usage_attributes(tokens: TokenUsage) -> Attributes:
+    attributes = {
         "gen_ai.usage.input_tokens": tokens.prompt,
         "gen_ai.usage.output_tokens": tokens.completion,
         "gen_ai.usage.cache_read.input_tokens": tokens.cached,
         "gen_ai.usage.cache_creation.input_tokens": tokens.cache_written,
         "gen_ai.usage.reasoning.output_tokens": tokens.reasoning,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}

@@ -1,15 +1,15 @@
-"""What the last quarter of an hour was like: for all requests, and for each instance.
+"""The last quarter of an hour in buckets, for all requests and for each instance.
 
-Time is cut into buckets of ten seconds, numbered by the wall clock (Unix seconds // BUCKET_S), so
-that whoever draws them needs no other scale. Only buckets in which something ended are kept, at
-most BUCKETS for each instance and no text in any of them: the memory is bounded whatever comes.
+Buckets last ten seconds and are numbered by the wall clock (Unix seconds // BUCKET_S), so that a
+chart needs no other scale. Only buckets in which something ended are kept, at most BUCKETS for each
+instance and without any text: memory is bounded whatever callers send.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from operator import add
 
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.attempts import Attempt
@@ -18,60 +18,41 @@ BUCKET_S = 10
 BUCKETS = 90
 RATE_OVER_S = 5
 ALL = ""
+# Of an instance: its attempts, how many of those failed, and the answers it gave after another one
+# was tried. `first_ms` is the sum of the times to the first token, `firsts` how many those are.
 COUNTED = ("requests", "failures", "failovers", "tokens", "first_ms", "firsts")
 HURTING = frozenset({"failure", "rate_limited", "bad_key"})
+Counts = Sequence[float]  # as COUNTED
 
 
 def failed(record: RequestRecord) -> bool:
-    """Tell whether a request went badly for its caller, by no fault of his own."""
+    """Whether a request failed through no fault of its caller."""
     return record.status >= 500 or record.status == 429 or record.outcome == "failure"
 
 
-@dataclass(slots=True)
 class Bucket:
-    """What ended within ten seconds.
+    """What ended within ten seconds; `number` is Unix seconds // BUCKET_S."""
 
-    Args:
-        number: when that was, in Unix seconds // BUCKET_S.
-        requests: how many, or how many attempts where it is an instance's.
-        failures: how many of them failed.
-        failovers: how often another instance was asked than before, or came to be asked so.
-        tokens: those that came out.
-        first_ms: all times to the first token, added.
-        firsts: how many those were.
-    """
+    __slots__ = ("counts", "number")
 
-    number: int
-    requests: int = 0
-    failures: int = 0
-    failovers: int = 0
-    tokens: int = 0
-    first_ms: float = 0.0
-    firsts: int = 0
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.counts: Counts = [0] * len(COUNTED)
 
-    def add(self, requests: int, failures: int, failovers: int, tokens: int) -> None:
-        """Count what ended."""
-        self.requests += requests
-        self.failures += failures
-        self.failovers += failovers
-        self.tokens += tokens
-
-    def add_firsts(self, first_ms: float, firsts: int = 1) -> None:
-        """Count times to the first token."""
-        self.first_ms += first_ms
-        self.firsts += firsts
+    def add(self, counts: Counts) -> None:
+        self.counts = list(map(add, self.counts, counts))
 
     def as_json(self) -> list[float | None]:
         """Return number, requests, failures, fail-overs, tokens and the mean TTFT in ms."""
-        mean = round(self.first_ms / self.firsts) if self.firsts else None
-        return [self.number, self.requests, self.failures, self.failovers, self.tokens, mean]
+        *counts, first_ms, firsts = self.counts
+        return [self.number, *counts, round(first_ms / firsts) if firsts else None]
 
 
 class Timeline:
     """The buckets of one instance, or of all.
 
     Attributes:
-        counted: all that ended in this process, since it began.
+        counted: the sum of what ended in this process since it started.
     """
 
     def __init__(self) -> None:
@@ -81,7 +62,7 @@ class Timeline:
     def at(self, at_s: float) -> Bucket:
         """Return the bucket of a time, in Unix seconds; never one before the last.
 
-        A wall clock that is set back by a lot begins anew.
+        If the wall clock is set back by more than all buckets, they are dropped.
         """
         number = int(at_s // BUCKET_S)
         last = self._buckets[-1].number if self._buckets else number - 1
@@ -92,12 +73,10 @@ class Timeline:
         self._buckets.append(Bucket(number))
         return self._buckets[-1]
 
-    def add(self, at_s: float, *counts: int) -> Bucket:
-        """Count what ended in this process; see `Bucket.add`."""
-        bucket = self.at(at_s)
-        bucket.add(*counts)
-        self.counted.add(*counts)
-        return bucket
+    def add(self, at_s: float, counts: Counts) -> None:
+        """Count what ended in this process."""
+        self.at(at_s).add(counts)
+        self.counted.add(counts)
 
     def since(self, at_s: float) -> list[Bucket]:
         """Return the buckets that had not ended at a time, in Unix seconds."""
@@ -105,34 +84,32 @@ class Timeline:
 
 
 class Rate:
-    """How many a second, over the last few whole seconds."""
+    """Requests per second, over the last RATE_OVER_S complete seconds."""
 
     def __init__(self) -> None:
         self._seconds: deque[list[int]] = deque(maxlen=RATE_OVER_S + 2)
 
     def add(self, at_s: float, count: int = 1) -> None:
-        """Count what ended at a time, in Unix seconds."""
         if not self._seconds or self._seconds[-1][0] != int(at_s):
             self._seconds.append([int(at_s), 0])
         self._seconds[-1][1] += count
 
     def at(self, now_s: float) -> float:
-        """Return the rate; the second that is running does not count yet."""
-        known = range(int(now_s) - RATE_OVER_S, int(now_s))
-        return sum(count for second, count in self._seconds if second in known) / RATE_OVER_S
+        complete = range(int(now_s) - RATE_OVER_S, int(now_s))
+        return sum(count for second, count in self._seconds if second in complete) / RATE_OVER_S
 
 
 class Timelines:
     """The timelines of all requests and of each instance; `observe` is an Observer.
 
-    Other processes tell what they have counted so far (`announce`), and what that has become more since
-    the last time is counted as of now (`hear`).
+    Each process publishes its totals. What those of the others have grown by since the last merge
+    is counted as of now.
     """
 
     def __init__(self) -> None:
         self.rate = Rate()
         self.of: dict[str, Timeline] = {ALL: Timeline()}
-        self._heard: dict[str, list[int]] | None = None
+        self._merged: dict[str, list[int]] | None = None
 
     def _line(self, name: str) -> Timeline:
         line = self.of.get(name)
@@ -141,14 +118,12 @@ class Timelines:
         return line
 
     def observe(self, record: RequestRecord) -> None:
-        """Count a request that has ended."""
         self.rate.add(record.ended_s)
         tokens = record.tokens.completion or 0
-        line = self.of[ALL]
-        bucket = line.add(record.ended_s, 1, failed(record), len(record.failovers), tokens)
-        if record.stream and record.began:
-            bucket.add_firsts(record.first_ms)
-            line.counted.add_firsts(record.first_ms)
+        firsts = record.stream and record.began
+        first_ms = record.first_ms if firsts else 0
+        counts = (1, failed(record), len(record.failovers), tokens, first_ms, firsts)
+        self.of[ALL].add(record.ended_s, counts)
         for attempt in record.attempts:
             self._observe_attempt(attempt, record, tokens)
 
@@ -157,49 +132,44 @@ class Timelines:
         hurt = outcome in HURTING
         line = self._line(name)
         if attempt is not record.attempts[-1] or name != record.instance:
-            line.add(record.ended_s, 1, hurt, 0, 0)
+            line.add(record.ended_s, (1, hurt, 0, 0, 0, 0))
             return
-        bucket = line.add(record.ended_s, 1, hurt, bool(record.failovers), tokens)
-        if record.stream and outcome == "success":
-            bucket.add_firsts(attempt.duration_ms)
-            line.counted.add_firsts(attempt.duration_ms)
+        firsts = record.stream and outcome == "success"
+        first_ms = attempt.duration_ms if firsts else 0
+        counts = (1, hurt, bool(record.failovers), tokens, first_ms, firsts)
+        line.add(record.ended_s, counts)
 
-    def tell(self, counts: dict[str, float]) -> None:
-        """Add to what the others hear what this process has counted."""
+    def publish(self, counts: dict[str, float]) -> None:
+        """Add this process's totals to what the other processes get."""
         for name, line in self.of.items():
-            for what in COUNTED:
-                if count := round(getattr(line.counted, what)):
-                    counts[_told_as(what, name)] = count
+            for field, count in zip(COUNTED, map(round, line.counted.counts), strict=True):
+                if count:
+                    counts[_key(field, name)] = count
 
-    def hear(self, counts: Mapping[str, float], names: Iterable[str], now_s: float) -> None:
-        """Count what the others have counted since the last time; the first time sets the mark.
+    def merge(self, counts: Mapping[str, float], names: Iterable[str], now_s: float) -> None:
+        """Count the growth of the other processes' totals, of all and of the named instances.
 
-        Args:
-            counts: all that they tell.
-            names: of the instances.
-            now_s: in Unix seconds.
+        The first call only remembers them. `now_s` is in Unix seconds.
         """
-        before = self._heard
-        self._heard = {
-            name: [int(counts.get(_told_as(what, name), 0)) for what in COUNTED]
+        before = self._merged
+        self._merged = {
+            name: [int(counts.get(_key(field, name), 0)) for field in COUNTED]
             for name in (ALL, *names)
         }
         if before is None:
             return
-        for name, now in self._heard.items():
-            more = [max(0, n - b) for n, b in zip(now, before.get(name, now), strict=True)]
-            if any(more):
-                bucket = self._line(name).at(now_s)
-                bucket.add(*more[:-2])
-                bucket.add_firsts(*more[-2:])
+        for name, now in self._merged.items():
+            growth = [max(0, n - b) for n, b in zip(now, before.get(name, now), strict=True)]
+            if any(growth):
+                self._line(name).at(now_s).add(growth)
                 if name == ALL:
-                    self.rate.add(now_s, more[0])
+                    self.rate.add(now_s, growth[0])
 
     def as_json(self, since_s: float) -> dict[str, list[list[float | None]]]:
-        """Return each timeline's buckets since a time, by the instance; "" for that of all."""
-        found = {n: [b.as_json() for b in line.since(since_s)] for n, line in self.of.items()}
-        return {name: buckets for name, buckets in found.items() if buckets}
+        """Return each timeline's buckets since a time, by instance; those of all under ""."""
+        lines = {n: [b.as_json() for b in line.since(since_s)] for n, line in self.of.items()}
+        return {name: buckets for name, buckets in lines.items() if buckets}
 
 
-def _told_as(what: str, name: str) -> str:
-    return f"page {what} {name}"
+def _key(field: str, name: str) -> str:
+    return f"page {field} {name}"

@@ -203,13 +203,13 @@ def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
     told: dict[str, float] = {}
     names = [GOOD.instance.name, BAD.instance.name]
     its.observe(record(ended_s=NOON - 3600))
-    its.tell(told)
-    mine.hear(told, names, NOON)
+    its.publish(told)
+    mine.merge(told, names, NOON)
     assert mine.as_json(0) == {}, "what was before is not of now"
     its.observe(record(ended_s=NOON, attempts=(BAD, GOOD), first_ms=330.0))
     for _ in range(2):
-        its.tell(told)
-        mine.hear(told, names, NOON)
+        its.publish(told)
+        mine.merge(told, names, NOON)
     mine.observe(record())
     number = NOON // BUCKET_S
     assert mine.as_json(NOON)[""] == [[number, 2, 0, 1, 60, 230]]
@@ -217,7 +217,7 @@ def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
     assert mine.as_json(NOON)[BAD.instance.name] == [[number, 1, 1, 0, 0, None]]
     assert mine.rate.at(NOON + 1) == pytest.approx(2 / 5)
     back: dict[str, float] = {}
-    mine.tell(back)
+    mine.publish(back)
     assert back == {
         "page requests ": 1,
         "page tokens ": 30,

@@ -78,7 +78,7 @@ def test_a_cost_is_what_the_package_says(
         assert told
 
 
-def test_some_are_asked_for_each_time() -> None:
+def test_a_price_that_depends_on_the_length() -> None:
     about = ("openrouter", "qwen/qwen3-coder-flash", used(50_000, 10))
     assert cost(Prices(), *about) == pytest.approx(float(by_the_package(*about)))
 
@@ -133,10 +133,22 @@ def test_a_list_is_looked_into_once_for_a_model(monkeypatch: pytest.MonkeyPatch)
     cost(known, "openai", "gpt-4o-mini", used(10, 10))
     assert known.is_loaded
     monkeypatch.setattr(pricing, "_model", None)
-    monkeypatch.setattr(pricing, "_asking", None)
     assert cost(known, "openai", "gpt-4o-mini", used(20, 10))
     # A quarter of an hour later the price may be another.
     assert cost(known, "openai", "gpt-4o-mini", used(20, 10), ended_s=NOW_S + 900) is None
+
+
+def test_a_fault_of_the_list_costs_no_row_and_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*about: object, **more: object) -> None:
+        raise ArithmeticError("a fault")
+
+    known = Prices()
+    monkeypatch.setattr("genai_prices.types.ModelInfo.calc_price", fail)
+    for _ in range(3):
+        assert cost(known, "openai", "gpt-4o-mini", used(10, 10)) is None
+    assert caplog.text.count("no price for gpt-4o-mini") == 1
 
 
 def test_without_the_package_nothing_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +161,7 @@ def test_nothing_is_fetched() -> None:
 import sys
 from types import SimpleNamespace
 from nexus_gateway.wire.usage import TokenUsage
-from nexus_gateway.telemetry.pricing import Prices, Spent, spent_on
-from nexus_gateway.testing import FakeUpstream, Reply
+from nexus_gateway.telemetry.pricing import Prices
 
 def refuse(event, about):
     assert not event.startswith("socket."), event

@@ -1,52 +1,110 @@
-"""The W3C's trace context, read strictly and written anew."""
+"""The W3C's trace context: which headers of a caller count, and what an upstream gets of them."""
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
+from fakes import make_instance
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+from opentelemetry.sdk.trace import TracerProvider
 
-from nexus_gateway.telemetry.tracing import Parent, read, write
+from nexus_gateway.telemetry.tracing import Tracing
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{SPAN}-01"
+TRACING = Tracing(TracerProvider())
 
 
-def test_what_is_in_order() -> None:
-    found = read([GOOD], ["a=1 , b@c= x", "d=2"])
-    assert found == Parent(
-        int(TRACE, 16), int(SPAN, 16), 1, (("a", "1"), ("b@c", " x"), ("d", "2"))
+def sent_up(parents: list[str], states: list[str]) -> dict[str, str]:
+    """Return the headers of an attempt, for a request with these."""
+    headers = CIMultiDict(
+        [("traceparent", p) for p in parents] + [("tracestate", s) for s in states]
     )
-    assert write(found) == {"traceparent": GOOD, "tracestate": "a=1,b@c= x,d=2"}
+    trace = TRACING.begin(CIMultiDictProxy(headers), "chat", "/v1/chat/completions")
+    attempt: Any = SimpleNamespace(instance=make_instance(), model="fake-large")
+    return dict(trace.attempt(attempt, stream=True).headers)
 
 
-def test_a_later_version_may_say_more_and_goes_on_as_ours() -> None:
-    found = read([f"7c-{TRACE}-{SPAN}-ff-what-is-to-come"], [])
-    assert found is not None
-    assert write(found) == {"traceparent": f"00-{TRACE}-{SPAN}-03"}
+def test_a_valid_trace_is_continued_with_all_of_its_state() -> None:
+    headers = sent_up([GOOD], ["a=1 , b@c= x", "d=2"])
+    version, trace, span, flags = headers["traceparent"].split("-")
+    assert (version, trace, flags) == ("00", TRACE, "01")
+    assert span != SPAN
+    assert headers["tracestate"] == "a=1,b@c= x,d=2"
 
 
-@pytest.mark.parametrize("parents", [[], [GOOD, GOOD], [GOOD + "\n00"], ["x" * 9999]])
-def test_one_and_no_more(parents: list[str]) -> None:
-    assert read(parents, ["a=1"]) is None
+@pytest.mark.parametrize("more", ["", "-what-is-to-come"])
+def test_a_later_version_is_read_and_sent_as_version_0(more: str) -> None:
+    headers = sent_up([f"7c-{TRACE}-{SPAN}-ff{more}"], [])
+    assert headers["traceparent"].startswith(f"00-{TRACE}-")
+    assert headers["traceparent"][-3:] in ("-01", "-03")  # no flag that the standard lacks
+    assert "what" not in headers["traceparent"]
 
 
 @pytest.mark.proves("S-17")
 @pytest.mark.parametrize(
-    "state", ["A=1", "a", "a=", "=1", "a=1,a=2", "a=\x7f", "a=b=c", "é=1", "a b=1", "a=1\r\nX: 1"]
+    "parents",
+    [
+        [],
+        [""],
+        ["no"],
+        [GOOD, GOOD],
+        [GOOD + "\n00"],
+        [GOOD + "-more"],
+        [GOOD[:-1]],
+        [GOOD.replace("-", "_")],
+        [f"00-{TRACE.upper()}-{SPAN}-01"],
+        [f"00-{'0' * 32}-{SPAN}-01"],
+        [f"00-{TRACE}-{'0' * 16}-01"],
+        [f"ff-{TRACE}-{SPAN}-01"],
+        [f"7c-{TRACE}-{SPAN}-01-{'x' * 500}"],
+        ["x" * 9999],
+    ],
 )
-def test_a_state_that_is_not_in_order_is_dropped_whole(state: str) -> None:
-    found = read([GOOD], ["ok=1", state])
-    assert found is not None
-    assert found.state == ()
+def test_a_malformed_parent_begins_a_new_trace_without_the_state(parents: list[str]) -> None:
+    headers = sent_up(parents, ["a=1"])
+    assert list(headers) == ["traceparent"]
+    assert TRACE not in headers["traceparent"].lower()
+
+
+@pytest.mark.proves("S-17")
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("A=1", "a", "a=", "=1", "a=1,a=2", "a=b=c", "é=1", "a=é", "a b=1"),
+        *("a=\x7f", "a=\x00", "a=1\tb", "a=1\r\nX: 1", "a=1\n", "\na=1", "a=1,\x1b[31mred"),
+        "a=" + "x" * 257,
+        "a" * 257 + "=1",
+        ",".join(f"k{n}=v" for n in range(32)),  # the 33rd member, with the one beside it
+        ",".join(f"k{n}={'v' * 60}" for n in range(8)),  # 8 valid members, more than 512 characters
+        "a=" + "x" * 100_000,
+    ],
+)
+def test_a_hostile_state_is_dropped_whole_and_never_logged(
+    state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert "tracestate" not in sent_up([GOOD], ["ok=1", state])
+    assert "tracestate" not in sent_up([GOOD], [state, "ok=1"])
+    assert not caplog.records
+
+
+def test_no_parent_that_is_current_in_this_process_is_taken() -> None:
+    with TracerProvider().get_tracer("other").start_as_current_span("other") as other:
+        headers = sent_up([], [])
+    assert f"{other.get_span_context().trace_id:032x}" not in headers["traceparent"]
 
 
 @given(st.lists(st.text(max_size=80), max_size=3), st.lists(st.text(max_size=80), max_size=3))
-def test_whatever_comes_only_what_is_well_formed_goes_up(
+def test_whatever_is_sent_only_well_formed_headers_go_up(
     parents: list[str], states: list[str]
 ) -> None:
     for parent in (parents, [GOOD]):
-        found = read(parent, states)
-        for value in () if found is None else write(found).values():
+        for value in sent_up(parent, states).values():
             assert all(" " <= c <= "~" for c in value)
             assert len(value) <= 512

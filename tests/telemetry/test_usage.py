@@ -18,10 +18,10 @@ from nexus_gateway.telemetry.usage import (
     BY,
     FIGURES,
     UsageQuery,
-    answer_of,
     as_json,
     moment_s,
     queries,
+    report_of,
 )
 
 NOW_S = datetime(2026, 3, 10, 15, 30, 20, tzinfo=UTC).timestamp()
@@ -86,7 +86,7 @@ def test_whatever_is_written_is_a_moment_or_told_to_be_none(text: str) -> None:
 @pytest.mark.parametrize("text", ["999999w", "0001-01-01", "9999-12-31T23:59-10:00"])
 def test_a_moment_far_away_can_be_told(text: str) -> None:
     at_s = moment_s(text, NOW_S, is_local=False)
-    assert as_json(UsageQuery("day", at_s), answer_of([], [0] * len(FIGURES)))["since"]
+    assert as_json(UsageQuery("day", at_s), report_of([], [0] * len(FIGURES)))["since"]
 
 
 def table(*rows: dict[str, object]) -> sqlite3.Connection:
@@ -105,7 +105,7 @@ def table(*rows: dict[str, object]) -> sqlite3.Connection:
 def told(connection: sqlite3.Connection, question: UsageQuery) -> dict[object, dict[str, object]]:
     by_group, of_all, values = queries(question)
     total = connection.execute(of_all, values).fetchone()
-    answer = answer_of(connection.execute(by_group, values).fetchall(), total)
+    answer = report_of(connection.execute(by_group, values).fetchall(), total)
     told = as_json(question, answer)
     assert sum(row["requests"] for row in told["data"]) == told["total"]["requests"]
     return {row.pop(question.by): row for row in told["data"]} | {"total": told["total"]}
@@ -169,7 +169,7 @@ def test_only_what_is_known_gets_into_a_query() -> None:
 
 def test_times_have_their_offset(berlin: None) -> None:
     question = UsageQuery("day", utc("2026-03-10T12:00"), is_local=True)
-    said = as_json(question, answer_of([], [0] * len(FIGURES)))
+    said = as_json(question, report_of([], [0] * len(FIGURES)))
     assert (said["since"], said["until"]) == ("2026-03-10T13:00:00+01:00", None)
     assert said["timezone"] == "local"
 

@@ -1,18 +1,18 @@
 """GET /v1/events: a snapshot of all instances, then what changes and what ends.
 
     snapshot   all instances, the last requests, the timelines, the gateway's own figures;
-               once more, without the latter two, when an instance is gone, in place of
-               whatever else was new
+               again, without the latter two, when an instance is removed, in place of
+               everything else that is new
     instance   one that changed
-    request    one that has ended, with its attempts; never a word of it
+    request    one that has ended, with its attempts; no part of its conversation
     gateway    once a second: its own figures, and the timelines' newest buckets
 
-Ids are `RUN-NUMBER`: with the `Last-Event-ID` of this run a reconnecting listener gets only what
-it missed, with any other, or where that is much, a snapshot. `gateway` events have none.
+Ids are `RUN-NUMBER`. With a `Last-Event-ID` of this run, a client that reconnects gets only what it
+missed; with any other, or if it missed much, a snapshot. `gateway` events have no id.
 
-All of it is of all worker processes, whichever answers. The others hand over their requests only
-while somebody listens: the snapshot waits for that, and a request of theirs is told a moment later
-than one that ended here. Who wants them in order has `endedAt`.
+Events cover all worker processes, whichever answers. The others hand over their requests only while
+a client listens: the snapshot waits for that, and their requests arrive a moment later than those
+of this process. To order them, use `endedAt`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ FEED = web.AppKey("feed", Feed)
 
 
 def feed_of(gateway: Gateway) -> Feed:
-    """Make the feed of a gateway, told of its requests and in step with the other workers."""
+    """Make a gateway's feed, which observes its requests and is in step with the other workers."""
     feed = Feed(gateway.pool)
     alone = gateway.others
 
-    def share(said: WorkerState) -> None:
+    def share(state: WorkerState) -> None:
         if feed.listeners:
-            said.gauges[LISTENERS] = feed.listeners
-        feed.timelines.tell(said.counts)
+            state.gauges[LISTENERS] = feed.listeners
+        feed.timelines.publish(state.counts)
         if gateway.others is not alone:
             names = [instance.name for instance in gateway.pool.instances]
-            feed.timelines.hear(gateway.others.counts, names, feed.wall())
+            feed.timelines.merge(gateway.others.counts, names, feed.wall())
 
     gateway.observers.append(feed.observe)
     gateway.shares.append(share)
@@ -58,7 +58,7 @@ def feed_of(gateway: Gateway) -> Feed:
 
 
 async def events(request: web.Request) -> web.StreamResponse:
-    """Stream what changes until the caller leaves, or this process, or a key changes."""
+    """Stream events until the client leaves, this process leaves, or a key changes."""
     async with sse_response(request, sep="\n") as response:
         await _Listener(request, response).listen()
     return response
@@ -67,9 +67,9 @@ async def events(request: web.Request) -> web.StreamResponse:
 def figures(gateway: Gateway, feed: Feed) -> dict[str, Any]:
     """Return the gateway's own figures.
 
-    `since` is when this process began to remember what the timelines tell, in Unix ms. What was
-    spent counts on where a worker is replaced; it is null where nothing of it is known, and
-    `priced` is the share of the requests whose cost is.
+    `since` is when this process began to count the timelines, in Unix ms. `spentUsd` continues when
+    a worker is replaced; it is null if no cost is known, and `priced` is the share of the requests
+    whose cost is.
     """
     others, ledger = gateway.others, gateway.ledger
     elsewhere = int(others.gauges.get(REQUESTS_IN_FLIGHT, 0))
@@ -89,18 +89,12 @@ def figures(gateway: Gateway, feed: Feed) -> dict[str, Any]:
     }
 
 
-def _keys(settings: Settings) -> list[str]:
-    """Return what opens this door."""
+def _credentials(settings: Settings) -> list[str]:
     return [secret.reveal() for secret in settings.secrets]
 
 
 class _Listener:
-    """One who listens.
-
-    Args:
-        request: its own.
-        response: where it hears.
-    """
+    """One client of the event stream."""
 
     def __init__(self, request: web.Request, response: EventSourceResponse) -> None:
         self._gateway = gateway_of(request)
@@ -108,28 +102,30 @@ class _Listener:
         self._response = response
         self._last_id = request.headers.get("Last-Event-ID")
         self._sent = 0
-        self._whole = False
+        self._has_timelines = False
 
     async def listen(self) -> None:
-        """Tell it what happens, as long as this process stays, and what opened the door."""
+        """Send events as long as this process stays and no credential changes."""
         self._feed.listeners += 1
         self._gateway.decided.set()
         try:
-            await self._tell_all()
+            await self._send_all()
         finally:
             self._feed.listeners -= 1
 
-    async def _tell_all(self) -> None:
+    async def _send_all(self) -> None:
         leaving = self._gateway.drain.leaving
-        opened_by = _keys(self._gateway.settings)
+        credentials = _credentials(self._gateway.settings)
         await self._begin()
         loop = asyncio.get_running_loop()
         tick_s = loop.time() + TICK_S
-        while not leaving.is_set() and _keys(self._gateway.settings) == opened_by:
-            await self._catch_up()
+        while not leaving.is_set() and _credentials(self._gateway.settings) == credentials:
+            for number, event, data in self._feed.since(self._sent):
+                await self._send(event, data, number)
+                self._sent = number
             if loop.time() >= tick_s:
                 tick_s += TICK_S
-                await self._tick()
+                await self._send("gateway", self._figures())
             try:
                 async with asyncio.timeout(EVERY_S):
                     await leaving.wait()
@@ -146,23 +142,14 @@ class _Listener:
             self._sent = number
             return
         self._sent = newest
-        data = {**self._feed.snapshot(), **self._figures()}
-        await self._say("snapshot", data, newest)
-
-    async def _catch_up(self) -> None:
-        for number, event, data in self._feed.since(self._sent):
-            await self._say(event, data, number)
-            self._sent = number
-
-    async def _tick(self) -> None:
-        await self._say("gateway", self._figures())
+        await self._send("snapshot", {**self._feed.snapshot(), **self._figures()}, newest)
 
     def _figures(self) -> dict[str, Any]:
-        """Return the figures; with the whole timelines the first time."""
-        buckets = self._feed.buckets(whole=not self._whole)
-        self._whole = True
+        """Return the figures, the first time with the complete timelines."""
+        buckets = self._feed.buckets(whole=not self._has_timelines)
+        self._has_timelines = True
         return {"gateway": figures(self._gateway, self._feed), "timelines": buckets}
 
-    async def _say(self, event: str, data: object, number: int | None = None) -> None:
+    async def _send(self, event: str, data: object, number: int | None = None) -> None:
         id = None if number is None else self._feed.id_of(number)
         await self._response.send(json.dumps(data), id=id, event=event)

@@ -15,18 +15,18 @@ from nexus_gateway.web.request import json_response
 
 
 def status_of(instances: Iterable[Instance]) -> str:
-    """Sum up the enabled instances: all serve, some may be asked, or none.
+    """Sum up the enabled instances: healthy if all serve, unhealthy if none may be tried.
 
-    Where all that is left is a probe, somebody may be asked, and nobody knows whether he serves.
+    An instance that awaits a probe may be tried, but does not count as serving.
     """
-    wanted = [instance for instance in instances if instance.enabled]
-    if not any(instance.available_in_s() == 0 for instance in wanted):
+    enabled = [instance for instance in instances if instance.enabled]
+    if not any(instance.available_in_s() == 0 for instance in enabled):
         return "unhealthy"
-    return "healthy" if all(instance.is_available for instance in wanted) else "degraded"
+    return "healthy" if all(instance.is_available for instance in enabled) else "degraded"
 
 
 async def health(request: web.Request) -> web.Response:
-    """Tell how everybody is, in all workers; 200 also in an outage, 503 only while draining."""
+    """Report all instances, of all workers; 200 also in an outage, 503 only while draining."""
     gateway = gateway_of(request)
     draining = gateway.drain.begun.is_set()
     pool = gateway.pool
@@ -46,12 +46,12 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def live(request: web.Request) -> web.Response:
-    """Say that the process answers."""
+    """Answer, so that the process is known to be alive."""
     return json_response({"status": "alive"})
 
 
 async def ready(request: web.Request) -> web.Response:
-    """Say whether requests may be sent here: not while draining, not without any instance."""
+    """Report whether requests may be sent here: not while draining or without any instance."""
     gateway = gateway_of(request)
     if gateway.drain.begun.is_set():
         return json_response({"status": "draining"}, 503)

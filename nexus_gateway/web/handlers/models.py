@@ -18,23 +18,23 @@ _ANY = "auto"
 
 
 def _entry(id: str, owner: str, instances: list[Instance], model: str | None) -> dict[str, Any]:
-    """Describe one model in OpenAI's shape, with context window and modalities beside."""
-    found = [m for i in instances for m in i.provider.models if m.id == (model or i.model)]
+    """Describe one model in OpenAI's shape, with context window and modalities added."""
+    models = [m for i in instances for m in i.provider.models if m.id == (model or i.model)]
     takes_images = any(i.takes_images_with(model or i.model) for i in instances)
     return {
         "id": id,
         "object": "model",
         "created": 0,
         "owned_by": owner,
-        "kind": found[0].kind if found else CHAT,
-        "context_window": max((m.context for m in found), default=0) or None,
+        "kind": models[0].kind if models else CHAT,
+        "context_window": max((m.context for m in models), default=0) or None,
         "modalities": ["text", "image"] if takes_images else ["text"],
         "instances": [i.name for i in instances],
     }
 
 
 def catalogue(pool: Pool) -> dict[str, dict[str, Any]]:
-    """Return what the present instances can serve, by model id; `auto` first."""
+    """Return the models that the instances serve, by id; `auto` first."""
     by_model: dict[str, list[Instance]] = {}
     for instance in pool.instances:
         for id in dict.fromkeys([instance.model, *(m.id for m in instance.provider.models)]):
@@ -46,7 +46,6 @@ def catalogue(pool: Pool) -> dict[str, dict[str, Any]]:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """List the models."""
     entries = catalogue(gateway_of(request).pool)
     return json_response({"object": "list", "data": list(entries.values())})
 

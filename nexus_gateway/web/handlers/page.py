@@ -1,6 +1,6 @@
-"""GET /: the Control Center, and the few files that it is made of.
+"""GET /: the Control Center's page and its few files.
 
-The page holds no data and is public; what it shows it asks for by admin calls. A strict policy
+The page holds no data and is public; it requests what it shows by admin calls. A strict policy
 lets it load, run and call nothing but this gateway.
 """
 
@@ -16,8 +16,12 @@ from aiohttp import web
 from nexus_gateway.errors import NotFound
 
 _FOLDER = Path(__file__).parents[1] / "static"
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_TYPES[".svg"] = "image/svg+xml"
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "; ".join(
@@ -42,40 +46,29 @@ _HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of the page.
-
-    Args:
-        body: what is in it.
-        content_type: of what kind that is.
-        tag: changes with it.
-    """
-
     body: bytes
     content_type: str
-    tag: str
+    tag: str  # changes with the body
 
 
 @cache
 def files() -> dict[str, File]:
-    """Read the page's files, by name, when it is opened for the first time.
+    """Read the page's files, by name, once.
 
-    There are no others: a name from outside is looked up here and never becomes a path.
+    A name in a request is looked up here and never becomes a path.
     """
-    found = {}
+    by_name = {}
     for path in _FOLDER.iterdir():
-        kind = _TYPES.get(path.suffix)
-        if kind is not None:
+        content_type = _TYPES.get(path.suffix)
+        if content_type is not None:
             body = path.read_bytes()
-            found[path.name] = File(body, kind, blake2b(body, digest_size=8).hexdigest())
-    return found
+            tag = blake2b(body, digest_size=8).hexdigest()
+            by_name[path.name] = File(body, content_type, tag)
+    return by_name
 
 
 async def page(request: web.Request) -> web.StreamResponse:
-    """Answer with the page, or one of its files.
-
-    Raises:
-        NotFound: it has no such file.
-    """
+    """Return the page, or one of its files."""
     name = request.match_info.get("name", "index.html")
     file = files().get(name)
     if file is None:

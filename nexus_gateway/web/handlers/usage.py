@@ -11,11 +11,10 @@ from aiohttp import web
 from nexus_gateway.errors import GatewayError, InvalidRequest, NotFound
 from nexus_gateway.telemetry.usage import (
     NOTHING,
+    InvalidQuery,
     UsageQuery,
     UsageReport,
-    WrongQuestion,
     as_json,
-    check_by,
     moment_s,
 )
 from nexus_gateway.web.gateway import gateway_of
@@ -27,51 +26,50 @@ _NAMES = ("by", "since", "until")
 
 
 async def usage(request: web.Request) -> web.Response:
-    """Tell what was used, of all workers and earlier runs; days and hours begin by UTC."""
+    """Report usage, of all workers and earlier runs; days and hours begin by UTC."""
     gateway = gateway_of(request)
     path, ledger = gateway.settings.ledger, gateway.ledger
     if not path:
         raise NotFound("No ledger is kept: LEDGER is off.", code="ledger_off")
-    question = _question(request)
+    query = _query(request)
     if ledger is not None and ledger.is_refused:
-        raise _unreadable("No ledger is kept, as its file cannot be used: the log says why.")
-    answer = await asyncio.to_thread(_ask, path, question)
-    return json_response(as_json(question, answer))
+        raise _unreadable("No ledger is kept, because its file cannot be used; see the log.")
+    # In a thread: the ledger may be large.
+    return json_response(as_json(query, await asyncio.to_thread(_report, path, query)))
 
 
-def _question(request: web.Request) -> UsageQuery:
-    query = request.query
-    if unknown := [name for name in query if name not in _NAMES]:
+def _query(request: web.Request) -> UsageQuery:
+    parameters = request.query
+    if unknown := [name for name in parameters if name not in _NAMES]:
         raise InvalidRequest(
-            f"There is no parameter {unknown[0]!r}; there are: {', '.join(_NAMES)}.",
+            f"Unknown parameter {unknown[0]!r}; the parameters are: {', '.join(_NAMES)}.",
             param=unknown[0],
         )
     now_s = time.time()
-    since_s, until_s = (_moment_s(query.get(name), name, now_s) for name in ("since", "until"))
+    since_s, until_s = (_moment_s(parameters.get(name), name, now_s) for name in _NAMES[1:])
     try:
-        return UsageQuery(check_by(query.get("by") or "instance"), since_s, until_s)
-    except WrongQuestion as error:
+        return UsageQuery(parameters.get("by") or "instance", since_s, until_s)
+    except InvalidQuery as error:
         raise InvalidRequest(f"`by` {error}.", param="by") from None
 
 
 def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
     try:
         return moment_s(text, now_s, is_local=False) if text else None
-    except WrongQuestion as error:
+    except InvalidQuery as error:
         raise InvalidRequest(f"`{name}` {error}.", param=name) from None
 
 
-def _ask(path: str, question: UsageQuery) -> UsageReport:
-    """Ask the ledger, in a thread: it may be large."""
+def _report(path: str, query: UsageQuery) -> UsageReport:
     import sqlite3
 
     from nexus_gateway.telemetry import ledger
 
     try:
-        return ledger.ask(path, question) or NOTHING
+        return ledger.ask(path, query) or NOTHING
     except (OSError, sqlite3.Error, ledger.LedgerRefused) as error:
         logger.warning("the ledger cannot be read: %s", error)
-        raise _unreadable("The ledger cannot be read just now: the log says why.") from None
+        raise _unreadable("The ledger cannot be read at the moment; see the log.") from None
 
 
 def _unreadable(message: str) -> GatewayError:
