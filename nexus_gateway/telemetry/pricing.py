@@ -14,15 +14,19 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from nexus_gateway.proxy.record import RequestRecord
-from nexus_gateway.wire.usage import TokenUsage
 
 logger = logging.getLogger("nexus_gateway")
 
 # Some prices depend on the time of day.
 PERIOD_S = 900
 MOST_KNOWN = 1000
+# Long prompts may have a price of their own; most are short.
+SHORT = 100_000
+_SAMPLES = ((SHORT, 0, 0, 0), (SHORT, SHORT, 0, 0), (SHORT, 0, SHORT, 0), (0, 0, 0, SHORT))
+_CHECKS = ((300, 100, 50, 20), (SHORT, SHORT // 3, SHORT // 4, SHORT // 2))
 
-_Calculator = Callable[[Any], Any]  # from the package's usage to its cost
+# From a prompt's tokens, those read from a cache, those written to one, and the completion's.
+_Calculator = Callable[[int, int, int, int], float | None]
 
 
 class Spent(NamedTuple):
@@ -86,7 +90,11 @@ class Prices:
                     self._calculators.clear()
                 self._calculators[key] = self._find(record)
             calculate = self._calculators[key]
-            return None if calculate is None else _cost_usd(calculate, prompt, tokens)
+            if calculate is None:
+                return None
+            cached = min(tokens.cached or 0, prompt)
+            written = min(tokens.cache_written or 0, prompt - cached)
+            return calculate(prompt, cached, written, tokens.completion or 0)
         except Exception:  # a fault of the price list must not cost a row
             logger.exception("no price for %s", record.model)
             self._calculators[key] = None
@@ -100,9 +108,7 @@ class Prices:
         match = _model(self._snapshot, record.provider, record.model)
         if match is None:
             return None
-        provider, model = match
-        at = datetime.fromtimestamp(record.ended_s, UTC)
-        return partial(model.calc_price, provider=provider, genai_request_timestamp=at)
+        return _proportional(partial(_ask, *match, datetime.fromtimestamp(record.ended_s, UTC)))
 
 
 def _price_list() -> Any:
@@ -129,17 +135,38 @@ def _model(snapshot: Any, provider_name: str, model: str) -> tuple[Any, Any] | N
     return None if match is None else (provider, match)
 
 
-def _cost_usd(calculate: _Calculator, prompt: int, tokens: TokenUsage) -> float | None:
+def _ask(
+    provider: Any, model: Any, at: datetime, prompt: int, cached: int, written: int, completion: int
+) -> float | None:
     from genai_prices import Usage
 
-    cached = min(tokens.cached or 0, prompt)
     usage = Usage(
         input_tokens=prompt,
         cache_read_tokens=cached,
-        cache_write_tokens=min(tokens.cache_written or 0, prompt - cached),
-        output_tokens=tokens.completion or 0,
+        cache_write_tokens=written,
+        output_tokens=completion,
     )
     try:
-        return float(calculate(usage).total_price)
+        return float(model.calc_price(usage, provider, genai_request_timestamp=at).total_price)
     except ValueError:  # not priced by such tokens
         return None
+
+
+def _proportional(ask: _Calculator) -> _Calculator:
+    """Multiply, if a short request's price is in proportion: the package takes 30 times as long."""
+    samples = [ask(*sample) for sample in _SAMPLES]
+    if None in samples:
+        return ask
+    fresh, kept, keeping, answered = (cost / SHORT for cost in samples if cost is not None)
+
+    def multiply(prompt: int, cached: int, written: int, completion: int) -> float | None:
+        if prompt > SHORT:
+            return ask(prompt, cached, written, completion)
+        plain = prompt - cached - written
+        return plain * fresh + cached * kept + written * keeping + completion * answered
+
+    for check in _CHECKS:
+        asked, product = ask(*check), multiply(*check)
+        if asked is None or product is None or abs(product - asked) > 1e-9:
+            return ask
+    return multiply
