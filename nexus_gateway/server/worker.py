@@ -155,7 +155,7 @@ class Worker:
         self._informed.set()
 
     def _hear_news(self, news: RecentEvents) -> None:
-        self._feed.hear(news.requests)
+        self._feed.merge(news.requests)
         self._names.hear_first_tokens(news.first_tokens_ms)
 
     @property
@@ -181,7 +181,7 @@ class Worker:
 
     def _tell_news(self, *, whoever_listens: bool = False) -> None:
         wanted = self._hands_over or whoever_listens
-        requests = self._feed.hand_over() if wanted else []
+        requests = self._feed.unpublished() if wanted else []
         if news := RecentEvents(requests, self._names.first_tokens_ms()):
             self._line.send("news", **news.as_json())
 

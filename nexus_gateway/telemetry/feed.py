@@ -1,9 +1,7 @@
-"""What the live page hears: how the instances change, and the requests as they end.
+"""The live feed: changes of the instances and requests that have ended, numbered and kept.
 
-The last requests that ended, as the live page lists them.
-
-Beside the last of all, the last that failed or moved to another instance: where much goes well,
-these are what somebody looks for, and they would be gone within seconds.
+Besides the last requests it keeps the last that failed or failed over: under much traffic these are
+what an operator looks for, and they would be gone within seconds.
 """
 
 from __future__ import annotations
@@ -34,108 +32,97 @@ Numbered = tuple[int, RequestRecord]
 
 
 class LastRequests:
-    """The last that ended here, and those that other workers handed over.
+    """The last requests of this worker, and those that other workers have published.
 
-    Each has a number, by which it became known here; that of another worker is told a moment
-    after its end, so that the order of the numbers is not always that of the ends. What ended
-    here is described when somebody asks and not before.
+    Each has a number in the order in which it became known here, which is not always the order of the
+    ends. A request of this worker is turned into JSON only when the feed is read.
     """
 
     def __init__(self) -> None:
         self._here: deque[Numbered] = deque(maxlen=MOST_REQUESTS)
         self._troubled: deque[Numbered] = deque(maxlen=MOST_TROUBLED)  # may be in both
         self._elsewhere: list[tuple[int, Ended]] = []
-        self._handed_over = 0
+        self._published = 0
 
     def observe(self, number: int, record: RequestRecord) -> None:
-        """Note what ended here."""
         self._here.append((number, record))
         if failed(record) or record.failovers:
             self._troubled.append((number, record))
 
-    def hear(self, number: int, requests: list[Ended]) -> int:
-        """Note what ended elsewhere, the oldest first.
+    def merge(self, number: int, requests: list[Ended]) -> int:
+        """Add requests of other workers, oldest first; return the last number given.
 
         Args:
-            number: the last that was given to anything.
-            requests: none of which was told before.
-
-        Returns:
-            The last that is given now.
+            number: the last one given so far.
+            requests: none of which was added before.
         """
         self._elsewhere += enumerate(requests, number + 1)
         self._elsewhere.sort(key=lambda entry: ended_ms(entry[1]))
         self._elsewhere = to_keep(self._elsewhere, lambda entry: entry[1])
         return number + len(requests)
 
-    def hand_over(self) -> list[Ended]:
-        """Return what ended here since this was last asked, the oldest first."""
-        new = self._here_since(self._handed_over)
+    def unpublished(self) -> list[Ended]:
+        """Return the requests of this worker since the last call, oldest first."""
+        new = self._here_since(self._published)
         if new:
-            self._handed_over = new[0][0]
+            self._published = new[0][0]
         return [request_json(record) for _, record in reversed(new)]
 
     def since(self, number: int, most: int) -> list[tuple[int, Ended]]:
-        """Return what became known after a number, by number.
+        """Return what became known after a number, in order.
 
         Args:
-            number: the last that is known to who asks.
-            most: so many of the newest of all, and of the newest that went badly.
+            number: the last one that the listener has.
+            most: how many of the newest, and how many more of the newest that went badly.
         """
-        found = [entry for entry in self._elsewhere if entry[0] > number]
-        found += [(n, request_json(record)) for n, record in self._here_since(number)]
-        found.sort(key=lambda entry: entry[0])
-        troubled = [entry for entry in found[:-most] if is_troubled(entry[1])]
-        return troubled[-most:] + found[-most:]
+        entries = [entry for entry in self._elsewhere if entry[0] > number]
+        entries += [(n, request_json(record)) for n, record in self._here_since(number)]
+        entries.sort(key=lambda entry: entry[0])
+        troubled = [entry for entry in entries[:-most] if is_troubled(entry[1])]
+        return troubled[-most:] + entries[-most:]
 
     def count_since(self, number: int) -> int:
-        """Return how many became known after a number, of those that are still known."""
         return len(self._here_since(number)) + sum(n > number for n, _ in self._elsewhere)
 
     def all(self) -> list[Ended]:
-        """Return the last of all workers, in the order of their ends."""
-        found = [request_json(record) for _, record in reversed(self._here_since(0))]
-        found += [it for _, it in self._elsewhere]
-        return to_keep(sorted(found, key=ended_ms), lambda request: request)
+        """Return the last requests of all workers, in the order of their ends."""
+        requests = [request_json(record) for _, record in reversed(self._here_since(0))]
+        requests += [it for _, it in self._elsewhere]
+        return to_keep(sorted(requests, key=ended_ms), lambda request: request)
 
     def _here_since(self, number: int) -> list[Numbered]:
-        """Return what ended here after a number, the newest first."""
 
         def after(entries: Iterable[Numbered]) -> list[Numbered]:
             return list(takewhile(lambda entry: entry[0] > number, entries))
 
-        found = after(reversed(self._here))
-        if found and len(found) == len(self._here):  # what went badly may be known from before
-            oldest = found[-1][0]
-            found += after(entry for entry in reversed(self._troubled) if entry[0] < oldest)
-        return found
+        entries = after(reversed(self._here))
+        if entries and len(entries) == len(self._here):  # older troubled ones may still be kept
+            oldest = entries[-1][0]
+            entries += after(entry for entry in reversed(self._troubled) if entry[0] < oldest)
+        return entries
 
 
 EVERY_S = 0.25
 REMEMBERED = 1000
-# Nobody reads more in one go; who wants every request has the log.
+# A page shows no more at once; the log has every request.
 AT_ONCE = 50
-# These run down by themselves and are no change.
+# These count down by themselves, which is no change.
 _RUNNING_DOWN = ("parkedForMs", "probeInMs")
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_REMOVED = ""  # is nobody's name
+_REMOVED = ""  # no instance has this name
 Change = tuple[int, str, Any]
 
 
 class Feed:
-    """The changes of the instances and the last requests, numbered and remembered.
+    """The changes of the instances and the last requests.
 
-    It looks at the instances when a listener asks and not by itself: without listeners it costs
-    no more than to note what ended.
-
-    Args:
-        pool: the instances.
-        wall: Unix seconds.
+    The instances are compared with their former state when a listener reads, not by a timer: without
+    listeners the feed costs no more than to keep a record.
 
     Attributes:
-        listeners: how many there are.
-        since_s: when it began to remember, in Unix seconds.
-        whole: set while it knows of the requests of all workers.
+        listeners: how many read it.
+        since_s: when it began, in Unix seconds.
+        whole: set while it has the requests of all workers.
     """
 
     def __init__(self, pool: Pool, wall: Callable[[], float] = time.time) -> None:
@@ -148,34 +135,34 @@ class Feed:
         self._pool = pool
         self._run = secrets.token_hex(4)
         self._number = 0
-        self._looked_s = 0.0
+        self._refreshed_s = 0.0
         self._seen: dict[str, dict[str, Any]] = {}
         self._changes: deque[tuple[int, str]] = deque(maxlen=REMEMBERED)
         self._requests = LastRequests()
 
     def observe(self, record: RequestRecord) -> None:
-        """Note a request that has ended."""
+        """Keep the record of a request (a `record.Observer`)."""
         self._number += 1
         self._requests.observe(self._number, record)
         self.timelines.observe(record)
 
-    def hear(self, requests: list[Ended]) -> None:
-        """Note requests that have ended in other workers, none of which was told before."""
-        self._number = self._requests.hear(self._number, requests)
+    def merge(self, requests: list[Ended]) -> None:
+        """Add requests of other workers, none of which was added before."""
+        self._number = self._requests.merge(self._number, requests)
 
-    def hand_over(self) -> list[Ended]:
-        """Return the requests that have ended here since this was last asked."""
-        return self._requests.hand_over()
+    def unpublished(self) -> list[Ended]:
+        """Return the requests of this worker since the last call."""
+        return self._requests.unpublished()
 
-    def look(self) -> int:
-        """Compare the instances with how they were; return the newest change's number.
+    def refresh(self) -> int:
+        """Compare the instances with their former state; return the newest change's number.
 
-        However many listen, it looks no more often than one of them would.
+        Many listeners cause no more comparisons than one.
         """
         now_s = self.wall()
-        if 0 <= now_s - self._looked_s < EVERY_S / 2:
+        if 0 <= now_s - self._refreshed_s < EVERY_S / 2:
             return self._number
-        self._looked_s = now_s
+        self._refreshed_s = now_s
         for instance in self._pool.instances:
             now = instance_json(instance)
             before = self._seen.get(instance.name, {})
@@ -194,10 +181,10 @@ class Feed:
         self._changes.append((self._number, name))
 
     def since(self, number: int) -> list[Change]:
-        """Return what came after a number: each its own number, what it is, and how it is now.
+        """Return what came after a number: for each its number, its kind and its present state.
 
-        An instance that changed often is told once; of the requests those that fit on a page.
-        Where an instance is gone, a snapshot tells all of it, and has the newest number.
+        An instance that changed several times occurs once; of the requests those that fit on a page.
+        If an instance was removed, it is one snapshot, with the newest number.
         """
         latest = {name: n for n, name in self._changes if n > number}
         if _REMOVED in latest:
@@ -208,11 +195,11 @@ class Feed:
         return sorted(changes, key=lambda change: change[0])
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all instances as they were last seen, and the requests, the oldest first."""
+        """Return all instances at the last refresh, and the requests, oldest first."""
         return {"providers": list(self._seen.values()), "requests": self._requests.all()}
 
     def buckets(self, *, whole: bool) -> dict[str, Any]:
-        """Return the timelines: all that is known, or what may have changed a moment ago."""
+        """Return the timelines: all of them, or the buckets that may have changed."""
         now_s = self.wall()
         return self.timelines.as_json(now_s - (BUCKETS if whole else 1) * BUCKET_S)
 
@@ -221,11 +208,10 @@ class Feed:
         return self.timelines.rate.at(self.wall())
 
     def id_of(self, number: int) -> str:
-        """Return the event id of a change."""
         return f"{self._run}-{number}"
 
     def number_of(self, id: str | None) -> int | None:
-        """Return the number behind an event id; None where too much was missed to go on from it."""
+        """Return the number of an event id; None if too much was missed to go on from it."""
         run, _, number = (id or "").partition("-")
         if run != self._run or not _NUMBER.fullmatch(number):
             return None
@@ -236,5 +222,5 @@ class Feed:
         return int(number) if missed <= AT_ONCE else None
 
 
-def _lasting(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in _RUNNING_DOWN}
+def _lasting(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name not in _RUNNING_DOWN}

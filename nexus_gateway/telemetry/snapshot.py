@@ -1,7 +1,7 @@
-"""How instances and requests look from outside: for /health, the toggle and the live events.
+"""Instances and requests as JSON: for /health, the toggle and the live feed.
 
-An instance's figures speak for all workers, where there are several; only what is left of its quota
-is what the answers to this one told.
+With several workers an instance's figures are those of all of them; only its quota is what this
+worker's responses reported.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from nexus_gateway.telemetry.timeline import failed
 
 
 def percent(share: float) -> str:
-    """Write a share of 1 as people read it."""
     return f"{share * 100:.1f}%"
 
 
 def instance_json(instance: Instance) -> dict[str, Any]:
-    """Describe an instance's state; no key, no part of one."""
+    """Return an instance's state; no key, no part of one."""
     quota_left = instance.quota_left()
     state = instance.breaker.state()
     probe_in_s = instance.breaker.ready_in_s() if state is State.OPEN else 0.0
@@ -61,7 +60,7 @@ def _rounded(number: float | None) -> int | None:
 
 
 def request_json(record: RequestRecord) -> dict[str, Any]:
-    """Describe a request that has ended: who was asked, and why they failed; no word of it."""
+    """Return a request that has ended: its attempts and their failures, no word of its content."""
     return {
         "id": record.id,
         "endedAt": round(record.ended_s * 1000),

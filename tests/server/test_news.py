@@ -135,7 +135,7 @@ class Worker:
 
     def reload(self) -> None:
         self.shown = self.feed.snapshot()["requests"]
-        self.last = self.feed.look()
+        self.last = self.feed.refresh()
 
     def hear(self) -> None:
         if self.shown is None:
@@ -157,11 +157,11 @@ OPS = st.tuples(
 def exchange(board: EventBoard, workers: list[Worker]) -> None:
     """Tell all that is new, as where somebody listens."""
     for worker in workers:
-        news = json.loads(json.dumps(RecentEvents(worker.feed.hand_over()).as_json()))
+        news = json.loads(json.dumps(RecentEvents(worker.feed.unpublished()).as_json()))
         board.hear(worker.number, RecentEvents.from_json(news))
     for worker in workers:
         listens = worker.shown is not None
-        worker.feed.hear(board.tell(worker.number, listens=listens).requests)
+        worker.feed.merge(board.tell(worker.number, listens=listens).requests)
         worker.hear()
 
 
@@ -178,14 +178,14 @@ def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any
         elif op == "listen" and worker.shown is None:
             exchange(board, workers)  # what the snapshot waits for
             worker.shown = []
-            worker.feed.hear(board.tell(worker.number, listens=True).requests)
+            worker.feed.merge(board.tell(worker.number, listens=True).requests)
             worker.reload()
         elif op == "leave":
             worker.shown = None
         elif op == "exchange":
             exchange(board, workers)
         elif op == "replace":
-            board.hear(worker.number, RecentEvents(worker.feed.hand_over()))  # its last words
+            board.hear(worker.number, RecentEvents(worker.feed.unpublished()))  # its last words
             board.forget(worker.number)
             workers[which] = Worker(next(numbers))
     exchange(board, workers)

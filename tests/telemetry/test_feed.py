@@ -117,11 +117,11 @@ def test_what_went_badly_is_told_and_remembered_beside_the_last() -> None:
     assert ids == [*trouble, *last]
     assert [data["id"] for _, _, data in feed.since(0)] == [*trouble, *last[-AT_ONCE:]]
     assert [data["id"] for _, _, data in feed.since(2)] == ["2", *last[-AT_ONCE:]]
-    assert [data["id"] for data in feed.hand_over()] == [*trouble, *last]
-    assert feed.hand_over() == []
+    assert [data["id"] for data in feed.unpublished()] == [*trouble, *last]
+    assert feed.unpublished() == []
     other = Feed(Pool(instances=[]), FakeClock())
-    other.hear([view_at(NOON + n, str(n)) for n in range(REQUESTS)])
-    other.hear(feed.snapshot()["requests"])
+    other.merge([view_at(NOON + n, str(n)) for n in range(REQUESTS)])
+    other.merge(feed.snapshot()["requests"])
     assert {*trouble} <= {request["id"] for request in other.snapshot()["requests"]}
 
 
@@ -132,23 +132,23 @@ def view_at(ended_s: float, id: str) -> dict[str, Any]:
 def test_what_ended_in_other_workers_is_told_once_and_shown_in_order() -> None:
     feed = Feed(Pool(instances=[]), FakeClock())
     feed.observe(record(id="second", ended_s=NOON + 2))
-    before = feed.look()
-    feed.hear([view_at(NOON + 1, "first"), view_at(NOON + 3, "third")])
+    before = feed.refresh()
+    feed.merge([view_at(NOON + 1, "first"), view_at(NOON + 3, "third")])
     assert [data["id"] for _, _, data in feed.since(before)] == ["first", "third"]
-    assert feed.since(feed.look()) == []
+    assert feed.since(feed.refresh()) == []
     ids = [request["id"] for request in feed.snapshot()["requests"]]
     assert ids == ["first", "second", "third"]
-    assert [request["id"] for request in feed.hand_over()] == ["second"]
-    assert feed.hand_over() == [], "neither twice, nor what was heard"
+    assert [request["id"] for request in feed.unpublished()] == ["second"]
+    assert feed.unpublished() == [], "neither twice, nor what was heard"
 
 
 def test_who_missed_more_than_is_told_at_once_gets_a_snapshot() -> None:
     feed = Feed(Pool(instances=[]), FakeClock())
     feed.observe(record())
-    id = feed.id_of(feed.look())
+    id = feed.id_of(feed.refresh())
     for number in range(AT_ONCE - 1):
         feed.observe(record(id=f"req-{number}"))
-    feed.hear([view_at(NOON, "elsewhere")])
+    feed.merge([view_at(NOON, "elsewhere")])
     assert feed.number_of(id) == 1
     feed.observe(record())
     assert feed.number_of(id) is None
@@ -158,15 +158,15 @@ def test_a_snapshot_for_who_is_gone_holds_all_and_nothing_is_told_beside_it() ->
     clock = FakeClock()
     stays, goes = make_instance(clock=clock), make_instance(number=2, clock=clock)
     feed = Feed(pool := Pool(instances=[stays, goes]), clock)
-    first = feed.look()
+    first = feed.refresh()
     feed.observe(record(id="before"))
     pool.instances = [stays]
     clock.advance(EVERY_S)
-    feed.look()
+    feed.refresh()
     feed.observe(record(id="after"))
     stays.park(30)
     clock.advance(EVERY_S)
-    newest = feed.look()
+    newest = feed.refresh()
     ((number, event, data),) = feed.since(first)
     assert (number, event) == (newest, "snapshot")
     assert [(one["name"], one["parkReason"]) for one in data["providers"]] == [
@@ -183,17 +183,17 @@ def test_the_feed_tells_a_change_once_and_what_runs_down_as_none() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     feed = Feed(Pool(instances=[instance]), clock)
-    first = feed.look()
+    first = feed.refresh()
     instance.park(30)
-    assert feed.look() == first, "it looks no more often than a listener does"
+    assert feed.refresh() == first, "it looks no more often than a listener does"
     clock.advance(EVERY_S)
-    parked = feed.look()
+    parked = feed.refresh()
     ((number, event, data),) = feed.since(first)
     assert (number, event, data["parkReason"]) == (parked, "instance", "rate_limited")
     clock.advance(5)
-    assert feed.look() == parked
+    assert feed.refresh() == parked
     clock.advance(30)
-    assert feed.look() > parked
+    assert feed.refresh() > parked
     ((_, _, data),) = feed.since(first)
     assert data["parkReason"] is None
 

@@ -206,7 +206,7 @@ async def test_a_late_request_from_another_worker_is_sorted_by_its_end(browser: 
             feed.observe(ended(ended_s=float(at_s), asked_model=model))
             await expect(tab.requests.filter(has_text=model)).to_have_count(1)
         late = ((15, "second"), (30, "fourth"))
-        feed.hear([request_json(ended(ended_s=float(s), asked_model=m)) for s, m in late])
+        feed.merge([request_json(ended(ended_s=float(s), asked_model=m)) for s, m in late])
         models = tab.requests.locator(".model")
         await expect(models).to_have_text(["fourth", "third", "second", "first"])
         await tab.page.reload()
@@ -628,11 +628,11 @@ async def test_a_request_that_another_worker_repeats_is_not_new(browser: Any) ->
             request_json(ended(ended_s=at_s, asked_model=f"at-{at_s:.0f}"))
             for at_s in (1.0, 2.0, 3.0)
         )
-        feed.hear([first])
+        feed.merge([first])
         await expect(tab.requests).to_have_count(1)
         await pause.click()
-        feed.hear([first, second, second])
-        feed.hear([third])
+        feed.merge([first, second, second])
+        feed.merge([third])
         await expect(pause).to_have_text("Resume (2 new)")
         await pause.click()
         await expect(tab.requests.locator(".model")).to_have_text(["at-3", "at-2", "at-1"])
@@ -649,7 +649,7 @@ async def test_a_row_has_text_for_all_it_shows(browser: Any) -> None:
             {**request_json(ended(ended_s=3.0, status=503, **none)), "firstMs": None},
         ]
         why = "smart: no candidate; excluded: Fake (Key #1) key refused 397s"
-        feed.hear([*requests[:2], {**requests[2], "why": why, "failed": True}])
+        feed.merge([*requests[:2], {**requests[2], "why": why, "failed": True}])
         await expect(tab.requests).to_have_count(3)
         rows = [" ".join(text.split()) for text in await tab.requests.all_text_contents()]
         expected = (

@@ -130,13 +130,13 @@ class _Listener:
                 async with asyncio.timeout(EVERY_S):
                     await leaving.wait()
             except TimeoutError:
-                self._feed.look()
+                self._feed.refresh()
 
     async def _begin(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_WAIT_S):
                 await self._feed.whole.wait()
-        newest = self._feed.look()
+        newest = self._feed.refresh()
         number = self._feed.number_of(self._last_id)
         if number is not None:
             self._sent = number
