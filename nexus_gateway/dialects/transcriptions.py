@@ -22,7 +22,7 @@ class TranscriptPassage(EventPassthrough):
 
     markers = (b"transcript.text.done", b'"error"')
 
-    def _mark(self, value: dict[str, Any]) -> EventKind:
+    def _classify(self, value: dict[str, Any]) -> EventKind:
         if value.get("error"):
             raise ErrorEvent(normalise_error(value["error"]))
         if value.get("type") == "transcript.text.done":

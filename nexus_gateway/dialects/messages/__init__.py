@@ -60,7 +60,7 @@ class MessagesPassage(EventPassthrough):
         super().__init__()
         self._used: dict[str, Any] = {}
 
-    def _mark(self, value: dict[str, Any]) -> EventKind:
+    def _classify(self, value: dict[str, Any]) -> EventKind:
         kind = value.get("type")
         if kind == "error":
             raise ErrorEvent(normalise_error(value.get("error")))

@@ -30,7 +30,7 @@ class ResponsePassthrough(EventPassthrough):
 
     markers = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"')
 
-    def _mark(self, event: dict[str, Any]) -> EventKind:
+    def _classify(self, event: dict[str, Any]) -> EventKind:
         kind = event.get("type")
         if kind in _FAILURES or event.get("error"):
             raise ErrorEvent(normalise_error(_error_in(event)))
