@@ -255,7 +255,7 @@ class Upstream:
         stream: PassthroughStream | TranslatedStream
         if request.can_pass_through(instance.provider.endpoints):
             response = await self._open_with_usage(instance, model, request, native_request)
-            passage = request.dialect.event_filter(request, self._label(instance))
+            passage = request.dialect.passthrough(request, self._label(instance))
             stream = PassthroughStream(response, passage, self._idle_s)
         else:
             stream = await self._translated(instance, model, request)

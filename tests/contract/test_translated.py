@@ -12,7 +12,7 @@ from aiohttp import web
 from fakes import Fake, make_instance, serving
 from test_abuse import Able, anthropic, form
 
-from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder
 from nexus_gateway.provider import (
     Call,
     HttpRequest,
@@ -185,7 +185,7 @@ async def test_a_refusal_without_an_error_has_the_upstreams(upstream: FakeUpstre
 
 
 def test_a_message_begins_when_it_has_an_id() -> None:
-    speaker = MessageSpeaker(thinking=False)
+    speaker = MessageEncoder(thinking=False)
     assert (
         speaker.encode({"id": "", "model": "", "choices": [], "prompt_filter_results": []}) == b""
     )
@@ -193,7 +193,7 @@ def test_a_message_begins_when_it_has_an_id() -> None:
 
 
 def test_a_calls_name_may_come_late() -> None:
-    speaker = MessageSpeaker(thinking=False)
+    speaker = MessageEncoder(thinking=False)
     first = ANSWER.call(0, "a", "")
     late = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
     more = {**first, "choices": [{"index": 0, "delta": {"tool_calls": [late]}}]}

@@ -16,7 +16,7 @@ from nexus_gateway.dialects.base import InvalidAnswer, Request
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES, usage_as_chat
 from nexus_gateway.dialects.messages.request import IMAGE_FOLLOWS
-from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker, message, usage
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder, message, usage
 from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
 from nexus_gateway.provider import Account, Call, Translator
 from nexus_gateway.secret import Secret
@@ -279,7 +279,7 @@ def events(data: bytes) -> list[tuple[str, dict[str, Any]]]:
 
 
 def spoken(chunks: Iterable[Chunk], *, thinking: bool = True) -> bytes:
-    speaker = MessageSpeaker(thinking)
+    speaker = MessageEncoder(thinking)
     return b"".join([*(speaker.encode(chunk) for chunk in chunks), speaker.finish()])
 
 
@@ -459,7 +459,7 @@ def test_a_native_stream_passes_byte_for_byte_wherever_it_is_cut(data: Any) -> N
     stream = b'event: ping\ndata: {"type": "ping"}\n\n' + spoken(
         script(["a"], ["b", "c"], [{}], data)
     )
-    passage = MESSAGES.event_filter(parse(), None)
+    passage = MESSAGES.passthrough(parse(), None)
     places = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
     out = b"".join(passage.feed(piece) for piece in cut(stream, places))
     assert out == stream
@@ -468,7 +468,7 @@ def test_a_native_stream_passes_byte_for_byte_wherever_it_is_cut(data: Any) -> N
 
 
 def test_nothing_passes_before_there_is_content() -> None:
-    passage = MESSAGES.event_filter(parse(), None)
+    passage = MESSAGES.passthrough(parse(), None)
     start = spoken([ANSWER.text("x")]).split(b"event: content_block_delta")[0]
     assert passage.feed(start) == b""
     assert not passage.started
@@ -480,14 +480,14 @@ def test_an_error_event_breaks_a_native_stream() -> None:
     told = {"type": "error", "error": {"type": "overloaded_error", "message": "M"}}
     error = sse.json_event(told, "error")
     with pytest.raises(ErrorEvent, match="M"):
-        MESSAGES.event_filter(parse(), None).feed(error)
-    passage = MESSAGES.event_filter(parse(), None)
+        MESSAGES.passthrough(parse(), None).feed(error)
+    passage = MESSAGES.passthrough(parse(), None)
     good = spoken([ANSWER.text("x"), ANSWER.text("y")]).split(b"event: content_block_stop")[0]
     assert (passage.feed(good), passage.feed(error)) == (good, b"")
     assert isinstance(passage.broken, ErrorEvent)
     with pytest.raises(BrokenStream):
         passage.end()
-    cut_off = MESSAGES.event_filter(parse(), None)
+    cut_off = MESSAGES.passthrough(parse(), None)
     cut_off.feed(good)
     with pytest.raises(TruncatedStream):
         cut_off.end()

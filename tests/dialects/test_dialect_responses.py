@@ -802,7 +802,7 @@ def test_what_is_no_response(body: bytes) -> None:
 @given(scripts(), st.lists(st.integers(0, 10_000), max_size=6))
 def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> None:
     sent = stream_of(chunks)
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), "Me")
+    passage = RESPONSES.passthrough(parse({"input": "Hi"}), "Me")
     assert b"".join(map(passage.feed, cut(sent, places))) == sent
     assert passage.done
     total = passage.used().get("total_tokens")
@@ -814,7 +814,7 @@ def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> No
 )
 def test_a_stream_begins_with_content(first: Chunk) -> None:
     head, rest = stream_of([first, ANSWER.finish()]).split(b"event: response.output_item.added")
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
+    passage = RESPONSES.passthrough(parse({"input": "Hi"}), None)
     assert (passage.feed(head), passage.started) == (b"", False)
     assert passage.feed(b"event: response.output_item.added" + rest).startswith(head)
     assert passage.started
@@ -834,18 +834,18 @@ def test_a_stream_begins_with_content(first: Chunk) -> None:
 )
 def test_an_error_of_a_backend(event: dict[str, Any], message: str) -> None:
     with pytest.raises(ErrorEvent) as caught:
-        RESPONSES.event_filter(parse({"input": "Hi"}), None).feed(sse.json_event(event))
+        RESPONSES.passthrough(parse({"input": "Hi"}), None).feed(sse.json_event(event))
     assert (caught.value.error["message"], caught.value.error["code"]) == (message, "c")
     assert caught.value.error["type"] == "upstream_error"
     begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
+    passage = RESPONSES.passthrough(parse({"input": "Hi"}), None)
     assert [passage.feed(begun), passage.feed(sse.json_event(event))] == [begun, b""]
     assert isinstance(passage.broken, BrokenStream)
 
 
 def test_a_stream_of_a_backend_that_is_cut_off() -> None:
     begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
+    passage = RESPONSES.passthrough(parse({"input": "Hi"}), None)
     assert passage.feed(begun) == begun
     with pytest.raises(TruncatedStream):
         passage.end()
