@@ -95,7 +95,7 @@ class Body:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Parse a body that must be a JSON object; InvalidRequest says what is wrong and where."""
+    """Parse a body that must be a JSON object; InvalidRequest names what is wrong."""
     brackets = data.count(b"{") + data.count(b"[")
     if brackets > MAX_BRACKETS:
         raise InvalidRequest("The body has too many objects and arrays.")

@@ -55,7 +55,7 @@ class EventTemplate:
     def from_event(
         cls, data: bytes, span: tuple[int, int] | None, model: bytes | None
     ) -> EventTemplate | None:
-        """Make the template of one event; None if it has no text that can be told from the rest.
+        """Make the template of one event; None if its text cannot be separated.
 
         Args:
             data: the event's data, a JSON object in one line with content and without a finish.
