@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, Self
 
 from nexus_gateway.dialects.body import Body
+from nexus_gateway.dialects.multipart import StreamedForm
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import sse
@@ -47,31 +48,6 @@ class StreamEncoder(Protocol):
         """Return the events that end a complete answer."""
 
 
-class Pieces:
-    """A body that is sent piece by piece, once; its length in bytes is None if unknown."""
-
-    def __init__(self, pieces: AsyncIterator[bytes], length: int | None) -> None:
-        self._pieces = pieces
-        self.length = length
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._pieces
-
-
-class NativeBody(Protocol):
-    """A request's body in its own dialect."""
-
-    @property
-    def content_type(self) -> str: ...
-
-    @property
-    def replayable(self) -> bool:
-        """Whether it can be sent (again)."""
-
-    def encode(self, model: str) -> bytes | Pieces:
-        """Return the body to send, with the upstream's name of the model."""
-
-
 @dataclass(frozen=True)
 class Request:
     """A parsed request.
@@ -89,7 +65,7 @@ class Request:
     dialect: Dialect
     model: str | None
     stream: bool
-    native: NativeBody = field(repr=False)
+    native: Body | StreamedForm = field(repr=False)
     chat: Body | None = field(default=None, repr=False)
     images: bool = False
     untranslatable: InvalidRequest | None = None
@@ -166,9 +142,7 @@ class Dialect(ABC):
         """Check a body; GatewayError if it cannot be served."""
 
     @abstractmethod
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a backend's answer in this dialect; InvalidAnswer if it is none.
 
         `label`, the instance's name, replaces the answer's `model`; None keeps the upstream's.

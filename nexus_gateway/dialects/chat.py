@@ -41,9 +41,7 @@ class Completions(Dialect):
         stream = stream or False
         return Request(self, model, stream, validated(Body(fields, stream), model))
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         return FullResponse(labelled(body, label), usage_in(completed(body)))
 
     def passthrough(self, request: Request, label: str | None) -> ChatPassthrough:

@@ -49,9 +49,7 @@ class Embeddings(Dialect):
             wrong_type("input", "a string or an array", texts)
         return Request(self, model, False, validated(Body(fields), model))
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a list of vectors; `model` is kept, since vectors compare only within a model."""
         if len(body) > _PARSED_UP_TO:
             return FullResponse(body, _check_large(body))

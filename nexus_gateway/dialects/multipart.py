@@ -13,7 +13,6 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from nexus_gateway.dialects.base import Pieces
 from nexus_gateway.dialects.body import UNTRUSTED
 from nexus_gateway.errors import InvalidRequest, UnsupportedMedia
 
@@ -163,6 +162,17 @@ class StreamedForm:
         if self.on_piece is not None:
             self.on_piece()
         return piece
+
+
+class Pieces:
+    """A body that is sent piece by piece, once; its length in bytes is None if unknown."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], length: int | None) -> None:
+        self._pieces = pieces
+        self.length = length
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
 
 
 @dataclass(frozen=True, slots=True)

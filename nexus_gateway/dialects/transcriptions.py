@@ -48,9 +48,7 @@ class Transcriptions(Dialect):
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         raise UnsupportedMedia(NOT_A_FORM)
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a transcript; as text or subtitles it may be anything but markup."""
         if content_type != JSON:
             if "ml" in content_type:

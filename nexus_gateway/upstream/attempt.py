@@ -23,10 +23,10 @@ from typing import Any
 
 import aiohttp
 
-from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Pieces, Request
+from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Request
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
-from nexus_gateway.dialects.multipart import StreamedForm
+from nexus_gateway.dialects.multipart import Pieces, StreamedForm
 from nexus_gateway.errors import BrokenStream, GatewayError, Overloaded, RequestTimeout
 from nexus_gateway.provider import (
     CHAT,
@@ -279,7 +279,7 @@ class Upstream:
             response = await self._send(instance, native_request(instance, model, request), request)
             body = await read_whole(response, dialect.longest_answer)
             with _malformed_answers_fail():
-                return dialect.parse_native(request, body, response.content_type, label)
+                return dialect.parse_native(body, response.content_type, label)
         if isinstance(instance.provider, (Translator, InProcess)):
             return await self._fold(instance, model, request)
         response = await self._send(instance, chat_request(instance, model, request), request)

@@ -127,11 +127,11 @@ def test_a_mixed_stream_goes_the_same_whether_anything_is_learnt(
 
     out = []
     for lessons in (0, 4):
-        splice = ChatPassthrough("Me", usage_wanted=False)
-        splice._templates_left = lessons
+        passthrough = ChatPassthrough("Me", usage_wanted=False)
+        passthrough._templates_left = lessons
         rest, passed = data, b""
         for size in [*cuts, len(data)]:
-            passed += splice.feed(rest[:size])
+            passed += passthrough.feed(rest[:size])
             rest = rest[size:]
-        out.append((passed, splice.events, splice.done))
+        out.append((passed, passthrough.events, passthrough.done))
     assert out[0] == out[1]

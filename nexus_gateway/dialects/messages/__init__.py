@@ -97,9 +97,7 @@ class Messages(Dialect):
         images = check_messages(chat.fields["messages"]) if chat else b'"image"' in data
         return Request(self, model, stream, native, chat, images, error, _forwarded(headers))
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a message; no byte of it is changed."""
         answer = parse_answer(body)
         if answer.get("type") != "message" or not isinstance(answer.get("content"), list):
@@ -146,9 +144,7 @@ class CountTokens(Messages):
             self, model, False, native, untranslatable=error, headers=_forwarded(headers)
         )
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         count = parse_answer(body).get("input_tokens")
         if type(count) is not int or count < 0:
             raise InvalidAnswer("answered 200 without a count")

@@ -71,9 +71,7 @@ class Responses(Dialect):
             chat = validated(Body(translation.chat, stream), model)
         return Request(self, model, stream, native, chat, translation.images, translation.error)
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         answer = parse_answer(body)
         if answer.get("object") != "response" or answer.get("status") == "failed":
             raise InvalidAnswer("answered 200 without a response")
