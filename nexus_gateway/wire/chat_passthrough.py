@@ -26,114 +26,6 @@ from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import Passthrough
 from nexus_gateway.wire.usage import counted
 
-_CONTENT = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|arguments|text)"\s*:\s*"((?:[^"\\]|\\.)+)"'
-)
-# Texts, one a line, none of which ends the JSON string that contains it.
-_TEXTS = re.compile(rb'(?:[^"\\\n]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})|\n)*+')
-_END = b"\n\n"
-
-
-class EventTemplate:
-    """The bytes around the text of each event, and what replaces them.
-
-    Args:
-        before: from the event's beginning to the text.
-        after: from the text to the event's end, with the empty line.
-        new_before: what is sent instead of `before`.
-        new_after: what is sent instead of `after`.
-    """
-
-    __slots__ = ("_after", "_before", "_glue", "_new_after", "_new_before", "_new_glue")
-
-    def __init__(self, before: bytes, after: bytes, new_before: bytes, new_after: bytes) -> None:
-        self._before, self._after, self._glue = before, after, after + before
-        self._new_before, self._new_after = new_before, new_after
-        self._new_glue = new_after + new_before
-
-    @classmethod
-    def from_event(
-        cls, data: bytes, span: tuple[int, int] | None, model: bytes | None
-    ) -> EventTemplate | None:
-        """Make the template of one event; None if its text cannot be separated.
-
-        Args:
-            data: the event's data, a JSON object in one line with content and without a finish.
-            span: where the value of `model` is in it; None if it has none.
-            model: the new value, as JSON; None to keep it.
-        """
-        content = _CONTENT.search(data)
-        if content is None:
-            return None
-        start, end = content.span(1)
-        before, after = b"data: " + data[:start], data[end:] + _END
-        new_before, new_after = before, after
-        if model is not None:
-            if span is None:
-                new_before = before.replace(b"{", b'{"model":' + model + b",", 1)
-            elif span[1] <= start:
-                new_before = b"data: " + data[: span[0]] + model + data[span[1] : start]
-            elif span[0] >= end:
-                new_after = data[end : span[0]] + model + data[span[1] :] + _END
-            else:
-                return None
-        return cls(before, after, new_before, new_after)
-
-    def apply_to_one(self, event: bytes) -> bytes | None:
-        """Rename one event if its text is plain; else return None."""
-        shortest = len(self._before) + len(self._after)
-        if (
-            len(event) >= shortest
-            and event.startswith(self._before)
-            and event.endswith(self._after)
-        ):
-            text = event[len(self._before) : -len(self._after)]
-            if not (b'"' in text or b"\\" in text or b"\n" in text or b"\r" in text):
-                return self._new_before + text + self._new_after
-        return None
-
-    def apply(self, block: bytes) -> tuple[bytes, int, bytes] | None:
-        """Rename the events of this shape at the beginning of a block of whole events.
-
-        Returns:
-            The renamed events, their number, and the rest of the block; None if none is proved.
-        """
-        before, after = self._before, self._after
-        if not block.startswith(before):
-            return None
-        start = len(before)
-        if block.endswith(after):
-            end, rest = len(block) - len(after), b""
-        else:
-            end = block.rfind(after)
-            rest = block[end + len(after) :]
-        if end < start:
-            return None
-        texts = self._texts(block[start:end])
-        if texts is None:
-            return None
-        lines = texts[0] if len(texts) == 1 else b"\n".join(texts)
-        if lines.count(b"\n") != len(texts) - 1:
-            return None
-        if (b'"' in lines or b"\\" in lines) and not _TEXTS.fullmatch(lines):
-            return None
-        out = b"".join((self._new_before, self._new_glue.join(texts), self._new_after))
-        return out, len(texts), rest
-
-    def _texts(self, block: bytes) -> list[bytes] | None:
-        """Cut a block, from its first text to its last, into texts; None if other events are in it.
-
-        The same as `block.split(self._glue)`, which is slow if the glue is long: cut at the empty
-        lines, remove the bytes around the texts by their length, and compare.
-        """
-        if _END not in block:
-            return [block]
-        first, *rest, last = block.split(_END)
-        start, end = len(self._before), 2 - len(self._after)
-        texts = [first[:end], *[event[start:end] for event in rest], last[start:]]
-        return texts if self._glue.join(texts) == block else None
-
-
 # So many templates are tried on a stream; then its events are taken to have no common shape.
 MAX_TEMPLATES = 4
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
@@ -147,47 +39,12 @@ _DATA = b"data: "
 _START = b"data: {"
 _GLUE = b"\n\n" + _START
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
-
-
-def find_model(text: bytes) -> tuple[int, int] | None:
-    """Return where the value of the top level's `model` starts and ends, quotes included."""
-    early = _MODEL_EARLY.match(text)
-    if early is not None:
-        return early.span(1)
-    depth = 0
-    for token in _TOKEN.finditer(text):
-        bracket = token.group()
-        if bracket in (b"{", b"["):
-            depth += 1
-        elif bracket in (b"}", b"]"):
-            depth -= 1
-        elif depth == 1 and token.group(1) == b"model":
-            value = _VALUE.match(text, token.end())
-            if value:
-                return value.span(1)
-    return None
-
-
-def set_model(text: bytes, model: bytes | None, span: tuple[int, int] | None = None) -> bytes:
-    """Set the `model` of a JSON object's bytes to a JSON string, or keep it if that is None.
-
-    `span` is the result of `find_model`, if it is known.
-    """
-    if model is None:
-        return text
-    span = span or find_model(text)
-    if span:
-        return text[: span[0]] + model + text[span[1] :]
-    start = text.index(b"{") + 1
-    comma = b"" if text[start:].lstrip().startswith(b"}") else b","
-    return text[:start] + b'"model":' + model + comma + text[start:]
-
-
-def _all_have_choices(block: bytes, events: int) -> bool:
-    """Return whether none of a block's events can be a usage chunk."""
-    if b'"usage":' not in block:
-        return True
-    return block.count(b'"choices":[{') + block.count(b'"choices": [{') == events
+_CONTENT = re.compile(
+    rb'"(?:content|reasoning_content|reasoning|arguments|text)"\s*:\s*"((?:[^"\\]|\\.)+)"'
+)
+# Texts, one a line, none of which ends the JSON string that contains it.
+_TEXTS = re.compile(rb'(?:[^"\\\n]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})|\n)*+')
+_END = b"\n\n"
 
 
 class ChatPassthrough(Passthrough):
@@ -341,3 +198,144 @@ class ChatPassthrough(Passthrough):
         else:
             self._model_key = _START
             self._renamed = _START + b'"model":' + (self._model or b"") + b","
+
+
+def _all_have_choices(block: bytes, events: int) -> bool:
+    """Return whether none of a block's events can be a usage chunk."""
+    if b'"usage":' not in block:
+        return True
+    return block.count(b'"choices":[{') + block.count(b'"choices": [{') == events
+
+
+def find_model(text: bytes) -> tuple[int, int] | None:
+    """Return where the value of the top level's `model` starts and ends, quotes included."""
+    early = _MODEL_EARLY.match(text)
+    if early is not None:
+        return early.span(1)
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        bracket = token.group()
+        if bracket in (b"{", b"["):
+            depth += 1
+        elif bracket in (b"}", b"]"):
+            depth -= 1
+        elif depth == 1 and token.group(1) == b"model":
+            value = _VALUE.match(text, token.end())
+            if value:
+                return value.span(1)
+    return None
+
+
+def set_model(text: bytes, model: bytes | None, span: tuple[int, int] | None = None) -> bytes:
+    """Set the `model` of a JSON object's bytes to a JSON string, or keep it if that is None.
+
+    `span` is the result of `find_model`, if it is known.
+    """
+    if model is None:
+        return text
+    span = span or find_model(text)
+    if span:
+        return text[: span[0]] + model + text[span[1] :]
+    start = text.index(b"{") + 1
+    comma = b"" if text[start:].lstrip().startswith(b"}") else b","
+    return text[:start] + b'"model":' + model + comma + text[start:]
+
+
+class EventTemplate:
+    """The bytes around the text of each event, and what replaces them.
+
+    Args:
+        before: from the event's beginning to the text.
+        after: from the text to the event's end, with the empty line.
+        new_before: what is sent instead of `before`.
+        new_after: what is sent instead of `after`.
+    """
+
+    __slots__ = ("_after", "_before", "_glue", "_new_after", "_new_before", "_new_glue")
+
+    def __init__(self, before: bytes, after: bytes, new_before: bytes, new_after: bytes) -> None:
+        self._before, self._after, self._glue = before, after, after + before
+        self._new_before, self._new_after = new_before, new_after
+        self._new_glue = new_after + new_before
+
+    @classmethod
+    def from_event(
+        cls, data: bytes, span: tuple[int, int] | None, model: bytes | None
+    ) -> EventTemplate | None:
+        """Make the template of one event; None if its text cannot be separated.
+
+        Args:
+            data: the event's data, a JSON object in one line with content and without a finish.
+            span: where the value of `model` is in it; None if it has none.
+            model: the new value, as JSON; None to keep it.
+        """
+        content = _CONTENT.search(data)
+        if content is None:
+            return None
+        start, end = content.span(1)
+        before, after = b"data: " + data[:start], data[end:] + _END
+        new_before, new_after = before, after
+        if model is not None:
+            if span is None:
+                new_before = before.replace(b"{", b'{"model":' + model + b",", 1)
+            elif span[1] <= start:
+                new_before = b"data: " + data[: span[0]] + model + data[span[1] : start]
+            elif span[0] >= end:
+                new_after = data[end : span[0]] + model + data[span[1] :] + _END
+            else:
+                return None
+        return cls(before, after, new_before, new_after)
+
+    def apply_to_one(self, event: bytes) -> bytes | None:
+        """Rename one event if its text is plain; else return None."""
+        shortest = len(self._before) + len(self._after)
+        if (
+            len(event) >= shortest
+            and event.startswith(self._before)
+            and event.endswith(self._after)
+        ):
+            text = event[len(self._before) : -len(self._after)]
+            if not (b'"' in text or b"\\" in text or b"\n" in text or b"\r" in text):
+                return self._new_before + text + self._new_after
+        return None
+
+    def apply(self, block: bytes) -> tuple[bytes, int, bytes] | None:
+        """Rename the events of this shape at the beginning of a block of whole events.
+
+        Returns:
+            The renamed events, their number, and the rest of the block; None if none is proved.
+        """
+        before, after = self._before, self._after
+        if not block.startswith(before):
+            return None
+        start = len(before)
+        if block.endswith(after):
+            end, rest = len(block) - len(after), b""
+        else:
+            end = block.rfind(after)
+            rest = block[end + len(after) :]
+        if end < start:
+            return None
+        texts = self._texts(block[start:end])
+        if texts is None:
+            return None
+        lines = texts[0] if len(texts) == 1 else b"\n".join(texts)
+        if lines.count(b"\n") != len(texts) - 1:
+            return None
+        if (b'"' in lines or b"\\" in lines) and not _TEXTS.fullmatch(lines):
+            return None
+        out = b"".join((self._new_before, self._new_glue.join(texts), self._new_after))
+        return out, len(texts), rest
+
+    def _texts(self, block: bytes) -> list[bytes] | None:
+        """Cut a block, from its first text to its last, into texts; None if other events are in it.
+
+        The same as `block.split(self._glue)`, which is slow if the glue is long: cut at the empty
+        lines, remove the bytes around the texts by their length, and compare.
+        """
+        if _END not in block:
+            return [block]
+        first, *rest, last = block.split(_END)
+        start, end = len(self._before), 2 - len(self._after)
+        texts = [first[:end], *[event[start:end] for event in rest], last[start:]]
+        return texts if self._glue.join(texts) == block else None
