@@ -1,1 +1,1 @@
-"""The providers that come with the gateway; they use the same door as any other."""
+"""The providers that come with the gateway, declared by entry points like any other plugin."""

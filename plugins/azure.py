@@ -14,13 +14,13 @@ V1 = "/openai/v1"
 class Azure(Provider):
     """A resource of Azure OpenAI; its address is AZURE_BASE_URL, its deployment AZURE_MODEL.
 
-    With AZURE_API_VERSION (2024-10-21 is the newest that is generally available) the older
-    addresses are used, which name the deployment; without it those of the v1 API.
+    With AZURE_API_VERSION (2024-10-21 is the newest that is generally available) the older URLs
+    are used, which contain the deployment; without it those of the v1 API.
     """
 
     title = "Azure"
     options = {"API_VERSION": ""}  # noqa: RUF012 - typed ClassVar in the contract
-    stream_usage = True  # refused before 2024-09, and beside `data_sources`
+    stream_usage = True  # refused before 2024-09, and together with `data_sources`
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
         "chat": "/chat/completions",
         "completions": "/completions",
@@ -29,21 +29,19 @@ class Azure(Provider):
     }
 
     def authorize(self, key: Secret) -> dict[str, str]:
-        """Return Azure's own header for the key."""
         return {"api-key": key.reveal()}
 
     def url(self, account: Account, endpoint: str, model: str) -> str:
-        """Return the address, in the older style where a version is set."""
         root = account.base_url.removesuffix(V1).removesuffix("/openai")
         path = self.endpoints[endpoint]
         version = account.options.get("API_VERSION")
         if not version:
             return root + V1 + path
         if model in (".", ".."):
-            raise CannotServe("That is no name of a deployment.", "model")
+            raise CannotServe("`model` must be the name of a deployment.", "model")
         deployment = quote(model, safe="")
         return f"{root}/openai/deployments/{deployment}{path}?api-version={quote(version)}"
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the newer name of `max_tokens`: the older one is refused by models that think."""
+        """Use the newer name of `max_tokens`: reasoning models refuse the older one."""
         return rename_fields(chat, max_tokens="max_completion_tokens")

@@ -9,7 +9,7 @@ class Cerebras(Provider):
     title = "Cerebras"
     base_url = "https://api.cerebras.ai/v1"
     default_model = "zai-glm-4.7"
-    stream_usage = True  # told with the finish
+    stream_usage = True  # sent with the finish
     models = (Model("zai-glm-4.7", context=131_072), Model("gpt-oss-120b", context=131_072))
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
         "chat": "/chat/completions",

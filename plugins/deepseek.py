@@ -14,13 +14,13 @@ class DeepSeek(Provider):
     title = "DeepSeek"
     base_url = "https://api.deepseek.com"
     default_model = "deepseek-flash"
-    stream_usage = True  # told with the finish
+    stream_usage = True  # sent with the finish
     models = (
         Model("deepseek-flash", context=1_000_000, images=True),
         Model("deepseek-v4-pro", context=1_000_000),
     )
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the name of `max_tokens` that is not silently ignored, and roles that it knows."""
+        """Use the name of `max_tokens` that DeepSeek does not ignore, and a role that it knows."""
         named = rename_fields(chat, max_completion_tokens="max_tokens")
         return rename_roles(named, developer="system")

@@ -1,4 +1,4 @@
-"""A provider that asks no model: it makes the first curl on a bare machine answer."""
+"""A provider without a model, so that the first curl works without any API key."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ QUOTED = 80
 
 
 class Demo(InProcess):
-    """Streams the same answer to everybody, word by word, and says that it is a demo."""
+    """Streams a fixed answer, word by word."""
 
     title = "Demo"
     default_model = "demo-1"
     models = (Model("demo-1", context=8_192, images=True),)
 
     async def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        """Answer with a text about itself; the usage counts words, as there are no tokens."""
-        asked = last_question(call.chat)
-        words = reply(asked).split(" ")
+        """Yield a text about the demo; the usage counts words, as there are no tokens."""
+        question = _last_question(call.chat)
+        words = _reply(question).split(" ")
         for number, word in enumerate(words):
             await asyncio.sleep(WORD_S)
             yield answer.text(word if number == 0 else f" {word}")
         yield answer.finish("stop")
-        yield answer.usage(len(asked.split()), len(words))
+        yield answer.usage(len(question.split()), len(words))
 
 
-def reply(asked: str) -> str:
-    """Return the answer to a question."""
-    quote = f'You asked: "{asked[:QUOTED]}{"…" if len(asked) > QUOTED else ""}". ' if asked else ""
+def _reply(question: str) -> str:
+    quote = ""
+    if question:
+        quote = f'You asked: "{question[:QUOTED]}{"…" if len(question) > QUOTED else ""}". '
     return (
-        f"This is the Nexus Gateway demo: no model was asked, these words are always the same. "
-        f"{quote}But the way they came is the real one: chosen by the scheduler, streamed word by "
-        f"word. To get real answers, set a key such as GROQ_KEY_1 or GEMINI_KEY_1 and start the "
-        f"gateway again."
+        f"This is the Nexus Gateway demo: no model was used, this text is always the same. "
+        f"{quote}But it was served like a real answer: the scheduler chose this instance, and the "
+        f"text was streamed word by word. To get real answers, set a key such as GROQ_KEY_1 or "
+        f"GEMINI_KEY_1 and start the gateway again."
     )
 
 
-def last_question(chat: Mapping[str, Any]) -> str:
-    """Return the text of the last user message on one line, or "" where there is none."""
+def _last_question(chat: Mapping[str, Any]) -> str:
+    """Return the text of the last user message on one line, or "" if there is none."""
     for message in reversed(chat.get("messages") or []):
         if isinstance(message, dict) and message.get("role") == "user":
             return " ".join(" ".join(_texts(message.get("content"))).split())
@@ -50,7 +51,6 @@ def last_question(chat: Mapping[str, Any]) -> str:
 
 
 def _texts(content: object) -> list[str]:
-    """Return the texts of a message's content: a string, a list of parts, or nothing."""
     if isinstance(content, str):
         return [content]
     parts = content if isinstance(content, list) else []

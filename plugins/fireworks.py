@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nexus_gateway.provider import Model, Outcome, Provider, Verdict
 
-_OURS = "accounts/fireworks/models/"
+_PREFIX = "accounts/fireworks/models/"
 
 
 class Fireworks(Provider):
@@ -14,14 +14,14 @@ class Fireworks(Provider):
 
     title = "Fireworks"
     base_url = "https://api.fireworks.ai/inference/v1"
-    default_model = _OURS + "deepseek-v4p1-flash"
+    default_model = _PREFIX + "deepseek-v4p1-flash"
     stream_usage = True
     models = (
-        Model(_OURS + "deepseek-v4p1-flash", context=1_048_576, images=True),
-        Model(_OURS + "glm-5p3-flash", context=1_048_576, images=True),
-        Model(_OURS + "kimi-k3", context=1_048_576, images=True),
-        Model(_OURS + "gpt-oss-120b", context=131_072),
-        Model(_OURS + "qwen3-embedding-8b", context=40_960, kind="embeddings"),
+        Model(_PREFIX + "deepseek-v4p1-flash", context=1_048_576, images=True),
+        Model(_PREFIX + "glm-5p3-flash", context=1_048_576, images=True),
+        Model(_PREFIX + "kimi-k3", context=1_048_576, images=True),
+        Model(_PREFIX + "gpt-oss-120b", context=131_072),
+        Model(_PREFIX + "qwen3-embedding-8b", context=40_960, kind="embeddings"),
         Model("nomic-ai/nomic-embed-text-v1.5", context=8_192, kind="embeddings"),
     )
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
@@ -31,7 +31,7 @@ class Fireworks(Provider):
     }
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
-        """Tell an account that is suspended for want of payment: Fireworks says 412."""
+        """Recognise an account that is suspended for unpaid bills, which is a 412 here."""
         if status == 412:
             return Verdict(Outcome.BAD_KEY, "the account is suspended (412)", status)
         return None

@@ -11,12 +11,12 @@ _WRONG_KEY = re.compile(rb'"reason"\s*:\s*"API_KEY_INVALID"')
 
 
 class Gemini(Provider):
-    """Google Gemini, by its OpenAI-compatible API: the key travels in a header, never in a URL."""
+    """Google Gemini, by its OpenAI-compatible API: the key is sent in a header, never in a URL."""
 
     title = "Gemini"
     base_url = "https://generativelanguage.googleapis.com/v1beta/openai"
     default_model = "gemini-2.5-flash"
-    stream_usage = True  # it then stands in every event, as counted so far
+    stream_usage = True  # sent in every event, as counted so far
     models = (
         Model("gemini-2.5-flash", context=1_000_000, images=True),
         Model("gemini-3-flash-preview", context=1_000_000, images=True),
@@ -29,7 +29,7 @@ class Gemini(Provider):
     }
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
-        """Know a wrong key by its reason: Gemini says 400 where others say 401."""
+        """Recognise an invalid key by its reason: it is a 400 here instead of a 401."""
         if status == 400 and _WRONG_KEY.search(body):
             return Verdict(Outcome.BAD_KEY, "the key was refused (400)", status)
         return None

@@ -1,10 +1,10 @@
-"""Any server that speaks the OpenAI API: vLLM, Ollama, llama.cpp, LM Studio and their like."""
+"""Any server with an OpenAI-compatible API: vLLM, Ollama, llama.cpp, LM Studio and others."""
 
 from nexus_gateway.provider import Provider
 
 
 class Local(Provider):
-    """One instance for each LOCAL_BASE_URL_n, with LOCAL_MODEL_n, and LOCAL_KEY_n where needed."""
+    """One instance for each LOCAL_BASE_URL_n, with LOCAL_MODEL_n, and LOCAL_KEY_n if needed."""
 
     title = "Local"
     needs_key = False

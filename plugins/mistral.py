@@ -19,7 +19,7 @@ _UNKNOWN = ("logit_bias", "service_tier", "store", "stream_options", "user")
 
 
 class Mistral(Provider):
-    """Mistral, by its API, which is OpenAI's but refuses each field that it does not know."""
+    """Mistral, by its API, which is OpenAI's but refuses unknown fields."""
 
     title = "Mistral"
     base_url = "https://api.mistral.ai/v1"
@@ -40,12 +40,12 @@ class Mistral(Provider):
     }
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use Mistral's names, and leave out hints that it would refuse; usage comes unasked."""
+        """Use Mistral's names, and drop hints that it refuses; it sends usage without a request."""
         named = rename_fields(chat, max_completion_tokens="max_tokens", seed="random_seed")
         return rename_roles(drop_fields(named, *_UNKNOWN), developer="system")
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
-        """Tell a key without any allowance from one that has used it up for now."""
+        """Recognise a key without any quota; other 429s are from a quota that is used up."""
         if status == 429 and headers.get("x-ratelimit-limit-req-minute") == "0":
-            return Verdict(Outcome.BAD_KEY, "the key has no allowance", status)
+            return Verdict(Outcome.BAD_KEY, "the key has no quota", status)
         return None

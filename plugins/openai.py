@@ -7,8 +7,8 @@ from typing import Any
 
 from nexus_gateway.provider import Model, Provider, rename_fields
 
-# These think unless told not to, and refuse tools on chat completions while they do.
-_NO_TOOLS_WHILE_THINKING = ("gpt-5.6", "gpt-6-sol", "gpt-6-luna", "gpt-6.1-terra")
+# These reason by default, and refuse tools on chat completions unless reasoning is off.
+_NO_TOOLS_WITH_REASONING = ("gpt-5.6", "gpt-6-sol", "gpt-6-luna", "gpt-6.1-terra")
 
 
 class OpenAI(Provider):
@@ -37,9 +37,9 @@ class OpenAI(Provider):
     }
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the newer name of `max_tokens`, and let tools be used where thinking forbids it."""
-        mended = rename_fields(chat, max_tokens="max_completion_tokens")
-        thinks = str(chat["model"]).startswith(_NO_TOOLS_WHILE_THINKING)
-        if thinks and chat.get("tools") and "reasoning_effort" not in chat:
-            return {**mended, "reasoning_effort": "none"}
-        return mended
+        """Use the newer name of `max_tokens`; turn reasoning off if it would forbid the tools."""
+        renamed = rename_fields(chat, max_tokens="max_completion_tokens")
+        reasons = str(chat["model"]).startswith(_NO_TOOLS_WITH_REASONING)
+        if reasons and chat.get("tools") and "reasoning_effort" not in chat:
+            return {**renamed, "reasoning_effort": "none"}
+        return renamed

@@ -9,7 +9,7 @@ class OpenRouter(Provider):
     title = "OpenRouter"
     base_url = "https://openrouter.ai/api/v1"
     default_model = "deepseek/deepseek-r1-0528:free"
-    stream_usage = True  # told in any case
+    stream_usage = True  # sent in any case
     models = (
         Model("deepseek/deepseek-r1-0528:free", context=65_536),
         Model("openai/text-embedding-3-small", context=8_191, kind="embeddings"),

@@ -32,5 +32,5 @@ class Together(Provider):
     }
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the one name of `max_tokens` that it knows."""
+        """Use the only name of `max_tokens` that Together knows."""
         return rename_fields(chat, max_completion_tokens="max_tokens")

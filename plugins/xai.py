@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from nexus_gateway.provider import Model, Outcome, Provider, Verdict
 
-# How the message begins, and what it says: the beginning is xAI's own, never a caller's words.
+# Matched from the beginning of the message, which is xAI's own text and never quotes a caller.
 _NO_CREDIT = re.compile(rb'"error"\s*:\s*"Your team [^"]*(available credits|spending limit)')
 
 
@@ -26,7 +26,7 @@ class XAI(Provider):
     )
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
-        """Tell an account without credit: xAI says it with the status of a rate limit."""
+        """Recognise an account without credit, which has the status of a rate limit here."""
         if status in (403, 429) and _NO_CREDIT.search(body):
             return Verdict(Outcome.BAD_KEY, "the account has no credit left", status)
         return None

@@ -1,37 +1,44 @@
 """A caller's JSON body: parsed once, checked field by field, encoded once for all attempts.
 
-The parts that change from attempt to attempt (`model`, `stream`, `stream_options`) are written in
-front of the rest.
+The fields that differ between attempts (`model`, `stream`, `stream_options`) are written in front
+of the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.wire import json_codec
 
+T = TypeVar("T")
+
 MAX_DEPTH = 200
 MAX_CONTAINERS = 50_000
-# Before it is parsed: texts hold brackets too, so this is no more than a first sieve.
+# Counted before the body is parsed. Texts contain brackets too, so this is only a rough check.
 MAX_BRACKETS = 500_000
 _CONTAINERS = (dict, list)
-# Fields by which a body has chosen other gateways' upstream or key; they never travel on.
+# Fields by which a body has chosen other gateways' upstream or key; they are never sent on.
 UNTRUSTED = frozenset({"api_base", "base_url", "api_key"})
 _OPTIONS = "stream_options"
 _NOT_IN_REST = UNTRUSTED | {"model", "stream", _OPTIONS}
 _USAGE = b',"stream_options":{"include_usage":true}'
+_TYPE_NAMES: dict[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+_EXPECTED = _TYPE_NAMES | {bool: "true or false", int: "a whole number"}
 
 
 class Body:
-    """A JSON object on its way to upstreams.
-
-    Args:
-        fields: the object.
-        stream: what `stream` shall say; None for a body that has no such field.
-    """
+    """A JSON object for upstreams; `stream` is None if it has no such field."""
 
     content_type = "application/json"
     replayable = True
@@ -50,35 +57,32 @@ class Body:
 
     @property
     def asks_usage(self) -> bool:
-        """Whether it asks a stream for its usage."""
+        """Whether it requests the usage of a stream."""
         options = self.fields.get(_OPTIONS)
         return isinstance(options, dict) and options.get("include_usage") is True
 
     @property
     def has_own_stream_options(self) -> bool:
-        """Whether the caller wrote some options of streams himself."""
         return _OPTIONS in self.fields
 
     def _options(self, *, usage: bool) -> dict[str, Any]:
-        """Return `stream_options` alone, with the wish for usage where it is to be added."""
-        given = self.fields.get(_OPTIONS)
+        """Return `stream_options` alone, with the request for usage added if `usage`."""
+        options = self.fields.get(_OPTIONS)
         if usage:
-            return {_OPTIONS: {**(given if isinstance(given, dict) else {}), "include_usage": True}}
-        return {_OPTIONS: given} if _OPTIONS in self.fields else {}
+            options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+            return {_OPTIONS: options}
+        return {_OPTIONS: options} if _OPTIONS in self.fields else {}
 
     def with_model(self, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
-        """Return the fields as a provider shall see them; `usage` as in `encode`."""
+        """Return the fields for a provider; `usage` as in `encode`."""
         return {"model": model, "stream": stream, **self._options(usage=usage), **self._rest}
 
     def encode(self, model: str, *, usage: bool = False) -> bytes:
-        """Return the body as bytes.
+        """Return the bytes to send; JSONError if it has no JSON form.
 
         Args:
             model: the upstream's name of it.
-            usage: add to its own `stream_options` that a stream's usage is asked for.
-
-        Raises:
-            JSONError: it cannot be sent on.
+            usage: request the usage of a stream, in addition to the caller's `stream_options`.
         """
         head = b'{"model":' + json_codec.dumps(model)
         if self._stream is not None:
@@ -91,14 +95,10 @@ class Body:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Parse a body that must be a JSON object.
-
-    Raises:
-        InvalidRequest: it is none; the message says what is wrong and where.
-    """
+    """Parse a body that must be a JSON object; InvalidRequest names what is wrong."""
     brackets = data.count(b"{") + data.count(b"[")
     if brackets > MAX_BRACKETS:
-        raise InvalidRequest("The body holds too many objects and arrays.")
+        raise InvalidRequest("The body has too many objects and arrays.")
     try:
         body = json_codec.loads_exact(data)
     except json_codec.JSONError as error:
@@ -111,9 +111,9 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def _check_shape(body: dict[str, Any]) -> None:
-    """Refuse what nobody means and everybody would wait for: too deep, or in too many pieces.
+    """Refuse a body that is nested too deeply or has too many values.
 
-    What passes can be walked and encoded once more by whoever has to, wherever that is.
+    A body that passes can be walked and encoded again anywhere, in bounded time and stack.
     """
     level: list[Any] = [body]
     count = depth = 0
@@ -123,7 +123,7 @@ def _check_shape(body: dict[str, Any]) -> None:
         count += len(below)
         if depth > MAX_DEPTH or count > MAX_CONTAINERS:
             raise InvalidRequest(
-                f"The body is nested more than {MAX_DEPTH} deep, or holds more than "
+                f"The body is nested more than {MAX_DEPTH} levels deep, or has more than "
                 f"{MAX_CONTAINERS} objects and arrays."
             )
         level = below
@@ -134,15 +134,7 @@ def _children(node: Any) -> Iterable[Any]:
 
 
 def validated(body: Body, model: str | None) -> Body:
-    """Return a body that can be sent on; what cannot is said before any attempt.
-
-    Args:
-        body: the body.
-        model: what the caller calls the model.
-
-    Raises:
-        InvalidRequest: it has no JSON form.
-    """
+    """Return a body; InvalidRequest, before any attempt, if it cannot be encoded."""
     try:
         body.encode(model or "")
     except json_codec.JSONError as error:
@@ -150,41 +142,39 @@ def validated(body: Body, model: str | None) -> Body:
     return body
 
 
-def optional(fields: Mapping[str, Any], name: str, kind: type, words: str, at: str = "") -> Any:
-    """Return a field's value, None when absent.
-
-    Args:
-        fields: where it is.
-        name: its name.
-        kind: the Python type that it must have.
-        words: what it must be, for people: `a string`.
-        at: where the fields are, such as `tools[0].`.
+def typed(value: object, kind: type[T], where: str) -> T:
+    """Return a value of the caller's that must have a type; `float` stands for any number.
 
     Raises:
-        InvalidRequest: it is something else.
+        InvalidRequest: it has another type; the message names it by `where`.
     """
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or (kind is not bool and isinstance(value, bool)):
+        wrong_type(where, _EXPECTED[kind], value)
+    return value  # type: ignore[return-value]
+
+
+def optional(fields: Mapping[str, Any], name: str, kind: type[T], at: str = "") -> T | None:
+    """Return a field's value, None if absent; `at` is where the fields are, such as `tools[0].`."""
+    value = fields.get(name)
+    return None if value is None else typed(value, kind, at + name)
+
+
+def required(fields: Mapping[str, Any], name: str, kind: type[T], at: str = "") -> T:
+    """Return a field's value, as `optional`; InvalidRequest if it is absent."""
     value = fields.get(name)
     if value is None:
-        return None
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        wrong_type(at + name, words, value)
-    return value
+        missing(at + name)
+    return typed(value, kind, at + name)
 
 
-def required(fields: Mapping[str, Any], name: str, kind: type, words: str, at: str = "") -> Any:
-    """Return a field's value; as `optional`, but it must be there."""
-    if fields.get(name) is None:
-        raise InvalidRequest(f"The field `{at}{name}` is missing.", param=at + name)
-    return optional(fields, name, kind, words, at)
+def missing(where: str) -> NoReturn:
+    raise InvalidRequest(f"The field `{where}` is missing.", param=where)
 
 
-def wrong_type(where: str, words: str, value: object) -> NoReturn:
-    """Say that a field must be something else."""
-    raise InvalidRequest(f"`{where}` must be {words}, not {json_type(value)}.", param=where)
+def wrong_type(where: str, expected: str, value: object) -> NoReturn:
+    raise InvalidRequest(f"`{where}` must be {expected}, not {json_type(value)}.", param=where)
 
 
 def json_type(value: object) -> str:
-    """Name a JSON value's type as people do."""
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
-    names |= {int: "a number", float: "a number", type(None): "null"}
-    return names[type(value)]
+    return _TYPE_NAMES[type(value)]

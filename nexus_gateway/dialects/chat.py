@@ -1,7 +1,4 @@
-"""OpenAI's chat completions: the inner form, and the dialect of `POST /v1/chat/completions`.
-
-OpenAI's older completions, of a `prompt`: the dialect of `POST /v1/completions`.
-"""
+"""OpenAI's chat completions, the inner form of all chats, and its older completions of a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
-from nexus_gateway.dialects.body import Body, optional, parse_object, validated, wrong_type
+from nexus_gateway.dialects.body import (
+    Body,
+    missing,
+    optional,
+    parse_object,
+    typed,
+    validated,
+    wrong_type,
+)
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import json_codec, sse
@@ -19,95 +24,88 @@ from nexus_gateway.wire.chunks import Chunk, choices, is_usage_only
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 
 
-class ChatSpeaker:
-    """Tells chunks as they are.
+class Completions(Dialect):
+    """`POST /v1/completions`: passed to backends that offer it, never translated."""
 
-    Args:
-        usage_wanted: whether the caller asked for the usage chunk.
-    """
+    endpoint = "completions"
+    kind = "completions"
+    has_stream_options = True
+
+    def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
+        fields, model, stream = _parse_common(data)
+        prompt = fields.get("prompt")
+        if prompt is None:
+            missing("prompt")
+        if not isinstance(prompt, (str, list)):
+            wrong_type("prompt", "a string or an array", prompt)
+        stream = stream or False
+        return Request(self, model, stream, validated(Body(fields, stream), model))
+
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
+        return FullResponse(labelled(body, label), usage_in(completed(body)))
+
+    def passthrough(self, request: Request, label: str | None) -> ChatPassthrough:
+        return ChatPassthrough(label, _usage_wanted(request))
+
+
+class ChatCompletions(Completions):
+    """`POST /v1/chat/completions`: the inner form itself."""
+
+    endpoint = CHAT
+    kind = CHAT
+
+    def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
+        fields, model, stream = _parse_common(data)
+        images = check_messages(fields.get("messages"))
+        stream = stream if stream is not None else model is None
+        body = validated(Body(fields, stream), model)
+        return Request(self, model, stream, body, body, images)
+
+    def encode_full(self, request: Request, completion: Chunk) -> Chunk:
+        return completion
+
+    def stream_encoder(self, request: Request) -> ChatEncoder:
+        return ChatEncoder(_usage_wanted(request))
+
+
+class ChatEncoder:
+    """Encodes chunks as they are; a usage chunk only if the caller asked for it."""
 
     def __init__(self, usage_wanted: bool) -> None:
         self._usage_wanted = usage_wanted
 
     def encode(self, chunk: Chunk) -> bytes:
-        """Return a chunk's event; none for usage that nobody asked for."""
         if is_usage_only(chunk) and not self._usage_wanted:
             return b""
         return sse.json_event(chunk)
 
     def finish(self) -> bytes:
-        """Return `[DONE]`."""
         return sse.DONE
 
 
-class ChatCompletions(Dialect):
-    """The inner form itself: nothing is translated."""
-
-    endpoint = CHAT
-    has_stream_options = True
-
-    def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        """Check what the gateway itself reads; every other field passes."""
-        fields = parse_object(data)
-        model = optional(fields, "model", str, "a string")
-        stream = optional(fields, "stream", bool, "true or false")
-        optional(fields, "stream_options", dict, "an object")
-        images = check_messages(fields.get("messages"))
-        streamed = stream if stream is not None else model is None
-        body = validated(Body(fields, streamed), model)
-        return Request(self, model, streamed, body, body, images)
-
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
-        """Check a chat completion and set its `model`."""
-        return completion(body, label)
-
-    def event_filter(self, request: Request, label: str | None) -> ChatPassthrough:
-        """Return the way through for a stream of chunks."""
-        return ChatPassthrough(label, usage_wanted(request))
-
-    def encode_full(self, request: Request, completion: Chunk) -> Chunk:
-        """Return the completion."""
-        return completion
-
-    def stream_encoder(self, request: Request) -> ChatSpeaker:
-        """Return what tells the chunks as they are."""
-        return ChatSpeaker(usage_wanted(request))
+def _parse_common(data: bytes) -> tuple[dict[str, Any], str | None, bool | None]:
+    """Check the fields that the gateway itself reads; every other one is passed on."""
+    fields = parse_object(data)
+    model, stream = optional(fields, "model", str), optional(fields, "stream", bool)
+    optional(fields, "stream_options", dict)
+    return fields, model, stream
 
 
-def usage_wanted(request: Request) -> bool:
-    """Tell whether the caller asked for the usage chunk."""
-    return request.chat is not None and request.chat.asks_usage
-
-
-def completion(body: bytes, label: str | None) -> FullResponse:
-    """Check a completion, of a chat or of a prompt, and set its `model`.
-
-    Raises:
-        NotAnAnswer: it is none.
-    """
-    return FullResponse(labelled(body, label), usage_in(completed(body)))
+def _usage_wanted(request: Request) -> bool:
+    """Return whether the caller asked for the usage chunk."""
+    return isinstance(request.native, Body) and request.native.asks_usage
 
 
 def completed(body: bytes) -> Chunk:
-    """Parse a completion.
-
-    Raises:
-        NotAnAnswer: it is none.
-    """
-    answer = answered(body)
+    """Parse a completion; InvalidAnswer if it is none."""
+    answer = parse_answer(body)
     if not choices(answer):
         raise InvalidAnswer("answered 200 without an answer")
     return answer
 
 
-def answered(body: bytes) -> dict[str, Any]:
-    """Parse the body of a 200.
-
-    Raises:
-        NotAnAnswer: it is no JSON object, or an error.
-    """
+def parse_answer(body: bytes) -> dict[str, Any]:
+    """Parse the body of a 200; InvalidAnswer if it is not a JSON object, or an error."""
     try:
         answer = json_codec.loads(body)
     except json_codec.JSONError:
@@ -120,7 +118,7 @@ def answered(body: bytes) -> dict[str, Any]:
 
 
 def usage_in(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an answer's usage, empty where it has none."""
+    """Return an answer's usage, empty if it has none."""
     usage = answer.get("usage")
     return usage if isinstance(usage, dict) else {}
 
@@ -138,26 +136,19 @@ def labelled(body: bytes, label: str | None) -> bytes:
 
 
 def check_messages(messages: object) -> bool:
-    """Check a chat's messages; tell whether one holds an image.
-
-    Raises:
-        InvalidRequest: they are no messages.
-    """
+    """Check a chat's messages; return whether one contains an image."""
     if messages is None:
-        raise InvalidRequest("The field `messages` is missing.", param="messages")
-    if not isinstance(messages, list):
-        wrong_type("messages", "an array", messages)
+        missing("messages")
+    messages = typed(messages, list, "messages")
     if not messages:
         raise InvalidRequest("`messages` must not be empty.", param="messages")
     return any([_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)])
 
 
 def _check_message(where: str, message: object) -> bool:
-    if not isinstance(message, dict):
-        wrong_type(where, "an object", message)
-    if not isinstance(message.get("role"), str):
-        wrong_type(f"{where}.role", "a string", message.get("role"))
-    content = message.get("content")
+    fields = typed(message, dict, where)
+    typed(fields.get("role"), str, f"{where}.role")
+    content = fields.get("content")
     if content is None or isinstance(content, str):
         return False
     if not isinstance(content, list):
@@ -169,39 +160,4 @@ def _check_message(where: str, message: object) -> bool:
 
 
 CHAT_COMPLETIONS = ChatCompletions()
-
-
-class Completions(Dialect):
-    """Completions go as they are, to backends that have them."""
-
-    endpoint = "completions"
-    kind = "completions"
-    has_stream_options = True
-
-    def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        """Check what the gateway itself reads; every other field passes."""
-        fields = parse_object(data)
-        model = optional(fields, "model", str, "a string")
-        stream = optional(fields, "stream", bool, "true or false") or False
-        optional(fields, "stream_options", dict, "an object")
-        prompt = fields.get("prompt")
-        if prompt is None:
-            raise InvalidRequest("The field `prompt` is missing.", param="prompt")
-        if not isinstance(prompt, (str, list)):
-            wrong_type("prompt", "a string or an array", prompt)
-        return Request(self, model, stream, validated(Body(fields, stream), model))
-
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
-        """Check a completion and set its `model`."""
-        return completion(body, label)
-
-    def event_filter(self, request: Request, label: str | None) -> ChatPassthrough:
-        """Return the way through for a stream of chunks, as a chat's: only the texts differ."""
-        return ChatPassthrough(
-            label, isinstance(request.native, Body) and request.native.asks_usage
-        )
-
-
 COMPLETIONS = Completions()

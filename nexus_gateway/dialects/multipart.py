@@ -1,12 +1,10 @@
-"""Read a multipart form (RFC 7578) as it comes: each byte once, and strictly.
+"""A multipart form (RFC 7578) that is sent on while it arrives: parsed up to the file, strictly.
 
-What could be read in two ways is refused: an upstream might read it in the other one.
+Clients send the fields before the file. Those are parsed; from the head of the file on, the body
+is passed on as it arrives, never held as a whole. If `model` is not among those fields, a short
+body is read to its end to look for it; a long one is passed on with whatever model it names.
 
-A multipart form on its way to an upstream: read up to the file, never held as a whole.
-
-Clients send the fields before the file; those are read, and from the head of the file
-on the body passes as it comes. Where `model` is not among them, a short body is read to its end to
-look for it; a long one passes with whatever model it names.
+A form that could be read in two ways is refused: an upstream might read it in the other one.
 """
 
 from __future__ import annotations
@@ -15,14 +13,17 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from nexus_gateway.dialects.base import Pieces
 from nexus_gateway.dialects.body import UNTRUSTED
 from nexus_gateway.errors import InvalidRequest, UnsupportedMedia
 
+MAX_FIELDS_BYTES = 256 * 1024
+# So much of a body is kept for another attempt; a longer one can be sent only once.
+MAX_KEPT_BYTES = 1024 * 1024
 MAX_HEAD_BYTES = 8 * 1024
 MAX_FIELDS = 100
 CRLF = b"\r\n"
 END = b"--"
+NOT_A_FORM = "Send the body as Content-Type: multipart/form-data."
 _BOUNDARY = re.compile(
     r'multipart/form-data\s*;(?:[^"]*;)?\s*boundary='
     r'(?:"([!-~ ]{1,200})"|([!-~]{1,200}?))\s*(?:;.*)?',
@@ -30,202 +31,94 @@ _BOUNDARY = re.compile(
 )
 _DISPOSITION = re.compile(rb'form-data((?:\s*;\s*[\w-]+\*?=(?:"(?:[^"\\]|\\.)*"|[^\s;"]+))*)\s*')
 _PARAMETER = re.compile(rb'\s*;\s*([\w-]+\*?)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
-_NO_FORM = "The body is no multipart form: "
 
 
-def boundary_of(content_type: str) -> bytes:
-    """Return the boundary that a `Content-Type` names.
-
-    Raises:
-        UnsupportedMedia: it is no multipart form.
-    """
-    found = _BOUNDARY.fullmatch(content_type.strip())
-    if found is None:
-        raise UnsupportedMedia("Send the body as Content-Type: multipart/form-data.")
-    return (found[1] or found[2]).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A field beside the file."""
-
-    name: str
-    head: bytes
-    value: bytes
-
-
-def _read_head(head: bytes) -> tuple[str, bool]:
-    """Return a part's name, and whether it is a file.
+async def read_form(
+    content_type: str, pieces: AsyncIterator[bytes], length: int | None
+) -> StreamedForm:
+    """Parse a form as far as needed; `length` is the whole body's in bytes, None if unknown.
 
     Raises:
-        InvalidRequest: it can be read in more than one way, or in none.
+        UnsupportedMedia: the content type is another one.
+        InvalidRequest: it is not a multipart form with a file.
     """
-    found: list[bytes] = []
-    for line in head.split(CRLF):
-        name, colon, value = line.partition(b":")
-        if not colon or b"\r" in line or b"\n" in line or name.strip() != name or not name:
-            raise InvalidRequest(_NO_FORM + "a part has a malformed head.")
-        if name.lower() == b"content-disposition":
-            found.append(value.strip())
-    match = _DISPOSITION.fullmatch(found[0]) if len(found) == 1 else None
-    if match is None:
-        raise InvalidRequest(_NO_FORM + "a part needs one Content-Disposition: form-data.")
-    pairs = _PARAMETER.findall(match[1])
-    given = {name.lower(): quoted or plain for name, quoted, plain in pairs}
-    if b"name" not in given or b"name*" in given:
-        raise InvalidRequest(_NO_FORM + "a part needs one plain `name`.")
-    told = given[b"name"].decode("utf-8", "replace")
-    return told, told == "file" or not given.keys().isdisjoint((b"filename", b"filename*"))
+    boundary = _BOUNDARY.fullmatch(content_type.strip())
+    if boundary is None:
+        raise UnsupportedMedia(NOT_A_FORM)
+    parser = _Parser(END + (boundary[1] or boundary[2]).encode())
+    async for piece in pieces:
+        parser.feed(piece)
+        file_at, size = parser.file_at, len(parser.data)
+        if file_at is not None:
+            first = parser.fields[: parser.fields_before_file]
+            has_model = any(part.name == "model" for part in first)
+            if has_model or size - file_at > MAX_KEPT_BYTES:
+                begun, left = bytes(parser.data[file_at:]), length and length - file_at
+                return StreamedForm(
+                    content_type, parser.boundary, first, begun, pieces, left, has_model
+                )
+        if parser.complete:
+            break
+        if file_at is None and size > MAX_FIELDS_BYTES:
+            raise InvalidRequest("The fields before the file are too long.")
+    if not parser.complete:
+        raise InvalidRequest("The form was cut off: its last boundary is missing.")
+    if parser.file_at is None:
+        raise InvalidRequest(
+            "The form has no part `file`; add the audio (with curl: -F file=@speech.wav).",
+            param="file",
+        )
+    file = bytes(parser.data[parser.file_at : parser.file_end]) + parser.boundary + END + CRLF
+    return StreamedForm(
+        content_type, parser.boundary, parser.fields, file, _nothing(), len(file), True
+    )
 
 
-class Reader:
-    """Reads a body as it comes, each byte once.
-
-    Args:
-        mark: the boundary with its dashes in front.
-
-    Attributes:
-        data: what has come.
-        fields: the fields, of both sides of the file.
-        first: those before it.
-        file_at: where the file's part begins; None as long as it has not come.
-        file_end: where the boundary behind the file begins.
-        whole: whether the last boundary has come.
-    """
-
-    def __init__(self, mark: bytes) -> None:
-        self.data = bytearray()
-        self.fields: list[Part] = []
-        self.first: list[Part] = []
-        self.file_at: int | None = None
-        self.file_end: int | None = None
-        self.whole = False
-        self._mark = mark
-        self._at = 0  # where the boundary of the part that is being read begins
-        self._searched = 0  # up to where the boundary behind it was looked for
-        self._head: tuple[str, bool, bytes, int] | None = None
-
-    @property
-    def model_is_first(self) -> bool:
-        """Whether `model` stands before the file."""
-        return any(part.name == "model" for part in self.first)
-
-    def feed(self, piece: bytes) -> None:
-        """Take a piece.
-
-        Raises:
-            InvalidRequest: it is no multipart form.
-        """
-        self.data += piece
-        while not self.whole and self._read_part():
-            pass
-
-    def _read_part(self) -> bool:
-        """Read the next part; False when more must come first."""
-        begin = self._at + len(self._mark) + len(CRLF)
-        if self._head is None and not self._open(begin):
-            return False
-        assert self._head is not None
-        name, is_file, head, value_at = self._head
-        end = self._next_boundary()
-        if end is None:
-            return False
-        if is_file:
-            self.file_end = end + len(CRLF)
-        else:
-            self.fields.append(Part(name, head, bytes(self.data[value_at:end])))
-        if len(self.fields) > MAX_FIELDS:
-            raise InvalidRequest("The form has too many fields.")
-        self._at, self._head = end + len(CRLF), None
-        return True
-
-    def _open(self, begin: int) -> bool:
-        """Read a part's boundary and head; False when more must come first, or nothing comes."""
-        start = bytes(self.data[self._at : begin])
-        if not (self._mark + CRLF).startswith(start) and start != self._mark + END:
-            raise InvalidRequest(_NO_FORM + "it does not begin with its boundary.")
-        self.whole = start == self._mark + END
-        head_end = self.data.find(CRLF + CRLF, begin, begin + MAX_HEAD_BYTES)
-        if self.whole or (head_end < 0 and len(self.data) < begin + MAX_HEAD_BYTES):
-            return False
-        if head_end < 0:
-            raise InvalidRequest(_NO_FORM + "a part has no head, or too long a one.")
-        head = bytes(self.data[begin:head_end])
-        name, is_file = _read_head(head)
-        value_at = head_end + len(CRLF + CRLF)
-        # A part may be empty: then its head's last line end is the boundary's first.
-        self._head, self._searched = (name, is_file, head, value_at), value_at - len(CRLF)
-        if is_file and self.file_at is None:
-            self.file_at, self.first = self._at, list(self.fields)
-        return True
-
-    def _next_boundary(self) -> int | None:
-        """Return where the line end before the next boundary stands; None when it has not come."""
-        line = CRLF + self._mark
-        while (end := self.data.find(line, self._searched)) >= 0:
-            after = bytes(self.data[end + len(line) : end + len(line) + 2])
-            if len(after) < len(CRLF):
-                self._searched = end
-                return None
-            if after in (CRLF, END):
-                return end
-            self._searched = end + 1
-        self._searched = max(self._searched, len(self.data) - len(line) + 1)
-        return None
-
-
-MAX_FIELDS_BYTES = 256 * 1024
-# So much of a body is kept for another attempt; a longer one can be sent once.
-MAX_KEPT_BYTES = 1024 * 1024
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
 
 
 class StreamedForm:
-    """A multipart body: its fields are read, its file is passed on.
+    """A form whose fields are parsed and whose file is passed on.
 
     Args:
-        content_type: the caller's, boundary included.
-        mark: the boundary with its dashes in front.
-        fields: those that were read.
+        fields: those that were parsed.
         begun: what was read of the body behind them.
         rest: the rest of the body, piece by piece.
-        length: of all that comes behind the fields, in bytes; None when unknown.
-        names_model: whether a field that was not read may name the model.
+        length: of `begun` and `rest` in bytes; None if unknown.
+        knows_model: whether `model` was parsed, if the form has it.
 
     Attributes:
-        replayable: whether it can be sent (once more).
-        waits: whether it is the caller who lets himself be waited for.
-        on_piece: called whenever a piece has come from the caller.
+        replayable: whether it can be sent (again).
+        is_waiting_for_caller: whether more of the body is awaited.
+        on_piece: called for each piece that arrives.
     """
 
     def __init__(
         self,
         content_type: str,
-        mark: bytes,
-        fields: list[Part],
+        boundary: bytes,
+        fields: list[_Part],
         begun: bytes,
         rest: AsyncIterator[bytes],
         length: int | None,
-        *,
-        names_model: bool,
+        knows_model: bool,
     ) -> None:
         self.content_type = content_type
         self.replayable = True
         self.is_waiting_for_caller = False
         self.on_piece: Callable[[], None] | None = None
-        self._mark = mark
+        self._boundary = boundary
         self._fields = fields
         self._kept = [begun]
         self._kept_size = len(begun)
         self._rest = rest
         self._length = length
-        self._names_model = names_model
+        self._knows_model = knows_model
 
     def value(self, name: str) -> str | None:
-        """Return a field's text, None when it was not read.
-
-        Raises:
-            InvalidRequest: it is no text.
-        """
+        """Return a field's text, None if it was not parsed."""
         for part in self._fields:
             if part.name == name:
                 try:
@@ -235,23 +128,24 @@ class StreamedForm:
         return None
 
     def encode(self, model: str) -> Pieces:
-        """Return the body with `model` in its place, first of all fields."""
-        named = Part("model", b'Content-Disposition: form-data; name="model"', model.encode())
-        others = [part for part in self._fields if part.name not in UNTRUSTED | {"model"}]
+        """Return the body with this `model`, as the first field."""
+        fields = [part for part in self._fields if part.name not in UNTRUSTED | {"model"}]
+        if self._knows_model:
+            name = b'Content-Disposition: form-data; name="model"'
+            fields.insert(0, _Part("model", name, model.encode()))
         head = b"".join(
-            self._mark + CRLF + p.head + CRLF + CRLF + p.value + CRLF
-            for p in ([] if self._names_model else [named]) + others
+            self._boundary + CRLF + p.head + CRLF + CRLF + p.value + CRLF for p in fields
         )
         length = None if self._length is None else len(head) + self._length
         return Pieces(self._pieces(head), length)
 
     async def _pieces(self, head: bytes) -> AsyncIterator[bytes]:
-        """Give the body; what is short enough is kept for another attempt."""
+        """Yield the body, and keep it for another attempt if it is short enough."""
         yield head
-        given = 0
-        while given < len(self._kept):
-            yield self._kept[given]
-            given += 1
+        sent = 0
+        while sent < len(self._kept):
+            yield self._kept[sent]
+            sent += 1
         while piece := await self._next():
             self._kept_size += len(piece)
             if self._kept_size > MAX_KEPT_BYTES:
@@ -270,47 +164,127 @@ class StreamedForm:
         return piece
 
 
-async def read_form(
-    content_type: str, pieces: AsyncIterator[bytes], length: int | None
-) -> StreamedForm:
-    """Read a form as far as it must be known.
+class Pieces:
+    """A body that is sent piece by piece, once; its length in bytes is None if unknown."""
 
-    Args:
-        content_type: the caller's.
-        pieces: the body.
-        length: of the whole body in bytes, None when unknown.
+    def __init__(self, pieces: AsyncIterator[bytes], length: int | None) -> None:
+        self._pieces = pieces
+        self.length = length
 
-    Raises:
-        UnsupportedMedia: it is said to be something else.
-        InvalidRequest: it is no multipart form with a file.
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A field."""
+
+    name: str
+    head: bytes
+    value: bytes
+
+
+class _Parser:
+    """Parses a form as it arrives, looking at each byte once.
+
+    Attributes:
+        boundary: with the two dashes before it.
+        data: all that has arrived.
+        fields: those before and after the file.
+        file_at: where the file's part begins; None as long as it has not arrived.
+        file_end: where the boundary behind the file begins.
+        complete: whether the last boundary has arrived.
     """
-    mark = b"--" + boundary_of(content_type)
-    reader = Reader(mark)
-    async for piece in pieces:
-        reader.feed(piece)
-        at, size = reader.file_at, len(reader.data)
-        enough = reader.model_is_first or (at is not None and size - at > MAX_KEPT_BYTES)
-        if at is not None and enough:
-            left = None if length is None else length - at
-            about = (content_type, mark, reader.first, bytes(reader.data[at:]), pieces, left)
-            return StreamedForm(*about, names_model=not reader.model_is_first)
-        if reader.whole:
-            break
-        if at is None and size > MAX_FIELDS_BYTES:
-            raise InvalidRequest("The fields before the file are too long.")
-    if not reader.whole:
-        raise InvalidRequest("The form was cut off: its last boundary is missing.")
-    if reader.file_at is None:
-        raise InvalidRequest(
-            "The form has no part `file`; add the audio (with curl: -F file=@speech.wav).",
-            param="file",
-        )
-    file = bytes(reader.data[reader.file_at : reader.file_end]) + mark + END + CRLF
-    about = (content_type, mark, reader.fields, file, _nothing(), len(file))
-    return StreamedForm(*about, names_model=False)
+
+    def __init__(self, boundary: bytes) -> None:
+        self.boundary = boundary
+        self.data = bytearray()
+        self.fields: list[_Part] = []
+        self.fields_before_file = 0
+        self.file_at: int | None = None
+        self.file_end: int | None = None
+        self.complete = False
+        self._at = 0  # where the boundary before the current part begins
+        self._searched = 0  # up to where the boundary behind it was searched for
+        self._open_part: tuple[str, bool, bytes, int] | None = None  # name, is file, head, value
+
+    def feed(self, piece: bytes) -> None:
+        """Take a piece; InvalidRequest if it is not a multipart form."""
+        self.data += piece
+        while not self.complete and self._parse_part():
+            pass
+
+    def _parse_part(self) -> bool:
+        """Parse the next part; False if more must arrive first."""
+        if self._open_part is None:
+            self._open_part = self._parse_start(self._at + len(self.boundary) + len(CRLF))
+        end = self._next_boundary() if self._open_part else None
+        if self._open_part is None or end is None:
+            return False
+        name, is_file, head, value_at = self._open_part
+        if is_file:
+            self.file_end = end + len(CRLF)
+        else:
+            self.fields.append(_Part(name, head, bytes(self.data[value_at:end])))
+        if len(self.fields) > MAX_FIELDS:
+            raise InvalidRequest("The form has too many fields.")
+        self._at, self._open_part = end + len(CRLF), None
+        return True
+
+    def _parse_start(self, begin: int) -> tuple[str, bool, bytes, int] | None:
+        """Parse a part's boundary and head; None if more must arrive first, or nothing follows."""
+        start = bytes(self.data[self._at : begin])
+        if not (self.boundary + CRLF).startswith(start) and start != self.boundary + END:
+            raise _malformed("it does not begin with its boundary")
+        self.complete = start == self.boundary + END
+        head_end = self.data.find(CRLF + CRLF, begin, begin + MAX_HEAD_BYTES)
+        if self.complete or (head_end < 0 and len(self.data) < begin + MAX_HEAD_BYTES):
+            return None
+        if head_end < 0:
+            raise _malformed("a part has no header lines, or too long ones")
+        head = bytes(self.data[begin:head_end])
+        name, is_file = _parse_head(head)
+        value_at = head_end + len(CRLF + CRLF)
+        # A part may be empty: then its head's last line end is the boundary's first.
+        self._searched = value_at - len(CRLF)
+        if is_file and self.file_at is None:
+            self.file_at, self.fields_before_file = self._at, len(self.fields)
+        return name, is_file, head, value_at
+
+    def _next_boundary(self) -> int | None:
+        """Return where the line end before the next boundary is; None if it has not arrived."""
+        line = CRLF + self.boundary
+        while (end := self.data.find(line, self._searched)) >= 0:
+            after = bytes(self.data[end + len(line) : end + len(line) + 2])
+            if len(after) < len(CRLF):
+                self._searched = end
+                return None
+            if after in (CRLF, END):
+                return end
+            self._searched = end + 1
+        self._searched = max(self._searched, len(self.data) - len(line) + 1)
+        return None
 
 
-async def _nothing() -> AsyncIterator[bytes]:
-    """Give no piece more."""
-    return
-    yield b""
+def _parse_head(head: bytes) -> tuple[str, bool]:
+    """Return a part's name, and whether it is a file; InvalidRequest unless that is unambiguous."""
+    dispositions: list[bytes] = []
+    for line in head.split(CRLF):
+        name, colon, value = line.partition(b":")
+        if not colon or b"\r" in line or b"\n" in line or name.strip() != name or not name:
+            raise _malformed("a part has a malformed header line")
+        if name.lower() == b"content-disposition":
+            dispositions.append(value.strip())
+    match = _DISPOSITION.fullmatch(dispositions[0]) if len(dispositions) == 1 else None
+    if match is None:
+        raise _malformed("a part needs one Content-Disposition: form-data")
+    pairs = _PARAMETER.findall(match[1])
+    parameters = {name.lower(): quoted or plain for name, quoted, plain in pairs}
+    if b"name" not in parameters or b"name*" in parameters:
+        raise _malformed("a part needs one plain `name`")
+    name = parameters[b"name"].decode("utf-8", "replace")
+    return name, name == "file" or not parameters.keys().isdisjoint((b"filename", b"filename*"))
+
+
+def _malformed(problem: str) -> InvalidRequest:
+    return InvalidRequest(f"The body is not a valid multipart form: {problem}.")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nexus_gateway.dialects.messages.response import MessageSpeaker, event, message
+from nexus_gateway.dialects.messages.response import MessageEncoder, event, message
 from nexus_gateway.wire.chunks import Chunk, choices, has_content
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class MessagesWire(Wire):
     """Anthropic's Messages."""
 
     def __init__(self) -> None:
-        self._speaker = MessageSpeaker(thinking=True)
+        self._speaker = MessageEncoder(thinking=True)
 
     def wants_usage(self, received: Received) -> bool:
         """Tell that a message always has its usage."""

@@ -18,10 +18,10 @@ from typing import Any
 
 import aiohttp
 
-from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Pieces, Request
+from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Request
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
-from nexus_gateway.dialects.multipart import StreamedForm
+from nexus_gateway.dialects.multipart import Pieces, StreamedForm
 from nexus_gateway.errors import BrokenStream, GatewayError, Overloaded, RequestTimeout
 from nexus_gateway.provider import (
     CHAT,
@@ -113,8 +113,8 @@ class Upstream:
         response: HttpResponse | None
         if request.can_pass_through(instance.provider.endpoints):
             response = await self._open_with_usage(instance, model, request, native_request)
-            event_filter = request.dialect.event_filter(request, label)
-            stream = PassthroughStream(response, event_filter, self._idle_s)
+            passthrough = request.dialect.passthrough(request, label)
+            stream = PassthroughStream(response, passthrough, self._idle_s)
         else:
             pulse = Pulse()
             response, chunks = await self._chunks(instance, model, request, label or model, pulse)
@@ -201,7 +201,7 @@ class Upstream:
             response = await send(self._client, instance, http, request.trace)
             body = await read_full(response, dialect.longest_answer)
             with _malformed_answers_fail():
-                return dialect.parse_native(request, body, response.content_type, label)
+                return dialect.parse_native(body, response.content_type, label)
         if isinstance(instance.provider, Translator | InProcess):
             return await self._fold(instance, model, request)
         http = chat_request(instance, model, request)

@@ -20,7 +20,7 @@ from nexus_gateway.provider import RATE_LIMIT_PARK_S, CannotServe, Outcome, Verd
 from nexus_gateway.routing.attempts import AttemptFailed
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.upstream.response import HttpResponse
-from nexus_gateway.wire.error_objects import _NO_REASON, normalise_error, read_error
+from nexus_gateway.wire.error_objects import NO_REASON, normalise_error, read_error
 from nexus_gateway.wire.rate_limits import asked_to_wait_s, retry_after_s
 
 logger = logging.getLogger("nexus_gateway")
@@ -51,7 +51,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
             status,
             RATE_LIMIT_PARK_S if wait_s is None else wait_s,
         )
-    if status == 404 and error["message"] == _NO_REASON:
+    if status == 404 and error["message"] == NO_REASON:
         reason = "refused with 404 and no reason: is its address right?"
         return Verdict(Outcome.REFUSED, reason, status, error=error)
     if (

@@ -27,13 +27,14 @@ from typing import Any, Protocol, Self
 
 import aiohttp
 
-from nexus_gateway.dialects.base import EventFilter, StreamEncoder
+from nexus_gateway.dialects.base import StreamEncoder
 from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, PluginBroke, TruncatedStream
 from nexus_gateway.provider import CannotServe
 from nexus_gateway.upstream.response import HttpResponse
 from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.chunks import MALFORMED, Chunk, finished, fold, has_content
 from nexus_gateway.wire.error_objects import normalise_error
+from nexus_gateway.wire.passthrough import Passthrough
 from nexus_gateway.wire.usage import counted
 
 logger = logging.getLogger("nexus_gateway")
@@ -345,7 +346,7 @@ class PassthroughStream:
         idle_s: the longest silence in its midst.
     """
 
-    def __init__(self, answer: HttpResponse, passage: EventFilter, idle_s: float) -> None:
+    def __init__(self, answer: HttpResponse, passage: Passthrough, idle_s: float) -> None:
         self._answer = answer
         self._passage = passage
         self._idle_s = idle_s
@@ -412,7 +413,7 @@ class PassthroughStream:
         await self._answer.finish(whole=self._passage.done)
 
 
-def _passed(passage: EventFilter, data: bytes) -> bytes:
+def _passed(passage: Passthrough, data: bytes) -> bytes:
     try:
         return passage.feed(data) if data else passage.end()
     except MALFORMED as error:
@@ -430,7 +431,7 @@ class _Pump:
     """
 
     def __init__(
-        self, passage: EventFilter, pipe: RawWriter, answer: HttpResponse, watch: IdleTimeout
+        self, passage: Passthrough, pipe: RawWriter, answer: HttpResponse, watch: IdleTimeout
     ) -> None:
         self._passage = passage
         self._write = pipe.write

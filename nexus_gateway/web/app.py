@@ -9,11 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from aiohttp import web
 
-from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, COMPLETIONS
-from nexus_gateway.dialects.embeddings import EMBEDDINGS
-from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
-from nexus_gateway.dialects.responses import RESPONSES
-from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
+from nexus_gateway.dialects import DIALECTS
 from nexus_gateway.hooks import Hook
 from nexus_gateway.proxy.hook_runner import HookRunner
 from nexus_gateway.proxy.relay import Relay
@@ -55,20 +51,11 @@ async def keep_ledger(app: web.Application) -> AsyncIterator[None]:
     await asyncio.to_thread(writer.close)
 
 
-DIALECT_ROUTES = {
-    "/v1/chat/completions": CHAT_COMPLETIONS,
-    "/v1/completions": COMPLETIONS,
-    "/v1/embeddings": EMBEDDINGS,
-    "/v1/audio/transcriptions": TRANSCRIPTIONS,
-    "/v1/responses": RESPONSES,
-    "/v1/messages": MESSAGES,
-    "/v1/messages/count_tokens": COUNT_TOKENS,
-}
 # Every route there is, and who may call it.
 ROUTES: tuple[Route, ...] = (
     *(
         Route("POST", path, DialectEndpoint(d).answer, Access.CALLER, d)
-        for path, d in DIALECT_ROUTES.items()
+        for path, d in DIALECTS.items()
     ),
     Route("GET", "/v1/models", models.list_models, Access.CALLER),
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),

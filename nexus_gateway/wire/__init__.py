@@ -6,6 +6,6 @@
 - `rate_limits`: Retry-After and the rate-limit headers of providers
 - `error_objects`: error objects, read and written
 - `json_codec`: JSON by orjson if it is installed
-- `passthrough`: streams whose events go out as they came
+- `passthrough`: streams whose events are forwarded unchanged
 - `chat_passthrough`: the same for chat completions, event templates included
 """

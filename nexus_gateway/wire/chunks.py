@@ -1,4 +1,4 @@
-"""OpenAI chat chunks: made one by one, looked into, and folded into one object.
+"""OpenAI's chat chunks: built, inspected, and folded into one object.
 
 The shapes are those of OpenAI's API reference, "Chat completion chunk" and
 "Chat completion object".
@@ -11,7 +11,7 @@ from typing import Any
 
 Chunk = dict[str, Any]
 
-# What foreign chunks and events raise when they are walked and have a shape that nobody expected.
+# What reading chunks and events of an unexpected shape raises.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
@@ -21,7 +21,7 @@ class Answer:
     Args:
         id: the answer's id, `chatcmpl-…`.
         created: Unix seconds.
-        model: what `model` shall say.
+        model: the value of `model`.
     """
 
     def __init__(self, id: str, created: int, model: str) -> None:
@@ -69,22 +69,22 @@ class Answer:
         cache_written: int = 0,
         reasoning: int = 0,
     ) -> Chunk:
-        """What was used, in tokens; sent on only to callers who asked for it.
+        """The usage in tokens; sent only to callers who asked for it.
 
         Args:
-            prompt_tokens: all of the prompt, what came from a cache included.
+            prompt_tokens: all of the prompt, tokens from a cache included.
             completion_tokens: all of the answer, reasoning included.
-            cached: how many of the prompt's came from a cache.
-            cache_written: how many of the prompt's were put into a cache.
-            reasoning: how many of the completion's were reasoning.
+            cached: those of the prompt that were read from a cache.
+            cache_written: those of the prompt that were written to a cache.
+            reasoning: those of the completion that were reasoning.
         """
         usage: Chunk = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         }
-        read = {"cached_tokens": cached, "cache_write_tokens": cache_written}
-        if details := {name: tokens for name, tokens in read.items() if tokens}:
+        cache = {"cached_tokens": cached, "cache_write_tokens": cache_written}
+        if details := {name: tokens for name, tokens in cache.items() if tokens}:
             usage["prompt_tokens_details"] = details
         if reasoning:
             usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
@@ -92,43 +92,43 @@ class Answer:
 
 
 def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return a chunk's choices, or none where the upstream sent something else."""
-    found = chunk.get("choices")
-    return [c for c in found if isinstance(c, dict)] if isinstance(found, list) else []
+    """Return a chunk's choices; none if the upstream sent something else."""
+    value = chunk.get("choices")
+    return [c for c in value if isinstance(c, dict)] if isinstance(value, list) else []
 
 
-def extract_text(said: Mapping[str, Any]) -> str:
-    """Return the text in a delta or a message: a string, or (Mistral) a list of parts.
+def extract_text(message: Mapping[str, Any]) -> str:
+    """Return the text of a delta or a message: a string, or (Mistral) a list of parts.
 
     Raises:
-        TypeError: it is something else, which must not get lost.
+        TypeError: it is something else, which must not be lost silently.
     """
-    content = said.get("content")
+    content = message.get("content")
     if content is not None and not isinstance(content, str | list):
         raise TypeError("the content is neither text nor parts")
-    return content if isinstance(content, str) else _joined_parts(content, "text")
+    return content if isinstance(content, str) else _join_parts(content, "text")
 
 
-def extract_reasoning(said: Mapping[str, Any]) -> str:
-    """Return the thinking in a delta or a message: a field of either name, or parts of the text."""
+def extract_reasoning(message: Mapping[str, Any]) -> str:
+    """Return the reasoning of a delta or a message: a field of either name, or content parts."""
     for name in ("reasoning_content", "reasoning"):
-        if isinstance(said.get(name), str) and said[name]:
-            return str(said[name])
-    return _joined_parts(said.get("content"), "thinking")
+        if isinstance(message.get(name), str) and message[name]:
+            return str(message[name])
+    return _join_parts(message.get("content"), "thinking")
 
 
-def _joined_parts(content: object, kind: str) -> str:
-    """Join what the parts of a kind say, each a string or a list of further texts."""
+def _join_parts(content: object, kind: str) -> str:
+    """Join the texts of the parts of a kind, each a string or a list of further texts."""
     parts = content if isinstance(content, list) else []
-    said = [part.get(kind) for part in parts if isinstance(part, dict) and part.get("type") == kind]
-    return "".join(s if isinstance(s, str) else _joined_parts(s, "text") for s in said)
+    texts = [p.get(kind) for p in parts if isinstance(p, dict) and p.get("type") == kind]
+    return "".join(t if isinstance(t, str) else _join_parts(t, "text") for t in texts)
 
 
 class ToolCallIndex:
-    """Tell which of an answer's tool calls a delta belongs to.
+    """Finds which of an answer's tool calls a delta belongs to.
 
-    By its index; and by its id, or by its being a whole call, where an upstream leaves the index
-    out or gives all calls the same one, as some do that send each call whole.
+    By its index. Some upstreams that send each call in one delta leave the index out or use the
+    same one for all calls: then by its id, or because the delta is a complete call.
     """
 
     def __init__(self) -> None:
@@ -136,24 +136,23 @@ class ToolCallIndex:
         self._next = 0
 
     def number(self, delta: Mapping[str, Any]) -> int:
-        """Return the number of a delta's call: its index, or the next that is free."""
+        """Return the number of a delta's call: its index, or the next free number."""
         index, id = delta.get("index"), delta.get("id")
         number, known = self._by_index.get(index, (-1, None))
         function = delta.get("function") or {}
-        unmarked = index is None and not id and function.get("name") and function.get("arguments")
-        if number < 0 or (id and known and id != known) or unmarked:
-            new = number < 0 and isinstance(index, int)
-            number = index if new and isinstance(index, int) else self._next
+        complete = index is None and not id and function.get("name") and function.get("arguments")
+        if number < 0 or (id and known and id != known) or complete:
+            number = index if number < 0 and isinstance(index, int) else self._next
         self._by_index[index] = (number, id or known)
         self._next = max(self._next, number + 1)
         return number
 
 
 def has_content(chunk: Mapping[str, Any]) -> bool:
-    """Tell whether a chunk says something: text, reasoning, a tool call, a finish.
+    """Return whether a chunk has text, reasoning, a tool call or a finish.
 
-    A delta that holds only a role (or empty and null values beside it) says nothing yet. The
-    chunks of the older completions have their `text` in the choice itself.
+    A delta with only a role (or empty and null values beside it) has none. The chunks of the
+    older completions have their `text` in the choice itself.
     """
     for choice in choices(chunk):
         if choice.get("finish_reason") or choice.get("text"):
@@ -167,35 +166,34 @@ def has_content(chunk: Mapping[str, Any]) -> bool:
 
 
 def finished(chunk: Mapping[str, Any]) -> bool:
-    """Tell whether a chunk carries a finish_reason."""
+    """Return whether a chunk has a finish_reason."""
     return any(choice.get("finish_reason") for choice in choices(chunk))
 
 
 def is_usage_only(chunk: Mapping[str, Any]) -> bool:
-    """Tell whether a chunk is there for its usage alone: without choices, however written."""
+    """Return whether a chunk has a usage and no choices, in whatever form they are missing."""
     return not chunk.get("choices") and isinstance(chunk.get("usage"), dict)
 
 
 def fold(chunks: Iterable[Chunk]) -> Chunk:
     """Fold the chunks of one answer into one `chat.completion` object.
 
-    Text is joined, tool calls are gathered by their index, of anything else the last value
-    holds. Returns an object without choices when there were no chunks.
+    Texts are joined and tool calls collected by index; of any other field the last value is kept.
+    Without chunks the object has no choices.
     """
-    whole: Chunk = {"id": "", "object": "chat.completion", "created": 0, "model": ""}
+    completion: Chunk = {"id": "", "object": "chat.completion", "created": 0, "model": ""}
     by_index: dict[int, Chunk] = {}
     numbers: dict[int, ToolCallIndex] = {}
     usage = None
     for chunk in chunks:
         usage = chunk.get("usage") or usage
-        extra = {k: v for k, v in chunk.items() if k not in ("object", "choices", "usage")}
-        whole.update(extra)
+        completion |= {k: v for k, v in chunk.items() if k not in ("object", "choices", "usage")}
         for choice in choices(chunk):
             _fold_choice(by_index, numbers, choice)
-    whole["choices"] = [_close(by_index[index]) for index in sorted(by_index)]
+    completion["choices"] = [_close(by_index[index]) for index in sorted(by_index)]
     if usage:
-        whole["usage"] = usage
-    return whole
+        completion["usage"] = usage
+    return completion
 
 
 def _fold_choice(
@@ -209,13 +207,12 @@ def _fold_choice(
         if key == "delta":
             _fold_delta(into["message"], calls, value if isinstance(value, dict) else {})
         elif key == "logprobs" and isinstance(value, dict):
-            into["logprobs"] = _joined(into.get("logprobs"), value)
+            into["logprobs"] = _join_logprobs(into.get("logprobs"), value)
         elif key != "index" and value is not None:
             into[key] = value
 
 
-def _joined(old: Chunk | None, new: Mapping[str, Any]) -> Chunk:
-    """Join the lists of two logprobs objects."""
+def _join_logprobs(old: Chunk | None, new: Mapping[str, Any]) -> Chunk:
     old = old or {}
     return {**old, **{k: (old.get(k) or []) + v for k, v in new.items() if isinstance(v, list)}}
 

@@ -1,15 +1,4 @@
-"""What an upstream's answer means: to the instance, and to the request. One table.
-
-| upstream says                         | outcome      | the request                       |
-|---------------------------------------|--------------|-----------------------------------|
-| 400 413-415 422 431, 403 moderated    | REFUSED      | passed to the caller, no retry    |
-| 404                                   | REFUSED      | passed if the caller named it     |
-| 401 402 403, insufficient_quota       | BAD_KEY      | next candidate                    |
-| 429                                   | RATE_LIMITED | next candidate                    |
-| everything else that is not 2xx       | FAILURE      | next candidate                    |
-
-A 5xx that says when to come back is left alone for so long, beside what its circuit does.
-"""
+"""The error objects of upstreams, brought into OpenAI's shape and cleaned of keys."""
 
 from __future__ import annotations
 
@@ -21,13 +10,13 @@ from nexus_gateway.secret import SHORTEST_SECRET, Secret
 from nexus_gateway.wire import json_codec
 
 _LONGEST_MESSAGE = 2000
-_MOST_BRACKETS = 200
-_BEGINNING = 8  # of a key: what others show of it as harmless
-_NO_REASON = "The upstream gave no reason."
+_MAX_BRACKETS = 200
+_KEY_PREFIX = 8  # of a key: some upstreams quote so much of it, as if it were harmless
+NO_REASON = "The upstream gave no reason."
 
 
 def read_error(body: bytes) -> dict[str, Any]:
-    """Return the error of a body in OpenAI's shape, whatever the upstream made of it."""
+    """Return the error of a response's body in OpenAI's shape, whatever its own shape is."""
     try:
         value = json_codec.loads(body)
     except json_codec.JSONError:
@@ -38,13 +27,15 @@ def read_error(body: bytes) -> dict[str, Any]:
 
 
 def normalise_error(error: object) -> dict[str, Any]:
-    """Bring an upstream's error into OpenAI's shape: four fields, `code` a string or null."""
+    """Bring an upstream's error into OpenAI's shape: four fields, `code` a string or null.
+
+    Other fields are kept, unless the error is nested deeply: that may be an attack on its readers.
+    """
     if not isinstance(error, dict):
-        message = error if isinstance(error, str) and error else _NO_REASON
-        error = {"message": message}
+        error = {"message": error}
     code = error.get("code")
     known = {
-        "message": (_text_or_none(error.get("message")) or _NO_REASON)[:_LONGEST_MESSAGE],
+        "message": (_text_or_none(error.get("message")) or NO_REASON)[:_LONGEST_MESSAGE],
         "type": _text_or_none(error.get("type")) or "upstream_error",
         "param": _text_or_none(error.get("param")),
         "code": None if code is None or isinstance(code, (dict, list)) else str(code),
@@ -53,12 +44,11 @@ def normalise_error(error: object) -> dict[str, Any]:
 
 
 def _is_shallow(value: object) -> bool:
-    """Tell whether a value can be sent on: deep nesting is an attack on whoever walks it."""
     try:
         text = json_codec.dumps(value)
     except json_codec.JSONError:
         return False
-    return text.count(b"[") + text.count(b"{") <= _MOST_BRACKETS
+    return text.count(b"[") + text.count(b"{") <= _MAX_BRACKETS
 
 
 def _text_or_none(value: object) -> str | None:
@@ -66,10 +56,12 @@ def _text_or_none(value: object) -> str | None:
 
 
 def masked(error: Mapping[str, Any], key: Secret) -> dict[str, Any]:
-    """Return an upstream's error without its key: some repeat it, or how it begins."""
-    if len(key.reveal()) < SHORTEST_SECRET:
+    """Return an upstream's error without the key or its first characters, which some quote."""
+    secret = key.reveal()
+    if len(secret) < SHORTEST_SECRET:
         return dict(error)
-    whole, begun = (json_codec.dumps(k)[1:-1] for k in (key.reveal(), key.reveal()[:_BEGINNING]))
-    said = json_codec.dumps(error).replace(whole, b"***")
-    found: dict[str, Any] = json_codec.loads(re.sub(re.escape(begun) + rb'[^\s"\\]*', b"***", said))
-    return found
+    quoted, prefix = (json_codec.dumps(k)[1:-1] for k in (secret, secret[:_KEY_PREFIX]))
+    text = json_codec.dumps(error).replace(quoted, b"***")
+    text = re.sub(re.escape(prefix) + rb'[^\s"\\]*', b"***", text)
+    clean: dict[str, Any] = json_codec.loads(text)
+    return clean

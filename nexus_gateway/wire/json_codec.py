@@ -1,7 +1,7 @@
-"""JSON in and out: orjson where it is installed, the standard library else.
+"""JSON in and out: by orjson if it is installed, else by the standard library.
 
-Both refuse what would not survive the way to an upstream: NaN and infinities, lone
-surrogates, numbers too large to be sent on, nesting too deep to be walked.
+Both refuse what could not be sent on to an upstream: NaN and infinities, lone surrogates, numbers
+that are too large, nesting that is too deep.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ except ImportError:  # pragma: no cover - the test environment has it
 
 
 _FAULTS = (ValueError, RecursionError, TypeError)
-# What is longer may lose digits to orjson; looking for it pays where the body is not long.
+# orjson may drop digits of longer numbers; searching for them is quick only in short bodies.
 _LONG_NUMBER = re.compile(rb"[0-9]{16}")
 _SHORT_BODY = 64 * 1024
 
 
 class JSONError(ValueError):
-    """Bytes that are no JSON, or a value that has no JSON form. The text is our own."""
+    """Bytes that are not JSON, or a value that has no JSON form. The text is safe to show."""
+
+
+def loads(data: bytes | str) -> Any:
+    """Parse what an upstream sent, with the fastest parser."""
+    try:
+        return orjson.loads(data) if orjson else json.loads(data)
+    except _FAULTS as error:
+        raise JSONError("not JSON") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -38,32 +46,19 @@ def _finite(digits: str) -> float:
     return number
 
 
-def loads(data: bytes | str) -> Any:
-    """Parse JSON with whichever parser is fastest; for what upstreams send.
-
-    Raises:
-        JSONError: it is not JSON.
-    """
-    try:
-        return orjson.loads(data) if orjson else json.loads(data)
-    except _FAULTS as error:
-        raise JSONError("not JSON") from error
-
-
 _EXACT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def loads_exact(data: bytes) -> Any:
-    """Parse JSON keeping every integer whole (orjson makes long ones floats); for callers' bodies.
+    """Parse a caller's body with all digits of its integers (orjson makes long ones floats).
 
-    Raises:
-        JSONError: it is not JSON; the text says where the parser stopped.
+    The text of the JSONError names the line and column at which the parser stopped.
     """
     if orjson and len(data) <= _SHORT_BODY and not _LONG_NUMBER.search(data):
         try:
             return orjson.loads(data)
         except _FAULTS:
-            pass  # the standard library takes more, and says what is wrong
+            pass  # the standard library accepts more, and its errors are more precise
     try:
         return _EXACT.decode(data.decode("utf-8"))
     except JSONError:
@@ -79,16 +74,12 @@ def loads_exact(data: bytes) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Return compact UTF-8 JSON.
-
-    Raises:
-        JSONError: the value has no JSON form (a lone surrogate, nested too deeply).
-    """
+    """Return compact UTF-8 JSON."""
     if orjson:
         try:
             return orjson.dumps(value)
         except _FAULTS:
-            pass  # integers beyond 64 bits and deeper nesting: the standard library can
+            pass  # integers beyond 64 bits and deeper nesting: the standard library supports them
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8")

@@ -1,8 +1,8 @@
-"""Pass a stream through as it is, and know when it has begun, ended or broken.
+"""Streams that are forwarded unchanged, and checked for their beginning, their end and errors.
 
-`Passthrough` is what all streams have in common; `splice` is its form for OpenAI's chunks, and
-`EventPassthrough` that for a backend's own dialect: events go out untouched, and once the answer has
-begun, blocks without any of the telling marks pass unread.
+`Passthrough` is what all of them share. `chat_passthrough` is its form for OpenAI's chunks,
+`EventPassthrough` the form for a dialect of named events: once the answer has begun, blocks that
+contain none of the dialect's markers are forwarded unread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nexus_gateway.wire.usage import counted
 
 
 class EventKind(Enum):
-    """What an event is to the answer."""
+    """What an event means for the answer."""
 
     NOTHING = "nothing"
     CONTENT = "content"
@@ -26,15 +26,15 @@ class EventKind(Enum):
 
 
 class Passthrough(ABC):
-    """One stream's way through: whole events, held until the first one that says something.
+    """One stream: whole events, held back until the first one with content.
 
-    Till then an upstream can still fail without anybody having seen it.
+    Until then the upstream can fail and another one can be tried, unnoticed by the caller.
 
     Attributes:
-        started: content has been seen; what `feed` returns may go out.
-        done: the answer is whole.
-        broken: what ended the stream in the middle of a block, whose good part was passed.
-        usage: what was used, in OpenAI's shape; None as long as it is unknown.
+        started: content was seen; what `feed` returns may be sent.
+        done: the answer is complete.
+        broken: the error in the middle of a block whose events before it were returned.
+        usage: the upstream's usage, in OpenAI's shape; None as long as it is unknown.
     """
 
     def __init__(self) -> None:
@@ -45,25 +45,29 @@ class Passthrough(ABC):
         self._framer = sse.Framer()
         self._held: list[bytes] = []
         self._held_size = 0
-        self._knowledge = 0  # grows with what helps to pass a block at once
+        self._learnt = 0  # grows with each event that may help `_fast_path` with the next ones
+
+    @abstractmethod
+    def used(self) -> Mapping[str, Any]:
+        """Return the usage: the upstream's, else the events with content counted as tokens."""
 
     @abstractmethod
     def _fast_path(self, block: bytes) -> bytes | None:
-        """Pass a block unread where a few scans prove that it is plain; None where it is not."""
+        """Pass a block unread if a few scans prove that it is plain; else return None."""
 
     @abstractmethod
     def _pass_one(self, event: bytes) -> bytes:
-        """Look into one event; return what may go out for it. BrokenStream if it is no answer."""
+        """Examine one event; return what may be sent. BrokenStream if it is not an answer."""
 
     @abstractmethod
     def _ended_early(self, late: bytes) -> bytes:
-        """Say what the end of the body means before the answer's; `late` came only just now."""
+        """Handle a body that ends before the answer does; `late` are its last events."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came from the upstream; return what may go to the caller, or b"".
+        """Take bytes from the upstream; return what may be sent to the caller, or b"".
 
         Raises:
-            BrokenStream: an event that is no JSON, an error event, or one that is too large.
+            BrokenStream: an event that is not JSON, an error event, or one that is too large.
         """
         block = self._framer.feed(data)
         if not block or self.done or self.broken is not None:
@@ -72,7 +76,7 @@ class Passthrough(ABC):
         return self._slow_path(block) if passed is None else passed
 
     def _slow_path(self, block: bytes) -> bytes:
-        """Go through a block event by event."""
+        """Examine a block event by event."""
         was_started = self.started
         out: list[bytes] = []
         at = 0
@@ -82,19 +86,19 @@ class Passthrough(ABC):
             event, at = block[at:end].strip(b"\n"), end + 2
             if not event:
                 continue
-            knew = self._knowledge
+            learnt = self._learnt
             try:
                 out.append(self._pass_one(event))
             except BrokenStream as broken:
-                # Before anything has gone out, nothing of it shall; later, what came is kept.
+                # If nothing was sent yet, another upstream may answer; else keep what is good.
                 if not was_started:
                     raise
                 self.broken = broken
                 break
             if self.done:
                 break
-            if self.started and knew != self._knowledge:
-                # In a burst all the rest is here as well, and mostly plain.
+            if self.started and learnt != self._learnt:
+                # After a burst the rest is in this block as well, and mostly plain.
                 rest = self._fast_path(block[at:])
                 if rest is not None:
                     out.append(rest)
@@ -102,11 +106,7 @@ class Passthrough(ABC):
         return b"".join(out)
 
     def _hold(self, event: bytes) -> bytes:
-        """Keep an event, or let it go with those kept before; return what may go out.
-
-        Raises:
-            BrokenStream: too much came before the answer began.
-        """
+        """Hold an event back until the answer begins; return what may be sent."""
         if self.started:
             held, self._held = self._held, []
             return b"".join(held) + event
@@ -116,13 +116,22 @@ class Passthrough(ABC):
             raise BrokenStream("The upstream sent too much before its answer began.")
         return b""
 
-    def end(self) -> bytes:
-        """Say that the upstream's body has ended; return what is still to be sent.
+    def _parse(self, text: bytes | str) -> dict[str, Any]:
+        try:
+            value = json_codec.loads(text)
+        except json_codec.JSONError:
+            value = None
+        if not isinstance(value, dict):
+            raise BrokenStream("The upstream sent something that is not an answer.")
+        return value
 
-        After it the answer is done or broken: nothing more comes.
+    def end(self) -> bytes:
+        """Take the end of the upstream's body; return the last bytes for the caller.
+
+        Afterwards the answer is done or broken.
 
         Raises:
-            TruncatedStream: the answer was not finished.
+            TruncatedStream: the answer is not complete.
         """
         late = self._slow_path(self._framer.feed(b"\n\n")) if not self.done else b""
         if self.broken is not None and not late:
@@ -131,10 +140,10 @@ class Passthrough(ABC):
 
 
 class EventPassthrough(Passthrough):
-    """A stream in a dialect of its own; the dialect says what its events mean.
+    """A stream of a dialect with named events; a subclass knows what they mean.
 
     Attributes:
-        telling: an event that ends, breaks or counts the answer has one of these in it.
+        markers: each event that ends the answer, breaks it or has its usage contains one of them.
     """
 
     markers: ClassVar[tuple[bytes, ...]]
@@ -144,13 +153,16 @@ class EventPassthrough(Passthrough):
         self._events = 0
 
     @abstractmethod
-    def _mark(self, event: dict[str, Any]) -> EventKind:
-        """Tell what an event is, and note its usage; BrokenStream where it carries an error."""
+    def _classify(self, event: dict[str, Any]) -> EventKind:
+        """Return what an event means, and note its usage; BrokenStream if it has an error."""
+
+    def used(self) -> Mapping[str, Any]:
+        return counted(self.usage, self._events)
 
     def _fast_path(self, block: bytes) -> bytes | None:
         events = block.count(b"\n\n")
         objects = block.count(b"data: {") == block.count(b"}\n\n") == events
-        if not objects or any(mark in block for mark in self.markers):
+        if not objects or any(marker in block for marker in self.markers):
             return None
         self._events += events
         return block
@@ -159,22 +171,12 @@ class EventPassthrough(Passthrough):
         text = sse.parse_event(event).data.strip()
         if not text:
             return self._hold(sse.comment_lines(event))
-        self._examine(text)
+        kind = self._classify(self._parse(text))
+        if kind is not EventKind.NOTHING:
+            self._events += kind is EventKind.CONTENT
+            self.started = True
+            self.done = kind is EventKind.END
         return self._hold(event + b"\n\n")
-
-    def _examine(self, text: str) -> None:
-        try:
-            value = json_codec.loads(text)
-        except json_codec.JSONError:
-            value = None
-        if not isinstance(value, dict):
-            raise BrokenStream("The upstream sent something that is not an answer.")
-        mark = self._mark(value)
-        if mark is EventKind.NOTHING:
-            return
-        self._events += mark is EventKind.CONTENT
-        self.started = True
-        self.done = mark is EventKind.END
 
     def _ended_early(self, late: bytes) -> bytes:
         cut = TruncatedStream("The upstream cut the answer off.")
@@ -182,7 +184,3 @@ class EventPassthrough(Passthrough):
             raise cut
         self.broken = cut
         return late
-
-    def used(self) -> Mapping[str, Any]:
-        """Return what was used: as the upstream counts, else the events with content as tokens."""
-        return counted(self.usage, self._events)

@@ -1,15 +1,15 @@
-"""What an upstream says of its rate limits: how long to stay away, and how much is left.
+"""The rate limits that an upstream reports: how long to wait, and what is left.
 
 The forms that providers use, all read here:
 
-| what         | header                                                   | said by              |
+| what         | header                                                   | used by              |
 |--------------|----------------------------------------------------------|----------------------|
-| stay away    | `retry-after-ms`, `Retry-After` in seconds or as a date  | nearly all           |
-| stay away    | `retryDelay: "37s"` in the error's details               | Google               |
+| wait         | `retry-after-ms`, `Retry-After` in seconds or as a date  | nearly all           |
+| wait         | `retryDelay: "37s"` in the error's details               | Google               |
 | what is left | `x-ratelimit-remaining-requests`, `-limit-…`, `-reset-…` | OpenAI, Groq, Azure… |
-| what is left | `x-ratelimit-remaining-tokens-minute` and its like       | Cerebras, Mistral    |
+| what is left | `x-ratelimit-remaining-tokens-minute` and similar        | Cerebras, Mistral    |
 | what is left | `x-ratelimit-remaining`, `-limit`, `-reset`              | OpenRouter, Together |
-| what is left | `anthropic-ratelimit-requests-remaining` and its like    | Anthropic            |
+| what is left | `anthropic-ratelimit-requests-remaining` and similar     | Anthropic            |
 | what is left | `RateLimit-Remaining`, `-Limit`, `-Reset`                | IETF's draft         |
 
 A reset is a duration (`1m30.5s`), seconds, an epoch in seconds or milliseconds, or a date.
@@ -29,18 +29,18 @@ _DURATION = re.compile(
     r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
 )
 _UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
-_MARK = "ratelimit-"
-_WORDS = frozenset({"remaining", "limit", "reset"})
+_PREFIX = "ratelimit-"
+_PARTS = frozenset({"remaining", "limit", "reset"})
 
 
 class Quota(NamedTuple):
     """What is left of one limit.
 
     Args:
-        what: is counted: `requests`, `tokens-minute`; "" where that is not said.
-        remaining: how much of it may still be used, None when unknown.
-        limit: how much there is in all, None when unknown.
-        reset_in_s: when it is whole again, None when unknown.
+        what: what is counted: `requests`, `tokens-minute`; "" if the header does not name it.
+        remaining: how much may still be used, None if unknown.
+        limit: the limit itself, None if unknown.
+        reset_in_s: seconds until the full limit is available again, None if unknown.
     """
 
     what: str
@@ -50,89 +50,83 @@ class Quota(NamedTuple):
 
     @property
     def counts_requests(self) -> bool:
-        """Whether it is requests that are counted, one by one."""
+        """Whether requests are counted, and not tokens."""
         return not self.what or self.what.startswith("req")
 
 
 def read_quotas(headers: Mapping[str, str], now_s: float) -> list[Quota]:
-    """Read what is left, by every limit that is named.
+    """Read one quota for each limit that the headers name.
 
     Args:
-        headers: of any answer.
+        headers: of any response.
         now_s: the wall clock in Unix seconds, for resets that are dates.
     """
-    found: dict[str, dict[str, float | None]] = {}
+    limits: dict[str, dict[str, float | None]] = {}
     for name in headers:
-        if (meant := _meaning(name)) is not None:
-            word, what = meant
+        if (parsed := _parse_name(name)) is not None:
+            part, what = parsed
             text = headers[name]
-            value = _reset(text, now_s) if word == "reset" else _number(text)
-            found.setdefault(what, {})[word] = value
+            value = _reset(text, now_s) if part == "reset" else _number(text)
+            limits.setdefault(what, {})[part] = value
     return [
-        Quota(what, said.get("remaining"), said.get("limit"), said.get("reset"))
-        for what, said in found.items()
+        Quota(what, parts.get("remaining"), parts.get("limit"), parts.get("reset"))
+        for what, parts in limits.items()
     ]
 
 
 @lru_cache(maxsize=256)
-def _meaning(name: str) -> tuple[str, str] | None:
-    """Return whether a header tells what remains, the limit or the reset, and of what."""
-    _, mark, rest = name.lower().partition(_MARK)
-    parts = rest.split("-") if mark else []
-    word = next((part for part in parts if part in _WORDS), None)
-    return None if word is None else (word, "-".join(part for part in parts if part != word))
+def _parse_name(name: str) -> tuple[str, str] | None:
+    """Split a header's name into `remaining`, `limit` or `reset`, and what is counted."""
+    _, prefix, rest = name.lower().partition(_PREFIX)
+    words = rest.split("-") if prefix else []
+    part = next((word for word in words if word in _PARTS), None)
+    return None if part is None else (part, "-".join(word for word in words if word != part))
 
 
 def retry_after_s(
     headers: Mapping[str, str], error: Mapping[str, Any], now_s: float
 ) -> float | None:
-    """Read how long an upstream that refused for its rate limit asks to be left alone.
+    """Return how long to wait after a rate limit: as requested, else until the limit resets.
 
-    Its own word for it, else when what is used up is whole again. Bounded to [0, 1 h]; None when
-    nothing readable is said.
+    Bounded to [0, 1 h]; None if the upstream reported neither.
 
     Args:
-        headers: of its answer, case-insensitive.
+        headers: of the response, case-insensitive.
         error: the error object in its body.
         now_s: the wall clock in Unix seconds.
     """
-    asked = asked_to_wait_s(headers, now_s)
-    if asked is None:
-        asked = _retry_delay(error)
-    if asked is None:
-        asked = _until_whole(read_quotas(headers, now_s))
-    return None if asked is None else min(asked, LONGEST_PARK_S)
+    wait_s = asked_to_wait_s(headers, now_s)
+    if wait_s is None:
+        wait_s = _retry_delay(error)
+    if wait_s is None:
+        wait_s = _until_reset(read_quotas(headers, now_s))
+    return None if wait_s is None else min(wait_s, LONGEST_PARK_S)
 
 
 def asked_to_wait_s(headers: Mapping[str, str], now_s: float) -> float | None:
-    """Read `retry-after-ms` or `Retry-After`; bounded to [0, 1 h], None when neither is readable.
-
-    Args:
-        headers: of an answer, case-insensitive.
-        now_s: the wall clock in Unix seconds.
-    """
-    asked = (
+    """Read `retry-after-ms` or `Retry-After`; bounded to [0, 1 h], None if neither is readable."""
+    waits = (
         _number(headers.get("retry-after-ms"), 0.001),
         _number(headers.get("Retry-After")),
         _until_date(headers.get("Retry-After"), now_s),
     )
-    said = next((wait for wait in asked if wait is not None), None)
-    return None if said is None else min(max(said, 0.0), LONGEST_PARK_S)
+    wait_s = next((wait for wait in waits if wait is not None), None)
+    return None if wait_s is None else min(max(wait_s, 0.0), LONGEST_PARK_S)
 
 
-def _until_whole(quotas: Iterable[Quota]) -> float | None:
-    """Return when a limit that was hit is whole again: one that has nothing left, if any says so.
+def _until_reset(quotas: Iterable[Quota]) -> float | None:
+    """Return when the limit that was hit resets: the last of those with nothing left, if any.
 
-    Where all say that something is left, the request was too large for one of them, and the
-    first to be whole is tried; where nothing is said, the last.
+    If all of them have something left, the request was too large for one of them, and the first
+    to reset is tried; if that is not known of all, the last.
     """
     resets = [(q.reset_in_s, q.remaining) for q in quotas if q.reset_in_s is not None]
     if used_up := [reset for reset, left in resets if left is not None and left < 1]:
         return max(used_up)
     if not resets:
         return None
-    all_say = all(left is not None for _, left in resets)
-    return min(resets)[0] if all_say else max(reset for reset, _ in resets)
+    all_known = all(left is not None for _, left in resets)
+    return min(resets)[0] if all_known else max(reset for reset, _ in resets)
 
 
 def _retry_delay(error: Mapping[str, Any]) -> float | None:

@@ -1,9 +1,9 @@
 """Server-sent events, on bytes.
 
-The rules, by the WHATWG standard, "Server-sent events", 9.2.5 and 9.2.6:
-lines end in CRLF, LF or CR and in nothing else (not in U+2028, which JSON may hold); an
-event ends at an empty line; a byte order mark may come first; `data:` lines of one event
-are joined by LF; one space after the colon belongs to nobody.
+The rules, by the WHATWG standard, "Server-sent events", 9.2.5 and 9.2.6: lines end in CRLF, LF or
+CR and in nothing else (not in U+2028, which JSON may contain); an event ends at an empty line; a
+byte order mark may come first; the `data:` lines of one event are joined by LF; one space after
+the colon is ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nexus_gateway.wire import json_codec
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 LONGEST_EVENT = 8 * 1024 * 1024
-LONG_EVENT = 64 * 1024  # from where on it is not copied for each piece that comes
+LONG_EVENT = 64 * 1024  # a longer one is not copied again for each piece that arrives
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -31,7 +31,7 @@ class Event:
 
 
 class Framer:
-    """Cut a byte stream into whole events, whatever its line ends and wherever it was split."""
+    """Cuts a byte stream into whole events, whatever its line ends and its packets are."""
 
     def __init__(self) -> None:
         self._rest: bytes | bytearray = b""
@@ -39,22 +39,22 @@ class Framer:
         self._after_cr = False
 
     @property
-    def between(self) -> bool:
-        """Whether nothing is left of what came, and nothing of a line end is awaited."""
+    def at_boundary(self) -> bool:
+        """Whether nothing is buffered, and no LF may follow a CR that was read."""
         return not self._rest and self._begun and not self._after_cr
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes as they come; return all whole events so far, with LF line ends, or b"".
+        """Return all events that are complete by now, with LF line ends, or b"".
 
         Raises:
             BrokenStream: one event is larger than LONGEST_EVENT.
         """
         if b"\r" in data or self._after_cr:
-            data = self._unify(data)
+            data = self._with_lf(data)
         if self._rest:
             if len(self._rest) <= LONG_EVENT:
                 data = bytes(self._rest) + data
-            elif not (data := self._go_on(data)):
+            elif not (data := self._extend(data)):
                 return b""
         if not self._begun:
             if len(data) < len(_BOM) and _BOM.startswith(data):
@@ -68,11 +68,11 @@ class Framer:
         self._rest = data[cut:]
         if len(self._rest) > LONG_EVENT:
             self._rest = bytearray(self._rest)
-            self._go_on(b"")
+            self._extend(b"")
         return data[:cut]
 
-    def _go_on(self, data: bytes) -> bytes:
-        """Add to a long event, uncopied while it lasts; return all of it when it has ended."""
+    def _extend(self, data: bytes) -> bytes:
+        """Append to a long event in place; return all of it once it has ended."""
         rest = self._rest
         assert isinstance(rest, bytearray)
         ended = b"\n\n" in rest[-1:] + data
@@ -84,11 +84,11 @@ class Framer:
         return b""
 
     def rest(self) -> bytes:
-        """Return what stands after the last whole event, and forget it."""
+        """Return and drop what follows the last whole event."""
         rest, self._rest = bytes(self._rest), b""
         return rest
 
-    def _unify(self, data: bytes) -> bytes:
+    def _with_lf(self, data: bytes) -> bytes:
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
             self._after_cr = False
@@ -98,7 +98,7 @@ class Framer:
 
 
 def split(block: bytes) -> Iterator[bytes]:
-    """Give the whole events of a block one by one, without their empty lines."""
+    """Yield the events of a block one by one, without their empty lines."""
     for event in block.split(b"\n\n"):
         event = event.strip(b"\n")
         if event:
@@ -106,7 +106,7 @@ def split(block: bytes) -> Iterator[bytes]:
 
 
 def parse_event(event: bytes) -> Event:
-    """Read the fields of one event (as `split` gives it)."""
+    """Read the fields of one event, as `split` yields it."""
     name, data = b"", []
     for line in event.split(b"\n"):
         field, _, value = line.partition(b":")
@@ -119,12 +119,12 @@ def parse_event(event: bytes) -> Event:
 
 
 def comment_lines(event: bytes) -> bytes:
-    """Return what of an event without data may go out: its comments as an event, or b"".
+    """Return the part of an event without data that may be sent: its comments, or b"".
 
     The official clients take a lone `retry:`, `id:` or `event:` line for a chunk and fail on it.
     """
-    found = [line for line in event.split(b"\n") if line.startswith(b":") and line != b":"]
-    return b"\n".join(found) + b"\n\n" if found else b""
+    comments = [line for line in event.split(b"\n") if line.startswith(b":") and line != b":"]
+    return b"\n".join(comments) + b"\n\n" if comments else b""
 
 
 def frame(data: bytes) -> bytes:
@@ -133,6 +133,6 @@ def frame(data: bytes) -> bytes:
 
 
 def json_event(value: Any, name: str = "") -> bytes:
-    """Make an event of a JSON value, with an `event:` line where it has a name."""
+    """Make an event of a JSON value, with an `event:` line if it has a name."""
     event = frame(json_codec.dumps(value))
     return f"event: {name}\n".encode() + event if name else event

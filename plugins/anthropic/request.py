@@ -1,18 +1,18 @@
-"""An OpenAI chat as the body of Anthropic's Messages API.
+"""Translate an OpenAI chat into a request of Anthropic's Messages API.
 
-Refused, as leaving it out would give another answer than was asked for: `n` above 1, log
-probabilities, audio, OpenAI's web search, the old `functions` and `function_call`, tools that
-are no functions, a `response_format` without a schema, and what the turns below refuse.
+Refused, since the answer would differ from what was asked for: `n` above 1, log probabilities,
+audio, OpenAI's web search, the old `functions` and `function_call`, tools that are not functions,
+a `response_format` without a schema, and unknown roles, parts and files.
 
 Left out, as mere hints: `seed`, `frequency_penalty`, `presence_penalty`, `logit_bias`,
 `service_tier`, `store`, `metadata`, `prediction`, `prompt_cache_key`, `stream_options`,
-`verbosity`, a message's `name`, an image's `detail`, and `tool_choice` where there are no
-tools. So are `temperature`, `top_p` and `reasoning_effort` for those models that would answer
-400 to them, and a `user` that Anthropic would refuse for being a person's address or number.
+`verbosity`, a message's `name`, an image's `detail`, and `tool_choice` if there are no tools;
+also `temperature`, `top_p` and `reasoning_effort` for models that answer 400 to them, and a `user`
+that Anthropic refuses because it looks like an e-mail address or a phone number.
 
-Anthropic has the system prompt apart from the conversation, lets user and assistant take
-turns, and keeps tool calls and their results as blocks in these turns. It refuses blank texts
-and a last answer that ends in white space.
+Anthropic separates the system prompt from the conversation, requires user and assistant to take
+turns, and has tool calls and their results as blocks in these turns. It refuses blank texts and a
+last answer that ends in white space.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ Block = dict[str, Any]
 Fields = dict[str, Any]
 T = TypeVar("T")
 
-
-# Anthropic asks for a number, and thinking counts towards it; every model offered takes this.
+# Anthropic requires a limit, which includes thinking; every model that we list accepts this one.
 MAX_TOKENS = 32_000
-HOTTEST = 1
-LONGEST_USER = 256
-_SAMPLED = re.compile(r"claude-(3.*|(opus|sonnet|haiku)-4(-[0-6])?(-\d{8})?)")
-_EFFORTLESS = re.compile(r"claude-(3.*|opus-4(-[01])?(-\d{8})?|(sonnet|haiku)-4(-[0-5])?(-\d{8})?)")
+MAX_TEMPERATURE = 1
+MAX_USER_LENGTH = 256
+_WITH_SAMPLING = re.compile(r"claude-(3.*|(opus|sonnet|haiku)-4(-[0-6])?(-\d{8})?)")
+_WITHOUT_EFFORT = re.compile(
+    r"claude-(3.*|opus-4(-[01])?(-\d{8})?|(sonnet|haiku)-4(-[0-5])?(-\d{8})?)"
+)
 _EFFORTS = {
     "none": "low",
     "minimal": "low",
@@ -44,28 +45,26 @@ _EFFORTS = {
     "xhigh": "xhigh",
     "max": "max",
 }
-_OLD_EFFORTS = {**_EFFORTS, "xhigh": "high", "max": "high"}
+_OLDER_EFFORTS = {**_EFFORTS, "xhigh": "high", "max": "high"}
 _PERSONAL = re.compile(r".*@.*|\+?[\d\s()-]{7,}", re.DOTALL)
-_INSTEAD = {"functions": "send `tools` instead", "function_call": "send `tool_choice` instead"}
+_ALTERNATIVES = {
+    "functions": "send `tools` instead",
+    "function_call": "send `tool_choice` instead",
+}
+_IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_PDF = frozenset({"application/pdf"})
+# Other providers' ids may contain more, and a conversation may have begun with one of them.
+_NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
+_TYPE_NAMES: dict[type[Any], str] = {str: "a string", dict: "an object", list: "an array"}
 
 
 def messages_body(chat: Mapping[str, Any]) -> Fields:
-    """Translate a chat; the answer is always asked for as a stream.
-
-    Args:
-        chat: OpenAI's body. It is not changed.
-
-    Returns:
-        Anthropic's.
-
-    Raises:
-        CannotServe: it asks for what Anthropic lacks, or is malformed.
-    """
+    """Translate a chat, which is not changed; the answer is always requested as a stream."""
     fields = {name: value for name, value in chat.items() if value is not None}
-    _refuse_what_lacks(fields)
-    system, turns = system_and_turns(fields["messages"])
+    _refuse_unsupported(fields)
+    system, turns = _system_and_turns(fields["messages"])
     if not turns:
-        raise CannotServe("Anthropic needs a message that is not a system prompt.", "messages")
+        raise CannotServe("`messages` needs a message that is not a system prompt.", "messages")
     return {
         "model": fields["model"],
         "max_tokens": fields.get("max_completion_tokens", fields.get("max_tokens", MAX_TOKENS)),
@@ -80,8 +79,8 @@ def messages_body(chat: Mapping[str, Any]) -> Fields:
     }
 
 
-def _refuse_what_lacks(fields: Fields) -> None:
-    lacks = {
+def _refuse_unsupported(fields: Fields) -> None:
+    unsupported = {
         "n": fields.get("n", 1) != 1,
         "logprobs": bool(fields.get("logprobs")),
         "top_logprobs": bool(fields.get("top_logprobs")),
@@ -91,21 +90,21 @@ def _refuse_what_lacks(fields: Fields) -> None:
         "functions": "functions" in fields,
         "function_call": "function_call" in fields,
     }
-    for name, asked in lacks.items():
-        if asked:
-            advice = _INSTEAD.get(name, "leave it out, or choose another model")
-            raise CannotServe(f"Anthropic has no counterpart to this `{name}`: {advice}.", name)
+    for name, requested in unsupported.items():
+        if requested:
+            advice = _ALTERNATIVES.get(name, "leave it out, or choose another model")
+            raise CannotServe(f"Anthropic does not support this `{name}`: {advice}.", name)
 
 
 def _system(blocks: list[Block]) -> Fields:
     if not blocks:
         return {}
-    alone = len(blocks) == 1 and blocks[0].keys() == {"type", "text"}
-    return {"system": blocks[0]["text"] if alone else blocks}
+    plain = len(blocks) == 1 and blocks[0].keys() == {"type", "text"}
+    return {"system": blocks[0]["text"] if plain else blocks}
 
 
 def _tools(fields: Fields) -> Fields:
-    tools = need(fields.get("tools", []), list, "tools")
+    tools = _typed(fields.get("tools", []), list, "tools")
     if not tools:
         return {}
     choice = _choice(fields)
@@ -116,18 +115,20 @@ def _tools(fields: Fields) -> Fields:
 
 
 def _tool(tool: object, where: str) -> Block:
-    tool = need(tool, dict, where)
+    tool = _typed(tool, dict, where)
     if tool.get("type") != "function":
-        raise CannotServe(f"`{where}`: Anthropic takes tools of the type `function`.", where)
-    function = need(tool.get("function"), dict, f"{where}.function")
-    schema = need(function.get("parameters") or {}, dict, f"{where}.function.parameters")
+        raise CannotServe(
+            f"`{where}`: Anthropic supports only tools of the type `function`.", where
+        )
+    function = _typed(tool.get("function"), dict, f"{where}.function")
+    schema = _typed(function.get("parameters") or {}, dict, f"{where}.function.parameters")
     optional = {
         "description": function.get("description"),
         "strict": function.get("strict"),
         "cache_control": tool.get("cache_control"),
     }
     return {
-        "name": need(function.get("name"), str, f"{where}.function.name"),
+        "name": _typed(function.get("name"), str, f"{where}.function.name"),
         "input_schema": {"type": "object", **schema},
         **{name: value for name, value in optional.items() if value},
     }
@@ -146,7 +147,7 @@ def _choice(fields: Fields) -> Fields:
         case {"type": "function", "function": {"name": str() as name}}:
             choice = {"type": "tool", "name": name}
         case _:
-            message = "Anthropic's `tool_choice` is auto, none, required or one function."
+            message = "`tool_choice` must be auto, none, required or one function."
             raise CannotServe(message, "tool_choice")
     if fields.get("parallel_tool_calls") is False:
         return {"type": "auto", **choice, "disable_parallel_tool_use": True}
@@ -158,78 +159,50 @@ def _output(fields: Fields) -> Fields:
     return {"output_config": config} if config else {}
 
 
-def _format(wanted: object) -> Fields:
-    match wanted:
+def _format(response_format: object) -> Fields:
+    match response_format:
         case None | {"type": "text"}:
             return {}
         case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
             return {"format": {"type": "json_schema", "schema": schema}}
-    message = "Anthropic writes JSON by a schema: send a `json_schema`, or leave it out."
+    message = "Anthropic supports only the `response_format` `json_schema`: send a schema."
     raise CannotServe(message, "response_format")
 
 
 def _effort(fields: Fields) -> Fields:
-    wanted, model = str(fields.get("reasoning_effort")), str(fields["model"])
-    if _EFFORTLESS.fullmatch(model):
+    effort, model = str(fields.get("reasoning_effort")), str(fields["model"])
+    if _WITHOUT_EFFORT.fullmatch(model):
         return {}
-    efforts = _OLD_EFFORTS if _SAMPLED.fullmatch(model) else _EFFORTS
-    return {"effort": efforts[wanted]} if wanted in efforts else {}
+    efforts = _OLDER_EFFORTS if _WITH_SAMPLING.fullmatch(model) else _EFFORTS
+    return {"effort": efforts[effort]} if effort in efforts else {}
 
 
 def _sampling(fields: Fields) -> Fields:
-    """Translate temperature or top_p: together they are a 400, newer models take neither."""
-    if not _SAMPLED.fullmatch(str(fields["model"])):
+    """Translate temperature or top_p: both are a 400, and newer models accept neither."""
+    if not _WITH_SAMPLING.fullmatch(str(fields["model"])):
         return {}
-    warmth = fields.get("temperature")
-    if isinstance(warmth, int | float):
-        return {"temperature": min(warmth, HOTTEST)}
+    temperature = fields.get("temperature")
+    if isinstance(temperature, int | float):
+        return {"temperature": min(temperature, MAX_TEMPERATURE)}
     return {"top_p": fields["top_p"]} if "top_p" in fields else {}
 
 
 def _stops(fields: Fields) -> Fields:
     stop = fields.get("stop", [])
-    stops: Iterable[object] = [stop] if isinstance(stop, str) else need(stop, list, "stop")
-    texts = [text for one in stops if (text := need(one, str, "stop")).strip()]
+    stops: Iterable[object] = [stop] if isinstance(stop, str) else _typed(stop, list, "stop")
+    texts = [text for item in stops if (text := _typed(item, str, "stop")).strip()]
     return {"stop_sequences": texts} if texts else {}
 
 
 def _user(fields: Fields) -> Fields:
     user = str(fields.get("safety_identifier", fields.get("user", "")))
-    if not user or len(user) > LONGEST_USER or _PERSONAL.fullmatch(user):
+    if not user or len(user) > MAX_USER_LENGTH or _PERSONAL.fullmatch(user):
         return {}
     return {"metadata": {"user_id": user}}
 
 
-_WORDS: dict[type[Any], str] = {str: "a string", dict: "an object", list: "an array"}
-_IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
-_PDF = frozenset({"application/pdf"})
-# Other providers' ids may hold more, and a conversation may have begun with one of them.
-_NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
-
-
-def need(value: object, kind: type[T], where: str) -> T:
-    """Return a value of the caller's that must have a type.
-
-    Raises:
-        CannotServe: it has another; `where` names it.
-    """
-    if not isinstance(value, kind):
-        raise CannotServe(f"`{where}` must be {_WORDS[kind]}.", where)
-    return value
-
-
-def system_and_turns(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Block], list[Block]]:
-    """Translate a chat's messages.
-
-    Args:
-        messages: OpenAI's.
-
-    Returns:
-        The blocks of the system prompt and the turns, either of which may be empty.
-
-    Raises:
-        CannotServe: a role or a part has no counterpart, or is malformed.
-    """
+def _system_and_turns(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Block], list[Block]]:
+    """Return the blocks of the system prompt and the turns, either of which may be empty."""
     system: list[Block] = []
     turns: list[Block] = []
     for i, message in enumerate(messages):
@@ -238,18 +211,18 @@ def system_and_turns(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Block]
             case "system" | "developer":
                 system += _instructions(message, where)
             case "user":
-                _add(turns, "user", _content(message, where))
+                _add_blocks(turns, "user", _content(message, where))
             case "assistant":
-                _add(turns, "assistant", _answer(message, where))
+                _add_blocks(turns, "assistant", _assistant(message, where))
             case "tool":
-                _add(turns, "user", [_result(message, where)])
+                _add_blocks(turns, "user", [_result(message, where)])
             case _:
-                _refuse("this role; it knows system, user, assistant and tool", f"{where}.role")
-    _tidy(turns)
+                _refuse("this role; use system, user, assistant or tool", f"{where}.role")
+    _finish_turns(turns)
     return system, turns
 
 
-def _add(turns: list[Block], role: str, blocks: list[Block]) -> None:
+def _add_blocks(turns: list[Block], role: str, blocks: list[Block]) -> None:
     if not blocks:
         return
     if turns and turns[-1]["role"] == role:
@@ -258,7 +231,7 @@ def _add(turns: list[Block], role: str, blocks: list[Block]) -> None:
         turns.append({"role": role, "content": blocks})
 
 
-def _tidy(turns: list[Block]) -> None:
+def _finish_turns(turns: list[Block]) -> None:
     for turn in turns:
         turn["content"].sort(key=lambda block: block["type"] != "tool_result")
     if turns and turns[-1]["role"] == "assistant" and "text" in turns[-1]["content"][-1]:
@@ -273,13 +246,13 @@ def _instructions(message: Mapping[str, Any], where: str) -> list[Block]:
     return blocks
 
 
-def _answer(message: Mapping[str, Any], where: str) -> list[Block]:
-    """Translate what an assistant said and which tools it called."""
+def _assistant(message: Mapping[str, Any], where: str) -> list[Block]:
+    """Translate the text and the tool calls of an assistant."""
     for field in ("audio", "function_call"):
         if message.get(field):
             _refuse(f"`{field}`", f"{where}.{field}")
-    refusal = need(message.get("refusal") or "", str, f"{where}.refusal")
-    calls = need(message.get("tool_calls") or [], list, f"{where}.tool_calls")
+    refusal = _typed(message.get("refusal") or "", str, f"{where}.refusal")
+    calls = _typed(message.get("tool_calls") or [], list, f"{where}.tool_calls")
     return [
         *_content(message, where),
         *_texts(refusal),
@@ -288,26 +261,26 @@ def _answer(message: Mapping[str, Any], where: str) -> list[Block]:
 
 
 def _tool_use(call: object, where: str) -> Block:
-    call = need(call, dict, where)
+    call = _typed(call, dict, where)
     if call.get("type", "function") != "function":
-        _refuse("tools that are no functions", where)
-    function = need(call.get("function"), dict, f"{where}.function")
+        _refuse("tools that are not functions", where)
+    function = _typed(call.get("function"), dict, f"{where}.function")
     return {
         "type": "tool_use",
         "id": _tool_id(call.get("id"), f"{where}.id"),
-        "name": need(function.get("name"), str, f"{where}.function.name"),
+        "name": _typed(function.get("name"), str, f"{where}.function.name"),
         "input": _arguments(function.get("arguments") or "", f"{where}.function.arguments"),
     }
 
 
 def _arguments(text: object, where: str) -> Block:
-    text = need(text, str, where).strip()
+    text = _typed(text, str, where).strip()
     try:
         value = json.loads(text, parse_constant=_not_json) if text else {}
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise CannotServe(f"`{where}` must be a JSON object, as text.", where)
+        raise CannotServe(f"`{where}` must be a string that contains a JSON object.", where)
     return value
 
 
@@ -316,14 +289,13 @@ def _not_json(name: str) -> NoReturn:
 
 
 def _result(message: Mapping[str, Any], where: str) -> Block:
-    """Translate what a tool gave back."""
     id = _tool_id(message.get("tool_call_id"), f"{where}.tool_call_id")
     blocks = _content(message, where)
     return {"type": "tool_result", "tool_use_id": id, **({"content": blocks} if blocks else {})}
 
 
 def _tool_id(id: object, where: str) -> str:
-    return _NOT_IN_IDS.sub("_", need(id, str, where))
+    return _NOT_IN_IDS.sub("_", _typed(id, str, where))
 
 
 def _content(message: Mapping[str, Any], where: str) -> list[Block]:
@@ -333,8 +305,8 @@ def _content(message: Mapping[str, Any], where: str) -> list[Block]:
         return _texts(content or "")
     return [
         block
-        for j, part in enumerate(need(content, list, f"{where}.content"))
-        for block in _blocks(need(part, dict, f"{where}.content[{j}]"), f"{where}.content[{j}]")
+        for j, part in enumerate(_typed(content, list, f"{where}.content"))
+        for block in _blocks(_typed(part, dict, f"{where}.content[{j}]"), f"{where}.content[{j}]")
     ]
 
 
@@ -343,23 +315,23 @@ def _texts(text: str) -> list[Block]:
 
 
 def _blocks(part: Mapping[str, Any], where: str) -> list[Block]:
-    """Translate a part; none for a blank text."""
+    """Translate a part; a blank text has no block."""
     match part.get("type"):
         case "text" | "refusal" as kind:
-            blocks = _texts(need(part.get(kind), str, f"{where}.{kind}"))
+            blocks = _texts(_typed(part.get(kind), str, f"{where}.{kind}"))
         case "image_url":
-            blocks = [_image(need(part.get("image_url"), dict, f"{where}.image_url"), where)]
+            blocks = [_image(_typed(part.get("image_url"), dict, f"{where}.image_url"), where)]
         case "file":
-            blocks = [_document(need(part.get("file"), dict, f"{where}.file"), where)]
+            blocks = [_document(_typed(part.get("file"), dict, f"{where}.file"), where)]
         case kind:
-            _refuse(f"parts of the type `{kind}`; it takes text, image_url and file", where)
-    kept = {"cache_control": part["cache_control"]} if part.get("cache_control") else {}
-    return [{**block, **kept} for block in blocks]
+            _refuse(f"parts of the type `{kind}`; use text, image_url or file", where)
+    cache = {"cache_control": part["cache_control"]} if part.get("cache_control") else {}
+    return [{**block, **cache} for block in blocks]
 
 
 def _image(image: Mapping[str, Any], where: str) -> Block:
     where = f"{where}.image_url.url"
-    url = need(image.get("url"), str, where)
+    url = _typed(image.get("url"), str, where)
     if url.startswith(("https://", "http://")):
         return {"type": "image", "source": {"type": "url", "url": url}}
     return {"type": "image", "source": _inline(url, _IMAGES, where)}
@@ -367,26 +339,33 @@ def _image(image: Mapping[str, Any], where: str) -> Block:
 
 def _document(file: Mapping[str, Any], where: str) -> Block:
     if file.get("file_id"):
-        _refuse("files that lie elsewhere; send `file_data`", f"{where}.file.file_id")
+        _refuse("stored files; send `file_data`", f"{where}.file.file_id")
     where = f"{where}.file.file_data"
-    source = _inline(need(file.get("file_data"), str, where), _PDF, where)
+    source = _inline(_typed(file.get("file_data"), str, where), _PDF, where)
     name = file.get("filename")
-    titled = {"title": name} if isinstance(name, str) and name else {}
-    return {"type": "document", "source": source, **titled}
+    title = {"title": name} if isinstance(name, str) and name else {}
+    return {"type": "document", "source": source, **title}
 
 
 def _inline(url: str, kinds: frozenset[str], where: str) -> Block:
     """Translate a data URL into a source."""
     head, comma, data = url.partition(",")
-    scheme, _, about = head.partition(":")
-    kind, *more = about.lower().split(";")
-    if scheme.lower() != "data" or not comma or "base64" not in more:
+    scheme, _, media_type = head.partition(":")
+    kind, *parameters = media_type.lower().split(";")
+    if scheme.lower() != "data" or not comma or "base64" not in parameters:
         raise CannotServe(f"`{where}` must be a data URL in base64.", where)
     kind = "image/jpeg" if kind == "image/jpg" else kind
     if kind not in kinds:
-        _refuse(f"this media type; it takes {', '.join(sorted(kinds))}", where)
+        _refuse(f"this media type; use {', '.join(sorted(kinds))}", where)
     return {"type": "base64", "media_type": kind, "data": data}
 
 
 def _refuse(what: str, where: str) -> NoReturn:
-    raise CannotServe(f"`{where}`: Anthropic does not take {what}.", where)
+    raise CannotServe(f"`{where}`: Anthropic does not support {what}.", where)
+
+
+def _typed(value: object, kind: type[T], where: str) -> T:
+    """Return a value of the caller's that must have a type; CannotServe names it by `where`."""
+    if not isinstance(value, kind):
+        raise CannotServe(f"`{where}` must be {_TYPE_NAMES[kind]}.", where)
+    return value

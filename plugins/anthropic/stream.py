@@ -1,8 +1,8 @@
-"""The events of an Anthropic stream as OpenAI chunks.
+"""Translate the events of an Anthropic stream into OpenAI chunks.
 
-A message comes as content blocks, one after the other, each with a start, deltas and a stop;
-then its stop reason and, cumulative, its usage. New kinds of events, blocks and deltas may
-come at any time: what is unknown is passed over.
+A message is a series of content blocks, each with a start, deltas and a stop; then come the stop
+reason and the usage, which is cumulative. New types of events, blocks and deltas may be introduced
+at any time: unknown ones are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nexus_gateway.provider import Answer, Event
 Chunk = dict[str, Any]
 Object = Mapping[str, Any]
 
-# Anything else (end_turn, stop_sequence, pause_turn, and what is yet to come) is a stop.
+# Anything else (end_turn, stop_sequence, pause_turn, and future ones) is a stop.
 _FINISHES = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
@@ -28,14 +28,9 @@ _FINISHES = {
 
 
 async def chunks(events: AsyncIterator[Event], answer: Answer) -> AsyncIterator[Chunk]:
-    """Translate a stream up to its message_stop or its error.
+    """Translate a stream up to its message_stop, or its error as a last `{"error": …}`.
 
-    Args:
-        events: Anthropic's.
-        answer: makes the chunks.
-
-    Yields:
-        Chunks, or a last `{"error": …}`. A stream that was cut off gets no finish.
+    The chunks of a stream that was cut off have no finish.
     """
     message = _Message(answer)
     async for event in events:
@@ -48,14 +43,14 @@ async def chunks(events: AsyncIterator[Event], answer: Answer) -> AsyncIterator[
 
 @dataclass(slots=True)
 class _Tool:
-    """A tool call: which one it is, and the arguments to tell should no delta bring any."""
+    """A tool call; `input` is the one of its start, used if no delta with arguments follows."""
 
     number: int
-    untold: str
+    input: str
 
 
 class _Message:
-    """What is known of one message while it streams in."""
+    """The state of one message while it is streamed."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -66,7 +61,6 @@ class _Message:
         self.ended = False
 
     def read(self, event: Object) -> Iterator[Chunk]:
-        """Take one event, give the chunks that it makes."""
         match event.get("type"):
             case "message_start":
                 self._count(_object(event, "message"))
@@ -82,18 +76,18 @@ class _Message:
             case "message_stop":
                 self.ended = True
                 yield self._answer.finish(_FINISHES.get(str(self._stop_reason), "stop"))
-                yield from self._used()
+                yield from self._usage_chunk()
             case "error":
                 self.ended = True
                 yield {"error": _error(_object(event, "error"))}
 
     def _count(self, holder: Object) -> None:
-        told = _object(holder, "usage")
-        self._usage.update({name: value for name, value in told.items() if value is not None})
+        usage = _object(holder, "usage")
+        self._usage.update({name: value for name, value in usage.items() if value is not None})
 
     def _start(self, index: str, block: Object) -> Iterator[Chunk]:
         if block.get("type") != "tool_use":
-            yield from self._say(block)
+            yield from self._content(block)
             return
         tool = _Tool(next(self._numbers), json.dumps(_object(block, "input")))
         self._tools[index] = tool
@@ -101,15 +95,14 @@ class _Message:
 
     def _delta(self, index: str, delta: Object) -> Iterator[Chunk]:
         if delta.get("type") != "input_json_delta":
-            yield from self._say(delta)
+            yield from self._content(delta)
             return
         tool, piece = self._tools.get(index), _text(delta, "partial_json")
         if tool and piece:
-            tool.untold = ""
+            tool.input = ""
             yield self._answer.arguments(tool.number, piece)
 
-    def _say(self, piece: Object) -> Iterator[Chunk]:
-        """Tell the text or the thinking of a block's start or of a delta."""
+    def _content(self, piece: Object) -> Iterator[Chunk]:
         match piece.get("type"):
             case "text" | "text_delta" if text := _text(piece, "text"):
                 yield self._answer.text(text)
@@ -118,16 +111,16 @@ class _Message:
 
     def _stop(self, index: str) -> Iterator[Chunk]:
         tool = self._tools.pop(index, None)
-        if tool and tool.untold:
-            yield self._answer.arguments(tool.number, tool.untold)
+        if tool and tool.input:
+            yield self._answer.arguments(tool.number, tool.input)
 
-    def _used(self) -> Iterator[Chunk]:
+    def _usage_chunk(self) -> Iterator[Chunk]:
         if self._usage:
             cached = _number(self._usage, "cache_read_input_tokens")
-            fresh = _number(self._usage, "input_tokens")
+            uncached = _number(self._usage, "input_tokens")
             written = _number(self._usage, "cache_creation_input_tokens")
             yield self._answer.usage(
-                fresh + cached + written,
+                uncached + cached + written,
                 _number(self._usage, "output_tokens"),
                 cached=cached,
                 cache_written=written,
@@ -136,7 +129,7 @@ class _Message:
 
 
 def _parse(event: Event) -> Object:
-    """Return an event's data; an error event in place of what is no JSON object."""
+    """Return an event's data, or an error event if that is not a JSON object."""
     try:
         value = json.loads(event.data)
     except (ValueError, RecursionError):

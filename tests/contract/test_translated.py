@@ -12,7 +12,7 @@ from aiohttp import web
 from fakes import Fake, make_instance, serving
 from test_abuse import Able, anthropic, form
 
-from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder
 from nexus_gateway.provider import (
     Call,
     HttpRequest,
@@ -185,19 +185,19 @@ async def test_a_refusal_without_an_error_has_the_upstreams(upstream: FakeUpstre
 
 
 def test_a_message_begins_when_it_has_an_id() -> None:
-    speaker = MessageSpeaker(thinking=False)
+    encoder = MessageEncoder(thinking=False)
     assert (
-        speaker.encode({"id": "", "model": "", "choices": [], "prompt_filter_results": []}) == b""
+        encoder.encode({"id": "", "model": "", "choices": [], "prompt_filter_results": []}) == b""
     )
-    assert b'"id":"msg_1"' in speaker.encode(ANSWER.text("x"))
+    assert b'"id":"msg_1"' in encoder.encode(ANSWER.text("x"))
 
 
 def test_a_calls_name_may_come_late() -> None:
-    speaker = MessageSpeaker(thinking=False)
+    encoder = MessageEncoder(thinking=False)
     first = ANSWER.call(0, "a", "")
     late = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
     more = {**first, "choices": [{"index": 0, "delta": {"tool_calls": [late]}}]}
-    said = speaker.encode(first) + speaker.encode(more) + speaker.finish()
+    said = encoder.encode(first) + encoder.encode(more) + encoder.finish()
     assert b'"name":"f"' in said
     assert said.count(b"content_block_start\n") == 1
 

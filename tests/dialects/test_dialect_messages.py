@@ -16,7 +16,7 @@ from nexus_gateway.dialects.base import InvalidAnswer, Request
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES, usage_as_chat
 from nexus_gateway.dialects.messages.request import IMAGE_FOLLOWS
-from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker, message, usage
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder, message, usage
 from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
 from nexus_gateway.provider import Account, Call, Translator
 from nexus_gateway.secret import Secret
@@ -279,8 +279,8 @@ def events(data: bytes) -> list[tuple[str, dict[str, Any]]]:
 
 
 def spoken(chunks: Iterable[Chunk], *, thinking: bool = True) -> bytes:
-    speaker = MessageSpeaker(thinking)
-    return b"".join([*(speaker.encode(chunk) for chunk in chunks), speaker.finish()])
+    encoder = MessageEncoder(thinking)
+    return b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
 
 
 def test_the_events_of_a_text() -> None:
@@ -459,35 +459,35 @@ def test_a_native_stream_passes_byte_for_byte_wherever_it_is_cut(data: Any) -> N
     stream = b'event: ping\ndata: {"type": "ping"}\n\n' + spoken(
         script(["a"], ["b", "c"], [{}], data)
     )
-    passage = MESSAGES.event_filter(parse(), None)
+    passthrough = MESSAGES.passthrough(parse(), None)
     places = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
-    out = b"".join(passage.feed(piece) for piece in cut(stream, places))
+    out = b"".join(passthrough.feed(piece) for piece in cut(stream, places))
     assert out == stream
-    assert (passage.done, passage.broken) == (True, None)
-    assert passage.used()["completion_tokens"] == 4
+    assert (passthrough.done, passthrough.broken) == (True, None)
+    assert passthrough.used()["completion_tokens"] == 4
 
 
 def test_nothing_passes_before_there_is_content() -> None:
-    passage = MESSAGES.event_filter(parse(), None)
+    passthrough = MESSAGES.passthrough(parse(), None)
     start = spoken([ANSWER.text("x")]).split(b"event: content_block_delta")[0]
-    assert passage.feed(start) == b""
-    assert not passage.started
+    assert passthrough.feed(start) == b""
+    assert not passthrough.started
     with pytest.raises(TruncatedStream):
-        passage.end()
+        passthrough.end()
 
 
 def test_an_error_event_breaks_a_native_stream() -> None:
     told = {"type": "error", "error": {"type": "overloaded_error", "message": "M"}}
     error = sse.json_event(told, "error")
     with pytest.raises(ErrorEvent, match="M"):
-        MESSAGES.event_filter(parse(), None).feed(error)
-    passage = MESSAGES.event_filter(parse(), None)
+        MESSAGES.passthrough(parse(), None).feed(error)
+    passthrough = MESSAGES.passthrough(parse(), None)
     good = spoken([ANSWER.text("x"), ANSWER.text("y")]).split(b"event: content_block_stop")[0]
-    assert (passage.feed(good), passage.feed(error)) == (good, b"")
-    assert isinstance(passage.broken, ErrorEvent)
+    assert (passthrough.feed(good), passthrough.feed(error)) == (good, b"")
+    assert isinstance(passthrough.broken, ErrorEvent)
     with pytest.raises(BrokenStream):
-        passage.end()
-    cut_off = MESSAGES.event_filter(parse(), None)
+        passthrough.end()
+    cut_off = MESSAGES.passthrough(parse(), None)
     cut_off.feed(good)
     with pytest.raises(TruncatedStream):
         cut_off.end()
@@ -515,19 +515,19 @@ def test_errors_have_anthropics_types(status: int, kind: str) -> None:
 
 def test_a_whole_message_is_told_from_other_things() -> None:
     good = json.dumps(message(fold([ANSWER.text("x")]), thinking=False)).encode()
-    assert MESSAGES.parse_native(parse(), good, "application/json", "L").body == good
+    assert MESSAGES.parse_native(good, "application/json", "L").body == good
     for bad in (b"<html>", b"{}", b"[]", b'{"type":"error","error":{"message":"x"}}'):
         with pytest.raises(InvalidAnswer):
-            MESSAGES.parse_native(parse(), bad, "application/json", None)
+            MESSAGES.parse_native(bad, "application/json", None)
 
 
 def test_a_count() -> None:
     request = COUNT_TOKENS.parse(json.dumps({"model": "m", "messages": HI}).encode(), {})
     assert (request.chat, request.stream) == (None, False)
     assert request.untranslatable is not None
-    assert COUNT_TOKENS.parse_native(request, b'{"input_tokens": 5}', "", None).body
+    assert COUNT_TOKENS.parse_native(b'{"input_tokens": 5}', "", None).body
     with pytest.raises(InvalidAnswer):
-        COUNT_TOKENS.parse_native(request, b"{}", "", None)
+        COUNT_TOKENS.parse_native(b"{}", "", None)
 
 
 def test_usage_that_leaves_out_what_a_cache_had_or_got() -> None:

@@ -47,8 +47,8 @@ def messages_of(*items: Any) -> list[dict[str, Any]]:
 
 
 def stream_of(chunks: Iterable[Chunk], **fields: Any) -> bytes:
-    speaker = RESPONSES.stream_encoder(parse({"input": "Hi", "stream": True, **fields}))
-    return b"".join([*map(speaker.encode, chunks), speaker.finish()])
+    encoder = RESPONSES.stream_encoder(parse({"input": "Hi", "stream": True, **fields}))
+    return b"".join([*map(encoder.encode, chunks), encoder.finish()])
 
 
 def events_of(chunks: Iterable[Chunk], **fields: Any) -> list[dict[str, Any]]:
@@ -779,7 +779,7 @@ def test_an_error_is_openais() -> None:
 def test_a_response_of_a_backend() -> None:
     chunks = [ANSWER.text("a"), ANSWER.finish(), ANSWER.usage(9, 4, cached=3)]
     body = json.dumps(whole_of(*chunks)).encode()
-    whole = RESPONSES.parse_native(parse({"input": "Hi"}), body, "application/json", "Me")
+    whole = RESPONSES.parse_native(body, "application/json", "Me")
     assert json.loads(whole.body) == {**whole_of(*chunks), "model": "Me"}
     assert whole.usage == {
         "prompt_tokens": 9,
@@ -795,17 +795,17 @@ def test_a_response_of_a_backend() -> None:
 )
 def test_what_is_no_response(body: bytes) -> None:
     with pytest.raises(InvalidAnswer):
-        RESPONSES.parse_native(parse({"input": "Hi"}), body, "application/json", None)
+        RESPONSES.parse_native(body, "application/json", None)
 
 
 @pytest.mark.unmeasured
 @given(scripts(), st.lists(st.integers(0, 10_000), max_size=6))
 def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> None:
     sent = stream_of(chunks)
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), "Me")
-    assert b"".join(map(passage.feed, cut(sent, places))) == sent
-    assert passage.done
-    total = passage.used().get("total_tokens")
+    passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), "Me")
+    assert b"".join(map(passthrough.feed, cut(sent, places))) == sent
+    assert passthrough.done
+    total = passthrough.used().get("total_tokens")
     assert total == (7 if "usage" in chunks[-1] else None)
 
 
@@ -814,10 +814,10 @@ def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> No
 )
 def test_a_stream_begins_with_content(first: Chunk) -> None:
     head, rest = stream_of([first, ANSWER.finish()]).split(b"event: response.output_item.added")
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
-    assert (passage.feed(head), passage.started) == (b"", False)
-    assert passage.feed(b"event: response.output_item.added" + rest).startswith(head)
-    assert passage.started
+    passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), None)
+    assert (passthrough.feed(head), passthrough.started) == (b"", False)
+    assert passthrough.feed(b"event: response.output_item.added" + rest).startswith(head)
+    assert passthrough.started
 
 
 @pytest.mark.parametrize(
@@ -834,18 +834,18 @@ def test_a_stream_begins_with_content(first: Chunk) -> None:
 )
 def test_an_error_of_a_backend(event: dict[str, Any], message: str) -> None:
     with pytest.raises(ErrorEvent) as caught:
-        RESPONSES.event_filter(parse({"input": "Hi"}), None).feed(sse.json_event(event))
+        RESPONSES.passthrough(parse({"input": "Hi"}), None).feed(sse.json_event(event))
     assert (caught.value.error["message"], caught.value.error["code"]) == (message, "c")
     assert caught.value.error["type"] == "upstream_error"
     begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
-    assert [passage.feed(begun), passage.feed(sse.json_event(event))] == [begun, b""]
-    assert isinstance(passage.broken, BrokenStream)
+    passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), None)
+    assert [passthrough.feed(begun), passthrough.feed(sse.json_event(event))] == [begun, b""]
+    assert isinstance(passthrough.broken, BrokenStream)
 
 
 def test_a_stream_of_a_backend_that_is_cut_off() -> None:
     begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
-    passage = RESPONSES.event_filter(parse({"input": "Hi"}), None)
-    assert passage.feed(begun) == begun
+    passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), None)
+    assert passthrough.feed(begun) == begun
     with pytest.raises(TruncatedStream):
-        passage.end()
+        passthrough.end()

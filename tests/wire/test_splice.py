@@ -24,11 +24,11 @@ def framed(chunk: dict[str, Any], **how: Any) -> bytes:
 
 
 def run(pieces: list[bytes], model: str | None = "Me", usage_wanted: bool = False) -> bytes:
-    splice = ChatPassthrough(model, usage_wanted)
-    out = [splice.feed(piece) for piece in pieces]
-    out += [splice.end()] if not splice.broken else []
-    if splice.broken:
-        raise splice.broken
+    passthrough = ChatPassthrough(model, usage_wanted)
+    out = [passthrough.feed(piece) for piece in pieces]
+    out += [passthrough.end()] if not passthrough.broken else []
+    if passthrough.broken:
+        raise passthrough.broken
     return b"".join(out)
 
 
@@ -97,11 +97,11 @@ def test_a_cut_stream_is_never_whole(
 
 @pytest.mark.proves("I-30")
 def test_nothing_goes_out_before_content() -> None:
-    splice = ChatPassthrough("Me", False)
-    assert splice.feed(framed(ANSWER.text("")) + b": wait\n\n") == b""
-    assert not splice.started
-    out = splice.feed(framed(ANSWER.text("Hi")))
-    assert splice.started
+    passthrough = ChatPassthrough("Me", False)
+    assert passthrough.feed(framed(ANSWER.text("")) + b": wait\n\n") == b""
+    assert not passthrough.started
+    out = passthrough.feed(framed(ANSWER.text("Hi")))
+    assert passthrough.started
     assert out.startswith(b"data: ")
     assert b": wait\n\n" in out
 
@@ -113,12 +113,12 @@ def test_the_usage_chunk_goes_to_those_who_asked() -> None:
 
 
 def test_tokens_are_the_upstreams_count_or_the_events() -> None:
-    splice = ChatPassthrough("Me", False)
+    passthrough = ChatPassthrough("Me", False)
     for _ in range(3):
-        splice.feed(framed(ANSWER.text("a")))
-    assert splice.used()["completion_tokens"] == 3
-    splice.feed(framed({**ANSWER.text("b"), "usage": {"completion_tokens": 9}}))
-    assert splice.used()["completion_tokens"] == 9
+        passthrough.feed(framed(ANSWER.text("a")))
+    assert passthrough.used()["completion_tokens"] == 3
+    passthrough.feed(framed({**ANSWER.text("b"), "usage": {"completion_tokens": 9}}))
+    assert passthrough.used()["completion_tokens"] == 9
 
 
 def test_an_error_event_before_content_raises_and_later_keeps_the_good_part() -> None:
@@ -126,10 +126,10 @@ def test_an_error_event_before_content_raises_and_later_keeps_the_good_part() ->
     with pytest.raises(ErrorEvent) as raised:
         run([framed(ANSWER.text("a")) + error])
     assert raised.value.body()["error"]["code"] == "429"
-    splice = ChatPassthrough("Me", False)
-    splice.feed(framed(ANSWER.text("a")))
-    assert b'"b"' in splice.feed(framed(ANSWER.text("b")) + error)
-    assert isinstance(splice.broken, ErrorEvent)
+    passthrough = ChatPassthrough("Me", False)
+    passthrough.feed(framed(ANSWER.text("a")))
+    assert b'"b"' in passthrough.feed(framed(ANSWER.text("b")) + error)
+    assert isinstance(passthrough.broken, ErrorEvent)
 
 
 @pytest.mark.parametrize("data", [b"data: {x\n\n", b"data: 5\n\n", b'data: {"a":1}x\n\n'])

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chat_passthrough import ChatPassthrough, EventTemplate, find_model, learn
+from nexus_gateway.wire.chat_passthrough import ChatPassthrough, EventTemplate, find_model
 from nexus_gateway.wire.chunks import Answer
 
 ANSWER = Answer("chatcmpl-1", 1, "up")
@@ -23,7 +23,7 @@ def data_of(chunk: dict[str, Any], **how: Any) -> bytes:
 
 def template_of(chunk: dict[str, Any], model: bytes | None = b'"Me"') -> EventTemplate:
     data = data_of(chunk)
-    found = learn(data, find_model(data), model)
+    found = EventTemplate.from_event(data, find_model(data), model)
     assert found is not None
     return found
 
@@ -105,7 +105,7 @@ def test_the_model_may_stand_anywhere(chunk: dict[str, Any], model: bytes | None
 
 def test_nothing_is_learnt_where_nothing_is_said() -> None:
     data = data_of(ANSWER.text(""))
-    assert learn(data, find_model(data), None) is None
+    assert EventTemplate.from_event(data, find_model(data), None) is None
 
 
 @given(
@@ -127,11 +127,11 @@ def test_a_mixed_stream_goes_the_same_whether_anything_is_learnt(
 
     out = []
     for lessons in (0, 4):
-        splice = ChatPassthrough("Me", usage_wanted=False)
-        splice._lessons = lessons
+        passthrough = ChatPassthrough("Me", usage_wanted=False)
+        passthrough._templates_left = lessons
         rest, passed = data, b""
         for size in [*cuts, len(data)]:
-            passed += splice.feed(rest[:size])
+            passed += passthrough.feed(rest[:size])
             rest = rest[size:]
-        out.append((passed, splice.events, splice.done))
+        out.append((passed, passthrough.events, passthrough.done))
     assert out[0] == out[1]

@@ -1,4 +1,8 @@
-"""Anthropic's Messages: the dialect of `POST /v1/messages` and of `/v1/messages/count_tokens`."""
+"""Anthropic's Messages: `POST /v1/messages` and `/v1/messages/count_tokens`.
+
+- `request`: a Messages request as a chat
+- `response`: a chat's answer as a message
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,19 @@ from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
 from nexus_gateway.dialects.body import Body, optional, parse_object, validated
-from nexus_gateway.dialects.chat import answered, check_messages
-from nexus_gateway.dialects.messages import request as asked
-from nexus_gateway.dialects.messages.response import UNSIGNED, MessageSpeaker, event, message
+from nexus_gateway.dialects.chat import check_messages, parse_answer
+from nexus_gateway.dialects.messages.request import Untranslatable, check, to_chat
+from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder, event, message
 from nexus_gateway.errors import ErrorEvent, InvalidRequest
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
 
-# The caller's word on the version and on features under trial goes along with its body.
-_PASSED = ("anthropic-version", "anthropic-beta")
-_SANE = re.compile(r"[ -~]{1,1000}")
-_THINKS = frozenset({"enabled", "adaptive", "between_tools"})
-_TYPES = {
+# The caller's headers for the version and for beta features are sent along with its body.
+_FORWARDED = ("anthropic-version", "anthropic-beta")
+_SAFE_VALUE = re.compile(r"[ -~]{1,1000}")
+_THINKING_TYPES = frozenset({"enabled", "adaptive", "between_tools"})
+_ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     402: "billing_error",
@@ -34,163 +38,152 @@ _TYPES = {
 }
 
 
-def usage_as_chat(used: Mapping[str, Any]) -> dict[str, Any]:
-    """Put Anthropic's usage into a chat's: there the prompt counts what came from a cache too."""
-    cached = used.get("cache_read_input_tokens") or 0
-    written = used.get("cache_creation_input_tokens") or 0
-    prompt = (used.get("input_tokens") or 0) + cached + written
-    completion = used.get("output_tokens") or 0
-    whole: dict[str, Any] = {
+def usage_as_chat(usage: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate Anthropic's usage; in a chat, the prompt includes the tokens of the cache."""
+    cached = usage.get("cache_read_input_tokens") or 0
+    written = usage.get("cache_creation_input_tokens") or 0
+    prompt = (usage.get("input_tokens") or 0) + cached + written
+    completion = usage.get("output_tokens") or 0
+    chat: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }
-    if not (cached or written):
-        return whole
-    details = {"cached_tokens": cached, "cache_write_tokens": written}
-    return {**whole, "prompt_tokens_details": details}
+    if cached or written:
+        chat["prompt_tokens_details"] = {"cached_tokens": cached, "cache_write_tokens": written}
+    return chat
 
 
-class MessagesPassage(EventPassthrough):
-    """Watches a message that passes as it is."""
-
+class MessagesPassthrough(EventPassthrough):
     markers = (b"message_start", b"message_delta", b"message_stop", b'"error"')
 
     def __init__(self) -> None:
         super().__init__()
-        self._used: dict[str, Any] = {}
+        self._native_usage: dict[str, Any] = {}
 
-    def _mark(self, value: dict[str, Any]) -> EventKind:
-        kind = value.get("type")
+    def _classify(self, event: dict[str, Any]) -> EventKind:
+        kind = event.get("type")
         if kind == "error":
-            raise ErrorEvent(normalise_error(value.get("error")))
+            raise ErrorEvent(normalise_error(event.get("error")))
         if kind in ("message_start", "message_delta"):
-            self._note((value.get("message") or value).get("usage"))
+            self._note((event.get("message") or event).get("usage"))
         if kind == "message_stop":
             return EventKind.END
-        if kind == "content_block_delta" or (kind == "message_delta"):
+        if kind in ("content_block_delta", "message_delta"):
             return EventKind.CONTENT
-        block = value.get("content_block") or {}
+        block = event.get("content_block") or {}
         return EventKind.CONTENT if block.get("type") == "tool_use" else EventKind.NOTHING
 
-    def _note(self, used: object) -> None:
-        if isinstance(used, dict):
-            self._used |= {k: v for k, v in used.items() if v is not None}
-            self.usage = usage_as_chat(self._used)
+    def _note(self, usage: object) -> None:
+        if isinstance(usage, dict):
+            self._native_usage |= {k: v for k, v in usage.items() if v is not None}
+            self.usage = usage_as_chat(self._native_usage)
 
 
 class Messages(Dialect):
-    """Messages, streamed and whole."""
-
     endpoint = "messages"
     id_header = "request-id"
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        """Check a Messages body, and put it into a chat's words where that can be done."""
-        fields = parse_object(data)
-        model = optional(fields, "model", str, "a string")
-        stream = optional(fields, "stream", bool, "true or false") or False
-        asked.check(fields)
-        own = _own(fields, data, model, stream if "stream" in fields else None)
-        chat, obstacle = None, None
+        """Check a Messages request, and translate it into a chat if possible."""
+        fields, model = _parse_checked(data)
+        stream = optional(fields, "stream", bool) or False
+        native = _native_body(fields, data, model, stream if "stream" in fields else None)
+        chat, error = None, None
         try:
-            chat = validated(Body(asked.to_chat(fields, stream=stream), stream), model)
-        except asked.Untranslatable as error:
-            obstacle = error.error
+            chat = validated(Body(to_chat(fields, stream=stream), stream), model)
+        except Untranslatable as untranslatable:
+            error = untranslatable.error
         images = check_messages(chat.fields["messages"]) if chat else b'"image"' in data
-        return Request(self, model, stream, own, chat, images, obstacle, passed(headers))
+        return Request(self, model, stream, native, chat, images, error, _forwarded(headers))
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
-        """Check a message; not a byte of it is changed."""
-        answer = answered(body)
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
+        """Check a message; no byte of it is changed."""
+        answer = parse_answer(body)
         if answer.get("type") != "message" or not isinstance(answer.get("content"), list):
             raise InvalidAnswer("answered 200 without an answer")
-        used = answer.get("usage")
-        return FullResponse(body, usage_as_chat(used) if isinstance(used, dict) else {})
+        usage = answer.get("usage")
+        return FullResponse(body, usage_as_chat(usage) if isinstance(usage, dict) else {})
 
-    def event_filter(self, request: Request, label: str | None) -> MessagesPassage:
-        """Watch a stream of named events; not a byte of it is changed."""
-        return MessagesPassage()
+    def passthrough(self, request: Request, label: str | None) -> MessagesPassthrough:
+        return MessagesPassthrough()
 
     def encode_full(self, request: Request, completion: Chunk) -> Chunk:
-        """Return the completion as a message."""
-        return message(completion, thinking=_thinks(request))
+        return message(completion, thinking=_wants_thinking(request))
 
-    def stream_encoder(self, request: Request) -> MessageSpeaker:
-        """Return what tells chunks as a message's events."""
-        return MessageSpeaker(_thinks(request))
+    def stream_encoder(self, request: Request) -> MessageEncoder:
+        return MessageEncoder(_wants_thinking(request))
 
     def error(self, status: int, body: dict[str, Any]) -> dict[str, Any]:
-        """Return an error as Anthropic words it; OpenAI's fields stay beside."""
-        error = body["error"]
-        kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-        return {"type": "error", "error": {**error, "type": kind}}
+        """Return an error with Anthropic's type; OpenAI's other fields are kept."""
+        kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+        return {"type": "error", "error": {**body["error"], "type": kind}}
 
     def error_event(self, status: int, body: dict[str, Any]) -> bytes:
-        """Return the `error` event that ends a stream; an Anthropic backend's keeps its type."""
-        told = self.error(status, body)["error"]
-        if body["error"].get("type") in _TYPES.values():
-            told = {**told, "type": body["error"]["type"]}
-        return event("error", error=told)
+        """Return the `error` event that ends a stream; the type of an Anthropic backend is kept."""
+        error = self.error(status, body)["error"]
+        if body["error"].get("type") in _ERROR_TYPES.values():
+            error["type"] = body["error"]["type"]
+        return event("error", error=error)
 
 
 class CountTokens(Messages):
-    """How many tokens a Messages request has: only a backend of Anthropic's kind can tell."""
+    """Counts a Messages request's tokens; only a backend that offers this endpoint can."""
 
     endpoint = "count_tokens"
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        """Check the body; it goes as it is or not at all."""
-        fields = parse_object(data)
-        model = optional(fields, "model", str, "a string")
-        asked.check(fields)
-        own = _own(fields, data, model, None)
-        obstacle = InvalidRequest(
-            "Tokens can only be counted by a backend that speaks Anthropic's Messages, and none "
-            "that `model` may mean is configured; estimate them yourself.",
+        fields, model = _parse_checked(data)
+        error = InvalidRequest(
+            "Only a backend that offers Anthropic's Messages can count tokens, and none is "
+            "configured that matches `model`: estimate them yourself.",
             code="endpoint_not_offered",
         )
-        return Request(self, model, False, own, untranslatable=obstacle, headers=passed(headers))
+        native = _native_body(fields, data, model, None)
+        return Request(
+            self, model, False, native, untranslatable=error, headers=_forwarded(headers)
+        )
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
-        """Check the count."""
-        count = answered(body).get("input_tokens")
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
+        count = parse_answer(body).get("input_tokens")
         if type(count) is not int or count < 0:
             raise InvalidAnswer("answered 200 without a count")
         return FullResponse(body)
 
 
-def passed(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return those of a caller's headers that go along with a Messages body."""
-    return {name: headers[name] for name in _PASSED if _SANE.fullmatch(headers.get(name, ""))}
+def _parse_checked(data: bytes) -> tuple[dict[str, Any], str | None]:
+    fields = parse_object(data)
+    model = optional(fields, "model", str)
+    check(fields)
+    return fields, model
 
 
-def _own(fields: dict[str, Any], data: bytes, model: str | None, stream: bool | None) -> Body:
-    """Return the body as it may go to a backend of Anthropic's kind."""
-    sealed = _without_unsealed(fields) if UNSIGNED.encode() in data else fields
-    return validated(Body(sealed, stream), model)
+def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: headers[name] for name in _FORWARDED if _SAFE_VALUE.fullmatch(headers.get(name, ""))
+    }
 
 
-def _thinks(request: Request) -> bool:
-    """Tell whether the caller asked to see the model think."""
-    fields = request.native.fields if isinstance(request.native, Body) else {}
-    return (fields.get("thinking") or {}).get("type") in _THINKS
+def _native_body(
+    fields: dict[str, Any], data: bytes, model: str | None, stream: bool | None
+) -> Body:
+    """Return the body for an Anthropic backend, which accepts back only thinking it has signed."""
 
-
-def _without_unsealed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out thinking of ours: Anthropic takes back only what it has signed itself."""
-
-    def kept(content: object) -> object:
+    def signed(content: object) -> object:
         if not isinstance(content, list):
             return content
         return [block for block in content if block.get("signature") != UNSIGNED]
 
-    messages = [{**m, "content": kept(m.get("content"))} for m in fields["messages"]]
-    return {**fields, "messages": messages}
+    if UNSIGNED.encode() in data:
+        messages = [{**m, "content": signed(m.get("content"))} for m in fields["messages"]]
+        fields = {**fields, "messages": messages}
+    return validated(Body(fields, stream), model)
+
+
+def _wants_thinking(request: Request) -> bool:
+    """Return whether the caller asked for the model's thinking."""
+    fields = request.native.fields if isinstance(request.native, Body) else {}
+    return (fields.get("thinking") or {}).get("type") in _THINKING_TYPES
 
 
 MESSAGES = Messages()

@@ -1,18 +1,18 @@
-"""A Messages request as a chat.
+"""Translate a Messages request into a chat.
 
-By Anthropic's API reference, "Messages", version 2023-06-01. What changes the answer and has no
-form in a chat (tools that Anthropic runs, files in its store) is an obstacle; what is only a
-hint (`metadata`, `cache_control`, `thinking`, `output_config.effort`, `top_k`, `service_tier` and
-whatever else is not known) is left out, and so is the thinking of earlier turns, which is sealed
-for the backend that made it.
+By Anthropic's API reference, "Messages", version 2023-06-01. What would change the answer and has
+no counterpart in a chat (tools that Anthropic runs, files in its store) makes the request
+untranslatable. Left out are mere hints (`metadata`, `cache_control`, `thinking`,
+`output_config.effort`, `top_k`, `service_tier` and any unknown field), and the thinking of earlier
+turns, which only the backend that signed it can read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from nexus_gateway.dialects.body import json_type, optional, required, wrong_type
+from nexus_gateway.dialects.body import json_type, optional, required, typed, wrong_type
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.wire import json_codec
 
@@ -20,48 +20,38 @@ Json = dict[str, Any]
 _SAME = ("temperature", "top_p", "max_tokens")
 _RUN_BY_ANTHROPIC = ("mcp_servers", "container")
 _TOOL_CHOICES: dict[object, Any] = {"auto": "auto", "any": "required", "none": "none"}
-_THOUGHTS = frozenset({"thinking", "redacted_thinking"})
+_THINKING = frozenset({"thinking", "redacted_thinking"})
 IMAGE_FOLLOWS = "(The image is in the next message.)"
 FILE_FOLLOWS = "(The file is in the next message.)"
 
 
 class Untranslatable(Exception):
-    """A request that is well formed and has no form as a chat."""
+    """A valid request that has no form as a chat."""
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(where)
         self.error = InvalidRequest(
-            f"`{where}` asks for {what}, which only a backend that speaks Anthropic's Messages "
-            "can do, and none is configured for this model; leave it out.",
+            f"`{where}` asks for {what}. Only a backend that offers Anthropic's Messages supports "
+            "that, and none is configured for this model: leave it out.",
             param=where,
         )
 
 
 def check(fields: Mapping[str, Any]) -> None:
-    """Check the shape of a request, as far as the gateway reads it.
-
-    Raises:
-        InvalidRequest: it is no Messages request.
-    """
-    messages = required(fields, "messages", list, "an array")
+    """Check those fields of a request that the gateway reads."""
+    messages = required(fields, "messages", list)
     if not messages:
         raise InvalidRequest("`messages` must not be empty.", param="messages")
     for i, message in enumerate(messages):
         where = f"messages[{i}]"
-        if not isinstance(message, dict):
-            wrong_type(where, "an object", message)
-        required(message, "role", str, "a string", f"{where}.")
+        required(typed(message, dict, where), "role", str, f"{where}.")
         _check_content(f"{where}.content", message.get("content"))
-    system = fields.get("system")
-    if system is not None and not isinstance(system, str):
-        _check_content("system", system)
-    for i, tool in enumerate(optional(fields, "tools", list, "an array") or []):
-        if not isinstance(tool, dict):
-            wrong_type(f"tools[{i}]", "an object", tool)
+    if fields.get("system") is not None:
+        _check_content("system", fields["system"])
+    for i, tool in enumerate(optional(fields, "tools", list) or []):
+        typed(tool, dict, f"tools[{i}]")
     for name in ("tool_choice", "thinking", "output_config"):
-        optional(
-            optional(fields, name, dict, "an object") or {}, "type", str, "a string", f"{name}."
-        )
+        optional(optional(fields, name, dict) or {}, "type", str, f"{name}.")
 
 
 def _check_content(where: str, content: object) -> None:
@@ -75,16 +65,7 @@ def _check_content(where: str, content: object) -> None:
 
 
 def to_chat(fields: Mapping[str, Any], *, stream: bool) -> Json:
-    """Put a checked request into a chat's words.
-
-    Args:
-        fields: the body; it is not changed.
-        stream: whether the answer is streamed: its usage then has to be asked for.
-
-    Raises:
-        Untranslatable: it has no form as a chat.
-        InvalidRequest: a block is not as it must be.
-    """
+    """Translate a request that passed `check`; a stream is asked for its usage."""
     for name in _RUN_BY_ANTHROPIC:
         if fields.get(name):
             raise Untranslatable(name, "something that Anthropic runs")
@@ -94,8 +75,8 @@ def to_chat(fields: Mapping[str, Any], *, stream: bool) -> Json:
         chat["stop"] = stops
     if tools := fields.get("tools"):
         chat["tools"] = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools)]
-    chat |= _choice(fields.get("tool_choice"))
-    chat |= _format(fields.get("output_config"))
+    chat |= _tool_choice(fields.get("tool_choice") or {})
+    chat |= _response_format(fields.get("output_config") or {})
     if stream:
         chat["stream_options"] = {"include_usage": True}
     return chat
@@ -105,13 +86,13 @@ def _system(system: object) -> Iterator[Json]:
     if isinstance(system, str):
         texts = [system]
     else:
-        texts = [_text(f"system[{i}]", b) for i, b in enumerate(_blocks(system))]
-    if whole := "\n\n".join(filter(None, texts)):
-        yield {"role": "system", "content": whole}
+        texts = [_text(f"system[{i}]", block) for i, block in enumerate(_blocks(system))]
+    if text := "\n\n".join(filter(None, texts)):
+        yield {"role": "system", "content": text}
 
 
 def _blocks(content: object) -> Sequence[Json]:
-    """Return a content's blocks; a string is one of text."""
+    """Return a content's blocks; a string is one text block."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return content if isinstance(content, list) else []
@@ -120,22 +101,20 @@ def _blocks(content: object) -> Sequence[Json]:
 def _text(where: str, block: Json) -> str:
     if block["type"] != "text":
         raise Untranslatable(f"{where}.type", f"a block of the type {block['type']!r} here")
-    return str(required(block, "text", str, "a string", f"{where}."))
+    return required(block, "text", str, f"{where}.")
 
 
 def _turns(messages: Sequence[Json]) -> Iterator[Json]:
     for i, message in enumerate(messages):
-        role, where = message["role"], f"messages[{i}]"
-        blocks = _blocks(message["content"])
-        at = f"{where}.content"
+        role, blocks, at = message["role"], _blocks(message["content"]), f"messages[{i}]."
         if role == "assistant":
-            yield _assistant(at, blocks)
+            yield _assistant(f"{at}content", blocks)
         elif role == "user":
-            yield from _user(at, blocks)
+            yield from _user(f"{at}content", blocks)
         elif role == "system":
             yield from _system(message["content"])
         else:
-            wrong_type(f"{where}.role", "user, assistant or system", role)
+            wrong_type(f"{at}role", "user, assistant or system", role)
 
 
 def _assistant(at: str, blocks: Sequence[Json]) -> Json:
@@ -144,66 +123,61 @@ def _assistant(at: str, blocks: Sequence[Json]) -> Json:
     for i, block in enumerate(blocks):
         where = f"{at}[{i}]"
         if block["type"] == "tool_use":
-            calls.append(_call(where, block))
-        elif block["type"] not in _THOUGHTS:
+            calls.append(_tool_call(f"{where}.", block))
+        elif block["type"] not in _THINKING:
             texts.append(_text(where, block))
-    turn: Json = {"role": "assistant", "content": "".join(texts) or None}
     if calls:
-        turn["tool_calls"] = calls
-    elif not texts:
-        turn["content"] = ""
-    return turn
+        return {"role": "assistant", "content": "".join(texts) or None, "tool_calls": calls}
+    return {"role": "assistant", "content": "".join(texts) or (None if texts else "")}
 
 
-def _call(where: str, block: Json) -> Json:
-    at = f"{where}."
+def _tool_call(at: str, block: Json) -> Json:
     arguments = json_codec.dumps(block.get("input") or {}).decode()
-    name = required(block, "name", str, "a string", at)
-    id = required(block, "id", str, "a string", at)
+    name, id = required(block, "name", str, at), required(block, "id", str, at)
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _user(at: str, blocks: Sequence[Json]) -> Iterator[Json]:
-    """Give the tools' results first, as a chat wants them, then what the user says."""
+    """Yield the results of tools first, as a chat requires, then the user's message."""
     parts: list[Json] = []
     for i, block in enumerate(blocks):
         where = f"{at}[{i}]"
         if block["type"] == "tool_result":
-            result, images = _result(where, block)
+            result, files = _tool_result(where, block)
             yield result
-            parts += images
+            parts += files
         else:
             parts.append(_part(where, block))
     if parts:
-        only = parts[0].get("text") if len(parts) == 1 else None
-        yield {"role": "user", "content": parts if only is None else only}
+        only_text = parts[0].get("text") if len(parts) == 1 else None
+        yield {"role": "user", "content": parts if only_text is None else only_text}
     elif not blocks:
         yield {"role": "user", "content": ""}
 
 
-def _result(where: str, block: Json) -> tuple[Json, list[Json]]:
-    """Return a tool's message, and the images that a tool's message cannot hold."""
+def _tool_result(where: str, block: Json) -> tuple[Json, list[Json]]:
+    """Return a tool's message, and the images and files that it cannot contain."""
     content = block.get("content")
     if content is not None:
         _check_content(f"{where}.content", content)
     texts: list[str] = ["Error:"] if block.get("is_error") is True else []
-    images: list[Json] = []
+    files: list[Json] = []
     for i, inner in enumerate(_blocks(content)):
         part = _part(f"{where}.content[{i}]", inner)
         if part["type"] == "text":
             texts.append(part["text"])
         else:
             texts.append(FILE_FOLLOWS if part["type"] == "file" else IMAGE_FOLLOWS)
-            images.append(part)
-    id = required(block, "tool_use_id", str, "a string", f"{where}.")
-    return {"role": "tool", "tool_call_id": id, "content": "\n".join(texts)}, images
+            files.append(part)
+    id = required(block, "tool_use_id", str, f"{where}.")
+    return {"role": "tool", "tool_call_id": id, "content": "\n".join(texts)}, files
 
 
 def _part(where: str, block: Json) -> Json:
-    read = _PARTS.get(block["type"])
-    if read is None:
+    translate = _PARTS.get(block["type"])
+    if translate is None:
         raise Untranslatable(f"{where}.type", f"a block of the type {block['type']!r}")
-    return read(where, block)
+    return translate(where, block)
 
 
 def _text_part(where: str, block: Json) -> Json:
@@ -211,19 +185,22 @@ def _text_part(where: str, block: Json) -> Json:
 
 
 def _image_part(where: str, block: Json) -> Json:
-    return {"type": "image_url", "image_url": {"url": _address(where, _source(where, block))}}
+    source = required(block, "source", dict, f"{where}.")
+    return {"type": "image_url", "image_url": {"url": _url(f"{where}.source.", source)}}
 
 
 def _document_part(where: str, block: Json) -> Json:
-    source = _source(where, block)
+    source, at = required(block, "source", dict, f"{where}."), f"{where}.source."
     if source.get("type") == "text":
-        said = required(source, "data", str, "a string", f"{where}.source.")
-        title = f"{block['title']}\n\n" if block.get("title") else ""
-        return {"type": "text", "text": f"{title}{said}"}
+        text = required(source, "data", str, at)
+        return {
+            "type": "text",
+            "text": f"{block['title']}\n\n{text}" if block.get("title") else text,
+        }
     if source.get("type") != "base64":
-        raise Untranslatable(f"{where}.source.type", "a document that lies elsewhere")
+        raise Untranslatable(f"{at}type", "a document that is stored elsewhere")
     name = block.get("title") or "document.pdf"
-    return {"type": "file", "file": {"filename": name, "file_data": _address(where, source)}}
+    return {"type": "file", "file": {"filename": name, "file_data": _url(at, source)}}
 
 
 _PARTS: dict[str, Callable[[str, Json], Json]] = {
@@ -233,62 +210,51 @@ _PARTS: dict[str, Callable[[str, Json], Json]] = {
 }
 
 
-def _source(where: str, block: Json) -> Json:
-    source: Json = required(block, "source", dict, "an object", f"{where}.")
-    return source
-
-
-def _address(where: str, source: Json) -> str:
-    """Return a source as a URL: its own, or one that holds the data."""
-    at = f"{where}.source."
+def _url(at: str, source: Json) -> str:
+    """Return a source's URL, or a data URL of its content."""
     if source.get("type") == "url":
-        return str(required(source, "url", str, "a string", at))
+        return required(source, "url", str, at)
     if source.get("type") != "base64":
         raise Untranslatable(f"{at}type", "something from Anthropic's own store")
-    media = required(source, "media_type", str, "a string", at)
-    return f"data:{media};base64,{required(source, 'data', str, 'a string', at)}"
+    media = required(source, "media_type", str, at)
+    return f"data:{media};base64,{required(source, 'data', str, at)}"
 
 
 def _tool(where: str, tool: Json) -> Json:
     if tool.get("type") not in (None, "custom"):
         raise Untranslatable(f"{where}.type", f"the tool {tool['type']!r}")
-    at = f"{where}."
-    function: Json = {"name": required(tool, "name", str, "a string", at)}
+    function: Json = {"name": required(tool, "name", str, f"{where}.")}
     if tool.get("description") is not None:
         function["description"] = tool["description"]
-    function["parameters"] = required(tool, "input_schema", dict, "an object", at)
+    function["parameters"] = required(tool, "input_schema", dict, f"{where}.")
     if isinstance(tool.get("strict"), bool):
         function["strict"] = tool["strict"]
     return {"type": "function", "function": function}
 
 
-def _choice(choice: Json | None) -> Json:
+def _tool_choice(choice: Json) -> Json:
     if not choice:
         return {}
-    made: Json = {}
-    if choice.get("type") == "tool":
-        name = required(choice, "name", str, "a string", "tool_choice.")
-        made["tool_choice"] = {"type": "function", "function": {"name": name}}
-    elif choice.get("type") in _TOOL_CHOICES:
-        made["tool_choice"] = _TOOL_CHOICES[choice["type"]]
+    kind = choice.get("type")
+    if kind == "tool":
+        name = required(choice, "name", str, "tool_choice.")
+        chat: Json = {"tool_choice": {"type": "function", "function": {"name": name}}}
+    elif kind in _TOOL_CHOICES:
+        chat = {"tool_choice": _TOOL_CHOICES[kind]}
     else:
-        _refuse_choice(choice.get("type"))
+        raise InvalidRequest(
+            "`tool_choice.type` must be auto, any, none or tool, not "
+            f"{repr(kind) if isinstance(kind, str) else json_type(kind)}.",
+            param="tool_choice.type",
+        )
     if choice.get("disable_parallel_tool_use") is True:
-        made["parallel_tool_calls"] = False
-    return made
+        chat["parallel_tool_calls"] = False
+    return chat
 
 
-def _refuse_choice(value: object) -> NoReturn:
-    said = repr(value) if isinstance(value, str) else json_type(value)
-    raise InvalidRequest(
-        f"`tool_choice.type` must be auto, any, none or tool, not {said}.",
-        param="tool_choice.type",
-    )
-
-
-def _format(config: Json | None) -> Json:
-    """Return the wish for an answer by a schema; a chat wants a name for it."""
-    form = (config or {}).get("format")
+def _response_format(config: Json) -> Json:
+    """Translate an answer's JSON schema; a chat requires a name for it."""
+    form = config.get("format")
     if not isinstance(form, dict):
         return {}
     schema = {"name": "answer", "strict": True, "schema": form.get("schema")}

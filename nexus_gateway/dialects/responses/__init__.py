@@ -1,4 +1,8 @@
-"""OpenAI's Responses, the dialect of `POST /v1/responses`, for a gateway that keeps no state."""
+"""OpenAI's Responses: `POST /v1/responses`, without stored state.
+
+- `request`: a Responses request as a chat
+- `response`: a chat's answer as a response
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,13 @@ from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
 from nexus_gateway.dialects.body import Body, parse_object, validated
-from nexus_gateway.dialects.chat import answered, labelled
+from nexus_gateway.dialects.chat import labelled, parse_answer
 from nexus_gateway.dialects.responses.request import translate
 from nexus_gateway.dialects.responses.response import (
     OPEN_REASONING,
     ResponseEncoder,
     to_chat_usage,
-    whole,
+    to_response,
 )
 from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire import sse
@@ -26,90 +30,85 @@ _FAILURES = frozenset({"response.failed", "error"})
 
 
 class ResponsePassthrough(EventPassthrough):
-    """The way through for the events of a response."""
-
     markers = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"')
 
-    def _mark(self, event: dict[str, Any]) -> EventKind:
+    def _classify(self, event: dict[str, Any]) -> EventKind:
         kind = event.get("type")
         if kind in _FAILURES or event.get("error"):
             raise ErrorEvent(normalise_error(_error_in(event)))
         if kind in _ENDS:
-            self.usage = to_chat_usage(_part(event, "response").get("usage")) or None
+            self.usage = to_chat_usage(_object_in(event, "response").get("usage")) or None
             return EventKind.END
-        calls = _part(event, "item").get("type") == "function_call"
+        calls = _object_in(event, "item").get("type") == "function_call"
         return EventKind.CONTENT if calls or str(kind).endswith(".delta") else EventKind.NOTHING
 
 
-def _part(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _object_in(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = event.get(name)
     return value if isinstance(value, dict) else {}
 
 
 def _error_in(event: Mapping[str, Any]) -> object:
-    """Return the error that an event tells: whole, a response's, or in the event's own fields."""
-    told = event.get("error") or _part(event, "response").get("error")
-    return told or {name: event.get(name) for name in ("message", "code", "param")}
+    """Return an event's error: its own, its response's, or the one in the event's own fields."""
+    error = event.get("error") or _object_in(event, "response").get("error")
+    return error or {name: event.get(name) for name in ("message", "code", "param")}
 
 
 class Responses(Dialect):
-    """Takes requests that carry their whole conversation, and answers without storing."""
+    """Serves requests that contain their whole conversation, and stores nothing."""
 
     endpoint = "responses"
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        """Check a body and put it into a chat; what a chat cannot say is its obstacle."""
+        """Check a request, and translate it into a chat if possible."""
         fields = parse_object(data)
         model, stream = fields.get("model"), fields.get("stream") is True
-        said = translate(fields, stream=stream)
-        sealed = fields if OPEN_REASONING.encode() not in data else _without_open_reasoning(fields)
-        own = validated(Body(sealed, stream), model)
-        chat = None if said.chat is None else validated(Body(said.chat, stream), model)
-        return Request(self, model, stream, own, chat, said.images, said.obstacle)
+        translation = translate(fields, stream=stream)
+        if OPEN_REASONING.encode() in data:
+            fields = _without_open_reasoning(fields)
+        native, chat = validated(Body(fields, stream), model), None
+        if translation.chat is not None:
+            chat = validated(Body(translation.chat, stream), model)
+        return Request(self, model, stream, native, chat, translation.images, translation.error)
 
-    def parse_native(
-        self, request: Request, body: bytes, content_type: str, label: str | None
-    ) -> FullResponse:
-        """Check a response and set its `model`."""
-        answer = answered(body)
+    def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
+        answer = parse_answer(body)
         if answer.get("object") != "response" or answer.get("status") == "failed":
             raise InvalidAnswer("answered 200 without a response")
         return FullResponse(labelled(body, label), to_chat_usage(answer.get("usage")))
 
-    def event_filter(self, request: Request, label: str | None) -> ResponsePassthrough:
-        """Return a watch for the events; they keep the upstream's word for the model."""
+    def passthrough(self, request: Request, label: str | None) -> ResponsePassthrough:
+        """Return what checks the events, which keep the upstream's `model`."""
         return ResponsePassthrough()
 
     def encode_full(self, request: Request, completion: Chunk) -> Chunk:
-        """Return a completion as a response."""
-        return whole(_asked(request), completion)
+        return to_response(_fields(request), completion)
 
     def stream_encoder(self, request: Request) -> ResponseEncoder:
-        """Return what tells chunks as the events of a response."""
-        return ResponseEncoder(_asked(request))
+        return ResponseEncoder(_fields(request))
 
     def error_event(self, status: int, body: dict[str, Any]) -> bytes:
-        """Return an `error` event: OpenAI's flat fields, and the object its clients look for."""
+        """Return an `error` event: OpenAI's flat fields, and the object that its clients read."""
         error = body["error"]
         flat = {name: error.get(name) for name in ("code", "message", "param")}
         return sse.json_event({"type": "error", **flat, "error": error}, "error")
 
 
-def _asked(request: Request) -> Mapping[str, Any]:
-    """Return the fields of a request as the caller sent them."""
+def _fields(request: Request) -> Mapping[str, Any]:
     assert isinstance(request.native, Body)
     return request.native.fields
 
 
-def _without_open_reasoning(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out reasoning of ours: a backend of this dialect knows only what it has made itself."""
+def _without_open_reasoning(fields: dict[str, Any]) -> dict[str, Any]:
+    """Drop the reasoning items that this gateway made: a backend knows only its own."""
 
-    def ours(item: Mapping[str, Any]) -> bool:
+    def is_ours(item: Mapping[str, Any]) -> bool:
         return item.get("type") == "reasoning" and str(item.get("id")).startswith(OPEN_REASONING)
 
-    asked = fields["input"]
-    kept = asked if isinstance(asked, str) else [item for item in asked if not ours(item)]
-    return {**fields, "input": kept}
+    items = fields["input"]
+    if isinstance(items, str):
+        return fields
+    return {**fields, "input": [item for item in items if not is_ours(item)]}
 
 
 RESPONSES = Responses()
