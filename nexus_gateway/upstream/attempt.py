@@ -54,8 +54,8 @@ from nexus_gateway.upstream.failures import (
 from nexus_gateway.upstream.response import HttpResponse, read_up_to
 from nexus_gateway.upstream.streams import (
     AnswerStream,
+    Heartbeat,
     PassthroughStream,
-    Pulse,
     TranslatedStream,
     chat_chunks,
     events,
@@ -303,7 +303,7 @@ class Upstream:
     async def _translated(
         self, instance: Instance, model: str, request: Request
     ) -> TranslatedStream:
-        label, pulse = self._label(instance), Pulse()
+        label, pulse = self._label(instance), Heartbeat()
         response, chunks = await self._chunks(instance, model, request, label or model, pulse)
         speaker = request.dialect.stream_encoder(request)
         return TranslatedStream(
@@ -311,7 +311,7 @@ class Upstream:
         )
 
     async def _chunks(
-        self, instance: Instance, model: str, request: Request, shown: str, pulse: Pulse
+        self, instance: Instance, model: str, request: Request, shown: str, pulse: Heartbeat
     ) -> tuple[HttpResponse | None, AsyncIterator[Chunk]]:
         """Ask for a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider

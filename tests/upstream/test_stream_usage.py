@@ -382,9 +382,9 @@ async def test_a_refusal_that_only_quotes_the_field_leaves_the_rest_counted(
 
 async def test_a_reload_asks_again(upstream: FakeUpstream) -> None:
     counts = make_instance(upstream, provider=Counts)
-    assert counts.leave_usage()
+    assert counts.disable_stream_usage()
     assert not counts.asks_usage
-    counts.take_settings_of(make_instance(upstream, provider=Counts))
+    counts.update_from(make_instance(upstream, provider=Counts))
     assert counts.asks_usage
 
 
