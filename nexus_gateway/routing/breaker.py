@@ -27,8 +27,6 @@ PROBE_WAIT_S = 1.0  # a guess at how long a probe takes
 
 
 class State(StrEnum):
-    """The states of a circuit."""
-
     CLOSED = "CLOSED"
     OPEN = "OPEN"
     HALF_OPEN = "HALF_OPEN"
@@ -45,10 +43,7 @@ class Permit:
 class Breaker:
     """A circuit breaker.
 
-    Args:
-        clock: monotonic seconds.
-        threshold: how many failures in a row open it.
-        cooldown_s: how long it stays open.
+    `threshold` failures in a row open it for `cooldown_s`; `clock` is in monotonic seconds.
     """
 
     def __init__(
@@ -111,9 +106,9 @@ class Breaker:
 
     @property
     def awaits_success(self) -> bool:
-        """Whether no answer has ended well since it opened; it may be closed again already.
+        """Whether it opened and no answer has ended well since; it may be closed again already.
 
-        If another process closed it, that one awaits the success.
+        If another process closed it, that process awaits the success.
         """
         return self._awaits_success
 
@@ -158,10 +153,9 @@ class Breaker:
         return True
 
     def failure(self, permit: Permit) -> int:
-        """Record an attempt that failed.
+        """Record an attempt that failed; return 0, or the number of failures if it opened.
 
-        Returns:
-            0, or if it opened the circuit: the failures since the last success, probes included.
+        They are counted since the last success, probes included.
         """
         if not self._is_current(permit):
             return 0

@@ -112,11 +112,9 @@ class Health:
             mean.remote = samples.get(name, EMPTY)
 
     def success(self) -> None:
-        """Count an answer that ended well."""
         self._successes.add(1.0)
 
     def failure(self) -> None:
-        """Count a failure."""
         self._successes.add(0.0)
 
     def observe_latency(self, latency_ms: float, limit_ms: float) -> None:
@@ -136,15 +134,12 @@ class Health:
         return times_ms
 
     def merge_first_tokens(self, ttfts_ms: Iterable[float]) -> None:
-        """Record times that other processes have measured."""
         self._first_tokens_ms.extend(ttfts_ms)
 
     def first_token_ms(self, share: float, *, of_at_least: int = MIN_SAMPLES) -> float | None:
-        """Return a percentile (nearest rank) of the recent times to the first token, in ms.
+        """Return a percentile (nearest rank; 0.95 for p95) of the recent times, in ms.
 
-        Args:
-            share: 0.95 for the 95th percentile.
-            of_at_least: with fewer samples it is None; a display needs fewer than a decision.
+        None with fewer samples than `of_at_least`: a display needs fewer than a decision.
         """
         times_ms = sorted(self._first_tokens_ms)
         return times_ms[ceil(len(times_ms) * share) - 1] if len(times_ms) >= of_at_least else None
@@ -174,7 +169,7 @@ class Health:
         return self._successes.mean() is not None
 
     def latency_ms(self) -> float | None:
-        """Return the mean latency in ms, None if none is known."""
+        """Return the mean latency, None if none is known."""
         return self._latencies.mean()
 
     def latency_share(self) -> float:

@@ -34,8 +34,7 @@ class InstanceState:
 
     Args:
         marks: the decisions, by their name in MARKS.
-        total_requests: all so far, those of ended processes included.
-        in_flight: requests in flight.
+        total_requests: those of ended processes included.
         means: the health's samples, by their name in `health.MEANS`.
     """
 
@@ -50,8 +49,6 @@ class Instance:
 
     Args:
         provider_name: the entry point's name.
-        provider: how to talk to the backend.
-        account: its key and its address.
         number: as in NAME_KEY_3, or in NAME_BASE_URL_3 if the provider needs no key.
         model: the model to ask for if the caller names none.
         clock: monotonic seconds.
@@ -107,7 +104,6 @@ class Instance:
 
     @property
     def key(self) -> Secret:
-        """Its key; empty if none is needed."""
         return self.account.key
 
     @property
@@ -131,28 +127,21 @@ class Instance:
         self._takes_images = other._takes_images
         self._no_stream_usage_until_s = 0.0
 
-    def _listed(self, kind: str) -> list[str]:
+    def listed(self, kind: str) -> list[str]:
+        """Return the provider's listed models of a kind."""
         return [m.id for m in self.provider.models if m.kind == kind]
 
     def serves(self, model: str, kind: str = CHAT) -> bool:
         """Return whether it is known to serve a model of a kind."""
-        listed = self._listed(kind)
+        listed = self.listed(kind)
         return model in listed or (model == self.model and (kind == CHAT or not listed))
 
     def model_for(self, kind: str) -> str:
         """Return the model to ask for if the caller names none."""
-        return self.model if kind == CHAT else next(iter(self._listed(kind)), self.model)
-
-    def lists(self, kind: str) -> bool:
-        """Return whether the provider lists its models of a kind."""
-        return bool(self._listed(kind))
+        return self.model if kind == CHAT else next(iter(self.listed(kind)), self.model)
 
     def takes_images_with(self, model: str) -> bool:
-        """Return whether a model takes images.
-
-        A model that is not listed is trusted to if the caller named it, but not if it is the
-        instance's default.
-        """
+        """Return whether a model takes images; unlisted ones do, unless it is the default model."""
         if model == self.model and self._takes_images is not None:
             return self._takes_images
         for listed in self.provider.models:
@@ -180,7 +169,7 @@ class Instance:
         self._rate_limited_until_s = max(self._rate_limited_until_s, self._clock() + seconds)
 
     def cool_down(self, seconds: float) -> None:
-        """Exclude it because it failed with a Retry-After; it gets longer, never shorter."""
+        """Exclude it because it failed with a Retry-After; as `park`, never shorter."""
         self._resting_until_s = max(self._resting_until_s, self._clock() + seconds)
 
     def park_bad_key(self) -> None:
@@ -197,7 +186,6 @@ class Instance:
         self._bad_key_until_s = self._bad_key_at_s + seconds
 
     def good_key(self) -> None:
-        """Record that the key was accepted."""
         self.bad_keys_in_a_row = 0
 
     def parked_for_s(self) -> float:
@@ -242,10 +230,7 @@ class Instance:
 
     @property
     def is_available(self) -> bool:
-        """Whether it is switched on and not parked, and its circuit closed.
-
-        A half-open circuit admits a probe, but does not count as available.
-        """
+        """Whether it is enabled, not parked and its circuit closed; half open is not enough."""
         return self.enabled and self.breaker.state() is State.CLOSED and not self.parked_for_s()
 
     def export_state(self) -> InstanceState:

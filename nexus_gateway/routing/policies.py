@@ -156,11 +156,7 @@ POLICIES: PluginKind[Policy] = PluginKind("policy", "nexus_gateway.policies", _c
 def policies(
     entry_points: Iterable[metadata.EntryPoint] | None = None,
 ) -> tuple[dict[str, Policy], Discovered[Policy]]:
-    """Load the policies of some entry points, or of all that are installed.
-
-    Returns:
-        The policies by name, the default first and ours before others; and what was discovered.
-    """
+    """Load the installed policies: by name, the default first, then ours, then others."""
     discovered = discover(POLICIES, entry_points)
     loaded = make(POLICIES, discovered)
     ours = {plugin.name for plugin in discovered.plugins if plugin.distribution == OURS}

@@ -47,62 +47,52 @@ def _misspelt_key(start: str) -> re.Pattern[str]:
 class ProviderEnv:
     """Reads the variables of one provider.
 
-    Args:
-        env: the environment.
-        name: the provider's name.
-        problems: receives a line for each invalid variable, without values.
-        warnings: receives a line for each likely mistake, without values.
+    It adds a line to `problems` for each invalid variable, and to `warnings` for each likely
+    mistake; none of them contains a value.
     """
 
     def __init__(
         self, env: Mapping[str, str], name: str, problems: list[str], warnings: list[str]
     ) -> None:
         self._env = env
-        self._prefix = prefix(name)
+        self.prefix = prefix(name)
         self._problems = problems
-        self._warnings = warnings
+        self.warnings = warnings
 
     def _text(self, suffix: str, number: int) -> str:
         return self._env.get(self._variable(suffix, number), "")
 
     def _variable(self, suffix: str, number: int) -> str:
         """Return the variable that applies to an instance: its own if set, else the common one."""
-        numbered = f"{self._prefix}_{suffix}_{number}"
-        return numbered if self._env.get(numbered) else f"{self._prefix}_{suffix}"
+        numbered = f"{self.prefix}_{suffix}_{number}"
+        return numbered if self._env.get(numbered) else f"{self.prefix}_{suffix}"
 
     def _problem(self, variable: str, text: object) -> None:
         self._problems.append(f"{variable} {text}.")
 
-    def warn(self, warning: str) -> None:
-        self._warnings.append(warning)
-
     def key_variables(self) -> dict[int, str]:
         """Return the variables that hold keys: NAME_KEY_n, and NAME_API_KEY as the first."""
-        numbered = re.compile(re.escape(self._prefix) + r"_KEY_([1-9]\d{0,5})")
-        misspelt = _misspelt_key(self._prefix)
-        api_key = f"{self._prefix}_API_KEY"
+        numbered = re.compile(re.escape(self.prefix) + r"_KEY_([1-9]\d{0,5})")
+        misspelt = _misspelt_key(self.prefix)
+        api_key = f"{self.prefix}_API_KEY"
         variables: dict[int, str] = {}
         for variable, text in self._env.items():
             if match := numbered.fullmatch(variable):
                 variables |= {int(match[1]): variable} if text else {}
             elif text and misspelt.fullmatch(variable) and variable != api_key:
-                self.warn(f"{variable} is not read; did you mean {self._prefix}_KEY_1?")
+                self.warnings.append(f"{variable} is not read; did you mean {self.prefix}_KEY_1?")
         if self._env.get(api_key):
             if 1 in variables and self._env[api_key] != self._env[variables[1]]:
-                self.warn(f"{api_key} is not used: {variables[1]} is set as well.")
+                self.warnings.append(f"{api_key} is not used: {variables[1]} is set as well.")
             variables.setdefault(1, api_key)
         return dict(sorted(variables.items()))
 
     def address_numbers(self) -> set[int]:
         """Return which instances have an address of their own; NAME_BASE_URL is the first's."""
-        pattern = re.compile(re.escape(self._prefix) + r"_BASE_URL_([1-9]\d{0,5})")
+        pattern = re.compile(re.escape(self.prefix) + r"_BASE_URL_([1-9]\d{0,5})")
         matches = (pattern.fullmatch(variable) for variable, text in self._env.items() if text)
-        first = {1} if self._env.get(f"{self._prefix}_BASE_URL") else set()
+        first = {1} if self._env.get(f"{self.prefix}_BASE_URL") else set()
         return first | {int(match[1]) for match in matches if match}
-
-    def warn_unused_addresses(self) -> None:
-        if self.address_numbers():
-            self.warn(f"{self._prefix}_BASE_URL is set, but {self._prefix}_KEY_1 is not.")
 
     def key(self, variable: str | None) -> Secret | None:
         """Return the key that a variable holds; None if it is invalid."""
@@ -129,7 +119,7 @@ class ProviderEnv:
             )
         elif required and not text:
             self._problem(
-                f"{self._prefix}_BASE_URL (or {self._prefix}_BASE_URL_{number})",
+                f"{self.prefix}_BASE_URL (or {self.prefix}_BASE_URL_{number})",
                 "is not set, and this provider has no default address",
             )
         return text.rstrip("/")
@@ -138,7 +128,7 @@ class ProviderEnv:
         text = self._text("MODEL", number).strip() or default
         if not text:
             self._problem(
-                f"{self._prefix}_MODEL (or {self._prefix}_MODEL_{number})",
+                f"{self.prefix}_MODEL (or {self.prefix}_MODEL_{number})",
                 "is not set, and this provider has no default model",
             )
         return text
@@ -164,8 +154,6 @@ class Pool:
     """The instances, and what discovery reported.
 
     Args:
-        instances: those that can be scheduled.
-        plugins: the providers that are loaded.
         idle: the names of installed providers that have neither key nor address.
         problems: the plugins that were left out.
         warnings: likely mistakes in the settings, without values.
@@ -247,14 +235,13 @@ def build_pool(
     """Make an instance of every key of every plugin.
 
     Args:
-        env: the environment.
         clock: monotonic seconds.
         demo: serve the demo beside other instances too; without others it is served anyway.
         load_all: also load our plugins that have neither key nor address.
         entry_points: the plugins to load; None for all that are installed.
 
     Raises:
-        ConfigError: variables are invalid; it lists all of them.
+        ConfigError: it lists all invalid variables.
     """
 
     def wanted(name: str) -> bool:
@@ -287,8 +274,9 @@ def _key_variables(cls: type[Provider], variables: ProviderEnv) -> dict[int, str
     """Return the numbers of a provider's instances, each with the variable of its key, if any."""
     keys = variables.key_variables()
     if cls.needs_key:
-        if not keys and not cls.base_url:
-            variables.warn_unused_addresses()
+        if not keys and not cls.base_url and variables.address_numbers():
+            start = variables.prefix
+            variables.warnings.append(f"{start}_BASE_URL is set, but {start}_KEY_1 is not.")
         return {**keys}
     first = {1} if cls.base_url or issubclass(cls, InProcess) else set()
     numbers = keys.keys() | variables.address_numbers() | first
@@ -313,7 +301,9 @@ def _instances(
             continue
         identity = (key.reveal(), base_url)
         if identity in seen and variable:
-            variables.warn(f"{variable} is the same key as {seen[identity]}; it is used once.")
+            variables.warnings.append(
+                f"{variable} is the same key as {seen[identity]}; it is used once."
+            )
             continue
         seen[identity] = variable
         yield Instance(

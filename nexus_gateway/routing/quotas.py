@@ -33,12 +33,7 @@ class Quotas:
         self._reports: dict[str, _Report] = {}
 
     def update(self, quotas: Iterable[Quota], asked: int) -> None:
-        """Apply what a response reports.
-
-        Args:
-            quotas: what is left.
-            asked: the instance's number of requests when this one was sent.
-        """
+        """Apply a response's quotas; `asked`: the instance's requests when this one was sent."""
         for quota in quotas:
             if quota.remaining is not None:
                 last = self._reports.get(quota.what)
@@ -51,11 +46,7 @@ class Quotas:
                     self._reports[quota.what] = _Report(quota, until_s, asked)
 
     def known(self, asked: int) -> list[Quota]:
-        """Return what is left of each limit now, with the time until it resets.
-
-        Args:
-            asked: the instance's number of requests by now.
-        """
+        """Return what is left of each limit; `asked`: the instance's requests by now."""
         now_s = self._clock()
         return [
             report.quota._replace(

@@ -41,9 +41,8 @@ class ModelResolver:
 def resolve_target(pool: Pool, request: Request, *, strict: bool) -> RoutingTarget:
     """Return the instances that may serve a request.
 
-    Raises:
-        NotFound: the model is unknown and `strict`; or no matching instance has the endpoint.
-        InvalidRequest: the matching instances would need a translation that is impossible.
+    NotFound if no matching instance supports the endpoint, or `strict` and the model is unknown;
+    InvalidRequest if the matching ones would need a translation that is impossible.
     """
     dialect = request.dialect
 
@@ -83,9 +82,6 @@ def resolve_model(
     not list their models of that kind, or else from all.
 
     Args:
-        instances: all there are.
-        model: the caller's `model`.
-        images: whether the request holds images.
         strict: whether an unknown name is an error (NotFound).
         kind: what the model is for, see `provider.Model`.
         supports: returns whether an instance can serve the request at all.
@@ -104,7 +100,7 @@ def resolve_model(
     matching, upstream_model = match or (all_instances, None)
     matching = tuple(filter(supports, matching))
     if match is None and kind != CHAT:
-        matching = tuple(i for i in matching if not i.lists(kind)) or matching
+        matching = tuple(i for i in matching if not i.listed(kind)) or matching
         upstream_model = model
     return RoutingTarget(matching, upstream_model, images, kind, is_fallback=match is None)
 

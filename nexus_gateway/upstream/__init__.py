@@ -1,4 +1,4 @@
-"""One attempt at one instance over HTTP: build the request, send it, read the response, classify it.
+"""One attempt at one instance over HTTP: build, send, read, classify.
 
 - `attempt`: the attempt, up to the first content of its answer
 - `failures`: what a failure means for the instance and for the request

@@ -57,9 +57,7 @@ class Client:
     ) -> HttpResponse:
         """Send a request and wait for the head of its response.
 
-        Args:
-            http: the request.
-            extra_headers: headers of this attempt alone, valid as they are.
+        `extra_headers` are those of this attempt alone, and valid as they are.
 
         Raises:
             aiohttp.ClientError, OSError, ValueError, TypeError: there is no response.

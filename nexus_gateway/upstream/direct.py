@@ -14,21 +14,20 @@ and requests go through aiohttp's session.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
-from nexus_gateway.upstream.http1 import (
-    BadFraming,
-    ChunkedBody,
-    Head,
-    SizedBody,
-    UnsupportedResponse,
-    read_head,
+from nexus_gateway.upstream.http1 import BadFraming, Head, UnsupportedResponse, read_head
+from nexus_gateway.upstream.response import (
+    LAST_BYTES_S,
+    AiohttpResponse,
+    Fail,
+    Receive,
+    content_type_of,
 )
-from nexus_gateway.upstream.response import LAST_BYTES_S, AiohttpResponse, content_type_of
 
 # Raised before anything was sent.
 PRIVATE_API_ERRORS = (AttributeError, TypeError, NotImplementedError)
@@ -40,17 +39,18 @@ class BorrowedConnection:
     """A connection of the client's pool that aiohttp does not read until it is given back.
 
     Attributes:
+        handler: aiohttp's protocol of the connection.
         used: an earlier request was sent on it, so the upstream may have closed it by now.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._handler = connection.protocol
-        self.used: bool = getattr(self._handler, _USED, False)
+        self.handler = connection.protocol
+        self.used: bool = getattr(self.handler, _USED, False)
         self.transport: asyncio.Transport = connection.transport
 
     def give_back(self, *, reusable: bool) -> None:
-        self.transport.set_protocol(self._handler)
+        self.transport.set_protocol(self.handler)
         if reusable:
             self._release()
         else:
@@ -61,23 +61,14 @@ class BorrowedConnection:
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self._connection.close()
         else:
-            setattr(self._handler, _USED, True)
+            setattr(self.handler, _USED, True)
             self._connection.release()
-
-    def pause_writing(self) -> None:
-        self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._handler.resume_writing()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._handler.connection_lost(error)
 
     def hand_over(self, data: bytes) -> None:
         """Let aiohttp's parser read the response, which begins with data."""
-        self.transport.set_protocol(self._handler)
-        self._handler.set_response_params(read_until_eof=True, read_bufsize=READ_BUFFER)
-        self._handler.data_received(data)
+        self.transport.set_protocol(self.handler)
+        self.handler.set_response_params(read_until_eof=True, read_bufsize=READ_BUFFER)
+        self.handler.data_received(data)
 
     async def response(self) -> AiohttpResponse:
         """Wait for the head of the response that was handed over; ClientError if it breaks."""
@@ -85,7 +76,7 @@ class BorrowedConnection:
         try:
             while True:
                 try:
-                    message, content = await self._handler.read()
+                    message, content = await self.handler.read()
                 except aiohttp.http.HttpProcessingError as error:
                     raise aiohttp.ClientPayloadError("not an HTTP response") from error
                 if not 100 <= message.code < 200:
@@ -107,15 +98,11 @@ class DirectConnector:
         self._requests: dict[str, aiohttp.ClientRequest] = {}
 
     async def borrow(self, origin: str, *, fresh: bool = False) -> BorrowedConnection:
-        """Connect, or take an idle connection.
+        """Take an idle connection, or connect; ClientError, or one of PRIVATE_API_ERRORS.
 
         Args:
             origin: scheme, host and port.
-            fresh: close idle connections instead: they are as old as one that was found closed.
-
-        Raises:
-            aiohttp.ClientError: the upstream could not be reached.
-            AttributeError, TypeError, NotImplementedError: PRIVATE_API_ERRORS.
+            fresh: close idle connections: they are as old as one that was found closed.
         """
         request = self._requests.get(origin)
         if request is None:
@@ -134,10 +121,6 @@ class DirectConnector:
             connection.close()
 
 
-Receive = Callable[[bytes], None]
-Fail = Callable[[Exception], None]
-
-
 class DirectResponse(asyncio.Protocol):
     """A POST and its response, an `HttpResponse`; it owns the connection until the body has ended.
 
@@ -146,6 +129,8 @@ class DirectResponse(asyncio.Protocol):
     """
 
     status = 200
+    headers: Mapping[str, str]
+    content_type: str
 
     def __init__(self, borrowed: BorrowedConnection) -> None:
         self.handed_over = False
@@ -154,7 +139,6 @@ class DirectResponse(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._head_bytes = b""
         self._head: Head | None = None
-        self._body: ChunkedBody | SizedBody | None = None
         self._parts: list[bytes] = []
         self._buffered = 0
         self._paused = False
@@ -170,16 +154,6 @@ class DirectResponse(asyncio.Protocol):
     def is_unanswered(self) -> bool:
         """Whether not a byte of the response has arrived."""
         return self._head is None and not self._head_bytes and not self.handed_over
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        assert self._head is not None
-        return self._head.headers
-
-    @property
-    def content_type(self) -> str:
-        assert self._head is not None
-        return content_type_of(self._head.headers)
 
     async def send(self, request: bytes) -> None:
         """Send a request and wait for the response's head; ClientError if the connection breaks."""
@@ -253,21 +227,21 @@ class DirectResponse(asyncio.Protocol):
             borrowed.give_back(reusable=reusable)
 
     def data_received(self, data: bytes) -> None:
-        if self._body is None:
+        if self._head is None:
             rest = self._read_head(data)
             if rest is None:
                 return
             data = rest
-        assert self._body is not None
+        assert self._head is not None
+        body = self._head.body
         try:
-            part = self._body.feed(data)
+            part = body.feed(data)
         except BadFraming as error:
             self._break(aiohttp.ClientPayloadError(str(error)))
             return
-        if self._body.ended and not self._ended:
+        if body.ended and not self._ended:
             self._ended = True
-            assert self._head is not None
-            self._give_back(reusable=self._head.keep_alive and not self._body.surplus)
+            self._give_back(reusable=self._head.keep_alive and not body.surplus)
         if self._receive is not None:
             if part:
                 self._receive(part)
@@ -293,7 +267,7 @@ class DirectResponse(asyncio.Protocol):
         """Read the head; return what follows it, None if it is incomplete or was handed over."""
         self._head_bytes = data = self._head_bytes + data if self._head_bytes else data
         try:
-            head_and_start = read_head(data)
+            parsed = read_head(data)
         except UnsupportedResponse:
             self.handed_over = True
             borrowed, self._borrowed = self._borrowed, None
@@ -301,11 +275,12 @@ class DirectResponse(asyncio.Protocol):
                 borrowed.hand_over(data)
             self._wake()
             return None
-        if head_and_start is None:
+        if parsed is None:
             return None
         self._head_bytes = b""
-        self._head, start = head_and_start
-        self._body = self._head.body
+        self._head, start = parsed
+        self.headers = self._head.headers
+        self.content_type = content_type_of(self.headers)
         self._wake()
         return data[start:]
 
@@ -319,15 +294,15 @@ class DirectResponse(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         if self._borrowed is not None:
-            self._borrowed.pause_writing()
+            self._borrowed.handler.pause_writing()
 
     def resume_writing(self) -> None:
         if self._borrowed is not None:
-            self._borrowed.resume_writing()
+            self._borrowed.handler.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._borrowed is not None:
-            self._borrowed.connection_lost(error)
+            self._borrowed.handler.connection_lost(error)
         if self._head is not None:
             self._break(aiohttp.ClientPayloadError("the connection was closed"))
         elif isinstance(error, OSError):

@@ -46,7 +46,10 @@ _SIZES = _Sizes()
 
 
 class ChunkedBody:
-    """A body with `Transfer-Encoding: chunked`; the attributes are as in `SizedBody`."""
+    """A body with `Transfer-Encoding: chunked`.
+
+    `surplus`: bytes arrived after its end, so the connection must not be reused.
+    """
 
     def __init__(self) -> None:
         self.ended = False
@@ -146,12 +149,7 @@ class ChunkedBody:
 
 
 class SizedBody:
-    """A body with a Content-Length.
-
-    Attributes:
-        ended: the whole body has arrived.
-        surplus: bytes arrived after its end, so the connection must not be reused.
-    """
+    """A body with a Content-Length."""
 
     def __init__(self, length: int) -> None:
         self.ended = length == 0
@@ -199,13 +197,9 @@ class Head:
 
 
 def read_head(data: bytes) -> tuple[Head, int] | None:
-    """Read a response's head from all bytes so far.
+    """Return a response's head and where its body begins; None if the head is incomplete.
 
-    Returns:
-        The head and where its body begins; None if the head is incomplete.
-
-    Raises:
-        UnsupportedResponse: it is for a more general parser.
+    UnsupportedResponse if it is for a more general parser.
     """
     end = data.find(b"\r\n\r\n")
     if end < 0:
@@ -226,12 +220,7 @@ def read_head(data: bytes) -> tuple[Head, int] | None:
 def request_head(target: str, fields: tuple[tuple[str, str], ...]) -> bytes | None:
     """Return the head of a POST up to the number after `Content-Length: `.
 
-    Args:
-        target: the path, with its query if any.
-        fields: names and values, Host included.
-
-    Returns:
-        None if a part of it is not valid as it is.
+    None if the target (path and query) or a field would need escaping.
     """
     if not _TARGET.fullmatch(target):
         return None

@@ -9,21 +9,21 @@ from typing import Protocol
 import aiohttp
 
 LAST_BYTES_S = 0.25
+Receive = Callable[[bytes], None]
+Fail = Callable[[Exception], None]
 
 
 class HttpResponse(Protocol):
-    """The response to an HTTP request; its head has been received."""
+    """The response to an HTTP request, once its head has been received.
 
-    @property
-    def status(self) -> int: ...
+    Attributes:
+        headers: case-insensitive.
+        content_type: in lower case and without parameters.
+    """
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Its headers, case-insensitive."""
-
-    @property
-    def content_type(self) -> str:
-        """Its media type, in lower case and without parameters."""
+    status: int
+    headers: Mapping[str, str]
+    content_type: str
 
     async def read(self) -> bytes:
         """Return the next part of the body, b"" at its end.
@@ -32,11 +32,10 @@ class HttpResponse(Protocol):
             aiohttp.ClientError, OSError, ValueError: the connection broke, or the framing is bad.
         """
 
-    def push(self, receive: Callable[[bytes], None], fail: Callable[[Exception], None]) -> bool:
+    def push(self, receive: Receive, fail: Fail) -> bool:
         """Call `receive` with each part as it arrives, b"" at the end; `fail` if it breaks.
 
-        Returns:
-            False if this is not supported: then continue with `read`.
+        Returns False if this is not supported: then continue with `read`.
         """
 
     def pause(self) -> None:
@@ -50,9 +49,8 @@ class HttpResponse(Protocol):
     async def finish(self, *, whole: bool) -> None:
         """Release the response; the connection is reused if the body has ended.
 
-        Args:
-            whole: all that matters has been received. Its last bytes may still be on their way:
-                waiting LAST_BYTES_S for them saves the connection.
+        If all that matters has been received (`whole`), the last bytes may still be on their way:
+        waiting LAST_BYTES_S for them saves the connection.
         """
 
 
@@ -80,7 +78,7 @@ class AiohttpResponse:
         self._release = release
         self._close = close
 
-    def push(self, receive: Callable[[bytes], None], fail: Callable[[Exception], None]) -> bool:
+    def push(self, receive: Receive, fail: Fail) -> bool:
         return False
 
     def pause(self) -> None:

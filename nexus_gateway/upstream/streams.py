@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -81,7 +80,11 @@ class PassthroughStream:
         self._response = response
         self._filter = event_filter
         self._idle_s = idle_s
-        self._first = b""
+        self._first = self._last = b""
+        self._caller_is_slow = False
+        self._ended = False
+        self._error: Exception | None = None
+        self._waker: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Read up to the first content; BrokenStream if there is none."""
@@ -95,26 +98,32 @@ class PassthroughStream:
             data = await self._response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TruncatedStream(_CONNECTION_BROKE) from error
-        return _filtered(self._filter, data)
+        return self._filtered(data)
+
+    def _filtered(self, data: bytes) -> bytes:
+        try:
+            return self._filter.feed(data) if data else self._filter.end()
+        except MALFORMED as error:
+            raise BrokenStream(_INVALID) from error
 
     async def write_to(self, writer: ResponseWriter) -> None:
         last = self._first
         if not self._filter.done:
             await writer.write(self._first)
-            with IdleTimeout(self._idle_s, self._response.close) as idle:
+            with IdleTimeout(self._idle_s, self._response.close) as self._idle:
                 pipe = writer.pipe()
                 if pipe is None:
-                    last = await self._copy(writer, idle)
+                    last = await self._copy(writer)
                 else:
-                    last = await self._push(writer, pipe, idle)
+                    last = await self._push(writer, pipe)
         await writer.end(last)
 
-    async def _copy(self, writer: ResponseWriter, idle: IdleTimeout) -> bytes:
+    async def _copy(self, writer: ResponseWriter) -> bytes:
         """Read and write block by block; return the last one."""
         while True:
-            idle.wait()
+            self._idle.wait()
             block = await self._read()
-            idle.waiting_since = None
+            self._idle.waiting_since = None
             if self._filter.done:
                 return block
             if block:
@@ -122,70 +131,51 @@ class PassthroughStream:
             if self._filter.broken is not None:
                 raise self._filter.broken
 
-    async def _push(self, writer: ResponseWriter, pipe: RawWriter, idle: IdleTimeout) -> bytes:
+    async def _push(self, writer: ResponseWriter, pipe: RawWriter) -> bytes:
         """Forward blocks from transport to transport; return the last one."""
-        pump = _Pump(self._filter, pipe, self._response, idle)
-        idle.wait()
-        if not self._response.push(pump.receive, pump.fail):
-            return await self._copy(writer, idle)
-        return await pump.run()
-
-    def used(self) -> Mapping[str, Any]:
-        return self._filter.used()
-
-    async def close(self) -> None:
-        await self._response.finish(whole=self._filter.done)
-
-
-def _filtered(event_filter: EventFilter, data: bytes) -> bytes:
-    try:
-        return event_filter.feed(data) if data else event_filter.end()
-    except MALFORMED as error:
-        raise BrokenStream(_INVALID) from error
-
-
-class _Pump:
-    """Forwards a stream after its first content, in callbacks of the upstream's transport."""
-
-    def __init__(
-        self, event_filter: EventFilter, pipe: RawWriter, response: HttpResponse, idle: IdleTimeout
-    ) -> None:
-        self._filter = event_filter
         self._write = pipe.write
-        self._pipe = pipe
-        self._response = response
-        self._idle = idle
-        self._time = asyncio.get_running_loop().time
-        self._full = False
-        self._ended = False
-        self._last = b""
-        self._error: Exception | None = None
-        self._waker: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._idle.wait()
+        if not self._response.push(self._receive, self._fail):
+            return await self._copy(writer)
+        while True:
+            while self._caller_is_slow:  # the upstream is paused, which is not its silence
+                self._caller_is_slow = False
+                self._idle.waiting_since = None
+                await pipe.drain()
+                self._idle.wait()
+                self._response.resume()
+            if self._ended:
+                break
+            self._waker = self._loop.create_future()
+            await self._waker
+        if self._error is not None:
+            raise self._error
+        return self._last
 
-    def receive(self, data: bytes) -> None:
+    def _receive(self, data: bytes) -> None:
         """Forward what arrived; b"" is the end of the body."""
         if self._ended:
             return
         self._idle.waiting_since = self._time()
-        event_filter = self._filter
         try:
-            block = _filtered(event_filter, data)
+            block = self._filtered(data)
         except Exception as error:  # even if it is our bug: the task that waits must not hang
             self._end(error)
             return
-        if event_filter.done:
+        if self._filter.done:
             self._last = block
             self._end(None)
             return
         if block and not self._write(block):
-            self._full = True
+            self._caller_is_slow = True
             self._response.pause()
             self._wake()
-        if event_filter.broken is not None:
-            self._end(event_filter.broken)
+        if self._filter.broken is not None:
+            self._end(self._filter.broken)
 
-    def fail(self, error: Exception) -> None:
-        """End, as the connection broke."""
+    def _fail(self, error: Exception) -> None:
         broken = TruncatedStream(_CONNECTION_BROKE)
         broken.__cause__ = error
         self._end(broken)
@@ -199,38 +189,17 @@ class _Pump:
         if self._waker is not None and not self._waker.done():
             self._waker.set_result(None)
 
-    async def run(self) -> bytes:
-        """Wait for the end, and for a slow caller meanwhile; return the last block."""
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._drain()
-            if self._ended:
-                break
-            self._waker = loop.create_future()
-            await self._waker
-        if self._error is not None:
-            raise self._error
-        return self._last
+    def used(self) -> Mapping[str, Any]:
+        return self._filter.used()
 
-    async def _drain(self) -> None:
-        """Wait for a slow caller; meanwhile the upstream is paused, which is not its silence."""
-        while self._full:
-            self._full = False
-            self._idle.waiting_since = None
-            await self._pipe.drain()
-            self._idle.wait()
-            self._response.resume()
+    async def close(self) -> None:
+        await self._response.finish(whole=self._filter.done)
 
 
 class Heartbeat:
-    """Signals that an upstream is alive, even if it sends only comments.
+    """Calls `on_beat` whenever bytes arrive, even if they are only comments."""
 
-    Attributes:
-        on_beat: called whenever bytes arrive.
-    """
-
-    def __init__(self) -> None:
-        self.on_beat: Callable[[], None] | None = None
+    on_beat: Callable[[], None] | None = None
 
 
 async def events(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIterator[sse.Event]:
@@ -276,11 +245,11 @@ class TranslatedStream:
     Args:
         chunks: an async generator.
         plugin: the source of the chunks, for the log.
-        model: replaces `model` in each chunk; None to leave it.
-        encoder: encodes the chunks.
-        idle_s: the longest silence between two chunks.
+        model: replaces `model` in each chunk, unless None.
+        encoder: encodes them.
+        idle_s: the longest silence between two of them.
         response: the HTTP response behind them, None for a provider in process.
-        heartbeat: signals that bytes of it have arrived.
+        heartbeat: signals that bytes of the response have arrived.
     """
 
     def __init__(
@@ -414,13 +383,9 @@ class TranslatedStream:
 
 
 class IdleTimeout:
-    """Detects silence with one timer, which checks when it fires, instead of one for each chunk.
+    """Calls `expire` once if a wait lasts `limit_s`, with one timer instead of one for each chunk.
 
     Active in its `with` block; a BrokenStream that it has caused leaves the block as IdleStream.
-
-    Args:
-        limit_s: how long a wait may last.
-        expire: called once when a wait has lasted that long.
 
     Attributes:
         waiting_since: in the loop's time; set it to None when a wait ends.
@@ -441,12 +406,7 @@ class IdleTimeout:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.cancel()
         if self._expired and isinstance(error, BrokenStream):
             raise IdleStream from error
