@@ -141,7 +141,7 @@ class Instance:
         return self.model if kind == CHAT else next(iter(self.listed(kind)), self.model)
 
     def takes_images_with(self, model: str) -> bool:
-        """Return whether a model takes images; unlisted ones do, unless it is the default model."""
+        """Return whether a model takes images; an unlisted one if the caller named it."""
         if model == self.model and self._takes_images is not None:
             return self._takes_images
         for listed in self.provider.models:

@@ -26,7 +26,6 @@ from nexus_gateway.provider import HttpRequest
 from nexus_gateway.upstream.direct import (
     PRIVATE_API_ERRORS,
     READ_BUFFER,
-    BorrowedConnection,
     DirectConnector,
     DirectResponse,
 )
@@ -78,26 +77,37 @@ class Client:
         self, connector: DirectConnector, origin: str, request: bytes
     ) -> HttpResponse | None:
         """Send a request on the direct path; None if this aiohttp does not allow it."""
-        try:
-            borrowed = await connector.borrow(origin)
-        except PRIVATE_API_ERRORS:
-            logger.warning(
-                "aiohttp %s does not support the direct path: using its session",
-                aiohttp.__version__,
-            )
-            self._connector = None
-            return None
-        try:
-            return await _send_direct(borrowed, request)
-        except _Stale:
-            return await _send_direct(await connector.borrow(origin, fresh=True), request)
+        fresh = False
+        while True:
+            try:
+                borrowed = await connector.borrow(origin, fresh=fresh)
+            except PRIVATE_API_ERRORS:
+                logger.warning(
+                    "aiohttp %s does not support the direct path: using its session",
+                    aiohttp.__version__,
+                )
+                self._connector = None
+                return None
+            response = DirectResponse(borrowed)
+            try:
+                await response.send(request)
+            except BaseException as error:
+                if response.handed_over:
+                    borrowed.give_back(reusable=False)
+                lost = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+                fresh = lost and borrowed.used and response.is_unanswered
+                response.close()
+                if not fresh:
+                    raise
+            else:
+                return await borrowed.response() if response.handed_over else response
 
     async def _via_aiohttp(
         self, http: HttpRequest, extra_headers: Mapping[str, str]
     ) -> AiohttpResponse:
         if extra_headers:
             http = replace(http, headers={**http.headers, **extra_headers})
-        reused = _Reused()
+        reused = SimpleNamespace(yes=False)  # `yes`: it was sent on an idle connection
         try:
             response = await self._post(http, reused)
         except aiohttp.ServerDisconnectedError as error:
@@ -110,7 +120,7 @@ class Client:
             response.status, response.headers, response.content, response.release, response.close
         )
 
-    async def _post(self, http: HttpRequest, reused: _Reused) -> aiohttp.ClientResponse:
+    async def _post(self, http: HttpRequest, reused: SimpleNamespace) -> aiohttp.ClientResponse:
         body = http.body
         # In one piece, a large body would be copied at once, which blocks the loop.
         data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY else body
@@ -123,34 +133,8 @@ class Client:
         )
 
 
-class _Stale(Exception):
-    """An idle connection was closed before the response: not a failure of the instance."""
-
-
-class _Reused:
-    """Records whether a request was sent on an idle connection of the pool."""
-
-    yes = False
-
-
 async def _note_reuse(_: object, context: SimpleNamespace, __: object) -> None:
     context.trace_request_ctx.yes = True
-
-
-async def _send_direct(borrowed: BorrowedConnection, request: bytes) -> HttpResponse:
-    response = DirectResponse(borrowed)
-    try:
-        await response.send(request)
-    except BaseException as error:
-        if response.handed_over:
-            borrowed.give_back(reusable=False)
-        lost = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
-        stale = lost and borrowed.used and response.is_unanswered
-        response.close()
-        if stale:
-            raise _Stale from error
-        raise
-    return await borrowed.response() if response.handed_over else response
 
 
 @lru_cache(maxsize=1024)
@@ -193,9 +177,6 @@ async def open_client(*, direct: bool = True) -> AsyncIterator[Client]:
         yield Client(session, direct=direct)
 
 
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
-
-
 def exhausted(error: BaseException) -> bool:
     """Return whether an error means that no file descriptor is left."""
-    return isinstance(error, OSError) and error.errno in _EXHAUSTED
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
