@@ -84,13 +84,11 @@ class Breaker:
         self._last_change = change
 
     def state(self) -> State:
-        """Return the state as of now."""
         if self._state is State.OPEN and self._clock() - self._opened_at_s >= self._cooldown_s:
             self._move(State.HALF_OPEN)
         return self._state
 
     def admits(self) -> bool:
-        """Return whether an attempt may be made now."""
         state = self.state()
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 

@@ -36,7 +36,6 @@ class Sample:
     sum: float = 0.0
 
     def at(self, now_s: float, half_life_s: float) -> Sample:
-        """Return it decayed to a later time."""
         factor = 0.5 ** ((now_s - self.at_s) / half_life_s)
         return Sample(now_s, self.weight * factor, self.sum * factor)
 
@@ -74,7 +73,6 @@ class DecayingMean:
         self._sum = self._sum * factor + value
 
     def local(self) -> Sample:
-        """Return what was added here, as of the last addition."""
         return Sample(self._at_s, self._weight, self._sum)
 
     def mean(self) -> float | None:
@@ -102,7 +100,6 @@ class Health:
         self._unpublished_ms: deque[float] = deque(maxlen=WINDOW)
 
     def local(self) -> dict[str, Sample]:
-        """Return what was measured here, by the names in MEANS."""
         samples = {name: mean.local() for name, mean in self._means.items()}
         return {name: sample for name, sample in samples.items() if sample.weight}
 
@@ -123,7 +120,6 @@ class Health:
         self._shares.add(min(latency_ms, limit_ms) / limit_ms)
 
     def observe_first_token(self, ttft_ms: float) -> None:
-        """Record a stream's time to its first token, for the percentiles."""
         self._first_tokens_ms.append(ttft_ms)
         self._unpublished_ms.append(ttft_ms)
 
@@ -169,7 +165,6 @@ class Health:
         return self._successes.mean() is not None
 
     def latency_ms(self) -> float | None:
-        """Return the mean latency, None if none is known."""
         return self._latencies.mean()
 
     def latency_share(self) -> float:

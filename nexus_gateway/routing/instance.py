@@ -128,11 +128,9 @@ class Instance:
         self._no_stream_usage_until_s = 0.0
 
     def listed(self, kind: str) -> list[str]:
-        """Return the provider's listed models of a kind."""
         return [m.id for m in self.provider.models if m.kind == kind]
 
     def serves(self, model: str, kind: str = CHAT) -> bool:
-        """Return whether it is known to serve a model of a kind."""
         listed = self.listed(kind)
         return model in listed or (model == self.model and (kind == CHAT or not listed))
 
@@ -189,7 +187,6 @@ class Instance:
         self.bad_keys_in_a_row = 0
 
     def parked_for_s(self) -> float:
-        """Return how long it stays excluded, 0 if it is not."""
         until_s = max(self._rate_limited_until_s, self._resting_until_s, self._bad_key_until_s)
         return max(0.0, until_s - self._clock())
 
@@ -206,20 +203,15 @@ class Instance:
         """Switch it on, and unpark a refused key; the circuit stays as it is."""
         self.enabled = True
         self._toggled_at_s = self._clock()
-        self._unpark_key(self._toggled_at_s)
+        self.unpark_key(self._toggled_at_s)
 
     def disable(self) -> None:
-        """Switch it off: it gets no new request."""
         self.enabled = False
         self._toggled_at_s = self._clock()
 
-    def unpark_key(self) -> None:
-        """Let a refused key be tried again."""
-        self._unpark_key(self._clock())
-
-    def _unpark_key(self, at_s: float) -> None:
-        """Unpark a key, unless it was refused after a time."""
-        self._freed_at_s = at_s
+    def unpark_key(self, at_s: float | None = None) -> None:
+        """Let a refused key be tried again, unless it was refused after a time (None: now)."""
+        self._freed_at_s = at_s = self._clock() if at_s is None else at_s
         if self._bad_key_at_s <= at_s:
             self._bad_key_until_s = 0.0
             self.bad_keys_in_a_row = 0
@@ -257,7 +249,7 @@ class Instance:
         if (toggle := marks.get("toggle")) and toggle[0] > self._toggled_at_s:
             self._toggled_at_s, self.enabled = toggle[0], bool(toggle[1])
         if (freed := marks.get("freed")) and freed[0] > self._freed_at_s:
-            self._unpark_key(freed[0])
+            self.unpark_key(freed[0])
         limited_s, resting_s = marks.get("rate_limited", _NEVER)[0], marks.get("resting", _NEVER)[0]
         self._rate_limited_until_s = max(self._rate_limited_until_s, limited_s)
         self._resting_until_s = max(self._resting_until_s, resting_s)

@@ -24,7 +24,6 @@ _NO_KEY = Secret("")
 
 
 def is_configured(env: Mapping[str, str], name: str) -> bool:
-    """Return whether a provider has a key or an address in the environment."""
     wanted = re.compile(re.escape(prefix(name)) + r"_(KEY_[1-9]\d{0,5}|API_KEY|BASE_URL(_\d+)?)")
     return any(text and wanted.fullmatch(variable) for variable, text in env.items())
 
@@ -134,7 +133,6 @@ class ProviderEnv:
         return text
 
     def takes_images(self, number: int) -> bool | None:
-        """Return the value of NAME_IMAGES, None if it is not set."""
         text = self._text("IMAGES", number)
         try:
             return parse_bool(text) if text else None
@@ -143,7 +141,6 @@ class ProviderEnv:
             return None
 
     def options(self, number: int, defaults: Mapping[str, str]) -> dict[str, str]:
-        """Return the values of the provider's own variables."""
         return {
             name: self._text(name, number).strip() or default for name, default in defaults.items()
         }
@@ -176,13 +173,13 @@ class Pool:
         again. Removed instances get no new request. An instance with another key under an old
         name starts fresh, except that it stays enabled or disabled as that name was.
         """
-        before = {_identity(instance): instance for instance in self.instances}
+        by_identity = {_identity(instance): instance for instance in self.instances}
         by_name = {instance.name: instance for instance in self.instances}
         kept: list[str] = []
         new_names: list[str] = []
         instances: list[Instance] = []
         for instance in new.instances:
-            old = before.pop(_identity(instance), None)
+            old = by_identity.pop(_identity(instance), None)
             if old is not None:
                 old.update_from(instance)
                 old.unpark_key()
@@ -192,8 +189,8 @@ class Pool:
                 instance.merge_state(InstanceState(toggle))
             instances.append(old or instance)
             (new_names if old is None else kept).append(instance.name)
-        old_names = [instance.name for instance in before.values()]
-        for instance in before.values():
+        old_names = [instance.name for instance in by_identity.values()]
+        for instance in by_identity.values():
             instance.disable()
         self.instances, self.plugins, self.idle = instances, new.plugins, new.idle
         self.problems, self.warnings = new.problems, new.warnings
@@ -215,7 +212,6 @@ class PoolChanges:
     kept: list[str]
 
     def as_fields(self) -> dict[str, str | None]:
-        """Return the fields of the log line: names, or None."""
         return {change: ", ".join(names) or None for change, names in asdict(self).items()}
 
 

@@ -25,7 +25,6 @@ class ModelResolver:
         self._targets: dict[Hashable, RoutingTarget] = {}
 
     def of(self, request: Request) -> RoutingTarget:
-        """Return the instances that may serve a request; raises as `resolve_target`."""
         model, chat = request.model, request.chat is not None
         key = (model, request.dialect, request.images, request.changed_by_hook, chat)
         target = self._targets.get(key)

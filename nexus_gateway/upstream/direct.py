@@ -152,7 +152,6 @@ class DirectResponse(asyncio.Protocol):
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether not a byte of the response has arrived."""
         return self._head is None and not self._head_bytes and not self.handed_over
 
     async def send(self, request: bytes) -> None:

@@ -157,7 +157,6 @@ class SizedBody:
         self._left = length
 
     def feed(self, data: bytes) -> bytes:
-        """Return what of data belongs to the body."""
         body = data if len(data) <= self._left else data[: self._left]
         self._left -= len(body)
         self.ended = not self._left

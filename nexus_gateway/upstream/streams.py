@@ -400,7 +400,6 @@ class IdleTimeout:
         self._timer = self._loop.call_later(limit_s, self._check)
 
     def wait(self) -> None:
-        """Begin a wait for the upstream."""
         self.waiting_since = self._loop.time()
 
     def __enter__(self) -> Self:
