@@ -1,18 +1,18 @@
-"""The circuit of one instance.
+"""The circuit breaker of one instance.
 
     CLOSED ──3 failures in a row──▶ OPEN ──60 s──▶ HALF_OPEN ──success──▶ CLOSED
                                       ▲                 │
                                       └────failure──────┘
 
 Rules:
-1. States move when asked, by the clock; there is no timer and no task.
-2. HALF_OPEN admits exactly one probe; a probe that ends without a word frees its place.
-3. A permit carries the generation of the state it was given in. Each change of state begins
-   a new one, and what an older permit has to say is dropped: streams live long.
-4. A probe's first content closes the circuit, so that a long stream keeps nobody away; until
-   a whole answer has ended well, one more failure opens it again.
-5. A circuit that opened or closed in another process is followed when it did so later than this
-   one. Moving to HALF_OPEN is no turn: every process knows by the clock when it is time.
+1. The state changes when it is read, by the clock; there is no timer and no task.
+2. HALF_OPEN admits exactly one probe; a probe without an outcome makes room for the next.
+3. A permit carries the generation of the state it was given in. Each change of state begins a new
+   generation, and outcomes of older permits are ignored: streams live long.
+4. A probe's first content closes the circuit, so that a long stream does not keep other requests
+   out; until an answer has ended well, one more failure opens it again.
+5. A change in another process is applied if it is later than the last one here. Moving to
+   HALF_OPEN is not exchanged: every process knows by the clock when it is due.
 """
 
 from __future__ import annotations
@@ -23,12 +23,10 @@ from enum import StrEnum
 
 THRESHOLD = 3
 COOLDOWN_S = 60.0
-PROBE_OUT_S = 1.0
+PROBE_WAIT_S = 1.0  # a guess at how long a probe takes
 
 
 class State(StrEnum):
-    """The states of a circuit."""
-
     CLOSED = "CLOSED"
     OPEN = "OPEN"
     HALF_OPEN = "HALF_OPEN"
@@ -36,12 +34,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to make one attempt.
-
-    Args:
-        generation: of the state it was given in.
-        probe: whether it is the one that HALF_OPEN admits.
-    """
+    """Permission for one attempt; `probe`: it is the one that HALF_OPEN admits."""
 
     generation: int
     probe: bool
@@ -50,10 +43,7 @@ class Permit:
 class Breaker:
     """A circuit breaker.
 
-    Args:
-        clock: monotonic seconds.
-        threshold: how many failures in a row open it.
-        cooldown_s: how long it stays open.
+    `threshold` failures in a row open it for `cooldown_s`; `clock` is in monotonic seconds.
     """
 
     def __init__(
@@ -69,76 +59,70 @@ class Breaker:
         self._state = State.CLOSED
         self._generation = 0
         self._failures = 0
-        self._since_good = 0
-        self._awaits_good = False
-        self._opened_s = 0.0
-        self._turn = (0.0, False)
+        self._failures_since_success = 0
+        self._awaits_success = False
+        self._opened_at_s = 0.0
+        self._last_change = (0.0, False)
         self._probing = False
 
     @property
-    def turn(self) -> tuple[float, bool]:
+    def last_change(self) -> tuple[float, bool]:
         """When it last opened or closed, in seconds of its clock, and whether it opened."""
-        return self._turn
+        return self._last_change
 
-    def merge_remote(self, turn: tuple[float, bool]) -> None:
-        """Open or close as the same circuit did elsewhere, if that was later than its own turn."""
-        if turn <= self._turn:
+    def merge_remote(self, change: tuple[float, bool]) -> None:
+        """Open or close as another process did, if that is later than the last change here."""
+        if change <= self._last_change:
             return
-        at_s, opened = turn
+        at_s, opened = change
         if opened:
-            self._opened_s = at_s
+            self._opened_at_s = at_s
         else:
-            self._since_good = 0
-        self._awaits_good = opened
+            self._failures_since_success = 0
+        self._awaits_success = opened
         self._move(State.OPEN if opened else State.CLOSED)
-        self._turn = turn
+        self._last_change = change
 
     def state(self) -> State:
-        """Return the state as of now."""
-        if self._state is State.OPEN and self._clock() - self._opened_s >= self._cooldown_s:
+        if self._state is State.OPEN and self._clock() - self._opened_at_s >= self._cooldown_s:
             self._move(State.HALF_OPEN)
         return self._state
 
     def admits(self) -> bool:
-        """Tell whether an attempt may be made now."""
         state = self.state()
         return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether it is closed, and the last that was heard was good."""
+        """Whether it is closed, without a failure since the last success."""
         return self.state() is State.CLOSED and self._failures == 0
 
     @property
     def failures_in_a_row(self) -> int:
-        """How many requests have failed since the last good one, or since it last opened."""
+        """How many attempts have failed since the last success or change of state."""
         return self._failures
 
     @property
     def awaits_success(self) -> bool:
-        """Whether it opened and no answer has ended well since, though it may be closed again.
+        """Whether it opened and no answer has ended well since; it may be closed again already.
 
-        Where it was closed in another process, that one waits.
+        If another process closed it, that process awaits the success.
         """
-        return self._awaits_good
+        return self._awaits_success
 
     def ready_in_s(self) -> float:
-        """Return how long until it admits: 0 now; a guess while a probe is out."""
+        """Return how long until it admits: 0 now; a guess while a probe is running."""
         if self.admits():
             return 0.0
         if self._state is State.HALF_OPEN:
-            return PROBE_OUT_S
-        # Subtracted as in `state`, so that rounding never makes it 0 while the circuit is shut.
-        return self._cooldown_s - (self._clock() - self._opened_s)
+            return PROBE_WAIT_S
+        # Subtracted as in `state`, so that rounding never makes it 0 while the circuit is open.
+        return self._cooldown_s - (self._clock() - self._opened_at_s)
 
     def acquire(self) -> Permit:
-        """Take a permit.
-
-        Raises:
-            RuntimeError: it does not admit (ask `admits` first).
-        """
+        """Take a permit; RuntimeError if it does not admit (check `admits` first)."""
         if not self.admits():
-            raise RuntimeError("the circuit admits nobody")
+            raise RuntimeError("the circuit admits no attempt")
         self._probing = self._state is State.HALF_OPEN
         return Permit(self._generation, self._probing)
 
@@ -149,7 +133,7 @@ class Breaker:
         return self.acquire()
 
     def first_token(self, permit: Permit) -> Permit:
-        """Say that a permit's attempt has its first content; return the permit to go on with."""
+        """Record an attempt's first content; return the permit to continue with."""
         if not (permit.probe and self._is_current(permit)):
             return permit
         self._close()
@@ -157,36 +141,34 @@ class Breaker:
         return Permit(self._generation, False)
 
     def success(self, permit: Permit) -> bool:
-        """Say that a permit's attempt ended well; return whether that counts: then it is closed."""
+        """Record an attempt that ended well; return whether it counts and the circuit is closed."""
         if not self._is_current(permit):
             return False
         if self._state is State.HALF_OPEN:
             self._close()
-        self._failures = self._since_good = 0
-        self._awaits_good = False
+        self._failures = self._failures_since_success = 0
+        self._awaits_success = False
         return True
 
     def failure(self, permit: Permit) -> int:
-        """Say that a permit's attempt failed.
+        """Record an attempt that failed; return 0, or the number of failures if it opened.
 
-        Returns:
-            Where that opened it, how many have failed since the last good one, early ones and
-            probes alike; else 0.
+        They are counted since the last success, probes included.
         """
         if not self._is_current(permit):
             return 0
         self._failures += 1
-        self._since_good += 1
+        self._failures_since_success += 1
         if self._state is not State.HALF_OPEN and self._failures < self._threshold:
             return 0
-        self._opened_s = self._clock()
-        self._turn = (self._opened_s, True)
-        self._awaits_good = True
+        self._opened_at_s = self._clock()
+        self._last_change = (self._opened_at_s, True)
+        self._awaits_success = True
         self._move(State.OPEN)
-        return self._since_good
+        return self._failures_since_success
 
     def release(self, permit: Permit) -> None:
-        """Say that a permit's attempt ended without telling anything of the instance."""
+        """Record an attempt without an outcome for the instance."""
         if permit.probe and self._is_current(permit):
             self._probing = False
 
@@ -194,7 +176,7 @@ class Breaker:
         return permit.generation == self._generation
 
     def _close(self) -> None:
-        self._turn = (self._clock(), False)
+        self._last_change = (self._clock(), False)
         self._move(State.CLOSED)
 
     def _move(self, state: State) -> None:

@@ -1,13 +1,13 @@
-"""The policies: who of the candidates gets a request. They are plugins, ours like any other.
+"""Policies choose one of the candidates for a request. They are plugins, ours like any other.
 
-A policy is a class and an entry point in the group `nexus_gateway.policies`, whose name is what
-callers write in `X-Routing-Mode`:
+A policy is a class and an entry point in the group `nexus_gateway.policies`. The entry point's
+name is the value of `X-Routing-Mode`:
 
     [options.entry_points]
     nexus_gateway.policies =
         least-busy = nexus_acme:LeastBusy
 
-What it may ask of a candidate: `name`, `provider_name`, `model`, `in_flight`, `health.score()`,
+What it may read of a candidate: `name`, `provider_name`, `model`, `in_flight`, `health.score()`,
 `health.success_rate()`, `health.latency_ms()`, `health.tokens_per_s()` and `quota_left()`.
 """
 
@@ -29,13 +29,12 @@ from nexus_gateway.routing.quotas import quota_factor
 logger = logging.getLogger("nexus_gateway")
 
 DEFAULT_POLICY = "smart"
-# How often one is drawn before everybody is looked at after all.
-DRAWS = 16
+DRAWS = 16  # rejected draws before all candidates are weighed after all
 OUR_POLICIES = (DEFAULT_POLICY, "fastest", "round-robin")
 
 
 class Policy(ABC):
-    """A way to choose. One object serves all requests; it is made without arguments.
+    """A way to choose. One object serves all requests; it is constructed without arguments.
 
     Attributes:
         api_version: the version of the plugin contract that it was written for.
@@ -45,34 +44,34 @@ class Policy(ABC):
 
     @abstractmethod
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
-        """Choose one of the candidates, of which there is at least one.
+        """Return one of the candidates.
 
         Args:
-            candidates: who may serve the request now.
-            rng: chance; take no other, so that tests can repeat what you do.
+            candidates: the instances that can serve the request now, at least one.
+            rng: the only source of randomness to use, so that tests are reproducible.
         """
 
     def draw(
         self, instances: Sequence[Instance], admits: Callable[[Instance], bool], rng: Random
     ) -> Instance | None:
-        """Choose without looking at everybody, where that can be done; for large pools.
+        """Return a candidate without examining all instances, for large pools.
 
         Args:
-            instances: all that serve the model, in whatever state.
-            admits: whether one of them is a candidate.
-            rng: chance.
+            instances: all that serve the model, in any state.
+            admits: returns whether one of them is a candidate.
+            rng: as in `choose`.
 
         Returns:
-            A candidate; None to be asked by `choose`.
+            A candidate, or None: then `choose` is called.
         """
         return None
 
 
 class Smart(Policy):
-    """At random, weighted by score and discounted by requests in flight: no herd forms."""
+    """Random, weighted by score and divided by requests in flight: avoids herding."""
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
-        """Choose by weight."""
+        """Return a candidate drawn by weight."""
         if len(candidates) == 1:
             return candidates[0]
         return rng.choices(candidates, [_weight(c) for c in candidates])[0]
@@ -80,9 +79,10 @@ class Smart(Policy):
     def draw(
         self, instances: Sequence[Instance], admits: Callable[[Instance], bool], rng: Random
     ) -> Instance | None:
-        """Choose by weight as well: rejection sampling (von Neumann, 1951).
+        """Draw by the same weights: rejection sampling (von Neumann, 1951).
 
-        Take anybody, and keep him with a chance of his weight, which is at most 1; else again.
+        Draw an instance and accept it with probability equal to its weight (at most 1), else
+        repeat.
         """
         for _ in range(DRAWS):
             drawn = instances[int(rng.random() * len(instances))]
@@ -96,48 +96,49 @@ def _weight(instance: Instance) -> float:
 
 
 def effective_score(instance: Instance) -> float:
-    """Return an instance's score, less where it is near to its rate limit."""
+    """Return an instance's health score, reduced if it is near its rate limit."""
     return instance.health.score() * quota_factor(instance.quota_left())
 
 
-class _Turns:
-    """Whose turn it is: of those asked about, who was chosen longest ago."""
+class _LeastRecentlyUsed:
+    """Numbers the choices, by the instance's name."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
         self._last: dict[str, int] = {}
 
-    def since(self, instance: Instance) -> int:
+    def last_use(self, instance: Instance) -> int:
         return self._last.get(instance.name, 0)
 
-    def take(self, instance: Instance) -> Instance:
+    def use(self, instance: Instance) -> Instance:
         self._last[instance.name] = next(self._numbers)
         return instance
 
 
 class Fastest(Policy):
-    """The highest score; among equals the least busy, then whoever waited longest."""
+    """The highest score; among equals the least busy, then the least recently used."""
 
     def __init__(self) -> None:
-        self._turns = _Turns()
+        self._lru = _LeastRecentlyUsed()
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
-        """Choose the best."""
-        best = max(
-            candidates, key=lambda c: (effective_score(c), -c.in_flight, -self._turns.since(c))
+        """Return the best candidate."""
+        return self._lru.use(
+            max(
+                candidates, key=lambda c: (effective_score(c), -c.in_flight, -self._lru.last_use(c))
+            )
         )
-        return self._turns.take(best)
 
 
 class RoundRobin(Policy):
-    """Whoever was chosen longest ago: a cycle, and fair also when the set changes."""
+    """The least recently used: a cycle that stays fair when the set of candidates changes."""
 
     def __init__(self) -> None:
-        self._turns = _Turns()
+        self._lru = _LeastRecentlyUsed()
 
     def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
-        """Choose the next."""
-        return self._turns.take(min(candidates, key=self._turns.since))
+        """Return the next candidate."""
+        return self._lru.use(min(candidates, key=self._lru.last_use))
 
 
 def _contract_errors(cls: object) -> Iterator[str]:
@@ -155,19 +156,12 @@ POLICIES: PluginKind[Policy] = PluginKind("policy", "nexus_gateway.policies", _c
 def policies(
     entry_points: Iterable[metadata.EntryPoint] | None = None,
 ) -> tuple[dict[str, Policy], Discovered[Policy]]:
-    """Make the installed policies.
-
-    Args:
-        entry_points: those to load; None for all that are installed.
-
-    Returns:
-        The policies by name, the default first and ours before others; and what was found.
-    """
-    found = discover(POLICIES, entry_points)
-    made = make(POLICIES, found)
-    ours = {plugin.name for plugin in found.plugins if plugin.distribution == OURS}
-    order = sorted(made, key=lambda name: (name != DEFAULT_POLICY, name not in ours))
-    return {name: made[name] for name in order}, found
+    """Load the installed policies: by name, the default first, then ours, then others."""
+    discovered = discover(POLICIES, entry_points)
+    loaded = make(POLICIES, discovered)
+    ours = {plugin.name for plugin in discovered.plugins if plugin.distribution == OURS}
+    order = sorted(loaded, key=lambda name: (name != DEFAULT_POLICY, name not in ours))
+    return {name: loaded[name] for name in order}, discovered
 
 
 def draw(
@@ -176,7 +170,7 @@ def draw(
     admits: Callable[[Instance], bool],
     rng: Random,
 ) -> Instance | None:
-    """Let a policy draw; None where it does not, where a plugin's fails, or draws nobody's."""
+    """Return what a policy draws; None if it draws nothing, draws no candidate, or fails."""
     try:
         drawn = policy.draw(instances, admits, rng)
         return drawn if drawn is None or (admits(drawn) and drawn in instances) else None
@@ -186,7 +180,7 @@ def draw(
 
 
 def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Instance:
-    """Let a policy choose; where a plugin's fails, or chooses nobody, the first one is taken."""
+    """Return what a policy chooses; the first candidate if it chooses no candidate, or fails."""
     try:
         chosen = policy.choose(candidates, rng)
     except Exception:
@@ -194,5 +188,5 @@ def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Insta
         return candidates[0]
     if any(chosen is candidate for candidate in candidates):
         return chosen
-    logger.error("the policy %s chose something else", type(policy).__qualname__)
+    logger.error("the policy %s chose no candidate", type(policy).__qualname__)
     return candidates[0]

@@ -1,183 +1,159 @@
-"""From plugins and settings to the pool of instances.
+"""From plugins and environment variables to the pool of instances.
 
-One provider's variables: NAME_KEY_1, NAME_MODEL, NAME_BASE_URL_2 and their like.
-
-Each but the keys may stand for all instances (`NAME_MODEL`) or for one (`NAME_MODEL_2`).
+The variables of a provider are NAME_KEY_1, NAME_BASE_URL, NAME_MODEL, NAME_IMAGES and its own
+options. All but the keys apply to all instances (`NAME_MODEL`) or to one (`NAME_MODEL_2`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from urllib.parse import urlsplit
 
 from nexus_gateway.discovery import PROVIDERS, Plugin, PluginProblem, discover, prefix
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.provider import Account, InProcess, Provider
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Instance, InstanceState
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import parse_bool, parse_secret
 
-_NOTHING = Secret("")
+DEMO = "demo"
+_NO_KEY = Secret("")
 
 
 def is_configured(env: Mapping[str, str], name: str) -> bool:
-    """Tell whether a provider has a key or an address in the environment."""
     wanted = re.compile(re.escape(prefix(name)) + r"_(KEY_[1-9]\d{0,5}|API_KEY|BASE_URL(_\d+)?)")
     return any(text and wanted.fullmatch(variable) for variable, text in env.items())
 
 
 def unused_variables(env: Mapping[str, str], name: str) -> Iterator[str]:
-    """Tell which variables of a provider are set to no effect: without a key, or misspelt."""
-    own = prefix(name)
-    near = re.compile(re.escape(own) + r"_(API_?)?KEYS?_?\d*")
-    model = re.compile(re.escape(own) + r"_MODEL(_\d+)?")
+    """Give a warning for each variable without effect: misspelt, or of a provider without a key."""
+    start = prefix(name)
+    model = re.compile(re.escape(start) + r"_MODEL(_\d+)?")
     for variable, text in env.items():
-        if text and near.fullmatch(variable):
-            yield f"{variable} is not read; did you mean {own}_KEY_1?"
+        if text and _misspelt_key(start).fullmatch(variable):
+            yield f"{variable} is not read; did you mean {start}_KEY_1?"
         elif text and model.fullmatch(variable):
             yield f"{variable} is set, but {name} has neither a key nor an address."
 
 
-class ProviderEnv:
-    """Reads one provider's variables, and gathers what is wrong with them.
+def _misspelt_key(start: str) -> re.Pattern[str]:
+    return re.compile(re.escape(start) + r"_(API_?)?KEYS?_?\d*")
 
-    Args:
-        env: the environment.
-        name: the provider's name.
-        problems: where lines about unusable variables go; no values.
-        warnings: where lines about likely mistakes go; no values.
+
+class ProviderEnv:
+    """Reads the variables of one provider.
+
+    It adds a line to `problems` for each invalid variable, and to `warnings` for each likely
+    mistake; none of them contains a value.
     """
 
     def __init__(
         self, env: Mapping[str, str], name: str, problems: list[str], warnings: list[str]
     ) -> None:
         self._env = env
-        self._prefix = prefix(name)
+        self.prefix = prefix(name)
         self._problems = problems
-        self._warnings = warnings
+        self.warnings = warnings
 
     def _text(self, suffix: str, number: int) -> str:
-        """Return what is set for one instance, else for all, else ""."""
-        return self._env.get(self._of(suffix, number), "")
+        return self._env.get(self._variable(suffix, number), "")
 
-    def _of(self, suffix: str, number: int) -> str:
-        """Return the name of the variable that holds a setting of one instance."""
-        numbered = f"{self._prefix}_{suffix}_{number}"
-        return numbered if self._env.get(numbered) else f"{self._prefix}_{suffix}"
+    def _variable(self, suffix: str, number: int) -> str:
+        """Return the variable that applies to an instance: its own if set, else the common one."""
+        numbered = f"{self.prefix}_{suffix}_{number}"
+        return numbered if self._env.get(numbered) else f"{self.prefix}_{suffix}"
 
     def _problem(self, variable: str, text: object) -> None:
         self._problems.append(f"{variable} {text}.")
 
-    def warn(self, warning: str) -> None:
-        """Note what looks like a mistake; without any value."""
-        self._warnings.append(warning)
-
-    def key_names(self) -> dict[int, str]:
+    def key_variables(self) -> dict[int, str]:
         """Return the variables that hold keys: NAME_KEY_n, and NAME_API_KEY as the first."""
-        numbered = re.compile(re.escape(self._prefix) + r"_KEY_([1-9]\d{0,5})")
-        near = re.compile(re.escape(self._prefix) + r"_(API_)?KEYS?_?\d*")
-        api_key = f"{self._prefix}_API_KEY"
-        named: dict[int, str] = {}
+        numbered = re.compile(re.escape(self.prefix) + r"_KEY_([1-9]\d{0,5})")
+        misspelt = _misspelt_key(self.prefix)
+        api_key = f"{self.prefix}_API_KEY"
+        variables: dict[int, str] = {}
         for variable, text in self._env.items():
             if match := numbered.fullmatch(variable):
-                named |= {int(match[1]): variable} if text else {}
-            elif text and near.fullmatch(variable) and variable != api_key:
-                self.warn(f"{variable} is not read; did you mean {self._prefix}_KEY_1?")
+                variables |= {int(match[1]): variable} if text else {}
+            elif text and misspelt.fullmatch(variable) and variable != api_key:
+                self.warnings.append(f"{variable} is not read; did you mean {self.prefix}_KEY_1?")
         if self._env.get(api_key):
-            if 1 in named and self._env[api_key] != self._env[named[1]]:
-                self.warn(f"{api_key} is not used: {named[1]} is set as well.")
-            named.setdefault(1, api_key)
-        return dict(sorted(named.items()))
+            if 1 in variables and self._env[api_key] != self._env[variables[1]]:
+                self.warnings.append(f"{api_key} is not used: {variables[1]} is set as well.")
+            variables.setdefault(1, api_key)
+        return dict(sorted(variables.items()))
 
-    def address_numbers(self) -> list[int]:
+    def address_numbers(self) -> set[int]:
         """Return which instances have an address of their own; NAME_BASE_URL is the first's."""
-        pattern = re.compile(re.escape(self._prefix) + r"_BASE_URL_([1-9]\d{0,5})")
-        found = {int(m[1]) for v, text in self._env.items() if text and (m := pattern.fullmatch(v))}
-        return sorted(found | ({1} if self._env.get(f"{self._prefix}_BASE_URL") else set()))
-
-    def warn_of_addresses(self) -> None:
-        """Note that addresses are set to no effect, as there is no key."""
-        if self.address_numbers():
-            self.warn(f"{self._prefix}_BASE_URL is set, but {self._prefix}_KEY_1 is not.")
+        pattern = re.compile(re.escape(self.prefix) + r"_BASE_URL_([1-9]\d{0,5})")
+        matches = (pattern.fullmatch(variable) for variable, text in self._env.items() if text)
+        first = {1} if self._env.get(f"{self.prefix}_BASE_URL") else set()
+        return first | {int(match[1]) for match in matches if match}
 
     def key(self, variable: str | None) -> Secret | None:
-        """Return the key that a variable holds; None where it cannot be one."""
+        """Return the key that a variable holds; None if it is invalid."""
         if variable is None:
-            return _NOTHING
+            return _NO_KEY
         try:
             return parse_secret(self._env[variable])
         except ValueError as error:
             self._problem(variable, error)
             return None
 
-    def base_url(self, number: int, default: str, *, needed: bool) -> str:
-        """Return where the API is, without a trailing slash.
-
-        Args:
-            number: of the instance.
-            default: the provider's own address.
-            needed: whether there must be one.
-        """
+    def base_url(self, number: int, default: str, *, required: bool) -> str:
+        """Return the API's address, without a trailing slash."""
         text = self._text("BASE_URL", number).strip() or default
         try:
             parts = urlsplit(text)
-            fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:
-            fine = False
-        if text and (not fine or "@" in parts.netloc or parts.query or parts.fragment):
+            valid = False
+        if text and (not valid or "@" in parts.netloc or parts.query or parts.fragment):
             self._problem(
-                self._of("BASE_URL", number),
+                self._variable("BASE_URL", number),
                 "must be an http or https URL without user, query and fragment",
             )
-        elif needed and not text:
+        elif required and not text:
             self._problem(
-                f"{self._prefix}_BASE_URL (or {self._prefix}_BASE_URL_{number})",
-                "is not set, and this provider has no address of its own",
+                f"{self.prefix}_BASE_URL (or {self.prefix}_BASE_URL_{number})",
+                "is not set, and this provider has no default address",
             )
         return text.rstrip("/")
 
     def model(self, number: int, default: str) -> str:
-        """Return the model to ask for."""
         text = self._text("MODEL", number).strip() or default
         if not text:
             self._problem(
-                f"{self._prefix}_MODEL (or {self._prefix}_MODEL_{number})",
-                "is not set: name the model to ask for, this provider has no default",
+                f"{self.prefix}_MODEL (or {self.prefix}_MODEL_{number})",
+                "is not set, and this provider has no default model",
             )
         return text
 
     def takes_images(self, number: int) -> bool | None:
-        """Return what NAME_IMAGES says, None when it says nothing."""
         text = self._text("IMAGES", number)
         try:
             return parse_bool(text) if text else None
         except ValueError as error:
-            self._problem(self._of("IMAGES", number), error)
+            self._problem(self._variable("IMAGES", number), error)
             return None
 
     def options(self, number: int, defaults: Mapping[str, str]) -> dict[str, str]:
-        """Return the values of the variables that are this provider's alone."""
         return {
             name: self._text(name, number).strip() or default for name, default in defaults.items()
         }
 
 
-DEMO = "demo"
-
-
 @dataclass(slots=True)
 class Pool:
-    """The instances, and what was found on the way to them.
+    """The instances, and what discovery reported.
 
     Args:
-        instances: who can be scheduled.
-        plugins: the providers that are loaded.
-        idle: the names of providers that are installed and have neither key nor address.
+        idle: the names of installed providers that have neither key nor address.
         problems: the plugins that were left out.
-        warnings: what looks like a mistake in the settings; no values.
+        warnings: likely mistakes in the settings, without values.
     """
 
     instances: list[Instance] = field(default_factory=list)
@@ -187,55 +163,48 @@ class Pool:
     warnings: list[str] = field(default_factory=list)
 
     def instance(self, name: str) -> Instance | None:
-        """Return the instance of a name."""
         return next((i for i in self.instances if i.name == name), None)
 
     def replace_with(self, new: Pool) -> PoolChanges:
-        """Become a pool that was read anew, in which whoever stays is the same object.
+        """Take over a new pool, but keep the objects of unchanged instances.
 
-        Who stays has the same key at the same address under the same number: health, circuit,
-        rate limits and what runs are kept, and a refused key gets another chance. Who goes gets
-        nothing new, and ends what runs. Another key under an old name begins anew, but as the
-        operator left that name: switched on or off.
+        An instance is unchanged if it has the same key at the same address under the same number:
+        it keeps health, circuit, rate limits and requests in flight, and a refused key is tried
+        again. Removed instances get no new request. An instance with another key under an old
+        name starts fresh, except that it stays enabled or disabled as that name was.
         """
-        before = {_identity(instance): instance for instance in self.instances}
+        by_identity = {_identity(instance): instance for instance in self.instances}
         by_name = {instance.name: instance for instance in self.instances}
         kept: list[str] = []
-        came: list[str] = []
+        new_names: list[str] = []
         instances: list[Instance] = []
-        for found in new.instances:
-            old = before.pop(_identity(found), None)
+        for instance in new.instances:
+            old = by_identity.pop(_identity(instance), None)
             if old is not None:
-                old.update_from(found)
-                old.free_key()
-            elif found.name in by_name:
-                marks = by_name[found.name].export_state()
-                found.merge_state({name: marks[name] for name in ("toggle",) if name in marks})
-            instances.append(old or found)
-            (came if old is None else kept).append(found.name)
-        gone = [instance.name for instance in before.values()]
-        for instance in before.values():
+                old.update_from(instance)
+                old.unpark_key()
+            elif instance.name in by_name:
+                marks = by_name[instance.name].export_state().marks
+                toggle = {name: mark for name, mark in marks.items() if name == "toggle"}
+                instance.merge_state(InstanceState(toggle))
+            instances.append(old or instance)
+            (new_names if old is None else kept).append(instance.name)
+        old_names = [instance.name for instance in by_identity.values()]
+        for instance in by_identity.values():
             instance.disable()
         self.instances, self.plugins, self.idle = instances, new.plugins, new.idle
         self.problems, self.warnings = new.problems, new.warnings
         return PoolChanges(
-            added=[name for name in came if name not in gone],
-            removed=[name for name in gone if name not in came],
-            replaced=[name for name in came if name in gone],
+            added=[name for name in new_names if name not in old_names],
+            removed=[name for name in old_names if name not in new_names],
+            replaced=[name for name in new_names if name in old_names],
             kept=kept,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class PoolChanges:
-    """What became of the instances, by name.
-
-    Args:
-        added: those that are new.
-        removed: those that are gone.
-        replaced: those with another key, or another address, than before.
-        kept: those that stay.
-    """
+    """Names of instances; those replaced have another key or address than before."""
 
     added: list[str]
     removed: list[str]
@@ -243,9 +212,7 @@ class PoolChanges:
     kept: list[str]
 
     def as_fields(self) -> dict[str, str | None]:
-        """Return it as the log shows it: names; None where there are none."""
-        found = {name: getattr(self, name) for name in ("added", "removed", "replaced", "kept")}
-        return {name: ", ".join(names) or None for name, names in found.items()}
+        return {change: ", ".join(names) or None for change, names in asdict(self).items()}
 
 
 def _identity(instance: Instance) -> tuple[str, int, str, str]:
@@ -264,93 +231,84 @@ def build_pool(
     """Make an instance of every key of every plugin.
 
     Args:
-        env: the environment.
         clock: monotonic seconds.
-        demo: serve the demo also beside other instances; alone it serves anyway.
-        load_all: load also those plugins of ours that have neither key nor address.
+        demo: serve the demo beside other instances too; without others it is served anyway.
+        load_all: also load our plugins that have neither key nor address.
         entry_points: the plugins to load; None for all that are installed.
 
     Raises:
-        ConfigError: variables that cannot be used, all of them.
+        ConfigError: it lists all invalid variables.
     """
 
     def wanted(name: str) -> bool:
         return load_all or name == DEMO or is_configured(env, name)
 
-    found = discover(PROVIDERS, entry_points, wanted)
-    pool = Pool(plugins=found.plugins, idle=found.idle, problems=found.problems)
-    pool.warnings += [line for name in found.idle for line in unused_variables(env, name)]
-    wrong: list[str] = []
-    for plugin in sorted(found.plugins, key=lambda p: p.name == DEMO):
-        if plugin.name != DEMO or demo or not pool.instances:
-            variables = ProviderEnv(env, plugin.name, wrong, pool.warnings)
-            try:
-                pool.instances += _instances(plugin, variables, clock)
-            except _Unmade as error:
-                found.leave_out(PROVIDERS, plugin, str(error))
-    if wrong:
-        raise ConfigError(list(dict.fromkeys(wrong)))
+    discovered = discover(PROVIDERS, entry_points, wanted)
+    pool = Pool(plugins=discovered.plugins, idle=discovered.idle, problems=discovered.problems)
+    pool.warnings += [line for name in discovered.idle for line in unused_variables(env, name)]
+    invalid: list[str] = []
+    for plugin in sorted(discovered.plugins, key=lambda p: p.name == DEMO):
+        if plugin.name == DEMO and pool.instances and not demo:
+            continue
+        variables = ProviderEnv(env, plugin.name, invalid, pool.warnings)
+        keys = _key_variables(plugin.cls, variables)
+        if not keys:
+            continue
+        try:
+            provider = plugin.cls()
+        except (Exception, SystemExit) as error:
+            reason = f"its constructor failed: {type(error).__name__}"
+            discovered.leave_out(PROVIDERS, plugin, reason)
+            continue
+        pool.instances += _instances(plugin, provider, keys, variables, clock)
+    if invalid:
+        raise ConfigError(list(dict.fromkeys(invalid)))
     return pool
 
 
-class _Unmade(Exception):
-    """Why a plugin has no provider object."""
+def _key_variables(cls: type[Provider], variables: ProviderEnv) -> dict[int, str | None]:
+    """Return the numbers of a provider's instances, each with the variable of its key, if any."""
+    keys = variables.key_variables()
+    if cls.needs_key:
+        if not keys and not cls.base_url and variables.address_numbers():
+            start = variables.prefix
+            variables.warnings.append(f"{start}_BASE_URL is set, but {start}_KEY_1 is not.")
+        return {**keys}
+    first = {1} if cls.base_url or issubclass(cls, InProcess) else set()
+    numbers = keys.keys() | variables.address_numbers() | first
+    return {number: keys.get(number) for number in sorted(numbers)}
 
 
 def _instances(
-    plugin: Plugin[Provider], variables: ProviderEnv, clock: Callable[[], float]
-) -> list[Instance]:
-    """Make the instances of one plugin."""
+    plugin: Plugin[Provider],
+    provider: Provider,
+    keys: Mapping[int, str | None],
+    variables: ProviderEnv,
+    clock: Callable[[], float],
+) -> Iterator[Instance]:
+    """Make the instances of one plugin; the same key at the same address is used once."""
     cls = plugin.cls
-    named = dict(_named(cls, variables))
-    if not named:
-        return []
-    try:
-        provider = cls()
-    except (Exception, SystemExit) as error:
-        raise _Unmade(f"it could not be made: {type(error).__name__}") from error
-    return [
-        Instance(
+    required = not issubclass(cls, InProcess)
+    seen: dict[tuple[str, str], str | None] = {}
+    for number, variable in keys.items():
+        key = variables.key(variable)
+        base_url = variables.base_url(number, cls.base_url, required=required)
+        if key is None:
+            continue
+        identity = (key.reveal(), base_url)
+        if identity in seen and variable:
+            variables.warnings.append(
+                f"{variable} is the same key as {seen[identity]}; it is used once."
+            )
+            continue
+        seen[identity] = variable
+        yield Instance(
             provider_name=plugin.name,
             provider=provider,
-            account=account,
+            account=Account(key, base_url, variables.options(number, cls.options)),
             number=number,
             model=variables.model(number, cls.default_model),
             clock=clock,
             takes_images=variables.takes_images(number),
             origin=plugin.origin,
         )
-        for number, account in _accounts(cls, named, variables)
-    ]
-
-
-def _named(cls: type[Provider], variables: ProviderEnv) -> Iterator[tuple[int, str | None]]:
-    """Give the numbers of a provider's instances, each with the variable of its key, if any."""
-    keys = variables.key_names()
-    if cls.needs_key:
-        yield from keys.items()
-        if not keys and not cls.base_url:
-            variables.warn_of_addresses()
-        return
-    has_address = bool(cls.base_url) or issubclass(cls, InProcess)
-    for number in sorted({*keys, *variables.address_numbers(), *([1] if has_address else [])}):
-        yield number, keys.get(number)
-
-
-def _accounts(
-    cls: type[Provider], named: Mapping[int, str | None], variables: ProviderEnv
-) -> Iterator[tuple[int, Account]]:
-    """Give the accounts by number; the same key at the same address is used once."""
-    needed = not issubclass(cls, InProcess)
-    seen: dict[tuple[str, str], str | None] = {}
-    for number, variable in named.items():
-        key = variables.key(variable)
-        base_url = variables.base_url(number, cls.base_url, needed=needed)
-        if key is None:
-            continue
-        twin = (key.reveal(), base_url)
-        if twin in seen and variable:
-            variables.warn(f"{variable} is the same key as {seen[twin]}; it is used once.")
-            continue
-        seen[twin] = variable
-        yield number, Account(key, base_url, variables.options(number, cls.options))

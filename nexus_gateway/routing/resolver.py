@@ -1,4 +1,4 @@
-"""Who may serve a request, by the model that it asks for."""
+"""Which instances may serve a request, by its `model` and its endpoint."""
 
 from __future__ import annotations
 
@@ -11,66 +11,55 @@ from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.scheduler import RoutingTarget
 
-_NAMED_IN_ERROR = 10
-_LONGEST_REMEMBERED = 200
-_MOST_REMEMBERED = 1024
+_MODELS_IN_ERROR = 10
+_MAX_CACHED_LENGTH = 200
+_CACHE_SIZE = 1024
 
 
 class ModelResolver:
-    """Who may serve requests, remembered by what they ask for.
-
-    Args:
-        pool: the instances; whoever changes them makes new `ModelResolver`.
-        strict: whether an unknown model is an error.
-    """
+    """Resolves requests to targets, and caches them: a changed pool needs a new resolver."""
 
     def __init__(self, pool: Pool, *, strict: bool) -> None:
         self._pool = pool
         self._strict = strict
-        self._known: dict[Hashable, RoutingTarget] = {}
+        self._targets: dict[Hashable, RoutingTarget] = {}
 
     def of(self, request: Request) -> RoutingTarget:
-        """Find the instances that may serve a request; raises as `resolve_target`."""
         model, chat = request.model, request.chat is not None
         key = (model, request.dialect, request.images, request.changed_by_hook, chat)
-        target = self._known.get(key)
+        target = self._targets.get(key)
         if target is None:
             target = resolve_target(self._pool, request, strict=self._strict)
-            if model is None or len(model) <= _LONGEST_REMEMBERED:
-                if len(self._known) >= _MOST_REMEMBERED:
-                    self._known.clear()
-                self._known[key] = target
+            if model is None or len(model) <= _MAX_CACHED_LENGTH:
+                if len(self._targets) >= _CACHE_SIZE:
+                    self._targets.clear()
+                self._targets[key] = target
         return target
 
 
 def resolve_target(pool: Pool, request: Request, *, strict: bool) -> RoutingTarget:
-    """Find the instances that may serve a request.
+    """Return the instances that may serve a request.
 
-    Args:
-        pool: the instances.
-        request: what the caller asks for.
-        strict: whether an unknown model is an error.
-
-    Raises:
-        NotFound: the model is unknown, and `strict`; or nobody it could be offers this endpoint.
-        InvalidRequest: nobody it could be can be told what the request says.
+    NotFound if no matching instance supports the endpoint, or `strict` and the model is unknown;
+    InvalidRequest if the matching ones would need a translation that is impossible.
     """
     dialect = request.dialect
 
-    def fits(instance: Instance) -> bool:
+    def supports(instance: Instance) -> bool:
         provider = instance.provider
         return request.can_pass_through(provider.endpoints) or (
             provider.serves_chat and request.chat is not None
         )
 
-    found = resolve_model(pool.instances, request.model, request.images, strict, dialect.kind, fits)
-    if found.instances or not pool.instances:
-        return found
+    target = resolve_model(
+        pool.instances, request.model, request.images, strict, dialect.kind, supports
+    )
+    if target.instances or not pool.instances:
+        return target
     if request.untranslatable is not None:
         raise request.untranslatable
     raise NotFound(
-        f"No provider that is configured here, or that `model` names, offers {dialect.endpoint}; "
-        "set the key of one that does.",
+        f"No configured provider that matches `model` supports {dialect.endpoint}.",
         code="endpoint_not_offered",
     )
 
@@ -81,51 +70,46 @@ def resolve_model(
     images: bool,
     strict: bool,
     kind: str = CHAT,
-    fits: Callable[[Instance], bool] = lambda instance: True,
+    supports: Callable[[Instance], bool] = lambda instance: True,
 ) -> RoutingTarget:
-    """Find the instances that may serve a model.
+    """Return the instances that may serve a model.
 
-    In this order: anybody; a model that somebody is known to serve; an instance's name; a
-    provider's name or title, in small letters or large; `provider/model`; and for a name that
-    nobody knows anybody again, so that unmodified clients work. A model that is no chat model is
-    never exchanged for another: what nobody knows is asked for as it is, of those who do not list
-    what they have, or else of all.
+    `model` is, in this order: empty or `auto` (any instance); a model that an instance is known to
+    serve; an instance's name; a provider's name or title, ignoring case; `provider/model`. With
+    any other name, any instance serves its own model, so that unmodified clients work. But only
+    chat models are replaced: another kind is requested by its unknown name, from instances that do
+    not list their models of that kind, or else from all.
 
     Args:
-        instances: all there are.
-        model: what the caller asked for.
-        images: whether the request holds images.
-        strict: whether an unknown name is an error.
-        kind: what the model is for.
-        fits: who can be asked at all; of those that are named the others are left out.
-
-    Raises:
-        NotFound: the name is unknown, and `strict`.
+        strict: whether an unknown name is an error (NotFound).
+        kind: what the model is for, see `provider.Model`.
+        supports: returns whether an instance can serve the request at all.
     """
-    everybody = tuple(instances)
-    found = _named(everybody, model, kind)
-    if found is None and strict:
-        some = sorted({i.model_for(kind) for i in everybody if fits(i)})[:_NAMED_IN_ERROR]
+    all_instances = tuple(instances)
+    match = _match(all_instances, model, kind)
+    if match is None and strict:
+        names = sorted({i.model_for(kind) for i in all_instances if supports(i)})
         auto = ["auto"] if kind == CHAT else []
         raise NotFound(
-            f"The model is not known here. Some that are: {', '.join([*auto, *some])}; "
+            f"Unknown model. Some known ones: {', '.join([*auto, *names[:_MODELS_IN_ERROR]])}; "
             "GET /v1/models lists all.",
             param="model",
             code="model_not_found",
         )
-    able, asked = found or (everybody, None)
-    able = tuple(filter(fits, able))
-    if found is None and kind != CHAT:
-        able, asked = tuple(i for i in able if not i.knows(kind)) or able, model
-    return RoutingTarget(able, asked, images, kind, is_fallback=found is None)
+    matching, upstream_model = match or (all_instances, None)
+    matching = tuple(filter(supports, matching))
+    if match is None and kind != CHAT:
+        matching = tuple(i for i in matching if not i.listed(kind)) or matching
+        upstream_model = model
+    return RoutingTarget(matching, upstream_model, images, kind, is_fallback=match is None)
 
 
-def _named(
-    everybody: tuple[Instance, ...], model: str | None, kind: str
+def _match(
+    instances: tuple[Instance, ...], model: str | None, kind: str
 ) -> tuple[tuple[Instance, ...], str | None] | None:
-    """Return whom a model's name means, and what to ask them for; None where it means nobody."""
+    """Return the instances that a name matches, and the model to request (None: their own)."""
     if model is None or model in ANY_MODEL:
-        return everybody, None
+        return instances, None
     provider, _, rest = model.partition("/")
     name = model.casefold()
     tests: tuple[tuple[Callable[[Instance], bool], str | None], ...] = (
@@ -134,7 +118,7 @@ def _named(
         (lambda i: name in (i.provider_name, i.provider.title.casefold()), None),
         (lambda i: bool(rest) and i.provider_name == provider.casefold(), rest),
     )
-    for test, asked in tests:
-        if found := tuple(filter(test, everybody)):
-            return found, asked
+    for test, upstream_model in tests:
+        if matching := tuple(filter(test, instances)):
+            return matching, upstream_model
     return None

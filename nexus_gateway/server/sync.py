@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Self
 
-from nexus_gateway.routing.health import WINDOW
-from nexus_gateway.routing.instance import MARKS, Instance, RemoteCounts
+from nexus_gateway.routing.health import MEANS, WINDOW
+from nexus_gateway.routing.instance import MARKS, Instance, InstanceState
 from nexus_gateway.telemetry.shared import (
     HANDING_OVER,
     LISTENERS,
@@ -178,15 +178,15 @@ class InstanceSync:
         """Say what this worker knows of the instances."""
         said = WorkerState()
         for instance, identity in self.of:
-            for mark, value in instance.export_state().items():
+            state = instance.export_state()
+            for mark, value in state.marks.items():
                 said.marks[_mark_name(instance, identity, mark)] = value
-            if not instance.total_requests:
+            if not state.total_requests:
                 continue
-            said.counts[f"{identity} requests"] = instance.total_requests
-            said.gauges[f"{identity} in_flight"] = instance.in_flight
-            for name, sample in instance.health.local().items():
-                if sample.weight:
-                    said.means[f"{identity} {name}"] = sample
+            said.counts[f"{identity} requests"] = state.total_requests
+            said.gauges[f"{identity} in_flight"] = state.in_flight
+            for name, sample in state.means.items():
+                said.means[f"{identity} {name}"] = sample
         return said
 
     def first_tokens_ms(self) -> dict[str, list[float]]:
@@ -202,16 +202,15 @@ class InstanceSync:
     def heed(self, heard: WorkerState) -> None:
         """Take over what the others know of the instances."""
         for instance, identity in self.of:
-            names = {mark: _mark_name(instance, identity, mark) for mark in MARKS}
-            instance.merge_state({m: heard.marks[n] for m, n in names.items() if n in heard.marks})
-            instance.elsewhere = RemoteCounts(
-                in_flight=int(heard.gauges.get(f"{identity} in_flight", 0)),
+            marks = {mark: _mark_name(instance, identity, mark) for mark in MARKS}
+            means = {name: f"{identity} {name}" for name in MEANS}
+            state = InstanceState(
+                marks={m: heard.marks[n] for m, n in marks.items() if n in heard.marks},
                 total_requests=int(heard.counts.get(f"{identity} requests", 0)),
+                in_flight=int(heard.gauges.get(f"{identity} in_flight", 0)),
+                means={m: heard.means[n] for m, n in means.items() if n in heard.means},
             )
-            means = {name: f"{identity} {name}" for name in instance.health.local()}
-            instance.health.merge_remote(
-                {m: heard.means[n] for m, n in means.items() if n in heard.means}
-            )
+            instance.merge_state(state)
 
 
 def _identity(instance: Instance, salt: bytes) -> str:

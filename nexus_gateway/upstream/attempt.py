@@ -50,8 +50,8 @@ from nexus_gateway.upstream.failures import (
 from nexus_gateway.upstream.response import HttpResponse, read_up_to
 from nexus_gateway.upstream.streams import (
     AnswerStream,
+    Heartbeat,
     PassthroughStream,
-    Pulse,
     TranslatedStream,
     chat_chunks,
     events,
@@ -116,11 +116,13 @@ class Upstream:
             passthrough = request.dialect.passthrough(request, label)
             stream = PassthroughStream(response, passthrough, self._idle_s)
         else:
-            pulse = Pulse()
-            response, chunks = await self._chunks(instance, model, request, label or model, pulse)
+            heartbeat = Heartbeat()
+            response, chunks = await self._chunks(
+                instance, model, request, label or model, heartbeat
+            )
             encoder = request.dialect.stream_encoder(request)
             stream = TranslatedStream(
-                chunks, instance.plugin, label, encoder, self._idle_s, response, pulse
+                chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
             )
         try:
             await stream.open()
@@ -136,13 +138,13 @@ class Upstream:
         return stream
 
     async def _chunks(
-        self, instance: Instance, model: str, request: Request, shown: str, pulse: Pulse
+        self, instance: Instance, model: str, request: Request, shown: str, heartbeat: Heartbeat
     ) -> tuple[HttpResponse | None, AsyncIterator[Chunk]]:
         """Send a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
         if not isinstance(provider, Translator | InProcess):
             response = await self._open_with_usage(instance, model, request, chat_request)
-            return response, chat_chunks(response, pulse)
+            return response, chat_chunks(response, heartbeat)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
         call = Call(_chat(request, model, stream=True), instance.account)
         with plugin_errors(instance):
@@ -153,7 +155,7 @@ class Upstream:
         response = await send(self._client, instance, http, request.trace)
         try:
             with plugin_errors(instance):
-                return response, provider.stream(events(response, pulse), answer)
+                return response, provider.stream(events(response, heartbeat), answer)
         except BaseException:
             response.close()
             raise

@@ -1,113 +1,84 @@
-"""One request and its answer on a borrowed connection, with no task in between.
+"""The direct path: one request and its response on a connection borrowed from aiohttp's pool.
 
-The bytes come from the transport straight into `data_received`, which reads head and body itself.
-An answer is pulled piece by piece up to its first content; from then on it can be *pushed*: each
-piece goes to whoever wants it in the same turn of the loop in which it came, without a future,
-a wake-up or a queue.
+aiohttp connects (names, TLS, happy eyeballs, the pool and its clean-up). Once a connection stands,
+its transport gets another protocol, `DirectResponse`, for one request. That reads head and body
+itself, without a task in between: a response is read part by part up to its first content; from
+then on it can be *pushed*, each part in the turn of the loop in which it arrives, without a
+future, a wake-up or a queue. An unusual head goes to aiohttp's parser with all that follows.
 
-A head that is not of the usual shape goes to aiohttp's own parser with all that follows, as if
-this protocol had never been in between.
-
-The seam to aiohttp's connection pool: connections borrowed for an exchange, and given back.
-
-Everything that the gateway uses of aiohttp's client beyond its documented interface stands in
-this file. aiohttp connects (names, TLS, happy eyeballs, the pool and its clean-up); once a
-connection stands, its transport gets another protocol for as long as one exchange lasts. Where a
-version of aiohttp has moved what is used here, `Connections` says so and requests go the plain
-way.
+This is the only file that uses aiohttp's client beyond its documented interface. If a version of
+aiohttp has changed what is used here, `DirectConnector.borrow` raises one of PRIVATE_API_ERRORS
+and requests go through aiohttp's session.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
-from nexus_gateway.upstream.http1 import (
-    BadFraming,
-    BodyReader,
-    Head,
-    UnsupportedResponse,
-    read_head,
+from nexus_gateway.upstream.http1 import BadFraming, Head, UnsupportedResponse, read_head
+from nexus_gateway.upstream.response import (
+    LAST_BYTES_S,
+    AiohttpResponse,
+    Fail,
+    Receive,
+    content_type_of,
 )
-from nexus_gateway.upstream.response import LAST_BYTES_S, AiohttpResponse, content_type_of
 
-# Where a connection cannot be borrowed, one of these is raised before anything was sent.
+# Raised before anything was sent.
 PRIVATE_API_ERRORS = (AttributeError, TypeError, NotImplementedError)
 READ_BUFFER = 256 * 1024
-_MARK = "nexus_gateway_used"  # on the protocol, which lives as long as its connection
+_USED = "nexus_gateway_used"  # set on aiohttp's protocol, which lives as long as its connection
 
 
 class BorrowedConnection:
-    """A connection that aiohttp does not look at until it is given back.
-
-    Args:
-        connection: of the client's pool.
+    """A connection of the client's pool that aiohttp does not read until it is given back.
 
     Attributes:
-        used: an earlier request has had it, so its other end may have closed it by now.
+        handler: aiohttp's protocol of the connection.
+        used: an earlier request was sent on it, so the upstream may have closed it by now.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._handler = connection.protocol
-        self.used: bool = getattr(self._handler, _MARK, False)
+        self.handler = connection.protocol
+        self.used: bool = getattr(self.handler, _USED, False)
         self.transport: asyncio.Transport = connection.transport
 
-    def lend_to(self, protocol: asyncio.Protocol) -> None:
-        """Let a protocol have what comes."""
-        self.transport.set_protocol(protocol)
-
     def give_back(self, *, reusable: bool) -> None:
-        """Give it back, to be used again or to be closed."""
-        self.transport.set_protocol(self._handler)
+        self.transport.set_protocol(self.handler)
         if reusable:
             self._release()
         else:
             self._connection.close()
 
     def _release(self) -> None:
-        # An upstream may answer before it has read: the next request must not queue behind that.
+        # An upstream may respond before it has read: the next request must not queue behind that.
         if self.transport.is_closing() or self.transport.get_write_buffer_size():
             self._connection.close()
         else:
-            setattr(self._handler, _MARK, True)
+            setattr(self.handler, _USED, True)
             self._connection.release()
 
-    def pause_writing(self) -> None:
-        """Tell aiohttp that the upstream takes nothing more for now."""
-        self._handler.pause_writing()
+    def hand_over(self, data: bytes) -> None:
+        """Let aiohttp's parser read the response, which begins with data."""
+        self.transport.set_protocol(self.handler)
+        self.handler.set_response_params(read_until_eof=True, read_bufsize=READ_BUFFER)
+        self.handler.data_received(data)
 
-    def resume_writing(self) -> None:
-        """Tell aiohttp that it takes more."""
-        self._handler.resume_writing()
-
-    def lost(self, error: Exception | None) -> None:
-        """Tell aiohttp that the connection was closed."""
-        self._handler.connection_lost(error)
-
-    def hand_over(self, begun: bytes) -> None:
-        """Let aiohttp's parser have the answer, of which some bytes have come."""
-        self.transport.set_protocol(self._handler)
-        self._handler.set_response_params(read_until_eof=True, read_bufsize=READ_BUFFER)
-        self._handler.data_received(begun)
-
-    async def answer(self) -> AiohttpResponse:
-        """Return the answer that was handed over, when its head is there.
-
-        Raises:
-            aiohttp.ClientError: the connection broke, or HTTP's rules.
-        """
+    async def response(self) -> AiohttpResponse:
+        """Wait for the head of the response that was handed over; ClientError if it breaks."""
         connection = self._connection
         try:
             while True:
                 try:
-                    message, content = await self._handler.read()
+                    message, content = await self.handler.read()
                 except aiohttp.http.HttpProcessingError as error:
-                    raise aiohttp.ClientPayloadError("not an HTTP answer") from error
+                    raise aiohttp.ClientPayloadError("not an HTTP response") from error
                 if not 100 <= message.code < 200:
                     break
         except BaseException:
@@ -118,13 +89,8 @@ class BorrowedConnection:
         )
 
 
-class Connections:
-    """Lends connections of a session's pool.
-
-    Args:
-        session: the HTTP client.
-        timeout: how long connecting may take.
-    """
+class DirectConnector:
+    """Borrows connections of a session's pool."""
 
     def __init__(self, session: aiohttp.ClientSession, timeout: aiohttp.ClientTimeout) -> None:
         self._connector: Any = session.connector
@@ -132,15 +98,11 @@ class Connections:
         self._requests: dict[str, aiohttp.ClientRequest] = {}
 
     async def borrow(self, origin: str, *, fresh: bool = False) -> BorrowedConnection:
-        """Connect, or take a connection that waits.
+        """Take an idle connection, or connect; ClientError, or one of PRIVATE_API_ERRORS.
 
         Args:
             origin: scheme, host and port.
-            fresh: take none that waits; those are as old as one that was found closed, and go.
-
-        Raises:
-            aiohttp.ClientError: nobody could be reached.
-            AttributeError, TypeError, NotImplementedError: this aiohttp is not as expected.
+            fresh: close idle connections: they are as old as one that was found closed.
         """
         request = self._requests.get(origin)
         if request is None:
@@ -153,87 +115,59 @@ class Connections:
             except TimeoutError as error:
                 raise aiohttp.ConnectionTimeoutError("connecting took too long") from error
             borrowed = BorrowedConnection(connection)
-            # While it waited, somebody may have said something that nobody had asked for.
+            # While it was idle, the upstream may have sent bytes that no request asked for.
             if not (connection.protocol.should_close or (fresh and borrowed.used)):
                 return borrowed
             connection.close()
 
 
-Receive = Callable[[bytes], None]
-Fail = Callable[[Exception], None]
-
-
 class DirectResponse(asyncio.Protocol):
-    """A POST and its answer (a `receiving.HttpAnswer`).
-
-    Args:
-        borrowed: the connection, which is this exchange's until the answer has come.
+    """A POST and its response, an `HttpResponse`; it owns the connection until the body has ended.
 
     Attributes:
-        handed_over: aiohttp's parser has the answer, from its first byte.
+        handed_over: aiohttp's parser reads the response, from its first byte.
     """
 
     status = 200
+    headers: Mapping[str, str]
+    content_type: str
 
     def __init__(self, borrowed: BorrowedConnection) -> None:
         self.handed_over = False
         self._borrowed: BorrowedConnection | None = borrowed
         self._transport = borrowed.transport
         self._loop = asyncio.get_running_loop()
-        self._begun = b""
+        self._head_bytes = b""
         self._head: Head | None = None
-        self._body: BodyReader | None = None
-        self._pieces: list[bytes] = []
-        self._held = 0
+        self._parts: list[bytes] = []
+        self._buffered = 0
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._receive: Receive | None = None
         self._fail: Fail | None = None
         self._error: Exception | None = None
         self._ended = False
-        self._farewell: asyncio.TimerHandle | None = None
-        borrowed.lend_to(self)
+        self._close_timer: asyncio.TimerHandle | None = None
+        self._transport.set_protocol(self)
 
     @property
-    def unanswered(self) -> bool:
-        """Whether not a byte of the answer has come."""
-        return self._head is None and not self._begun and not self.handed_over
+    def is_unanswered(self) -> bool:
+        return self._head is None and not self._head_bytes and not self.handed_over
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The answer's headers."""
-        assert self._head is not None
-        return self._head.headers
-
-    @property
-    def content_type(self) -> str:
-        """The answer's media type."""
-        assert self._head is not None
-        return content_type_of(self._head.headers)
-
-    async def ask(self, request: bytes) -> None:
-        """Send a request; returns when the head of its answer is there, or is handed over.
-
-        Raises:
-            aiohttp.ClientError: the connection broke.
-        """
+    async def send(self, request: bytes) -> None:
+        """Send a request and wait for the response's head; ClientError if the connection breaks."""
         self._transport.write(request)
         while self._head is None and not self.handed_over:
             await self._wait()
 
     async def read(self) -> bytes:
-        """Return what came of the body, b"" at its end.
-
-        Raises:
-            aiohttp.ClientError: the connection broke, or HTTP's rules.
-        """
-        while not self._pieces:
+        while not self._parts:
             if self._ended:
                 return b""
             await self._wait()
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
-        self._held = 0
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._buffered = 0
         self.resume()
         return data
 
@@ -247,15 +181,11 @@ class DirectResponse(asyncio.Protocol):
             self._waiter = None
 
     def push(self, receive: Receive, fail: Fail) -> bool:
-        """From now on hand over each piece as it comes, b"" at the end; what breaks, to `fail`.
-
-        What is in hand already is handed over at once.
-        """
         self._receive, self._fail = receive, fail
-        pieces, self._pieces = self._pieces, []
-        self.resume()  # and whoever cannot take them says so
-        for piece in pieces:
-            receive(piece)
+        parts, self._parts = self._parts, []
+        self.resume()  # before `receive`, which may pause again
+        for part in parts:
+            receive(part)
         if self._ended:
             receive(b"")
         elif self._error is not None:
@@ -263,36 +193,32 @@ class DirectResponse(asyncio.Protocol):
         return True
 
     def pause(self) -> None:
-        """Read no more for now: whoever wants the answer cannot take it so fast."""
         if not self._paused and self._borrowed is not None:
             self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
         if self._paused and self._borrowed is not None:
             self._paused = False
             self._transport.resume_reading()
 
     async def finish(self, *, whole: bool) -> None:
-        """Let go of the answer; where it was whole, its last bytes have a moment to come."""
         self._receive = self._fail = None
         if self._borrowed is None:
             return
         if whole and self._error is None:
             self.resume()
-            self._farewell = self._loop.call_later(LAST_BYTES_S, self.close)
+            self._close_timer = self._loop.call_later(LAST_BYTES_S, self.close)
         else:
             self.close()
 
     def close(self) -> None:
-        """Cut the answer off where it has not ended; whoever waits for it is told."""
         if self._borrowed is not None:
-            self._break(aiohttp.ClientPayloadError("the answer was cut off from this side"))
+            self._break(aiohttp.ClientPayloadError("the response was closed on this side"))
 
-    def _return(self, *, reusable: bool) -> None:
-        if self._farewell is not None:
-            self._farewell.cancel()
+    def _give_back(self, *, reusable: bool) -> None:
+        if self._close_timer is not None:
+            self._close_timer.cancel()
         if reusable:
             self.resume()
         borrowed, self._borrowed = self._borrowed, None
@@ -300,36 +226,35 @@ class DirectResponse(asyncio.Protocol):
             borrowed.give_back(reusable=reusable)
 
     def data_received(self, data: bytes) -> None:
-        """Read what came, and hand it over or keep it."""
-        if self._body is None:
-            found = self._read_head(data)
-            if found is None:
+        if self._head is None:
+            rest = self._read_head(data)
+            if rest is None:
                 return
-            data = found
-        assert self._body is not None
+            data = rest
+        assert self._head is not None
+        body = self._head.body
         try:
-            piece = self._body.feed(data)
+            part = body.feed(data)
         except BadFraming as error:
             self._break(aiohttp.ClientPayloadError(str(error)))
             return
-        if self._body.ended and not self._ended:
+        if body.ended and not self._ended:
             self._ended = True
-            assert self._head is not None
-            self._return(reusable=self._head.keep_alive and not self._body.surplus)
+            self._give_back(reusable=self._head.keep_alive and not body.surplus)
         if self._receive is not None:
-            if piece:
-                self._receive(piece)
-            # The receiver may have had enough with that piece.
+            if part:
+                self._receive(part)
+            # The receiver may have finished with that part.
             if self._ended and self._receive is not None:
                 self._receive(b"")
-        elif piece or self._ended:
-            self._keep(piece)
+        elif part or self._ended:
+            self._buffer(part)
 
-    def _keep(self, piece: bytes) -> None:
-        if piece:
-            self._pieces.append(piece)
-            self._held += len(piece)
-            if self._held > READ_BUFFER:
+    def _buffer(self, part: bytes) -> None:
+        if part:
+            self._parts.append(part)
+            self._buffered += len(part)
+            if self._buffered > READ_BUFFER:
                 self.pause()
         self._wake()
 
@@ -338,10 +263,10 @@ class DirectResponse(asyncio.Protocol):
             self._waiter.set_result(None)
 
     def _read_head(self, data: bytes) -> bytes | None:
-        """Read the head; return what follows it, None while it is not whole or where it is odd."""
-        self._begun = data = self._begun + data if self._begun else data
+        """Read the head; return what follows it, None if it is incomplete or was handed over."""
+        self._head_bytes = data = self._head_bytes + data if self._head_bytes else data
         try:
-            found = read_head(data)
+            parsed = read_head(data)
         except UnsupportedResponse:
             self.handed_over = True
             borrowed, self._borrowed = self._borrowed, None
@@ -349,36 +274,34 @@ class DirectResponse(asyncio.Protocol):
                 borrowed.hand_over(data)
             self._wake()
             return None
-        if found is None:
+        if parsed is None:
             return None
-        self._begun = b""
-        self._head, start = found
-        self._body = self._head.body
+        self._head_bytes = b""
+        self._head, start = parsed
+        self.headers = self._head.headers
+        self.content_type = content_type_of(self.headers)
         self._wake()
         return data[start:]
 
     def _break(self, error: Exception) -> None:
         self._error = error
-        self._return(reusable=False)
+        self._give_back(reusable=False)
         if self._fail is not None:
             self._fail(error)
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 
     def pause_writing(self) -> None:
-        """Note that the upstream does not take the request so fast."""
         if self._borrowed is not None:
-            self._borrowed.pause_writing()
+            self._borrowed.handler.pause_writing()
 
     def resume_writing(self) -> None:
-        """Note that it does again."""
         if self._borrowed is not None:
-            self._borrowed.resume_writing()
+            self._borrowed.handler.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Note that the upstream has closed the connection."""
         if self._borrowed is not None:
-            self._borrowed.lost(error)
+            self._borrowed.handler.connection_lost(error)
         if self._head is not None:
             self._break(aiohttp.ClientPayloadError("the connection was closed"))
         elif isinstance(error, OSError):

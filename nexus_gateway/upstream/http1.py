@@ -1,9 +1,9 @@
-"""HTTP/1.1 on bytes: the usual request written, the usual answer read.
+"""HTTP/1.1 on bytes: writes the usual request, reads the usual response.
 
-Only the usual shape is read here: a final 200, its body chunked or with its length told, nothing
-compressed. Whatever else comes is `UnsupportedResponse`, and is for the HTTP client's own parser, which
-has seen everything. What is read is read strictly (RFC 9112, sections 4 to 7): two readers who
-disagree about where an answer ends are how one caller gets another's.
+Only the usual response is read here: a final 200, its body chunked or with a Content-Length, not
+compressed. Any other raises `UnsupportedResponse` and is left to aiohttp's parser. Parsing is
+strict (RFC 9112, sections 4 to 7): if two parsers disagree about where a response ends, one caller
+receives another's response.
 """
 
 from __future__ import annotations
@@ -11,47 +11,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Protocol
 
 from multidict import CIMultiDict
 
-LONGEST_HEAD = 16 * 1024
-LONGEST_LINE = 4096
-LONGEST_TRAILERS = 8 * 1024  # read anew with each piece that comes
+MAX_HEAD_BYTES = 16 * 1024
+MAX_LINE_BYTES = 4096
+MAX_TRAILER_BYTES = 8 * 1024  # searched again with each part that arrives
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 200(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 _FIELD_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _BETWEEN_CHUNKS = re.compile(rb"\r\n([0-9A-Fa-f]{1,4})\r\n")
-_SENDABLE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_SENDABLE_VALUE = re.compile(r"[\t\x20-\x7e]*")
-_SENDABLE_TARGET = re.compile(r"/[\x21-\x7e]*")
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_TARGET = re.compile(r"/[\x21-\x7e]*")
 
 
 class UnsupportedResponse(Exception):
-    """A head that is for a more general parser; not an error."""
+    """A head for a more general parser; not an error."""
 
 
 class BadFraming(ValueError):
-    """A body that breaks HTTP's rules."""
-
-
-class BodyReader(Protocol):
-    """Takes a body off the wire.
-
-    Attributes:
-        ended: the whole body has come.
-        surplus: something came after its end, so the connection cannot be trusted any more.
-    """
-
-    ended: bool
-    surplus: bool
-
-    def feed(self, data: bytes) -> bytes:
-        """Take what came; return the body's bytes in it. BadFraming where it breaks the rules."""
+    """A body that violates HTTP."""
 
 
 class _Sizes(dict[bytes, int]):
-    """What chunk sizes mean, remembered: few different ones come, and of four digits at most."""
+    """Caches chunk sizes of at most four digits: few different ones occur."""
 
     def __missing__(self, digits: bytes) -> int:
         size = self[digits] = int(digits, 16)
@@ -62,21 +46,20 @@ _SIZES = _Sizes()
 
 
 class ChunkedBody:
-    """A body in chunks (a `BodyReader`)."""
+    """A body with `Transfer-Encoding: chunked`.
+
+    `surplus`: bytes arrived after its end, so the connection must not be reused.
+    """
 
     def __init__(self) -> None:
         self.ended = False
         self.surplus = False
         self._rest = b""
-        self._left = 0  # of the present chunk's content
-        self._closing = False  # the present chunk's content has come, its line end not yet
+        self._left = 0  # bytes of the current chunk's content
+        self._closing = False  # only the line end of the current chunk is missing
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came; return the content in it, also of a chunk that is still on its way.
-
-        Raises:
-            BadFraming: it breaks the rules.
-        """
+        """Return the content in data, also of an incomplete chunk; BadFraming if invalid."""
         if self.ended:
             self.surplus = self.surplus or bool(data)
             return b""
@@ -85,14 +68,14 @@ class ChunkedBody:
         if not self._left and not self._closing:
             line = _CHUNK_LINE.match(data)
             if line is not None:
-                # As models mostly speak: one chunk, whole.
+                # The usual case: exactly one chunk.
                 start, size = line.end(), int(line[1], 16)
                 if size and len(data) == start + size + 2 and data.endswith(b"\r\n"):
                     return data[start:-2]
         parts: list[bytes] = []
         at = self._close_chunk(data, 0, parts)
         if at >= 0:
-            at += self._take_plain(data[at:], parts)
+            at += self._split_chunks(data[at:], parts)
         while at >= 0:
             at = self._open_chunk(data, at)
             if at >= 0:
@@ -100,7 +83,7 @@ class ChunkedBody:
         return b"".join(parts)
 
     def _close_chunk(self, data: bytes, at: int, parts: list[bytes]) -> int:
-        """Take what belongs to the present chunk; return where it ends, -1 if that is to come."""
+        """Take the rest of the current chunk; return where it ends, -1 if it is incomplete."""
         if self._left:
             content = data[at : at + self._left]
             parts.append(content)
@@ -110,21 +93,21 @@ class ChunkedBody:
                 return -1
             self._closing = True
         if self._closing:
-            behind = data[at : at + 2]
-            if behind != b"\r\n":
-                if not b"\r\n".startswith(behind):
-                    raise BadFraming("a chunk is longer than it said")
-                self._rest = behind
+            line_end = data[at : at + 2]
+            if line_end != b"\r\n":
+                if not b"\r\n".startswith(line_end):
+                    raise BadFraming("a chunk is longer than its size")
+                self._rest = line_end
                 return -1
             self._closing = False
             at += 2
         return at
 
-    def _take_plain(self, data: bytes, parts: list[bytes]) -> int:
-        """Take all whole chunks but the last at once where they are plain; return how far.
+    def _split_chunks(self, data: bytes, parts: list[bytes]) -> int:
+        """Take all complete chunks but the last at once, if they are plain; return their length.
 
-        Splitting finds sizes wherever they seem to stand. Where each one tells the length of what
-        follows it, they stand where chunks begin, one after the other from the first.
+        Splitting matches anything that looks like a size. If each one equals the length of what
+        follows it, all are real sizes, one chunk after the other from the first.
         """
         pieces = _BETWEEN_CHUNKS.split(b"\r\n" + data)
         sizes, contents = pieces[1:-2:2], pieces[2:-2:2]
@@ -134,15 +117,15 @@ class ChunkedBody:
         if 0 in lengths or lengths != list(map(len, contents)):
             return 0
         parts += contents
-        return sum(map(len, sizes)) + sum(lengths) + 4 * len(sizes)  # and two line ends for each
+        return sum(map(len, sizes)) + sum(lengths) + 4 * len(sizes)  # two line ends a chunk
 
     def _open_chunk(self, data: bytes, at: int) -> int:
-        """Read the line before a chunk; return where that begins, -1 if nothing more is to do."""
+        """Read a chunk's size; return where its content begins, -1 if there is none (yet)."""
         line = _CHUNK_LINE.match(data, at)
         if line is None:
             rest = data[at:]
-            if b"\n" in rest or len(rest) > LONGEST_LINE:
-                raise BadFraming("a chunk's size is not one")
+            if b"\n" in rest or len(rest) > MAX_LINE_BYTES:
+                raise BadFraming("a chunk's size is invalid")
             self._rest = rest
             return -1
         self._left = int(line[1], 16)
@@ -152,12 +135,12 @@ class ChunkedBody:
         return -1
 
     def _end(self, rest: bytes, start: int) -> None:
-        """Look for the end behind the last chunk, which is empty; trailers are passed over."""
+        """Find the end of the body after the last, empty chunk; trailers are ignored."""
         if rest.startswith(b"\r\n", start):
             end = start + 2
-        elif (found := rest.find(b"\r\n\r\n", start)) >= 0:
-            end = found + 4
-        elif len(rest) > LONGEST_TRAILERS:
+        elif (at := rest.find(b"\r\n\r\n", start)) >= 0:
+            end = at + 4
+        elif len(rest) > MAX_TRAILER_BYTES:
             raise BadFraming("the trailers are too long")
         else:
             self._rest = rest
@@ -166,11 +149,7 @@ class ChunkedBody:
 
 
 class SizedBody:
-    """A body whose length was told (a `BodyReader`).
-
-    Args:
-        length: in bytes.
-    """
+    """A body with a Content-Length."""
 
     def __init__(self, length: int) -> None:
         self.ended = length == 0
@@ -178,7 +157,6 @@ class SizedBody:
         self._left = length
 
     def feed(self, data: bytes) -> bytes:
-        """Take what came; return what belongs to the body."""
         body = data if len(data) <= self._left else data[: self._left]
         self._left -= len(body)
         self.ended = not self._left
@@ -187,35 +165,23 @@ class SizedBody:
 
 
 class Head:
-    """An answer's head, of the usual shape.
-
-    Args:
-        lines: its fields, name and value.
-
-    Attributes:
-        headers: the fields.
-        keep_alive: whether the connection may be used again.
-        body: reads what follows.
-
-    Raises:
-        UnusualHead: something of it is for a more general parser.
-    """
+    """A response's head; `body` reads what follows. UnsupportedResponse if it is unusual."""
 
     __slots__ = ("body", "headers", "keep_alive")
 
-    def __init__(self, lines: Iterable[tuple[str, str]]) -> None:
-        self.headers = headers = CIMultiDict(lines)
+    def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
+        self.headers = headers = CIMultiDict(fields)
         self.keep_alive = True
         if "Connection" in headers:
-            said = ",".join(headers.getall("Connection")).lower()
-            self.keep_alive = "close" not in said
-            if "upgrade" in said:
+            options = ",".join(headers.getall("Connection")).lower()
+            self.keep_alive = "close" not in options
+            if "upgrade" in options:
                 raise UnsupportedResponse
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedResponse
         self.body = self._body()
 
-    def _body(self) -> BodyReader:
+    def _body(self) -> ChunkedBody | SizedBody:
         encodings: list[str] = self.headers.getall("Transfer-Encoding", [])
         lengths: list[str] = self.headers.getall("Content-Length", [])
         if len(encodings) + len(lengths) != 1:
@@ -230,50 +196,35 @@ class Head:
 
 
 def read_head(data: bytes) -> tuple[Head, int] | None:
-    """Read an answer's head.
+    """Return a response's head and where its body begins; None if the head is incomplete.
 
-    Args:
-        data: all that has come so far.
-
-    Returns:
-        The head and where its body begins; None as long as it has not come to its end.
-
-    Raises:
-        UnusualHead: it is for a more general parser.
+    UnsupportedResponse if it is for a more general parser.
     """
     end = data.find(b"\r\n\r\n")
     if end < 0:
-        if len(data) > LONGEST_HEAD or not _may_be_usual(data):
+        start = b"HTTP/1.1 200"
+        usual = data.startswith(start) or start.startswith(data)
+        if len(data) > MAX_HEAD_BYTES or not usual:
             raise UnsupportedResponse
         return None
     status = _STATUS_LINE.match(data)
     if status is None or _FIELD_LINES.fullmatch(data, status.end(), end + 2) is None:
         raise UnsupportedResponse
     text = data[status.end() : end].decode("utf-8", "surrogateescape")
-    lines = (line.partition(":") for line in text.split("\r\n") if line)
-    return Head((name, value.strip(" \t")) for name, _, value in lines), end + 4
-
-
-def _may_be_usual(data: bytes) -> bool:
-    start = b"HTTP/1.1 200"
-    return data.startswith(start) or start.startswith(data)
+    fields = (line.partition(":") for line in text.split("\r\n") if line)
+    return Head((name, value.strip(" \t")) for name, _, value in fields), end + 4
 
 
 @lru_cache(maxsize=1024)
-def request_head(target: str, lines: tuple[tuple[str, str], ...]) -> bytes | None:
-    """Write the head of a POST, up to the number after `Content-Length: `.
+def request_head(target: str, fields: tuple[tuple[str, str], ...]) -> bytes | None:
+    """Return the head of a POST up to the number after `Content-Length: `.
 
-    Args:
-        target: the path, with its query if any.
-        lines: the fields, Host included.
-
-    Returns:
-        The bytes; None where something in it cannot be sent as it is.
+    None if the target (path and query) or a field would need escaping.
     """
-    if not _SENDABLE_TARGET.fullmatch(target):
+    if not _TARGET.fullmatch(target):
         return None
-    for name, value in lines:
-        if not (_SENDABLE_NAME.fullmatch(name) and _SENDABLE_VALUE.fullmatch(value)):
+    for name, value in fields:
+        if not (_FIELD_NAME.fullmatch(name) and _FIELD_VALUE.fullmatch(value)):
             return None
-    fields = "".join(f"{name}: {value}\r\n" for name, value in lines)
-    return f"POST {target} HTTP/1.1\r\n{fields}Content-Length: ".encode("ascii")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    return f"POST {target} HTTP/1.1\r\n{lines}Content-Length: ".encode("ascii")

@@ -1,4 +1,4 @@
-"""What comes from an upstream, read from its HTTP response: a body, events, chunks."""
+"""A response whose head has been received: the interface of both paths, and aiohttp's path."""
 
 from __future__ import annotations
 
@@ -9,71 +9,58 @@ from typing import Protocol
 import aiohttp
 
 LAST_BYTES_S = 0.25
+Receive = Callable[[bytes], None]
+Fail = Callable[[Exception], None]
 
 
 class HttpResponse(Protocol):
-    """The answer to an HTTP request whose head is there, however it was come by."""
+    """The response to an HTTP request, once its head has been received.
 
-    @property
-    def status(self) -> int:
-        """Its HTTP status."""
+    Attributes:
+        headers: case-insensitive.
+        content_type: in lower case and without parameters.
+    """
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Its headers, case-insensitive."""
-
-    @property
-    def content_type(self) -> str:
-        """Its media type, in small letters and without parameters."""
+    status: int
+    headers: Mapping[str, str]
+    content_type: str
 
     async def read(self) -> bytes:
-        """Return what came of the body, b"" at its end.
+        """Return the next part of the body, b"" at its end.
 
         Raises:
-            aiohttp.ClientError, OSError, ValueError: the connection broke, or HTTP's rules.
+            aiohttp.ClientError, OSError, ValueError: the connection broke, or the framing is bad.
         """
 
-    def push(self, receive: Callable[[bytes], None], fail: Callable[[Exception], None]) -> bool:
-        """Hand over each piece as it comes from now on, b"" at the end, what breaks to `fail`.
+    def push(self, receive: Receive, fail: Fail) -> bool:
+        """Call `receive` with each part as it arrives, b"" at the end; `fail` if it breaks.
 
-        Returns:
-            False where this can't be had; then `parse_event` goes on as before.
+        Returns False if this is not supported: then continue with `read`.
         """
 
     def pause(self) -> None:
-        """Push nothing for now, and let the upstream wait."""
+        """Stop pushing, and apply back-pressure to the upstream."""
 
-    def resume(self) -> None:
-        """Push on."""
+    def resume(self) -> None: ...
 
     def close(self) -> None:
-        """Cut the body off where it has not ended."""
+        """Cancel the body unless it has ended."""
 
     async def finish(self, *, whole: bool) -> None:
-        """Let go of it; the connection is used again where the body has ended.
+        """Release the response; the connection is reused if the body has ended.
 
-        Args:
-            whole: nothing that matters is missing. The last bytes may still be on their way;
-                waiting a moment for them keeps the connection.
+        If all that matters has been received (`whole`), the last bytes may still be on their way:
+        waiting LAST_BYTES_S for them saves the connection.
         """
 
 
 def content_type_of(headers: Mapping[str, str]) -> str:
-    """Return the media type that headers tell."""
-    said = headers.get("Content-Type", "application/octet-stream")
-    return said.partition(";")[0].strip().lower()
+    content_type = headers.get("Content-Type", "application/octet-stream")
+    return content_type.partition(";")[0].strip().lower()
 
 
 class AiohttpResponse:
-    """An answer that aiohttp's parser reads (an `HttpResponse`).
-
-    Args:
-        status: of HTTP.
-        headers: case-insensitive.
-        content: the body.
-        release: gives the connection back.
-        close: closes it.
-    """
+    """A response that aiohttp's parser reads; `release` returns the connection to the pool."""
 
     def __init__(
         self,
@@ -91,22 +78,19 @@ class AiohttpResponse:
         self._release = release
         self._close = close
 
-    def push(self, receive: Callable[[bytes], None], fail: Callable[[Exception], None]) -> bool:
-        """Say that it must be read."""
+    def push(self, receive: Receive, fail: Fail) -> bool:
         return False
 
     def pause(self) -> None:
-        """Do nothing: who does not read lets the upstream wait."""
+        """Not needed: not reading applies back-pressure."""
 
     def resume(self) -> None:
-        """Do nothing, see `pause`."""
+        """Not needed, see `pause`."""
 
     def close(self) -> None:
-        """Cut it off."""
         self._close()
 
     async def finish(self, *, whole: bool) -> None:
-        """Let go of it."""
         if whole and not self._content.at_eof():
             try:
                 async with asyncio.timeout(LAST_BYTES_S):
@@ -119,15 +103,11 @@ class AiohttpResponse:
             self.close()
 
 
-async def read_up_to(answer: HttpResponse, limit: int) -> bytes:
-    """Read a body up to a limit in bytes.
-
-    Raises:
-        aiohttp.ClientError, OSError, ValueError: the connection broke, or HTTP's rules.
-    """
+async def read_up_to(response: HttpResponse, limit: int) -> bytes:
+    """Read a body up to a limit in bytes; raises as `HttpResponse.read`."""
     parts: list[bytes] = []
     size = 0
-    while size < limit and (part := await answer.read()):
+    while size < limit and (part := await response.read()):
         parts.append(part)
         size += len(part)
     return b"".join(parts)[:limit]

@@ -1,18 +1,9 @@
-"""A streamed answer as the relay knows it, and the kind that is made of chunks.
+"""A streamed answer, from its first content to its end.
 
-There are two kinds: `pass_through.PassThrough` carries the bytes of an upstream that speaks as the
-caller does; `TranslatedStream` carries chunks, of a plugin or of an upstream that speaks another dialect
-than the caller. Both are opened up to their first content, then poured out to the caller; what
-goes wrong after that is a BrokenStream.
-
-The stream of an upstream that speaks as the caller does: its bytes are passed on.
-
-Up to the first content the bytes are read. After it, where both sides can, they are *pushed*: what
-comes from the upstream goes through the passage to the caller's transport in the same turn of the
-loop, and the request's task sleeps until the end. It is woken in between only when the caller does
-not take what comes: then the upstream waits, and nobody else.
-
-Silence noticed: an upstream that says nothing for too long is cut off.
+`PassthroughStream` forwards the bytes of an upstream that speaks the caller's dialect;
+`TranslatedStream` encodes the chunks of a plugin, or of an upstream that speaks another dialect.
+Both are opened up to their first content and then written to the caller. A later failure is a
+BrokenStream.
 """
 
 from __future__ import annotations
@@ -21,8 +12,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from functools import partial
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -39,118 +28,25 @@ from nexus_gateway.wire.usage import counted
 
 logger = logging.getLogger("nexus_gateway")
 
-
-class Pulse:
-    """Tells whoever cares that an upstream is alive, also where it says nothing of substance.
-
-    Attributes:
-        on_beat: called whenever bytes have come.
-    """
-
-    def __init__(self) -> None:
-        self.on_beat: Callable[[], None] | None = None
+_INVALID = "The upstream sent something that is not an answer."
+_CONNECTION_BROKE = "The upstream's connection broke."
 
 
-async def events(answer: HttpResponse, pulse: Pulse) -> AsyncIterator[sse.Event]:
-    """Read an answer's events, for a Translator; comments are left out."""
-    framer = sse.Framer()
-    while data := await answer.read():
-        if pulse.on_beat is not None:
-            pulse.on_beat()
-        for event in sse.split(framer.feed(data)):
-            read = sse.parse_event(event)
-            if read.data or read.name:
-                yield read
-    rest = framer.rest().strip(b"\n")
-    if rest:
-        yield sse.parse_event(rest)
+class AnswerStream(Protocol):
+    """A streamed answer whose first content has been received."""
 
+    async def write_to(self, writer: ResponseWriter) -> None:
+        """Send whole events, the buffered ones first, and end; BrokenStream if it breaks."""
 
-async def chat_chunks(answer: HttpResponse, pulse: Pulse) -> AsyncIterator[Chunk]:
-    """Read the chunks of an upstream that speaks OpenAI, for a caller who does not.
+    def used(self) -> Mapping[str, Any]:
+        """Return the usage so far, counted or estimated, in OpenAI's shape."""
 
-    Raises:
-        BrokenStream: an event that is no JSON.
-    """
-    finish_seen = said = False
-    async for event in events(answer, pulse):
-        data = event.data.strip()
-        if data == "[DONE]":
-            if said and not finish_seen:
-                # As `[DONE]` says that the answer is whole, a missing finish is only untold.
-                yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-            return
-        if not data:
-            continue
-        try:
-            chunk = json_codec.loads(data)
-        except json_codec.JSONError:
-            raise BrokenStream("The upstream sent something that is not an answer.") from None
-        if isinstance(chunk, dict):
-            finish_seen = finish_seen or finished(chunk)
-            said = said or has_content(chunk)
-        yield chunk
-
-
-class IdleTimeout:
-    """Notice silence without a timer for each chunk: one timer that looks back when it fires.
-
-    It looks for as long as its `with` block runs; a stream that breaks in there because of the
-    silence leaves it as IdleStream.
-
-    Args:
-        limit_s: how long a wait may last.
-        expire: called once when a wait has lasted so long.
-    """
-
-    def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._limit_s = limit_s
-        self._expire = expire
-        self.waiting_since: float | None = None
-        self.expired = False
-        self._timer = self._loop.call_later(limit_s, self._look)
-
-    def wait(self) -> None:
-        """A wait for the upstream begins; set `waiting_since` to None when it ends."""
-        self.waiting_since = self._loop.time()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._timer.cancel()
-        if self.expired and isinstance(error, BrokenStream):
-            raise IdleStream from error
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        since = self.waiting_since if self.waiting_since is not None else now
-        left = since + self._limit_s - now
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        else:
-            self.expired = True
-            self._expire()
-
-
-class RawWriter(Protocol):
-    """A way to write to the caller without waiting."""
-
-    def write(self, data: bytes) -> bool:
-        """Send whole events; False when the caller does not take them so fast: then `drain`."""
-
-    async def drain(self) -> None:
-        """Wait until the caller takes more."""
+    async def close(self) -> None:
+        """Release the upstream; cancels the answer if it has not ended."""
 
 
 class ResponseWriter(Protocol):
-    """Where a stream is poured."""
+    """The response to the caller."""
 
     async def write(self, data: bytes) -> None:
         """Send whole events."""
@@ -159,74 +55,236 @@ class ResponseWriter(Protocol):
         """End the stream, with its last events."""
 
     def pipe(self) -> RawWriter | None:
-        """Return a way to write without waiting; None where there is none."""
+        """Return a way to write without waiting, if there is one."""
 
 
-class AnswerStream(Protocol):
-    """A streamed answer whose first content is in hand."""
+class RawWriter(Protocol):
+    """Writes to the caller without waiting."""
 
-    async def write_to(self, outlet: ResponseWriter) -> None:
-        """Send whole events, the held ones first and `[DONE]` last, and end.
+    def write(self, data: bytes) -> bool:
+        """Send whole events; False if the caller's buffer is full: then `drain`."""
 
-        Raises:
-            BrokenStream: it breaks; what came before that has been sent.
-        """
+    async def drain(self) -> None:
+        """Wait until the caller takes more."""
+
+
+class PassthroughStream:
+    """The bytes of an upstream that speaks the caller's dialect.
+
+    Up to the first content they are read. After it, if both sides support that, they are *pushed*:
+    bytes go through the filter to the caller's transport in the turn of the loop in which they
+    arrive, while the request's task sleeps. It wakes up only at the end, or if the caller is slow:
+    then the upstream is paused.
+    """
+
+    def __init__(self, response: HttpResponse, passthrough: Passthrough, idle_s: float) -> None:
+        self._response = response
+        self._passthrough = passthrough
+        self._idle_s = idle_s
+        self._first = self._last = b""
+        self._caller_is_slow = False
+        self._ended = False
+        self._error: Exception | None = None
+        self._waker: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        """Read up to the first content; BrokenStream if there is none."""
+        while not self._passthrough.started and not self._passthrough.done:
+            self._first += await self._read()
+            if (
+                self._passthrough.broken is not None
+            ):  # nothing was sent: another instance may serve it
+                raise self._passthrough.broken
+
+    async def _read(self) -> bytes:
+        try:
+            data = await self._response.read()
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise TruncatedStream(_CONNECTION_BROKE) from error
+        return self._filtered(data)
+
+    def _filtered(self, data: bytes) -> bytes:
+        try:
+            return self._passthrough.feed(data) if data else self._passthrough.end()
+        except MALFORMED as error:
+            raise BrokenStream(_INVALID) from error
+
+    async def write_to(self, writer: ResponseWriter) -> None:
+        last = self._first
+        if not self._passthrough.done:
+            await writer.write(self._first)
+            with IdleTimeout(self._idle_s, self._response.close) as self._idle:
+                pipe = writer.pipe()
+                if pipe is None:
+                    last = await self._copy(writer)
+                else:
+                    last = await self._push(writer, pipe)
+        await writer.end(last)
+
+    async def _copy(self, writer: ResponseWriter) -> bytes:
+        """Read and write block by block; return the last one."""
+        while True:
+            self._idle.wait()
+            block = await self._read()
+            self._idle.waiting_since = None
+            if self._passthrough.done:
+                return block
+            if block:
+                await writer.write(block)
+            if self._passthrough.broken is not None:
+                raise self._passthrough.broken
+
+    async def _push(self, writer: ResponseWriter, pipe: RawWriter) -> bytes:
+        """Forward blocks from transport to transport; return the last one."""
+        self._write = pipe.write
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+        self._idle.wait()
+        if not self._response.push(self._receive, self._fail):
+            return await self._copy(writer)
+        while True:
+            while self._caller_is_slow:  # the upstream is paused, which is not its silence
+                self._caller_is_slow = False
+                self._idle.waiting_since = None
+                await pipe.drain()
+                self._idle.wait()
+                self._response.resume()
+            if self._ended:
+                break
+            self._waker = self._loop.create_future()
+            await self._waker
+        if self._error is not None:
+            raise self._error
+        return self._last
+
+    def _receive(self, data: bytes) -> None:
+        """Forward what arrived; b"" is the end of the body."""
+        if self._ended:
+            return
+        self._idle.waiting_since = self._time()
+        try:
+            block = self._filtered(data)
+        except Exception as error:  # even if it is our bug: the task that waits must not hang
+            self._end(error)
+            return
+        if self._passthrough.done:
+            self._last = block
+            self._end(None)
+            return
+        if block and not self._write(block):
+            self._caller_is_slow = True
+            self._response.pause()
+            self._wake()
+        if self._passthrough.broken is not None:
+            self._end(self._passthrough.broken)
+
+    def _fail(self, error: Exception) -> None:
+        broken = TruncatedStream(_CONNECTION_BROKE)
+        broken.__cause__ = error
+        self._end(broken)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._ended:
+            self._ended, self._error = True, error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
 
     def used(self) -> Mapping[str, Any]:
-        """Return what was used so far, counted or estimated, in OpenAI's shape."""
+        return self._passthrough.used()
 
     async def close(self) -> None:
-        """Let go of the upstream; cuts it off where it has not ended."""
+        await self._response.finish(whole=self._passthrough.done)
+
+
+class Heartbeat:
+    """Calls `on_beat` whenever bytes arrive, even if they are only comments."""
+
+    on_beat: Callable[[], None] | None = None
+
+
+async def events(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIterator[sse.Event]:
+    """Read the events of a response, without comments."""
+    framer = sse.Framer()
+    while data := await response.read():
+        if heartbeat.on_beat is not None:
+            heartbeat.on_beat()
+        for block in sse.split(framer.feed(data)):
+            event = sse.parse_event(block)
+            if event.data or event.name:
+                yield event
+    rest = framer.rest().strip(b"\n")
+    if rest:
+        yield sse.parse_event(rest)
+
+
+async def chat_chunks(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIterator[Chunk]:
+    """Read the chunks of an upstream that speaks OpenAI; BrokenStream if one is not JSON."""
+    finish_seen = content_seen = False
+    async for event in events(response, heartbeat):
+        data = event.data.strip()
+        if data == "[DONE]":
+            if content_seen and not finish_seen:
+                # `[DONE]` means that the answer is complete: only its finish reason is missing.
+                yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+            return
+        if not data:
+            continue
+        try:
+            chunk = json_codec.loads(data)
+        except json_codec.JSONError:
+            raise BrokenStream(_INVALID) from None
+        if isinstance(chunk, dict):
+            finish_seen = finish_seen or finished(chunk)
+            content_seen = content_seen or has_content(chunk)
+        yield chunk
 
 
 class TranslatedStream:
-    """Chunks, told in the caller's dialect.
+    """Chunks, encoded in the caller's dialect.
 
     Args:
         chunks: an async generator.
-        maker: who makes them, for the log: a plugin and its distribution.
-        model: what `model` shall say, or None to leave it.
-        speaker: puts them into the caller's words.
-        idle_s: the longest silence between two chunks.
-        response: the HTTP answer behind it, None in process.
-        pulse: tells when bytes of it have come.
+        plugin: the source of the chunks, for the log.
+        model: replaces `model` in each chunk, unless None.
+        encoder: encodes them.
+        idle_s: the longest silence between two of them.
+        response: the HTTP response behind them, None for a provider in process.
+        heartbeat: signals that bytes of the response have arrived.
     """
 
     def __init__(
         self,
         chunks: AsyncIterator[Chunk],
-        maker: str,
+        plugin: str,
         model: str | None,
-        speaker: StreamEncoder,
+        encoder: StreamEncoder,
         idle_s: float,
-        response: HttpResponse | None = None,
-        pulse: Pulse | None = None,
+        response: HttpResponse | None,
+        heartbeat: Heartbeat,
     ) -> None:
-        self._pulse = pulse or Pulse()
+        self._heartbeat = heartbeat
         self._chunks = chunks
-        self._maker = maker
+        self._plugin = plugin
         self._model = model
-        self._speaker = speaker
+        self._encoder = encoder
         self._idle_s = idle_s
         self._response = response
-        self._held: list[Chunk] = []
+        self._buffered: list[Chunk] = []
         self._usage: dict[str, Any] | None = None
-        self._events = 0
+        self._content_chunks = 0
         self._finished = False
         self._ended = False
 
     async def open(self) -> None:
-        """Read up to the first content; BrokenStream if the plugin or its backend fails."""
-        while not self._events:
-            self._held.append(await self._next())
+        """Read up to the first content; BrokenStream or CannotServe if there is none."""
+        while not self._content_chunks:
+            self._buffered.append(await self._next())
 
     async def _next(self) -> Chunk:
-        """Give the next chunk, checked and noted.
-
-        Raises:
-            StopAsyncIteration: the answer has ended, and was whole.
-            BrokenStream: it was not, or the plugin failed.
-        """
+        """Return the next chunk; StopAsyncIteration at the end of a complete answer."""
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
@@ -237,36 +295,36 @@ class TranslatedStream:
         except (BrokenStream, asyncio.CancelledError):
             raise
         except CannotServe as error:
-            if not self._events:
+            if not self._content_chunks:
                 raise
             raise PluginBroke(error.message) from error
         except Exception as error:
             if isinstance(error, aiohttp.ClientError | OSError) and self._response is not None:
-                raise TruncatedStream("The upstream's connection broke.") from error
-            logger.exception("the plugin %s failed in its stream", self._maker)
+                raise TruncatedStream(_CONNECTION_BROKE) from error
+            logger.exception("the plugin %s failed in its stream", self._plugin)
             raise PluginBroke("The provider's plugin failed.") from error
-        return self._note(chunk)
+        return self._checked(chunk)
 
-    def _note(self, chunk: Chunk) -> Chunk:
+    def _checked(self, chunk: Chunk) -> Chunk:
         if not isinstance(chunk, dict):
-            raise BrokenStream("The provider's plugin made something that is not a chunk.")
+            raise BrokenStream("The provider's plugin yielded something that is not a chunk.")
         if chunk.get("error"):
             raise ErrorEvent(normalise_error(chunk["error"]))
-        self._events += has_content(chunk)
+        self._content_chunks += has_content(chunk)
         self._finished = self._finished or finished(chunk)
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
         return chunk if self._model is None else {**chunk, "model": self._model}
 
-    async def _rest(self) -> AsyncGenerator[Chunk, None]:
-        for chunk in self._held:
+    async def _all(self) -> AsyncGenerator[Chunk, None]:
+        for chunk in self._buffered:
             yield chunk
-        following = self._in_process if self._response is None else self._watched
-        async with aclosing(following()) as chunks:
+        remaining = self._from_process if self._response is None else self._from_response
+        async with aclosing(remaining()) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    async def _in_process(self) -> AsyncGenerator[Chunk, None]:
+    async def _from_process(self) -> AsyncGenerator[Chunk, None]:
         while True:
             try:
                 async with asyncio.timeout(self._idle_s):
@@ -277,233 +335,90 @@ class TranslatedStream:
                 raise IdleStream from None
             yield chunk
 
-    async def _watched(self) -> AsyncGenerator[Chunk, None]:
-        """Give the following chunks; comments and pings, which make none, are signs of life too."""
+    async def _from_response(self) -> AsyncGenerator[Chunk, None]:
+        """Comments and pings, which are not chunks, count as activity too."""
         assert self._response is not None
-        with IdleTimeout(self._idle_s, self._response.close) as watch:
-            self._pulse.on_beat = watch.wait
+        with IdleTimeout(self._idle_s, self._response.close) as idle:
+            self._heartbeat.on_beat = idle.wait
             while True:
-                watch.wait()
+                idle.wait()
                 try:
                     chunk = await self._next()
                 except StopAsyncIteration:
                     return
-                watch.waiting_since = None
+                idle.waiting_since = None
                 yield chunk
 
-    async def write_to(self, outlet: ResponseWriter) -> None:
-        """Send whole events as the chunks come."""
-        async with aclosing(self._rest()) as rest:
-            async for chunk in rest:
-                if said := self._encoded(partial(self._speaker.encode, chunk)):
-                    await outlet.write(said)
-        await outlet.end(self._encoded(self._speaker.finish))
+    async def write_to(self, writer: ResponseWriter) -> None:
+        async with aclosing(self._all()) as chunks:
+            async for chunk in chunks:
+                if data := self._encoded(self._encoder.encode, chunk):
+                    await writer.write(data)
+        await writer.end(self._encoded(self._encoder.finish))
 
-    def _encoded(self, speak: Callable[[], bytes]) -> bytes:
+    def _encoded(self, encode: Callable[..., bytes], *chunk: Chunk) -> bytes:
         try:
-            return speak()
+            return encode(*chunk)
         except MALFORMED as error:
-            logger.exception("the chunks of %s make no answer", self._maker)
-            raise BrokenStream("The upstream sent something that is not an answer.") from error
+            logger.exception("the chunks of %s are not a valid answer", self._plugin)
+            raise BrokenStream(_INVALID) from error
 
     async def fold(self) -> Chunk:
-        """Read to the end and fold the chunks into one object.
-
-        Raises:
-            BrokenStream: it broke, or the chunks make no answer.
-        """
-        chunks = [chunk async for chunk in self._rest()]
+        """Read to the end and fold the chunks into one object; BrokenStream if it breaks."""
+        chunks = [chunk async for chunk in self._all()]
         try:
             return fold(chunks)
         except MALFORMED as error:
-            logger.exception("the chunks of %s make no answer", self._maker)
-            raise BrokenStream("The provider made chunks that are no answer.") from error
+            logger.exception("the chunks of %s are not a valid answer", self._plugin)
+            raise BrokenStream("The provider's chunks are not a valid answer.") from error
 
     def used(self) -> Mapping[str, Any]:
-        """Return what was used."""
-        return counted(self._usage, self._events)
+        return counted(self._usage, self._content_chunks)
 
     async def close(self) -> None:
-        """End the plugin's generator and let go of its upstream."""
         if hasattr(self._chunks, "aclose"):
             try:
                 await self._chunks.aclose()
             except Exception:
-                logger.exception("the plugin %s failed while its stream was closed", self._maker)
+                logger.exception("the plugin %s failed while its stream was closed", self._plugin)
         if self._response is not None:
             await self._response.finish(whole=self._ended and self._finished)
 
 
-_CUT = "The upstream's connection broke."
+class IdleTimeout:
+    """Calls `expire` once if a wait lasts `limit_s`, with one timer instead of one for each chunk.
 
+    Active in its `with` block; a BrokenStream that it has caused leaves the block as IdleStream.
 
-class PassthroughStream:
-    """A stream that is passed on (a `streams.AnswerStream`).
-
-    Args:
-        answer: of the upstream.
-        passage: what is done to its bytes.
-        idle_s: the longest silence in its midst.
+    Attributes:
+        waiting_since: in the loop's time; set it to None when a wait ends.
     """
 
-    def __init__(self, answer: HttpResponse, passage: Passthrough, idle_s: float) -> None:
-        self._answer = answer
-        self._passage = passage
-        self._idle_s = idle_s
-        self._first = b""
+    def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit_s = limit_s
+        self._expire = expire
+        self.waiting_since: float | None = None
+        self._expired = False
+        self._timer = self._loop.call_later(limit_s, self._check)
 
-    async def open(self) -> None:
-        """Read up to the first content.
+    def wait(self) -> None:
+        self.waiting_since = self._loop.time()
 
-        Raises:
-            BrokenStream: the upstream failed before it.
-        """
-        while not self._passage.started and not self._passage.done:
-            self._first += await self._read()
-            if self._passage.broken is not None:  # nothing has gone out: somebody else may do it
-                raise self._passage.broken
+    def __enter__(self) -> Self:
+        return self
 
-    async def _read(self) -> bytes:
-        try:
-            data = await self._answer.read()
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TruncatedStream(_CUT) from error
-        return _passed(self._passage, data)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._timer.cancel()
+        if self._expired and isinstance(error, BrokenStream):
+            raise IdleStream from error
 
-    async def write_to(self, outlet: ResponseWriter) -> None:
-        """Send whole events as they come, and end."""
-        passage, last = self._passage, self._first
-        if not passage.done:
-            await outlet.write(self._first)
-            with IdleTimeout(self._idle_s, self._answer.close) as watch:
-                pipe = outlet.pipe()
-                if pipe is None:
-                    last = await self._by_hand(outlet, watch)
-                else:
-                    last = await self._by_push(outlet, pipe, watch)
-        await outlet.end(last)
-
-    async def _by_hand(self, outlet: ResponseWriter, watch: IdleTimeout) -> bytes:
-        """Read and write block by block; return the last one."""
-        while True:
-            watch.wait()
-            block = await self._read()
-            watch.waiting_since = None
-            if self._passage.done:
-                return block
-            if block:
-                await outlet.write(block)
-            if self._passage.broken is not None:
-                raise self._passage.broken
-
-    async def _by_push(self, outlet: ResponseWriter, pipe: RawWriter, watch: IdleTimeout) -> bytes:
-        """Let blocks go from transport to transport; return the last one."""
-        flow = _Pump(self._passage, pipe, self._answer, watch)
-        watch.wait()
-        if not self._answer.push(flow.receive, flow.fail):
-            return await self._by_hand(outlet, watch)
-        return await flow.run()
-
-    def used(self) -> Mapping[str, Any]:
-        """Return what was used."""
-        return self._passage.used()
-
-    async def close(self) -> None:
-        """Give the connection back if its answer ended, else close it."""
-        await self._answer.finish(whole=self._passage.done)
-
-
-def _passed(passage: Passthrough, data: bytes) -> bytes:
-    try:
-        return passage.feed(data) if data else passage.end()
-    except MALFORMED as error:
-        raise BrokenStream("The upstream sent something that is not an answer.") from error
-
-
-class _Pump:
-    """The midst of a stream: from its first content to its last, without a task.
-
-    Args:
-        passage: what is done to the bytes.
-        pipe: to the caller.
-        answer: waits while the caller takes nothing.
-        watch: knows when the upstream was heard last.
-    """
-
-    def __init__(
-        self, passage: Passthrough, pipe: RawWriter, answer: HttpResponse, watch: IdleTimeout
-    ) -> None:
-        self._passage = passage
-        self._write = pipe.write
-        self._pipe = pipe
-        self._answer = answer
-        self._watch = watch
-        self._time = asyncio.get_running_loop().time
-        self._full = False
-        self._over = False
-        self._last = b""
-        self._error: Exception | None = None
-        self._waker: asyncio.Future[None] | None = None
-
-    def receive(self, data: bytes) -> None:
-        """Pass on what came; b"" is the end of the body."""
-        if self._over:
-            return
-        self._watch.waiting_since = self._time()
-        passage = self._passage
-        try:
-            block = _passed(passage, data)
-        except Exception as error:  # also a fault of ours: who waits for the stream has to know
-            self._end(error)
-            return
-        if passage.done:
-            self._last = block
-            self._end(None)
-            return
-        if block and not self._write(block):
-            self._full = True
-            self._answer.pause()
-            self._wake()
-        if passage.broken is not None:
-            self._end(passage.broken)
-
-    def fail(self, error: Exception) -> None:
-        """Say that the connection broke."""
-        broken = TruncatedStream(_CUT)
-        broken.__cause__ = error
-        self._end(broken)
-
-    def _end(self, error: Exception | None) -> None:
-        if not self._over:
-            self._over, self._error = True, error
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._waker is not None and not self._waker.done():
-            self._waker.set_result(None)
-
-    async def run(self) -> bytes:
-        """Wait for the end, and for the caller in between; return the last block.
-
-        Raises:
-            BrokenStream: it broke.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._relieve()
-            if self._over:
-                break
-            self._waker = loop.create_future()
-            await self._waker
-        if self._error is not None:
-            raise self._error
-        return self._last
-
-    async def _relieve(self) -> None:
-        """Wait for a caller who is slow; meanwhile the upstream's silence is ours."""
-        while self._full:
-            self._full = False
-            self._watch.waiting_since = None
-            await self._pipe.drain()
-            self._watch.wait()
-            self._answer.resume()
+    def _check(self) -> None:
+        now = self._loop.time()
+        since = self.waiting_since if self.waiting_since is not None else now
+        left = since + self._limit_s - now
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check)
+        else:
+            self._expired = True
+            self._expire()

@@ -17,7 +17,7 @@ from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Instance, InstanceState
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
 from nexus_gateway.routing.scheduler import EARLY_PROBE_EVERY_S, RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
@@ -224,7 +224,7 @@ class Life(RuleBasedStateMachine):
     def parked_elsewhere(self, number: int, seconds: float) -> None:
         instance = self.instances[number]
         until_s = self.clock() + seconds
-        instance.merge_state({"rate_limited": [until_s]})
+        instance.merge_state(InstanceState({"rate_limited": [until_s]}))
         model = self.models[instance.name]
         model.limited_until_s = max(model.limited_until_s, until_s)
 
@@ -240,8 +240,8 @@ class Life(RuleBasedStateMachine):
         instance = self.instances[number]
         model = self.models[instance.name]
         turn = (self.clock() - ago_s, opened)
-        instance.merge_state({"circuit": [*turn]})
-        instance.merge_state({"circuit": [*turn]})  # heard twice is heard once
+        instance.merge_state(InstanceState({"circuit": [*turn]}))
+        instance.merge_state(InstanceState({"circuit": [*turn]}))  # heard twice is heard once
         if turn > model.turn:
             model.turned(*turn)
 

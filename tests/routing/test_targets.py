@@ -109,7 +109,7 @@ def test_an_embedding_model_is_never_exchanged(kinds, model, names, asked):
 
 @pytest.mark.parametrize("model", ["acme", "acme/e-1", "Acme (Key #1)"])
 def test_who_is_named_and_does_not_offer_it_is_said(kinds, model):
-    with pytest.raises(NotFound, match="offers embeddings") as caught:
+    with pytest.raises(NotFound, match="supports embeddings") as caught:
         resolve_target(kinds, embeddings(model), strict=False)
 
     assert caught.value.code == "endpoint_not_offered"

@@ -17,7 +17,7 @@ from raw import BODY, EVENT, FINISH, HEAD, Wire, chunked, listening
 
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.upstream import direct
-from nexus_gateway.upstream.direct import BorrowedConnection, Connections
+from nexus_gateway.upstream.direct import BorrowedConnection, DirectConnector
 
 STREAM = {**HELLO, "stream": True}
 
@@ -42,7 +42,7 @@ def direct_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no other path, so that nothing passes because of it."""
 
     async def none(*args: object, **how: object) -> None:
-        raise AssertionError("the plain way was taken")
+        raise AssertionError("the direct path was not used")
 
     monkeypatch.setattr("nexus_gateway.upstream.client.Client._via_aiohttp", none)
 
@@ -278,7 +278,7 @@ async def test_a_last_event_without_its_empty_line_ends_the_stream_all_the_same(
 
 
 class Stub:
-    """A connection of aiohttp's pool, and its transport, as far as a `BorrowedConnection` sees them."""
+    """A connection of aiohttp's pool and its transport, as a `BorrowedConnection` uses them."""
 
     def __init__(self, unsent: int) -> None:
         self.protocol = self.transport = self
@@ -319,16 +319,16 @@ async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
 async def test_an_aiohttp_that_has_moved_is_used_the_plain_way(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def moved(self: Connections, origin: str) -> None:
+    async def moved(self: DirectConnector, origin: str) -> None:
         raise AttributeError("connection_key")
 
-    monkeypatch.setattr(Connections, "borrow", moved)
+    monkeypatch.setattr(DirectConnector, "borrow", moved)
     with caplog.at_level(logging.WARNING):
         async with gateway(Wire(GOOD)) as served:
             for _ in range(3):
                 assert await said(served) == (200, EXPECTED)
-    assert [r.message for r in caplog.records if "plain way" in r.message] == [
-        f"aiohttp {aiohttp.__version__} is not as expected: taking the plain way"
+    assert [r.message for r in caplog.records if "direct path" in r.message] == [
+        f"aiohttp {aiohttp.__version__} does not support the direct path: using its session"
     ]
 
 

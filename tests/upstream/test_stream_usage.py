@@ -22,7 +22,7 @@ from nexus_gateway.discovery import PROVIDERS
 from nexus_gateway.provider import drop_fields
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.health import Health
-from nexus_gateway.routing.instance import USAGE_LEFT_S
+from nexus_gateway.routing.instance import STREAM_USAGE_RETRY_S
 from nexus_gateway.testing.conformance.conversations import read_stream
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
@@ -341,7 +341,7 @@ async def test_a_backend_that_refuses_is_asked_without(
             assert headers["X-Nexus-Attempts"] == "1"
         assert [b"stream_options" in r.raw for r in upstream.requests] == [True, False, False]
         assert counts.health.success_rate() == 1
-        clock.advance(USAGE_LEFT_S)
+        clock.advance(STREAM_USAGE_RETRY_S)
         upstream.script(refusal(said, 422))
         await served.chat(STREAM)
         await served.chat(STREAM)
