@@ -6,17 +6,18 @@ import asyncio
 import copy
 import json
 from collections.abc import AsyncIterator, Mapping
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import pytest
-from anthropic.types import ContentBlockParam, MessageParam, ToolParam
-from anthropic.types.message_create_params import MessageCreateParamsStreaming
 from conftest import make_instance, serving
 from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
 from nexus_gateway_plugins.anthropic import Anthropic
 from nexus_gateway_plugins.anthropic_request import MAX_TOKENS
+from official import anthropic
 from pydantic import TypeAdapter
 
 from nexus_gateway.answer import Answer, fold
@@ -35,11 +36,6 @@ TOOL = {
     "function": {"name": "weather", "description": "Says it.", "parameters": SCHEMA},
 }
 WEATHER = {"name": "weather", "description": "Says it.", "input_schema": SCHEMA}
-
-BODY = TypeAdapter(MessageCreateParamsStreaming)
-TURN = TypeAdapter(MessageParam)
-BLOCK: TypeAdapter[Any] = TypeAdapter(ContentBlockParam)
-TOOL_SHAPE = TypeAdapter(ToolParam)
 
 
 def text(words: str, **more: Any) -> dict[str, Any]:
@@ -79,15 +75,20 @@ def encode(**chat: Any) -> dict[str, Any]:
     return parsed
 
 
+@cache
+def official(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(attrgetter(name)(anthropic.types))
+
+
 def check_shape(body: Mapping[str, Any]) -> None:
     """Hold a body against the types of Anthropic's own client, which leaves lists unread."""
-    BODY.validate_python(body)
+    official("message_create_params.MessageCreateParamsStreaming").validate_python(body)
     for turn in body["messages"]:
-        TURN.validate_python(turn)
+        official("MessageParam").validate_python(turn)
         for block in turn["content"]:
-            BLOCK.validate_python(block)
+            official("ContentBlockParam").validate_python(block)
     for tool in body.get("tools", []):
-        TOOL_SHAPE.validate_python(tool)
+        official("ToolParam").validate_python(tool)
 
 
 def refusal(**chat: Any) -> CannotServe:

@@ -3,15 +3,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.responses import ResponseStreamEvent
+from official import openai
 from pydantic import TypeAdapter
 
 from nexus_gateway import sse
@@ -21,7 +21,6 @@ from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.stream_errors import BrokenStream, ErrorEvent, TruncatedStream
 
-EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 ANSWER = Answer("chatcmpl-7", 5, "m")
 USER = {"role": "user", "content": "Hi"}
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
@@ -672,6 +671,11 @@ def test_a_whole_answer_is_what_its_stream_ends_with(chunks: list[Chunk]) -> Non
 # The official client.
 
 
+@cache
+def official_event() -> TypeAdapter[Any]:
+    return TypeAdapter(openai.types.responses.ResponseStreamEvent)
+
+
 def client(body: bytes, kind: str = "text/event-stream") -> openai.OpenAI:
     def answer(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-type": kind}, content=body)
@@ -738,7 +742,7 @@ def test_the_official_client_builds_the_same_from_the_events() -> None:
 def test_every_event_has_its_official_form(chunks: list[Chunk]) -> None:
     fields = {"tools": [{"type": "function", "name": "f", "parameters": {}, "strict": False}]}
     for event in events_of([*chunks, delta(refusal="No")], **fields):
-        EVENTS.validate_python(event)
+        official_event().validate_python(event)
 
 
 def test_the_official_client_reads_a_whole_response() -> None:

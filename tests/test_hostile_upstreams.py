@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import openai
 import pytest
 from conftest import HELLO, Fake, Other, make_instance, serving
+from official import openai
 from raw import BODY, EVENT, HEAD, Wire, chunked, listening
 
 from nexus_gateway.breaker import State

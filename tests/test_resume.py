@@ -6,9 +6,9 @@ import asyncio
 import json
 from typing import Any
 
-import openai
 import pytest
 from conftest import HELLO, KEYS, Other, make_instance, serving
+from official import openai
 
 from nexus_gateway import json_codec
 from nexus_gateway.breaker import State

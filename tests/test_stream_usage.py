@@ -7,13 +7,13 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from clock import FakeClock
 from conftest import HELLO, KEYS, Fake, make_instance, serving
 from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
+from official import openai
 from test_metrics import sample, scrape
 
 from nexus_gateway import sse
