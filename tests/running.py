@@ -12,6 +12,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -34,6 +35,9 @@ WAITING = (
     "test_reload.py",
     "test_traces_process.py",
 )
+# Coverage doubles the time of what it looks at: of a test with many cases it sees the first ones.
+MEASURED_CASES = int(os.environ.get("MC","8"))
+_cases: Counter[object] = Counter()
 # Both need the wheel, built and installed: whoever runs the one has it for the other.
 TOGETHER = {"test_distributions.py": "test_new_provider.py"}
 
@@ -86,10 +90,19 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Do not measure for the thousandth time what other tests run as well."""
-    if item.get_closest_marker("unmeasured") is None:
+def _is_measured(item: pytest.Item) -> bool:
+    """Measure neither the tests of Hypothesis, whose examples repeat what the others run, ..."""
+    function = getattr(item, "function", None)
+    if item.get_closest_marker("unmeasured") or hasattr(function, "hypothesis"):
+        return False
+    _cases[function] += 1
+    return _cases[function] <= MEASURED_CASES
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let coverage look away from what it has seen."""
+    if _is_measured(item):
         return (yield)
     with _unmeasured():
         return (yield)
