@@ -10,6 +10,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from running import unmeasured
+
 
 class Later(ModuleType):
     """Stands for a module that is imported by the first look at what is in it."""
@@ -17,7 +19,8 @@ class Later(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # pytest looks for such names in all that a test module has
             raise AttributeError(name)
-        return getattr(importlib.import_module(self.__name__), name)
+        with unmeasured():
+            return getattr(importlib.import_module(self.__name__), name)
 
 
 anthropic: Any = Later("anthropic")

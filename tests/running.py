@@ -36,10 +36,27 @@ WAITING = (
     "test_traces_process.py",
 )
 # Coverage doubles the time of what it looks at: of a test with many cases it sees the first ones.
-MEASURED_CASES = int(os.environ.get("MC","8"))
+MEASURED_CASES = 6
 _cases: Counter[object] = Counter()
-# Both need the wheel, built and installed: whoever runs the one has it for the other.
-TOGETHER = {"test_distributions.py": "test_new_provider.py"}
+# These share what takes long to make, and run in one process: the wheel, built and installed, and
+# the official clients, imported.
+TOGETHER = {
+    "test_distributions.py": "test_new_provider.py",
+    **dict.fromkeys(
+        (
+            "test_anthropic_client.py",
+            "test_claude_code.py",
+            "test_dialect_responses.py",
+            "test_four_ways.py",
+            "test_openai_client.py",
+            "test_other_doors.py",
+            "test_responses_client.py",
+            "test_resume.py",
+            "test_stream_usage.py",
+        ),
+        "test_anthropic_plugin.py",
+    ),
+}
 
 
 def pytest_configure() -> None:
@@ -56,7 +73,7 @@ def pytest_configure() -> None:
 
 
 @contextlib.contextmanager
-def _unmeasured() -> Iterator[None]:
+def unmeasured() -> Iterator[None]:
     """Let coverage wait: whatever runs before its eyes takes twice as long."""
     measuring = []
     while (one := coverage.Coverage.current()) is not None:  # a worker has two, one in the other
@@ -74,7 +91,7 @@ def pytest_collection() -> Generator[None, object, object]:
     """Collect unmeasured; what is there then stays to the end and is no garbage to look through."""
     gc.disable()
     try:
-        with _unmeasured():
+        with unmeasured():
             return (yield)
     finally:
         gc.freeze()
@@ -86,12 +103,12 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     """Measure nothing in the process that only hands tests out to the workers."""
     if not session.config.pluginmanager.hasplugin("dsession"):
         return (yield)
-    with _unmeasured():
+    with unmeasured():
         return (yield)
 
 
 def _is_measured(item: pytest.Item) -> bool:
-    """Measure neither the tests of Hypothesis, whose examples repeat what the others run, ..."""
+    """Return whether coverage looks: never at Hypothesis, which repeats what others run once."""
     function = getattr(item, "function", None)
     if item.get_closest_marker("unmeasured") or hasattr(function, "hypothesis"):
         return False
@@ -104,7 +121,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Let coverage look away from what it has seen."""
     if _is_measured(item):
         return (yield)
-    with _unmeasured():
+    with unmeasured():
         return (yield)
 
 

@@ -543,7 +543,6 @@ async def test_tools_called_side_by_side() -> None:
     assert set(numbers) == {0, 1, 2}
 
 
-@pytest.mark.unmeasured
 @given(st.lists(st.integers(0, 100)), st.dictionaries(st.text(), st.text(), max_size=3))
 def test_arguments_may_be_cut_anywhere(places: list[int], value: dict[str, str]) -> None:
     arguments = json.dumps(value)

@@ -662,7 +662,6 @@ def scripts(draw: st.DrawFn) -> list[Chunk]:
     return chunks + draw(st.lists(st.just(ANSWER.usage(3, 4, cached=1)), max_size=1))
 
 
-@pytest.mark.unmeasured
 @given(scripts())
 def test_a_whole_answer_is_what_its_stream_ends_with(chunks: list[Chunk]) -> None:
     assert response_of(*chunks, stream=True) == whole_of(*chunks, stream=True)
@@ -688,7 +687,6 @@ def texts(output: list[dict[str, Any]], kind: str) -> str:
     return "".join(p["text"] for item in output if item["type"] == kind for p in item["content"])
 
 
-@pytest.mark.unmeasured
 @given(st.permutations(range(6)), scripts())
 def test_the_official_client_follows(order: list[int], chunks: list[Chunk]) -> None:
     mixed = [
@@ -737,7 +735,6 @@ def test_the_official_client_builds_the_same_from_the_events() -> None:
     assert snapshots == {"msg_7_1": "Hello", "fc_7_2": '{"a":1}', "fc_7_3": "{}"}
 
 
-@pytest.mark.unmeasured
 @given(scripts())
 def test_every_event_has_its_official_form(chunks: list[Chunk]) -> None:
     fields = {"tools": [{"type": "function", "name": "f", "parameters": {}, "strict": False}]}
@@ -803,7 +800,6 @@ def test_what_is_no_response(body: bytes) -> None:
         RESPONSES.own_whole(parse({"input": "Hi"}), body, "application/json", None)
 
 
-@pytest.mark.unmeasured
 @given(scripts(), st.lists(st.integers(0, 10_000), max_size=6))
 def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> None:
     sent = stream_of(chunks)

@@ -95,7 +95,6 @@ def test_it_adds_up_as_the_library_does(
                 assert sample(found, known.name, **known.labels) == pytest.approx(known.value)
 
 
-@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2), LABELS, TIMES)))
 def test_what_several_workers_counted_is_what_one_would_have(
     seen: list[tuple[int, str, float]],
@@ -151,7 +150,6 @@ def test_a_request_that_went_well() -> None:
 MS = st.floats(0, 1e6)
 
 
-@settings(max_examples=50)
 @given(
     st.builds(
         record,
