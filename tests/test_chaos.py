@@ -189,7 +189,7 @@ async def test_a_short_campaign_is_survived(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.proves("F38")
 async def test_one_that_flaps_costs_no_caller_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MENU", ({"errors": 0.5},))
-    wanted = Campaign(requests=300, instances=3, bad=1, rounds=1, concurrency=20)
+    wanted = Campaign(requests=200, instances=3, bad=1, rounds=1, concurrency=8)
     tally = await run(wanted, quiet)
     assert tally.kept, tally.examples
     assert tally.befallen["errors"] > 3

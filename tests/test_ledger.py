@@ -74,7 +74,7 @@ def count(path: Path) -> int:
 
 
 def until(is_so: Callable[[], object]) -> None:
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < end_s
         time.sleep(0.005)
