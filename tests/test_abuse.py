@@ -17,7 +17,7 @@ from nexus_gateway.dialects.body import DEEPEST, MOST_CONTAINERS
 from nexus_gateway.provider import Model, Provider
 from nexus_gateway.testing import FakeUpstream, Reply, instance_of, sse
 
-pytestmark = pytest.mark.usefixtures("each_way")
+both_ways = pytest.mark.usefixtures("each_way")
 
 HI = [{"role": "user", "content": "Hi"}]
 DOORS: dict[str, dict[str, Any]] = {
@@ -66,6 +66,7 @@ async def test_too_deep_or_too_many(upstream: FakeUpstream, path: str, value: An
     assert (upstream.hits(), instance.breaker.state()) == (0, State.CLOSED)
 
 
+@both_ways
 @pytest.mark.parametrize("path", DOORS)
 async def test_what_is_deep_but_not_too_deep_is_served(upstream: FakeUpstream, path: str) -> None:
     async with serving(make_instance(upstream, provider=Able)) as served:
@@ -146,6 +147,7 @@ async def test_a_boundary_that_is_none(upstream: FakeUpstream, kind: str) -> Non
     assert (status, upstream.hits()) == (415, 0)
 
 
+@both_ways
 async def test_a_form_of_nothing_but_fields(upstream: FakeUpstream) -> None:
     kind = {"Content-Type": 'multipart/form-data; charset=x; boundary="X b+(X)"; a=b'}
     field = 'Content-Disposition: form-data; name="f"'
@@ -173,6 +175,7 @@ async def test_a_body_that_never_ends(upstream: FakeUpstream, path: str) -> None
         assert served.gateway.drain.in_flight == 0
 
 
+@both_ways
 async def test_a_probe_waits_for_no_slow_caller(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     instance = make_instance(upstream, provider=Able, clock=clock)
@@ -197,6 +200,7 @@ async def test_a_probe_waits_for_no_slow_caller(upstream: FakeUpstream) -> None:
         assert instance.last_reason is None or "refused" not in instance.last_reason
 
 
+@both_ways
 @pytest.mark.proves("S-01")
 @pytest.mark.parametrize("model", [".", ".."])
 async def test_a_deployment_that_is_a_path(upstream: FakeUpstream, model: str) -> None:
@@ -229,6 +233,7 @@ ODD_CHUNKS: list[Any] = [
 STREAM = {"Content-Type": "text/event-stream"}
 
 
+@both_ways
 @pytest.mark.proves("F22")
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize("odd", ODD_CHUNKS, ids=str)
@@ -258,6 +263,7 @@ EMPTY = {
 }
 
 
+@both_ways
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize("name", EMPTY)
 async def test_an_empty_stream_is_a_failure(upstream: FakeUpstream, path: str, name: str) -> None:
@@ -277,6 +283,7 @@ ODD_MESSAGES: list[Any] = [
 ]
 
 
+@both_ways
 @pytest.mark.parametrize("odd", ODD_MESSAGES, ids=str)
 async def test_an_odd_native_event_fails_over_or_breaks(upstream: FakeUpstream, odd: Any) -> None:
     upstream.script(Reply(body=sse(odd, "message_start"), content_type="text/event-stream"))
@@ -289,6 +296,7 @@ async def test_an_odd_native_event_fails_over_or_breaks(upstream: FakeUpstream, 
     assert "message_stop" in said
 
 
+@both_ways
 @pytest.mark.proves("F22")
 async def test_garbage_in_a_native_stream_breaks_it(upstream: FakeUpstream) -> None:
     upstream.default = Reply(garbage_after=3, delay_s=0.01)
@@ -299,6 +307,7 @@ async def test_garbage_in_a_native_stream_breaks_it(upstream: FakeUpstream) -> N
     assert "message_stop" not in said
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -315,6 +324,7 @@ async def test_an_odd_native_message(upstream: FakeUpstream, said: Any, told: in
     assert status == told
 
 
+@both_ways
 @pytest.mark.proves("S-16")
 @pytest.mark.parametrize(
     ("kind", "status", "shown"),

@@ -73,12 +73,13 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(total=None, sock_connect=60))
 
 
+@pytest.mark.unmeasured
 @pytest.mark.usefixtures("patient")
 @pytest.mark.proves("I-13", "F10")
 @pytest.mark.parametrize(
-    ("policy", "count"), [("smart", 500), ("fastest", 50), ("round-robin", 50)]
+    ("policy", "count"), [("smart", 200), ("fastest", 20), ("round-robin", 20)]
 )
-async def test_one_of_five_hundred_probes_and_the_others_go_elsewhere(
+async def test_one_of_hundreds_probes_and_the_others_go_elsewhere(
     upstream: FakeUpstream, crowd: aiohttp.ClientSession, policy: str, count: int
 ) -> None:
     clock = FakeClock()

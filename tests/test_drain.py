@@ -158,7 +158,7 @@ async def test_at_the_limit_each_of_many_is_told(gated: Gated, tmp_path: Path, r
     async with process(
         tmp_path, **env(gated, SHUTDOWN_TIMEOUT_MS="200", LOG_LEVEL="warning")
     ) as gateway:
-        streams = await open_streams(gateway, gated, 300)
+        streams = await open_streams(gateway, gated, 100)
         gateway.signal(signal.SIGTERM)
         for answer in await asyncio.gather(*streams):
             assert answer.count(b'"code":"shutting_down"') == 1

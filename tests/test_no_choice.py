@@ -19,7 +19,7 @@ from nexus_gateway.provider import Model, Provider
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply, instance_of
 
-pytestmark = pytest.mark.usefixtures("each_way")
+both_ways = pytest.mark.usefixtures("each_way")
 
 HI = [{"role": "user", "content": "Hi"}]
 DOORS: dict[str, dict[str, Any]] = {
@@ -55,6 +55,7 @@ def fields(url: str) -> dict[str, Any]:
     }
 
 
+@both_ways
 @pytest.mark.proves("S-01")
 @pytest.mark.parametrize("path", DOORS)
 async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> None:
@@ -68,6 +69,7 @@ async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> Non
         assert not {"api_base", "base_url", "api_key"} & set(received.body)
 
 
+@both_ways
 @pytest.mark.proves("S-01")
 async def test_no_field_of_a_form_does(upstream: FakeUpstream) -> None:
     async with canary() as bird, serving(make_instance(upstream, provider=Able)) as served:
@@ -103,6 +105,7 @@ CHOOSERS = (
 )
 
 
+@both_ways
 @pytest.mark.proves("S-02", "S-17")
 @pytest.mark.parametrize("path", DOORS)
 async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: str) -> None:
@@ -141,6 +144,7 @@ BUILT_IN = [
 ]
 
 
+@both_ways
 @pytest.mark.proves("S-05")
 @pytest.mark.parametrize("point", BUILT_IN, ids=lambda point: point.name)
 async def test_a_key_never_stands_in_an_address(point: metadata.EntryPoint) -> None:
@@ -246,6 +250,7 @@ OURS = {
 }
 
 
+@both_ways
 @pytest.mark.proves("S-16", "F28")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [200, 400, 500])
@@ -262,6 +267,7 @@ async def test_no_header_of_an_upstream_comes_through(
     assert not any("Cookie" in received.headers for received in upstream.requests)
 
 
+@both_ways
 @pytest.mark.proves("S-16", "F27")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -276,6 +282,7 @@ async def test_a_redirect_is_not_followed(
     assert "redirected" in text
 
 
+@both_ways
 @pytest.mark.proves("S-16")
 async def test_an_endless_error_is_cut(upstream: FakeUpstream) -> None:
     flood = json.dumps({"error": {"message": "x" * 5_000_000}}).encode()
@@ -295,6 +302,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, proxy: str) -> Iterator[None]:
         yield
 
 
+@both_ways
 @pytest.mark.proves("S-16")
 async def test_no_proxy_of_the_environment_sees_a_key(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
@@ -306,6 +314,7 @@ async def test_no_proxy_of_the_environment_sees_a_key(
     assert bird.visits == 0
 
 
+@both_ways
 @pytest.mark.proves("S-16")
 @pytest.mark.parametrize("name", ["127.0.0.1", "other.example"])
 async def test_no_key_goes_where_the_certificate_is_not_good(name: str) -> None:
@@ -326,6 +335,7 @@ async def test_no_key_goes_where_the_certificate_is_not_good(name: str) -> None:
     assert not any(heard)
 
 
+@both_ways
 @pytest.mark.proves("S-08", "F37")
 async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUpstream) -> None:
     where = "no-such-host.invalid"
@@ -337,6 +347,7 @@ async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUps
             assert hint not in text
 
 
+@both_ways
 @pytest.mark.proves("F48")
 async def test_a_key_may_be_short_long_or_twice_the_same(upstream: FakeUpstream) -> None:
     keys = ["k", "k" * 500, KEYS[0], KEYS[0]]

@@ -12,7 +12,7 @@ from official import openai
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
 
-pytestmark = pytest.mark.usefixtures("each_way")
+both_ways = pytest.mark.usefixtures("each_way")
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
@@ -31,6 +31,7 @@ async def client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
         yield made
 
 
+@both_ways
 async def test_whole_and_streamed(client: openai.AsyncOpenAI) -> None:
     whole = await client.chat.completions.create(model="auto", messages=HELLO)
     assert whole.choices[0].message.content == Reply().text
@@ -42,6 +43,7 @@ async def test_whole_and_streamed(client: openai.AsyncOpenAI) -> None:
     assert parts[-1].choices[0].finish_reason == "stop"
 
 
+@both_ways
 async def test_usage_chunk(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="auto", messages=HELLO, stream=True, stream_options={"include_usage": True}
@@ -51,6 +53,7 @@ async def test_usage_chunk(client: openai.AsyncOpenAI) -> None:
     assert last.usage.prompt_tokens == 7
 
 
+@both_ways
 async def test_tools(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
     upstream.default = Reply(tool_calls=True)
     whole = await client.chat.completions.create(model="auto", messages=HELLO, tools=[TOOL])
@@ -114,6 +117,7 @@ async def test_a_wrong_key(served: Served) -> None:
             await client.models.list()
 
 
+@both_ways
 @pytest.mark.proves("I-31")
 async def test_a_broken_stream_raises(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
     upstream.default = Reply(cut_after=3, delay_s=0.01)

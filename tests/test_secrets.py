@@ -131,13 +131,10 @@ async def test_check_and_providers(upstream: FakeUpstream, tmp_path: Path) -> No
     assert code == 0
     assert "nexus_gateway_plugins.groq:Groq" in out
     assert_silent(out)
-    code, out = await command(tmp_path, "check", env)
-    assert code == 0
-    assert out.count(" ok ") == 3
-    assert_silent(out)
     upstream.defaults[SECRETS["GROQ_KEY_2"]] = Reply(status=401)
     code, out = await command(tmp_path, "check", env)
     assert code == 1
+    assert out.count(" ok ") == 2
     assert "the key was refused (401)" in out
     assert_silent(out)
 

@@ -13,7 +13,7 @@ from conftest import HELLO, KEYS, Other, Served, make_instance, serving
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply
 
-pytestmark = pytest.mark.usefixtures("each_way")
+both_ways = pytest.mark.usefixtures("each_way")
 
 NAMES = ["Fake (Key #1)", "Other (Key #2)"]
 
@@ -107,6 +107,7 @@ async def test_too_large_and_compressed_bodies(upstream: FakeUpstream) -> None:
     assert upstream.hits() == 0
 
 
+@both_ways
 @pytest.mark.proves("F35", "S-19")
 async def test_request_ids(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
@@ -117,6 +118,7 @@ async def test_request_ids(upstream: FakeUpstream) -> None:
         assert made.startswith("req-")
 
 
+@both_ways
 async def test_streams_by_default_only_without_a_model(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         for body, kind in [
@@ -132,6 +134,7 @@ async def test_streams_by_default_only_without_a_model(upstream: FakeUpstream) -
         assert "upstream;dur=" in headers["Server-Timing"]
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("model", "provider", "asked"),
     [
@@ -290,6 +293,7 @@ async def test_admin_calls_are_closed_beyond_this_machine(upstream: FakeUpstream
             assert got[0] == status, host
 
 
+@both_ways
 @pytest.mark.proves("S-13")
 async def test_cors(upstream: FakeUpstream) -> None:
     origin = {"Origin": "https://chat.example"}

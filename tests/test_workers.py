@@ -176,7 +176,8 @@ async def test_what_one_worker_decides_holds_for_all(
     await gateway.all_see("circuitState", "OPEN")
 
 
-async def test_a_dead_worker_is_replaced_and_nobody_is_refused(gateway: Supervised) -> None:
+@pytest.mark.parametrize("gateway", [ON_ASYNCIO], ids=["asyncio"], indirect=True)
+async def test_a_dead_worker_is_replaced_and_no_request_is_refused(gateway: Supervised) -> None:
     await gateway.toggle(False)
     await gateway.all_see("enabled", False)
     victim, other = gateway.pids()
@@ -281,7 +282,6 @@ async def test_the_page_shows_what_all_workers_serve_and_outlives_each(
 
 
 @pytest.mark.proves("I-54")
-@pytest.mark.parametrize("gateway", [START, ON_ASYNCIO], ids=["uvloop", "asyncio"], indirect=True)
 async def test_a_reload_loses_no_call_and_no_stream(
     gateway: Supervised, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
