@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+
+from nexus_gateway.listening import listen
+
+
+@contextlib.contextmanager
+def listened(host: str, slots: int) -> Iterator[list[list[socket.socket]]]:
+    """Listen on a free port once for each slot, and close all that at the end, however it comes."""
+    with contextlib.ExitStack() as closing:
+        sockets = listen(host, 0, slots)
+        for one in itertools.chain.from_iterable(sockets):
+            closing.enter_context(one)
+        yield sockets
 
 
 class Process:

@@ -29,6 +29,8 @@ from aiohttp import web
 
 from nexus_gateway.testing import FakeUpstream, Reply
 
+# Builds and installs, which takes its time on a machine that does much else.
+pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parent.parent
 THIRD_PARTIES = ("nexus-echo", "nexus-foreign", "nexus-broken")
 NOT_SOURCE = shutil.ignore_patterns(

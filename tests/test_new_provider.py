@@ -23,6 +23,7 @@ from nexus_gateway.testing import FakeUpstream, Reply
 
 # Fixtures, used by their names alone.
 __all__ = ["built", "installed"]
+pytestmark = pytest.mark.timeout(600)  # see test_distributions
 NAMES = {"openai": "acme-ai", "custom": "made_up"}
 # A made-up answer in the made-up format.
 WORDS = b"""\

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from conftest import HELLO, make_instance
+from processes import listened
 from records import ended
 
 from nexus_gateway import worker
@@ -22,7 +25,6 @@ from nexus_gateway.control import PLACE, Line, Place
 from nexus_gateway.handlers import events
 from nexus_gateway.handlers.gateway import GATEWAY, Gateway
 from nexus_gateway.handlers.view import view_of_request
-from nexus_gateway.listening import listen
 from nexus_gateway.news import News
 from nexus_gateway.pool import Pool
 from nexus_gateway.settings import Settings
@@ -63,31 +65,29 @@ class Hired:
 
 @pytest.fixture
 async def hired(upstream: FakeUpstream) -> AsyncIterator[Hired]:
-    sockets = listen("127.0.0.1", 0, 2)
-    port = sockets[0][0].getsockname()[1]
-    ours, theirs = socket.socketpair()
-    # The worker has descriptors of its own, as it would have in another process.
-    listening = [[os.dup(one.fileno()) for one in slot] for slot in sockets]
-    text = Place(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
-    environ = {PLACE: text}
-    place = workers.place(environ)
-    assert place is not None
-    assert workers.place(environ) is None
-    app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
-    hired = Hired(await Line.open(ours), f"http://127.0.0.1:{port}", sockets)
-    hired.gateway = app[GATEWAY]
-    hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
-    hired.line.say("share", **NOTHING_NEW)
-    async with aiohttp.ClientSession() as hired.session:
-        await hired.hears("ready")
-        hired.line.say("listen", slots=[0, 1])  # nobody else is there
-        yield hired
-        await hired.line.close()
-        await hired.ends()
-    for one in (one for slot in sockets for one in slot):
-        one.close()
-    for number in (number for slot in listening for number in slot):
-        os.close(number)
+    with listened("127.0.0.1", 2) as sockets, contextlib.ExitStack() as closing:
+        port = sockets[0][0].getsockname()[1]
+        ours, theirs = socket.socketpair()
+        # The worker has descriptors of its own, as it would have in another process.
+        listening = [[os.dup(one.fileno()) for one in slot] for slot in sockets]
+        for number in itertools.chain.from_iterable(listening):
+            closing.callback(os.close, number)
+        text = Place(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
+        environ = {PLACE: text}
+        place = workers.place(environ)
+        assert place is not None
+        assert workers.place(environ) is None
+        app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
+        hired = Hired(await Line.open(ours), f"http://127.0.0.1:{port}", sockets)
+        hired.gateway = app[GATEWAY]
+        hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
+        hired.line.say("share", **NOTHING_NEW)
+        async with aiohttp.ClientSession() as hired.session:
+            await hired.hears("ready")
+            hired.line.say("listen", slots=[0, 1])  # nobody else is there
+            yield hired
+            await hired.line.close()
+            await hired.ends()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from conftest import HELLO, KEYS
-from processes import Process, process
+from processes import Process, listened, process
 
 from nexus_gateway import log
 from nexus_gateway.cli import main, workers
@@ -97,7 +97,8 @@ async def gateway(
     start = getattr(request, "param", START)
     env_file = tmp_path / "settings.env"
     write(env_file, upstream)
-    sockets = listen("127.0.0.1", 0, 2)
+    closing = contextlib.ExitStack()
+    sockets = closing.enter_context(listened("127.0.0.1", 2))
     command = [sys.executable, *start, "serve", "--env-file", str(env_file)]
     nursery = Nursery([*command, "--workers", "2"], environ(), "127.0.0.1", sockets)
     announced = asyncio.Event()
@@ -118,9 +119,8 @@ async def gateway(
         finally:
             if not running.done():
                 supervisor.stop()
-            assert await asyncio.wait_for(running, 20) == 0
-            for one in (one for slot in sockets for one in slot):
-                one.close()
+            with closing:
+                assert await asyncio.wait_for(running, 20) == 0
 
 
 @contextlib.asynccontextmanager
@@ -326,15 +326,13 @@ async def test_a_worker_that_is_asked_to_go_is_replaced_first(gateway: Supervise
 
 
 async def test_wrong_settings_are_told_once(tmp_path: Path) -> None:
-    sockets = listen("127.0.0.1", 0, 2)
-    command = [sys.executable, "-m", "nexus_gateway", "serve", "--workers", "2"]
-    nursery = Nursery(command, environ(PORT="no-port"), "127.0.0.1", sockets)
-    with pytest.raises(ConfigError, match="PORT must be"):
-        await Supervisor(nursery, lambda _: None).run()
-    nursery = Nursery([sys.executable, "-c", "raise SystemExit(3)"], {}, "127.0.0.1", sockets)
-    assert await Supervisor(nursery, lambda _: None).run() == 3
-    for one in (one for slot in sockets for one in slot):
-        one.close()
+    with listened("127.0.0.1", 2) as sockets:
+        command = [sys.executable, "-m", "nexus_gateway", "serve", "--workers", "2"]
+        nursery = Nursery(command, environ(PORT="no-port"), "127.0.0.1", sockets)
+        with pytest.raises(ConfigError, match="PORT must be"):
+            await Supervisor(nursery, lambda _: None).run()
+        nursery = Nursery([sys.executable, "-c", "raise SystemExit(3)"], {}, "127.0.0.1", sockets)
+        assert await Supervisor(nursery, lambda _: None).run() == 3
 
 
 async def worker_pids(gateway: Process) -> list[int]:
@@ -411,13 +409,11 @@ def test_pauses_grow_up_to_a_bound() -> None:
 
 
 def test_a_port_is_never_shared_with_another_gateway() -> None:
-    sockets = listen("localhost", 0, 2)
-    port = sockets[0][0].getsockname()[1]
-    assert {one.getsockname()[1] for slot in sockets for one in slot} == {port}
-    with pytest.raises(OSError, match="in use"):
-        listen("localhost", port, 2)
-    for one in (one for slot in sockets for one in slot):
-        one.close()
+    with listened("localhost", 2) as sockets:
+        port = sockets[0][0].getsockname()[1]
+        assert {one.getsockname()[1] for slot in sockets for one in slot} == {port}
+        with pytest.raises(OSError, match="in use"):
+            listen("localhost", port, 2)
 
 
 @pytest.mark.parametrize(
@@ -451,10 +447,9 @@ def test_a_taken_port_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(log, "configure", lambda *_: None)
-    ((taken,),) = listen("127.0.0.1", 0, 1)
-    port = str(taken.getsockname()[1])
-    assert main(["serve", "--port", port, "--workers", "2"]) == 1
-    assert f"cannot listen on 127.0.0.1:{port}: address already in use\n" in caplog.text
-    assert main(["mock", "--port", port]) == 2
-    assert capsys.readouterr().err == "nexus-gateway: cannot listen: address already in use.\n"
-    taken.close()
+    with listened("127.0.0.1", 1) as ((taken,),):
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--port", port, "--workers", "2"]) == 1
+        assert f"cannot listen on 127.0.0.1:{port}: address already in use\n" in caplog.text
+        assert main(["mock", "--port", port]) == 2
+        assert capsys.readouterr().err == "nexus-gateway: cannot listen: address already in use.\n"
