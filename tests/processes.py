@@ -35,7 +35,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def exit_code(self, within_s: float = 10) -> int:
+    async def exit_code(self, within_s: float = 30) -> int:
         return await asyncio.wait_for(self.process.wait(), within_s)
 
 
@@ -59,7 +59,7 @@ async def process(
     log: list[str] = []
     url = ""
     while not url:
-        line = (await asyncio.wait_for(started.stdout.readline(), 20)).decode()
+        line = (await asyncio.wait_for(started.stdout.readline(), 30)).decode()
         assert line, "".join(log)
         log.append(line)
         found = re.search(r"http://[\d.:]+", line)

@@ -346,7 +346,7 @@ async def test_a_signal_ends_it_with_what_it_started(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 130
+        assert await asyncio.wait_for(process.wait(), 30) == 130
         for pid in found:
             with pytest.raises(ProcessLookupError):
                 os.kill(int(pid), 0)

@@ -70,7 +70,7 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
     upstream: FakeUpstream, tmp_path: Path, style: str, direct: str
 ) -> None:
     urls = {f"{n}_BASE_URL": upstream.base_url for n in ("GROQ", "CEREBRAS")}
-    limits = {"FIRST_TOKEN_TIMEOUT_MS": "300", "LOG_LEVEL": "debug", "LOG_FORMAT": style}
+    limits = {"FIRST_TOKEN_TIMEOUT_MS": "1000", "LOG_LEVEL": "debug", "LOG_FORMAT": style}
     limits |= {"MAX_ATTEMPTS": "1", "DIRECT_PATH": direct}
     seen: list[str] = []
     async with (

@@ -41,7 +41,7 @@ async def test_it_serves_without_the_streams_that_every_process_has(
     )
     url = f"http://127.0.0.1:{unused_tcp_port}/health/live"
     try:
-        async with aiohttp.ClientSession() as session, asyncio.timeout(20):
+        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
             status = 0
             while not status and gateway.returncode is None:
                 try:
@@ -51,7 +51,7 @@ async def test_it_serves_without_the_streams_that_every_process_has(
                     await asyncio.sleep(0.05)
         assert status == 200
         gateway.terminate()
-        assert await asyncio.wait_for(gateway.wait(), 10) == 0
+        assert await asyncio.wait_for(gateway.wait(), 30) == 0
     finally:
         if gateway.returncode is None:
             gateway.kill()
@@ -78,7 +78,7 @@ async def test_what_is_not_http_makes_no_500_and_no_traceback(tmp_path: Path) ->
         for odd in ODD:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(odd)
-            answer = await asyncio.wait_for(reader.read(), 10)
+            answer = await asyncio.wait_for(reader.read(), 30)
             statuses.append(int(answer.split()[1]))
             writer.close()
         assert statuses == [400, 400, 400, 400, 415, 404, 200]
@@ -96,7 +96,7 @@ async def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
         env={**os.environ, name: value},
         stderr=asyncio.subprocess.PIPE,
     )
-    _, errors = await asyncio.wait_for(started.communicate(), 20)
+    _, errors = await asyncio.wait_for(started.communicate(), 30)
     assert started.returncode == 2
     assert name in errors.decode()
     assert value not in errors.decode()

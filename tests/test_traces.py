@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from waiting import until
 
 from nexus_gateway import __version__, trace_export
 from nexus_gateway.secret import Secret
@@ -40,9 +41,7 @@ class Spans:
 
     async def of(self, count: int) -> tuple[ReadableSpan, list[ReadableSpan]]:
         """Wait for so many spans; return the request's and the attempts' in turn."""
-        async with asyncio.timeout(2):
-            while len(self.memory.get_finished_spans()) < count:  # noqa: ASYNC110 - or an event?
-                await asyncio.sleep(0.005)
+        await until(lambda: len(self.memory.get_finished_spans()) >= count)
         spans = self.memory.get_finished_spans()
         assert len(spans) == count
         (server,) = [s for s in spans if s.kind is SpanKind.SERVER]

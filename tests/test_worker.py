@@ -17,6 +17,7 @@ import pytest
 from conftest import HELLO, make_instance
 from processes import listened
 from records import ended
+from waiting import until
 
 from nexus_gateway import worker
 from nexus_gateway.app import build_app
@@ -48,7 +49,7 @@ class Hired:
         self.session: aiohttp.ClientSession
 
     async def hears(self, kind: str) -> dict[str, Any]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for heard, message in self.line.messages():
                 self.heard.append((heard, message))
                 if heard == kind:
@@ -60,7 +61,7 @@ class Hired:
             return answer.status, await answer.text(), answer.headers.get("Connection", "")
 
     async def ends(self) -> None:
-        assert await asyncio.wait_for(self.working, 10) == 0
+        assert await asyncio.wait_for(self.working, 30) == 0
 
 
 @pytest.fixture
@@ -96,9 +97,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def opened(upstream: FakeUpstream) -> None:
-    async with asyncio.timeout(10):
-        while not upstream.open:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: upstream.open)
 
 
 async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) -> None:
@@ -110,9 +109,7 @@ async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) ->
         {f"{instance.name} toggle": [instance._clock(), False]}, gauges={"requests_in_flight": 3}
     )
     hired.line.say("share", **others.as_json(), workers=5, shown=False)
-    async with asyncio.timeout(10):
-        while instance.enabled:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: not instance.enabled)
     async with hired.session.get(hired.url + "/health") as answer:
         health = await answer.json()
     assert (health["workers"], health["inFlightRequests"]) == (5, 3)
@@ -155,19 +152,19 @@ async def test_who_listens_waits_for_nobody_who_hangs(
     async with hired.session.get(hired.url + EVENTS) as opened:
         assert (await snapshot(opened))["requests"] == []
         await listening(hired)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while LISTENERS in Shared.from_json(await hired.hears("share")).gauges:
             pass
 
 
 async def listening(hired: Hired) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while Shared.from_json(await hired.hears("share")).gauges.get(LISTENERS) != 1:
             pass
 
 
 async def snapshot(opened: aiohttp.ClientResponse) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (line := await opened.content.readline()).startswith(b"data: "):
             pass
     found: dict[str, Any] = json.loads(line[6:])
@@ -195,7 +192,7 @@ async def test_replaced_it_answers_whoever_still_comes_and_ends_its_streams(
         stream = asyncio.create_task(hired.chat())
         await opened(upstream)
         hired.line.say("retire")
-        await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 10)
+        await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 30)
         async with idle.get(hired.url + "/health") as answer:
             assert (answer.status, answer.headers["Connection"]) == (200, "close")
         assert (await stream)[1].endswith("[DONE]\n\n")
@@ -222,7 +219,7 @@ async def test_replaced_it_still_drains_when_the_gateway_ends(
     stream = asyncio.create_task(hired.chat())
     await opened(upstream)
     hired.line.say("retire")
-    await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 10)
+    await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 30)
     hired.line.say("drain")
     assert '"code":"shutting_down"' in (await stream)[1]
     await hired.ends()
