@@ -41,7 +41,7 @@ AT = {
     "in the midst": Reply(hang_after=2),
     "in a flood": Reply(
         text=("x" * 5000 + " ") * 8000
-    ),  # more than all buffers on the way may hold
+    ),  # more than all buffers hold
 }
 
 
