@@ -10,33 +10,15 @@ from typing import Any
 
 import pytest
 from clock import FakeClock
-from conftest import KEYS, Fake, make_instance, serving
+from conftest import KEYS, make_instance, serving
+from endpoints import BODIES, HI, Able
 
 from nexus_gateway.breaker import State
 from nexus_gateway.dialects.body import DEEPEST, MOST_CONTAINERS
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Provider
 from nexus_gateway.testing import FakeUpstream, Reply, instance_of, sse
 
 both_ways = pytest.mark.usefixtures("each_way")
-
-HI = [{"role": "user", "content": "Hi"}]
-DOORS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": HI, "stream": False},
-    "/v1/messages": {"messages": HI, "max_tokens": 9},
-    "/v1/responses": {"input": "Hi"},
-    "/v1/embeddings": {"input": "Hi", "model": "fake"},
-    "/v1/completions": {"prompt": "Hi"},
-}
-
-
-class Able(Fake):
-    models = (Model("fake-large", 1000, True), Model("ears", kind="transcriptions"))
-    endpoints = {
-        "chat": "/chat/completions",
-        "completions": "/completions",
-        "embeddings": "/embeddings",
-        "transcriptions": "/audio/transcriptions",
-    }
 
 
 def anthropic(upstream: FakeUpstream, number: int = 1) -> Any:
@@ -53,26 +35,26 @@ def nested(depth: int) -> Any:
 
 
 @pytest.mark.proves("F34", "S-14")
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(
     "value", [nested(DEEPEST + 5), [[]] * (MOST_CONTAINERS + 5)], ids=["deep", "many"]
 )
 async def test_too_deep_or_too_many(upstream: FakeUpstream, path: str, value: Any) -> None:
     instance = make_instance(upstream, provider=Able)
     async with serving(instance) as served:
-        status, text, _ = await served.post(path, {**DOORS[path], "metadata": value})
+        status, text, _ = await served.post(path, {**BODIES[path], "metadata": value})
     assert status == 400
     assert "nested" in json.loads(text)["error"]["message"]
     assert (upstream.hits(), instance.breaker.state()) == (0, State.CLOSED)
 
 
 @both_ways
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", BODIES)
 async def test_what_is_deep_but_not_too_deep_is_served(upstream: FakeUpstream, path: str) -> None:
     async with serving(make_instance(upstream, provider=Able)) as served:
         more = {"metadata": nested(DEEPEST - 5)}
         for stream in (False, True) if path != "/v1/embeddings" else (False,):
-            status, _, _ = await served.post(path, {**DOORS[path], **more, "stream": stream})
+            status, _, _ = await served.post(path, {**BODIES[path], **more, "stream": stream})
             assert status == 200
 
 
@@ -82,7 +64,7 @@ async def test_what_is_deep_but_not_too_deep_is_served(upstream: FakeUpstream, p
 async def test_a_kind_that_is_no_word(
     upstream: FakeUpstream, field: str, kind: Any, stream: bool
 ) -> None:
-    body = {**DOORS["/v1/messages"], field: {"type": kind}, "stream": stream}
+    body = {**BODIES["/v1/messages"], field: {"type": kind}, "stream": stream}
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.post("/v1/messages", body)
     assert (status, json.loads(text)["error"]["param"]) == (400, f"{field}.type")
@@ -161,7 +143,7 @@ async def test_a_form_of_nothing_but_fields(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("F33", "S-14")
-@pytest.mark.parametrize("path", [*DOORS, "/v1/audio/transcriptions"])
+@pytest.mark.parametrize("path", [*BODIES, "/v1/audio/transcriptions"])
 async def test_a_body_that_never_ends(upstream: FakeUpstream, path: str) -> None:
     async with serving(make_instance(upstream, provider=Able), idle_timeout_ms=100) as served:
         port = int(served.url.rsplit(":", 1)[1])
@@ -248,7 +230,7 @@ async def test_an_odd_chunk_never_ends_in_a_500_or_in_silence(
     upstream.default = Reply(body=body, content_type="text/event-stream")
     instance = make_instance(upstream)
     async with serving(instance, max_attempts=1) as served:
-        status, said, headers = await served.post(path, {**DOORS[path], "stream": True})
+        status, said, headers = await served.post(path, {**BODIES[path], "stream": True})
     assert status in (200, 503)
     if status == 200:
         assert headers["Content-Type"].startswith("text/event-stream")
@@ -270,7 +252,7 @@ async def test_an_empty_stream_is_a_failure(upstream: FakeUpstream, path: str, n
     upstream.script(Reply(body=EMPTY[name], content_type="text/event-stream"))
     pair = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*pair) as served:
-        status, _, headers = await served.post(path, {**DOORS[path], "stream": True})
+        status, _, headers = await served.post(path, {**BODIES[path], "stream": True})
     assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
 
 
@@ -290,7 +272,7 @@ async def test_an_odd_native_event_fails_over_or_breaks(upstream: FakeUpstream, 
     pair = anthropic(upstream), anthropic(upstream, 2)
     async with serving(*pair) as served:
         status, said, headers = await served.post(
-            "/v1/messages", {**DOORS["/v1/messages"], "stream": True}
+            "/v1/messages", {**BODIES["/v1/messages"], "stream": True}
         )
     assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
     assert "message_stop" in said
@@ -301,7 +283,7 @@ async def test_an_odd_native_event_fails_over_or_breaks(upstream: FakeUpstream, 
 async def test_garbage_in_a_native_stream_breaks_it(upstream: FakeUpstream) -> None:
     upstream.default = Reply(garbage_after=3, delay_s=0.01)
     async with serving(anthropic(upstream)) as served:
-        _, said, _ = await served.post("/v1/messages", {**DOORS["/v1/messages"], "stream": True})
+        _, said, _ = await served.post("/v1/messages", {**BODIES["/v1/messages"], "stream": True})
     assert "not json" not in said
     assert "event: error" in said
     assert "message_stop" not in said
@@ -320,7 +302,7 @@ async def test_an_odd_native_message(upstream: FakeUpstream, said: Any, told: in
     whole = {"type": "message", "content": [], "usage": {}, **said}
     upstream.default = Reply(body=json.dumps(whole).encode())
     async with serving(anthropic(upstream), max_attempts=1) as served:
-        status, _, _ = await served.post("/v1/messages", DOORS["/v1/messages"])
+        status, _, _ = await served.post("/v1/messages", BODIES["/v1/messages"])
     assert status == told
 
 

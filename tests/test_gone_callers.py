@@ -39,9 +39,7 @@ AT = {
     "before the head": Reply(hang=True),
     "before the first word": Reply(hang_after=0),
     "in the midst": Reply(hang_after=2),
-    "in a flood": Reply(
-        text=("x" * 5000 + " ") * 8000
-    ),  # more than all buffers hold
+    "in a flood": Reply(text=("x" * 5000 + " ") * 8000),  # more than all buffers hold
 }
 
 

@@ -13,36 +13,21 @@ from typing import Any
 import pytest
 import trustme
 from conftest import HELLO, KEYS, Fake, make_instance, serving
+from endpoints import BODIES as ENDPOINT_BODIES
+from endpoints import HI, Native
 from intruder import canary, raw, request
 
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Provider
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing import FakeUpstream, Reply, instance_of
 
 both_ways = pytest.mark.usefixtures("each_way")
 
-HI = [{"role": "user", "content": "Hi"}]
-DOORS: dict[str, dict[str, Any]] = {
+BODIES = {
+    **ENDPOINT_BODIES,
     "/v1/chat/completions": {"messages": HI},
-    "/v1/messages": {"messages": HI, "max_tokens": 9},
     "/v1/messages/count_tokens": {"messages": HI},
-    "/v1/responses": {"input": "Hi"},
-    "/v1/embeddings": {"input": "Hi", "model": "fake"},
-    "/v1/completions": {"prompt": "Hi"},
 }
-
-
-class Able(Fake):
-    models = (Model("fake-large", 1000, True), Model("ears", kind="transcriptions"))
-    endpoints = {
-        "chat": "/chat/completions",
-        "completions": "/completions",
-        "embeddings": "/embeddings",
-        "transcriptions": "/audio/transcriptions",
-        "responses": "/responses",
-        "messages": "/messages",
-        "count_tokens": "/messages/count_tokens",
-    }
 
 
 def fields(url: str) -> dict[str, Any]:
@@ -57,10 +42,10 @@ def fields(url: str) -> dict[str, Any]:
 
 @both_ways
 @pytest.mark.proves("S-01")
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", BODIES)
 async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Able)) as served:
-        body = {**DOORS[path], **fields(bird.url)}
+    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
+        body = {**BODIES[path], **fields(bird.url)}
         await served.post(f"{path}?api_base={bird.url}&api_key=k&base_url={bird.url}", body)
     assert bird.visits == 0
     assert upstream.requests
@@ -72,7 +57,7 @@ async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> Non
 @both_ways
 @pytest.mark.proves("S-01")
 async def test_no_field_of_a_form_does(upstream: FakeUpstream) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Able)) as served:
+    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
         named = {"api_base": bird.url, "base_url": bird.url, "api_key": "k", "model": "ears"}
         parts = [f'name="{name}"\r\n\r\n{value}' for name, value in named.items()]
         parts += ['name="file"; filename="a.wav"\r\n\r\nRIFF']
@@ -107,9 +92,9 @@ CHOOSERS = (
 
 @both_ways
 @pytest.mark.proves("S-02", "S-17")
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", BODIES)
 async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: str) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Able)) as served:
+    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
         headers = [f"{name}: {bird.url}" for name in CHOOSERS]
         headers += ["Authorization: Bearer a-callers", "X-Api-Key: a-callers", "api-key: x"]
         headers += ["Cookie: a=b", "Proxy-Authorization: Basic eDp5", "OpenAI-Organization: o"]
@@ -121,7 +106,7 @@ async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: 
             "Accept-Encoding: br",
             "TE: trailers",
         ]
-        body, host = json.dumps(DOORS[path]).encode(), bird.url.removeprefix("http://")
+        body, host = json.dumps(BODIES[path]).encode(), bird.url.removeprefix("http://")
         target = f"POST {bird.url}{path}"  # a proxy would take it from there
         await raw(served.url, request(target, *headers, body=body, host=host))
     assert bird.visits == 0
@@ -195,7 +180,7 @@ PICTURES: dict[str, Any] = {
 async def test_what_a_body_points_at_is_not_fetched(
     upstream: FakeUpstream, path: str, native: bool
 ) -> None:
-    instance = make_instance(upstream, provider=Able if native else Fake)
+    instance = make_instance(upstream, provider=Native if native else Fake)
     async with canary() as bird, serving(instance) as served:
         url = bird.url + "/latest/meta-data"
         await served.post(path, PICTURES[path](url))
@@ -206,12 +191,12 @@ async def test_what_a_body_points_at_is_not_fetched(
 @pytest.mark.proves("S-22")
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_an_upstream_reads_what_we_have_read(upstream: FakeUpstream, path: str) -> None:
-    said = json.dumps(DOORS[path])[:-1].encode()
+    said = json.dumps(BODIES[path])[:-1].encode()
     twice = (
         said + b', "model": "fake/one", "x": {"a": 1, "a": 2}, "model": "fake/two",'
         b'"api_base": "http://a", "\\u0061pi_base": "http://b", "stream": true, "stream": false}'
     )
-    async with serving(make_instance(upstream, provider=Able)) as served:
+    async with serving(make_instance(upstream, provider=Native)) as served:
         status, _, headers = await served.post(path, twice)
         assert status == 200
         for odd in (b', "x": NaN}', b', "x": -Infinity}', b', "x": 1e999}', b', "x": 1}{}'):
@@ -355,7 +340,7 @@ async def test_a_key_may_be_short_long_or_twice_the_same(upstream: FakeUpstream)
     instances = [
         make_instance(upstream, number, key=Secret(key), name=name, provider=provider)
         for number, (key, name, provider) in enumerate(
-            zip(keys, names, [Fake, Fake, Fake, Able], strict=True), 1
+            zip(keys, names, [Fake, Fake, Fake, Native], strict=True), 1
         )
     ]
     async with serving(*instances) as served:

@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from conftest import HELLO, Fake, make_instance, serving
+from conftest import HELLO, make_instance, serving
+from endpoints import Able
 from processes import process
 
 from nexus_gateway.provider import Account, HttpRequest
@@ -189,14 +190,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": PROMPT, "model": "fake"},
     "/v1/completions": {"prompt": PROMPT},
 }
-
-
-class Able(Fake):
-    endpoints = {
-        "chat": "/chat/completions",
-        "completions": "/completions",
-        "embeddings": "/embeddings",
-    }
 
 
 class Clumsy(Able):
