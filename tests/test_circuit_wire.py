@@ -59,7 +59,7 @@ async def leave(probe: asyncio.Task[Answer], upstream: FakeUpstream, instance: I
     """Let a probe's caller go, and wait until the gateway has let go as well."""
     probe.cancel()
     (received,) = [r for r in upstream.requests if r.key == instance.key.reveal()]
-    assert await received.gone()
+    assert await received.gone(30)
     await until(lambda: not instance.in_flight)
 
 
@@ -105,7 +105,7 @@ async def test_with_nobody_else_the_others_are_told_at_once_and_a_probe_that_lea
     async with serving(instance, clock=clock, first_token_timeout_ms=60_000) as gateway:
         shut(instance)
         clock.advance(60)
-        asked = ask(crowd, gateway, 500)
+        asked = ask(crowd, gateway, 100)
         probe = await all_but_one(asked, upstream, KEYS[0])
         assert {task.result()[0] for task in asked if task is not probe} == {503}
         assert upstream.hits() == 1

@@ -223,7 +223,7 @@ async def test_a_client_that_leaves_is_noticed(upstream: FakeUpstream, reply: Re
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(post(upstream), 0.2)
     received = upstream.requests[0]
-    assert await received.gone()
+    assert await received.gone(30)
     assert not received.finished
     assert upstream.open == 0
 

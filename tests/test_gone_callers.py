@@ -39,7 +39,7 @@ AT = {
     "before the head": Reply(hang=True),
     "before the first word": Reply(hang_after=0),
     "in the midst": Reply(hang_after=2),
-    "in a flood": Reply(text=("x" * 5000 + " ") * 8000),  # more than all buffers hold
+    "in a flood": Reply(text=("x" * 5000 + " ") * 4000),  # more than all buffers hold
 }
 
 
@@ -49,7 +49,7 @@ async def test_who_leaves_a_stream_closes_its_upstream(upstream: FakeUpstream, a
     upstream.default = AT[at]
     async with serving(make_instance(upstream)) as served:
         async with left(served, asking(stream=True), lambda: upstream.requests):
-            assert await upstream.requests[0].gone()
+            assert await upstream.requests[0].gone(30)
         assert upstream.hits() == 1
 
 
@@ -58,7 +58,7 @@ async def test_who_leaves_a_whole_answer_closes_its_upstream(upstream: FakeUpstr
     upstream.default = Reply(hang=True)
     async with serving(make_instance(upstream)) as served:
         async with left(served, asking(), lambda: upstream.requests):
-            assert await upstream.requests[0].gone()
+            assert await upstream.requests[0].gone(30)
         assert upstream.hits() == 1
 
 
@@ -71,8 +71,9 @@ async def test_who_leaves_in_a_pause_between_attempts_ends_them(upstream: FakeUp
         await until(lambda: upstream.hits() == 1 and instance.in_flight == 1)
         writer.transport.abort()
         await until(lambda: instance.in_flight == served.gateway.drain.in_flight == 0)
+        tried = upstream.hits()  # one, unless the machine is slower than the pause
         await asyncio.sleep(0.25)  # as long as the first two pauses may be
-        assert upstream.hits() == 1
+        assert upstream.hits() == tried
 
 
 @pytest.mark.proves("F29")

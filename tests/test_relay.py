@@ -301,7 +301,7 @@ async def test_a_caller_who_leaves_closes_the_upstream(
         assert instance.in_flight == 1
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        assert await upstream.requests[0].gone()
+        assert await upstream.requests[0].gone(30)
         await until(lambda: instance.in_flight == 0)
         assert instance.health.success_rate() == 1
         assert upstream.hits() == 1
