@@ -54,7 +54,7 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
         env=env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
