@@ -14,6 +14,7 @@ import pytest
 import trustme
 from conftest import HELLO, Fake, make_instance, serving
 from raw import BODY, EVENT, FINISH, HEAD, Wire, chunked, listening
+from waiting import until
 
 from nexus_gateway import exchange
 from nexus_gateway.connections import Borrowed, Connections
@@ -308,6 +309,7 @@ async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
         body = b'{"stream":false,"messages":[{"role":"user","content":"x"}]}'
         one = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
         writer.write(one % (len(body), body) * 60)
+        await until(lambda: wire.served)
         before = -1
         while wire.served != before:
             before = wire.served

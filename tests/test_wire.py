@@ -325,7 +325,8 @@ async def read_events(served: Served, count: int, last_id: str = "") -> list[dic
             if name:
                 event[name] = value
             elif event:
-                events.append(event)
+                if event["event"] != "gateway":  # its figures come as time passes
+                    events.append(event)
                 event = {}
             if len(events) == count:
                 break
