@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -17,8 +18,12 @@ pytest_plugins = ("running",)
 
 # What a test starts writes nothing into the ledger of whoever runs it.
 os.environ["LEDGER"] = "off"
-# The same examples each time, however slow the machine is today.
-hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
+# The same examples each time, however slow the machine is. More of them, and new ones each time,
+# come with `--hypothesis-profile=thorough`.
+slow = [hypothesis.HealthCheck.too_slow]
+common: dict[str, Any] = {"deadline": None, "suppress_health_check": slow}
+hypothesis.settings.register_profile("house", max_examples=50, derandomize=True, **common)
+hypothesis.settings.register_profile("thorough", max_examples=2000, **common)
 hypothesis.settings.load_profile("house")
 
 

@@ -30,6 +30,8 @@ from aiohttp import web
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
+# Builds and installs, which takes its time on a machine that does much else.
+pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
 THIRD_PARTIES = ("nexus-echo", "nexus-foreign", "nexus-broken")
 NOT_SOURCE = shutil.ignore_patterns(
@@ -53,7 +55,7 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
         env=env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-import anthropic
-import openai
 import pytest
 from fakes import Fake, Served, make_instance, serving
+from official import anthropic, openai
 
 from nexus_gateway.provider import Provider
 from nexus_gateway.testing.reply import Reply

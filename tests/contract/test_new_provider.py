@@ -24,6 +24,7 @@ from nexus_gateway.testing.upstream import FakeUpstream
 
 # Fixtures, used by their names alone.
 __all__ = ["built", "installed"]
+pytestmark = pytest.mark.timeout(600)  # see test_distributions
 NAMES = {"openai": "acme-ai", "custom": "made_up"}
 # A made-up answer in the made-up format.
 WORDS = b"""\
@@ -99,26 +100,7 @@ async def test_both_answer_through_a_gateway(
 
 # What an author can do to a plugin, to which of the two, and what the owner is told.
 BREAKS = {
-    "import": (
-        "openai",
-        "from __future__",
-        "import a_library_of_nobody\nfrom __future__",
-        "SyntaxError",
-    ),
     "library": ("openai", "\nfrom nexus_", "\nimport a_library_of_nobody\nfrom nexus_", "nobody"),
-    "version": ("openai", "    title =", "    api_version = 99\n    title =", "version 99"),
-    "prepare": (
-        "openai",
-        "    title =",
-        "    def prepare(self, chat):\n        raise RuntimeError('a bug')\n\n    title =",
-        "failed on a request",
-    ),
-    "encode": (
-        "custom",
-        "        payload = {",
-        "        raise RuntimeError\n        payload = {",
-        "failed on a",
-    ),
     "stream": (
         "custom",
         'yield answer.text(data["text"])',

@@ -381,7 +381,6 @@ def script(thoughts: Sequence[str], said: Sequence[str], calls: Any, data: Any) 
     return [*chunks, ANSWER.finish(data.draw(st.sampled_from(FINISHES))), ANSWER.usage(9, 4)]
 
 
-@pytest.mark.unmeasured
 @given(scripts)
 def test_a_stream_says_what_a_whole_message_says(made: Any) -> None:
     chunks = script(*made)
@@ -405,7 +404,6 @@ async def understood(data: bytes) -> list[Chunk]:
     return [chunk async for chunk in anthropic().stream(told(), ANSWER)]
 
 
-@pytest.mark.unmeasured
 @given(scripts)
 async def test_there_and_back_a_stream_says_the_same(made: Any) -> None:
     chunks = script(*made)

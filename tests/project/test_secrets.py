@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from fakes import HELLO, Fake, make_instance, serving
+from endpoints import Able
+from fakes import HELLO, make_instance, serving
 from processes import process
 
 from nexus_gateway.provider import Account, HttpRequest
@@ -71,7 +72,7 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
     upstream: FakeUpstream, tmp_path: Path, style: str, direct: str
 ) -> None:
     urls = {f"{n}_BASE_URL": upstream.base_url for n in ("GROQ", "CEREBRAS")}
-    limits = {"FIRST_TOKEN_TIMEOUT_MS": "300", "LOG_LEVEL": "debug", "LOG_FORMAT": style}
+    limits = {"FIRST_TOKEN_TIMEOUT_MS": "1000", "LOG_LEVEL": "debug", "LOG_FORMAT": style}
     limits |= {"MAX_ATTEMPTS": "1", "DIRECT_PATH": direct}
     seen: list[str] = []
     async with (
@@ -132,13 +133,10 @@ async def test_check_and_providers(upstream: FakeUpstream, tmp_path: Path) -> No
     assert code == 0
     assert "nexus_gateway_plugins.groq:Groq" in out
     assert_silent(out)
-    code, out = await command(tmp_path, "check", env)
-    assert code == 0
-    assert out.count(" ok ") == 3
-    assert_silent(out)
     upstream.defaults[SECRETS["GROQ_KEY_2"]] = Reply(status=401)
     code, out = await command(tmp_path, "check", env)
     assert code == 1
+    assert out.count(" ok ") == 2
     assert "the key was refused (401)" in out
     assert_silent(out)
 
@@ -193,14 +191,6 @@ ASKED: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": PROMPT, "model": "fake"},
     "/v1/completions": {"prompt": PROMPT},
 }
-
-
-class Able(Fake):
-    endpoints = {
-        "chat": "/chat/completions",
-        "completions": "/completions",
-        "embeddings": "/embeddings",
-    }
 
 
 class Clumsy(Able):

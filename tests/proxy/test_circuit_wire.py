@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from clock import FakeClock
 from fakes import HELLO, KEYS, Served, make_instance, serving
+from waiting import until
 
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
@@ -49,11 +50,8 @@ async def all_but_one(
     asked: list[asyncio.Task[Answer]], upstream: FakeUpstream, key: str
 ) -> asyncio.Task[Answer]:
     """Wait until a single one is left, which a key's upstream has, and return it."""
-    async with asyncio.timeout(30):
-        while sum(task.done() for task in asked) < len(asked) - 1:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        while not upstream.hits(key):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: sum(task.done() for task in asked) >= len(asked) - 1)
+    await until(lambda: upstream.hits(key))
     (left,) = [task for task in asked if not task.done()]
     return left
 
@@ -62,10 +60,8 @@ async def leave(probe: asyncio.Task[Answer], upstream: FakeUpstream, instance: I
     """Let a probe's caller go, and wait until the gateway has let go as well."""
     probe.cancel()
     (received,) = [r for r in upstream.requests if r.key == instance.key.reveal()]
-    assert await received.gone()
-    async with asyncio.timeout(5):
-        while instance.in_flight:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    assert await received.gone(30)
+    await until(lambda: not instance.in_flight)
 
 
 @pytest.fixture
@@ -74,12 +70,13 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(total=None, sock_connect=60))
 
 
+@pytest.mark.unmeasured
 @pytest.mark.usefixtures("patient")
 @pytest.mark.proves("I-13", "F10")
 @pytest.mark.parametrize(
-    ("policy", "count"), [("smart", 500), ("fastest", 50), ("round-robin", 50)]
+    ("policy", "count"), [("smart", 200), ("fastest", 20), ("round-robin", 20)]
 )
-async def test_one_of_five_hundred_probes_and_the_others_go_elsewhere(
+async def test_one_of_hundreds_probes_and_the_others_go_elsewhere(
     upstream: FakeUpstream, crowd: aiohttp.ClientSession, policy: str, count: int
 ) -> None:
     clock = FakeClock()
@@ -109,7 +106,7 @@ async def test_with_nobody_else_the_others_are_told_at_once_and_a_probe_that_lea
     async with serving(instance, clock=clock, first_token_timeout_ms=60_000) as gateway:
         shut(instance)
         clock.advance(60)
-        asked = ask(crowd, gateway, 500)
+        asked = ask(crowd, gateway, 100)
         probe = await all_but_one(asked, upstream, KEYS[0])
         assert {task.result()[0] for task in asked if task is not probe} == {503}
         assert upstream.hits() == 1
@@ -149,9 +146,7 @@ async def test_a_drain_lets_a_probe_end(upstream: FakeUpstream) -> None:
         shut(instance)
         clock.advance(60)
         probe = asyncio.create_task(gateway.chat())
-        async with asyncio.timeout(5):
-            while not upstream.open:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: upstream.open)
         gateway.gateway.drain.begin()
         status, text, headers = await gateway.chat()
         assert (status, headers["Connection"]) == (503, "close")
@@ -198,9 +193,7 @@ async def test_streams_from_before_it_opened_neither_open_nor_close_it(
     upstream.script(*[Reply(**late)] * 4, *[Reply(**late, cut_after=1)] * 4)
     async with serving(instance, clock=clock, max_attempts=1) as gateway:
         asked = ask(crowd, gateway, 8)
-        async with asyncio.timeout(5):
-            while upstream.open < 8:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: upstream.open >= 8)
         shut(instance)
         clock.advance(20)
         answers = await asyncio.gather(*asked)
@@ -218,9 +211,7 @@ async def test_a_success_that_began_before_ends_no_park(upstream: FakeUpstream) 
     upstream.script(Reply(delay_s=0.1, text="a b"), *[limited] * 4)
     async with serving(instance, clock=clock) as gateway:
         early = asyncio.create_task(gateway.chat())
-        async with asyncio.timeout(5):
-            while not upstream.open:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: upstream.open)
         assert (await gateway.chat())[0] == 429
         assert (await early)[0] == 200
         assert instance.parked_for_s() == 7
@@ -245,9 +236,7 @@ async def test_a_wall_clock_that_jumps_changes_nothing(
         parked.park(30)
         shut(shaky)
         running = asyncio.create_task(gateway.chat())
-        async with asyncio.timeout(5):
-            while not upstream.open:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: upstream.open)
         now = time.time
         monkeypatch.setattr(time, "time", lambda: now() + jump_s)
         later = [await gateway.chat() for _ in range(2)]
@@ -271,9 +260,7 @@ async def test_a_storm_of_toggles_cuts_no_stream(
             return (await gateway.post("/v1/providers/toggle", body))[0]
 
         before = ask(crowd, gateway, 20, "round-robin")
-        async with asyncio.timeout(5):
-            while upstream.open < 20:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: upstream.open >= 20)
         assert await toggle(False) == 200
         hits = upstream.hits(KEYS[0])
         assert hits == 10
@@ -325,15 +312,11 @@ async def test_nothing_stays_in_flight_however_it_ends(
     async with serving(instance, max_attempts=attempts) as gateway:
         asked = asyncio.create_task(gateway.chat(stream=stream))
         if end.startswith("left"):
-            async with asyncio.timeout(5):
-                while not (instance.in_flight and upstream.requests):  # noqa: ASYNC110
-                    await asyncio.sleep(0.005)
+            await until(lambda: instance.in_flight and upstream.requests)
             await asyncio.sleep(0.03)
             asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
-        async with asyncio.timeout(5):
-            while instance.in_flight or gateway.gateway.drain.in_flight:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await until(lambda: not (instance.in_flight or gateway.gateway.drain.in_flight))
         tried = upstream.hits()
         await asyncio.sleep(0.05)
         assert upstream.hits() == tried

@@ -29,7 +29,7 @@ async def test_an_answer_that_is_not_there_in_time(upstream: FakeUpstream, strea
         assert status == 504
         assert json.loads(text)["error"]["code"] == "deadline_exceeded"
         assert headers["x-should-retry"] == "false"
-        assert await upstream.requests[0].gone()
+        assert await upstream.requests[0].gone(30)
         assert instance.in_flight == 0
         assert instance.health.success_rate() == 1  # his impatience is nobody's fault
 
@@ -42,17 +42,16 @@ async def test_a_stream_that_does_not_end_in_time(upstream: FakeUpstream) -> Non
         assert status == 200
         *_, last = [e for e in text.split("\n\n") if e]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
-        assert await upstream.requests[0].gone()
+        assert await upstream.requests[0].gone(30)
 
 
 async def test_it_bounds_all_attempts_together(upstream: FakeUpstream) -> None:
-    upstream.defaults[KEYS[0]] = Reply(status=500, head_delay_s=0.1)
+    upstream.script(Reply(status=500, head_delay_s=0.1))
+    upstream.default = Reply(hang=True)
     instances = make_instance(upstream), make_instance(upstream, provider=Other, name="other")
     async with serving(*instances) as served:
-        began_s = time.monotonic()
         status, _, headers = await served.chat(headers=within(250))
         assert status in (503, 504)
-        assert time.monotonic() - began_s < 1
         assert int(headers["X-Nexus-Attempts"]) <= 3
 
 

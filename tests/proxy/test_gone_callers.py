@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fakes import HELLO, make_instance, serving
 from raw import EVENT, FINISH, HEAD, Wire, asking, connected, listening
+from waiting import until
 
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.testing.gateway import Served
@@ -19,12 +20,6 @@ from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.upstream import client
 
 pytestmark = pytest.mark.usefixtures("each_way")
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not true():  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager
@@ -46,7 +41,7 @@ AT = {
     "before the head": Reply(hang=True),
     "before the first word": Reply(hang_after=0),
     "in the midst": Reply(hang_after=2),
-    "in a flood": Reply(text=("x" * 5000 + " ") * 2000),
+    "in a flood": Reply(text=("x" * 5000 + " ") * 4000),  # more than all buffers hold
 }
 
 
@@ -56,7 +51,7 @@ async def test_who_leaves_a_stream_closes_its_upstream(upstream: FakeUpstream, a
     upstream.default = AT[at]
     async with serving(make_instance(upstream)) as served:
         async with left(served, asking(stream=True), lambda: upstream.requests):
-            assert await upstream.requests[0].gone()
+            assert await upstream.requests[0].gone(30)
         assert upstream.hits() == 1
 
 
@@ -65,7 +60,7 @@ async def test_who_leaves_a_whole_answer_closes_its_upstream(upstream: FakeUpstr
     upstream.default = Reply(hang=True)
     async with serving(make_instance(upstream)) as served:
         async with left(served, asking(), lambda: upstream.requests):
-            assert await upstream.requests[0].gone()
+            assert await upstream.requests[0].gone(30)
         assert upstream.hits() == 1
 
 
@@ -78,8 +73,9 @@ async def test_who_leaves_in_a_pause_between_attempts_ends_them(upstream: FakeUp
         await until(lambda: upstream.hits() == 1 and instance.in_flight == 1)
         writer.transport.abort()
         await until(lambda: instance.in_flight == served.gateway.drain.in_flight == 0)
+        tried = upstream.hits()  # one, unless the machine is slower than the pause
         await asyncio.sleep(0.25)  # as long as the first two pauses may be
-        assert upstream.hits() == 1
+        assert upstream.hits() == tried
 
 
 @pytest.mark.proves("F29")
@@ -125,7 +121,7 @@ async def test_each_event_leaves_before_the_next_has_come() -> None:
     wire = Prompted(*words, FINISH + b"\n\n", b"data: [DONE]\n\n")
     async with listening(wire) as url, serving(make_instance(url)) as served:
         wire.prompts.release()
-        async with asyncio.timeout(5), streamed(served) as response:
+        async with asyncio.timeout(30), streamed(served) as response:
             for word in words:
                 await response.content.readuntil(word.split(b'"m"')[1])
                 wire.prompts.release()
@@ -137,15 +133,15 @@ async def test_each_event_leaves_before_the_next_has_come() -> None:
 async def test_comments_are_signs_of_life_once_it_has_begun() -> None:
     begun, finish = EVENT % b"one" + b"\n\n", FINISH + b"\n\ndata: [DONE]\n\n"
     wire = Prompted(begun, *[b": still there\n\n"] * 8, finish)
-    async with listening(wire) as url, serving(make_instance(url), idle_timeout_ms=300) as served:
+    async with listening(wire) as url, serving(make_instance(url), idle_timeout_ms=800) as served:
         wire.prompts.release()
         async with streamed(served) as response:
             for _ in range(9):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.1)
                 wire.prompts.release()
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
         wire.prompts.release()
-        async with asyncio.timeout(5), streamed(served) as response:  # and then silence
+        async with asyncio.timeout(30), streamed(served) as response:  # and then silence
             assert b'"upstream_idle_timeout"' in await response.read()
 
 
@@ -153,7 +149,7 @@ async def test_comments_are_signs_of_life_once_it_has_begun() -> None:
 async def test_who_cannot_be_reached_in_time_fails_over(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = client.aiohttp.ClientTimeout(total=None, sock_connect=0.1)
+    limit = client.aiohttp.ClientTimeout(total=None, sock_connect=1)
     monkeypatch.setattr(client, "_TIMEOUT", limit)
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))

@@ -48,7 +48,7 @@ async def test_the_first_to_speak_wins_and_the_loser_is_closed(
     assert (status, read_stream(text).text) == (200, Reply().text)
     assert headers["X-Nexus-Provider"] == "Fake (Key #2)"
     assert headers["X-Nexus-Attempts"] == "2"
-    assert await upstream.requests[0].gone()
+    assert await upstream.requests[0].gone(30)
     loser, winner = served.instances
     assert (loser.in_flight, winner.in_flight) == (0, 0)
     assert loser.health.success_rate() == 1  # slow, but no failure
@@ -61,7 +61,7 @@ async def test_the_first_one_may_win_after_all(upstream: FakeUpstream, served: S
     _, text, headers = await served.chat(headers=HEDGED)
     assert read_stream(text).text == Reply().text
     assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
-    assert await upstream.requests[1].gone()
+    assert await upstream.requests[1].gone(30)
 
 
 async def test_a_quick_answer_has_no_company(upstream: FakeUpstream, served: Served) -> None:
@@ -155,7 +155,7 @@ async def test_a_refusal_ends_both(upstream: FakeUpstream, served: Served) -> No
     upstream.defaults[KEYS[0]] = SLOW
     upstream.defaults[KEYS[1]] = Reply(status=400)
     assert (await served.chat(headers=HEDGED))[0] == 400
-    assert await upstream.requests[0].gone()
+    assert await upstream.requests[0].gone(30)
     assert [i.in_flight for i in served.instances] == [0, 0]
 
 
@@ -166,8 +166,8 @@ async def test_a_caller_who_leaves_ends_both(upstream: FakeUpstream, served: Ser
         await asyncio.sleep(0.01)
     before = [i.health.latency_ms() for i in served.instances]
     asking.cancel()
-    assert await upstream.requests[0].gone()
-    assert await upstream.requests[1].gone()
+    assert await upstream.requests[0].gone(30)
+    assert await upstream.requests[1].gone(30)
     assert [i.in_flight for i in served.instances] == [0, 0]
     assert [i.health.latency_ms() for i in served.instances] == before
 

@@ -103,7 +103,7 @@ async def test_a_hook_sees_a_request_from_beginning_to_end(
     ) as served:
         head = {"Authorization": "Bearer caller-two", "X-Request-Id": "mine"}
         status, text, _ = await served.chat({**HELLO, "stream": stream}, headers=head)
-        await asyncio.wait_for(witness.told.wait(), 2)
+        await asyncio.wait_for(witness.told.wait(), 30)
     assert status == 200
     (exchange,), (answer,), (used,) = witness.exchanges, witness.answers, witness.used
     assert (exchange.id, exchange.dialect, exchange.caller) == ("mine", "chat", "key-2")
@@ -146,7 +146,7 @@ async def test_a_refusal_reaches_the_caller_and_nobody_else(
         make_instance(upstream), hooks={"guard": Guard(), "witness": witness}
     ) as served:
         status, text, _ = await served.post(path, body)
-        await asyncio.wait_for(witness.told.wait(), 2)
+        await asyncio.wait_for(witness.told.wait(), 30)
     error = json.loads(text)["error"]
     assert (status, error["message"], error["code"]) == (
         403,

@@ -12,39 +12,24 @@ from typing import Any
 
 import pytest
 import trustme
+from endpoints import BODIES as ENDPOINT_BODIES
+from endpoints import HI, Native
 from fakes import HELLO, KEYS, Fake, make_instance, serving
 from intruder import canary, raw, request
 
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Provider
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing.gateway import instance_of
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-pytestmark = pytest.mark.usefixtures("each_way")
+both_ways = pytest.mark.usefixtures("each_way")
 
-HI = [{"role": "user", "content": "Hi"}]
-DOORS: dict[str, dict[str, Any]] = {
+BODIES = {
+    **ENDPOINT_BODIES,
     "/v1/chat/completions": {"messages": HI},
-    "/v1/messages": {"messages": HI, "max_tokens": 9},
     "/v1/messages/count_tokens": {"messages": HI},
-    "/v1/responses": {"input": "Hi"},
-    "/v1/embeddings": {"input": "Hi", "model": "fake"},
-    "/v1/completions": {"prompt": "Hi"},
 }
-
-
-class Able(Fake):
-    models = (Model("fake-large", 1000, True), Model("ears", kind="transcriptions"))
-    endpoints = {
-        "chat": "/chat/completions",
-        "completions": "/completions",
-        "embeddings": "/embeddings",
-        "transcriptions": "/audio/transcriptions",
-        "responses": "/responses",
-        "messages": "/messages",
-        "count_tokens": "/messages/count_tokens",
-    }
 
 
 def fields(url: str) -> dict[str, Any]:
@@ -57,11 +42,12 @@ def fields(url: str) -> dict[str, Any]:
     }
 
 
+@both_ways
 @pytest.mark.proves("S-01")
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", BODIES)
 async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Able)) as served:
-        body = {**DOORS[path], **fields(bird.url)}
+    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
+        body = {**BODIES[path], **fields(bird.url)}
         await served.post(f"{path}?api_base={bird.url}&api_key=k&base_url={bird.url}", body)
     assert bird.visits == 0
     assert upstream.requests
@@ -70,9 +56,10 @@ async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> Non
         assert not {"api_base", "base_url", "api_key"} & set(received.body)
 
 
+@both_ways
 @pytest.mark.proves("S-01")
 async def test_no_field_of_a_form_does(upstream: FakeUpstream) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Able)) as served:
+    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
         named = {"api_base": bird.url, "base_url": bird.url, "api_key": "k", "model": "ears"}
         parts = [f'name="{name}"\r\n\r\n{value}' for name, value in named.items()]
         parts += ['name="file"; filename="a.wav"\r\n\r\nRIFF']
@@ -105,10 +92,11 @@ CHOOSERS = (
 )
 
 
+@both_ways
 @pytest.mark.proves("S-02", "S-17")
-@pytest.mark.parametrize("path", DOORS)
+@pytest.mark.parametrize("path", BODIES)
 async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: str) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Able)) as served:
+    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
         headers = [f"{name}: {bird.url}" for name in CHOOSERS]
         headers += ["Authorization: Bearer a-callers", "X-Api-Key: a-callers", "api-key: x"]
         headers += ["Cookie: a=b", "Proxy-Authorization: Basic eDp5", "OpenAI-Organization: o"]
@@ -120,7 +108,7 @@ async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: 
             "Accept-Encoding: br",
             "TE: trailers",
         ]
-        body, host = json.dumps(DOORS[path]).encode(), bird.url.removeprefix("http://")
+        body, host = json.dumps(BODIES[path]).encode(), bird.url.removeprefix("http://")
         target = f"POST {bird.url}{path}"  # a proxy would take it from there
         await raw(served.url, request(target, *headers, body=body, host=host))
     assert bird.visits == 0
@@ -143,6 +131,7 @@ BUILT_IN = [
 ]
 
 
+@both_ways
 @pytest.mark.proves("S-05")
 @pytest.mark.parametrize("point", BUILT_IN, ids=lambda point: point.name)
 async def test_a_key_never_stands_in_an_address(point: metadata.EntryPoint) -> None:
@@ -193,7 +182,7 @@ PICTURES: dict[str, Any] = {
 async def test_what_a_body_points_at_is_not_fetched(
     upstream: FakeUpstream, path: str, native: bool
 ) -> None:
-    instance = make_instance(upstream, provider=Able if native else Fake)
+    instance = make_instance(upstream, provider=Native if native else Fake)
     async with canary() as bird, serving(instance) as served:
         url = bird.url + "/latest/meta-data"
         await served.post(path, PICTURES[path](url))
@@ -204,12 +193,12 @@ async def test_what_a_body_points_at_is_not_fetched(
 @pytest.mark.proves("S-22")
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_an_upstream_reads_what_we_have_read(upstream: FakeUpstream, path: str) -> None:
-    said = json.dumps(DOORS[path])[:-1].encode()
+    said = json.dumps(BODIES[path])[:-1].encode()
     twice = (
         said + b', "model": "fake/one", "x": {"a": 1, "a": 2}, "model": "fake/two",'
         b'"api_base": "http://a", "\\u0061pi_base": "http://b", "stream": true, "stream": false}'
     )
-    async with serving(make_instance(upstream, provider=Able)) as served:
+    async with serving(make_instance(upstream, provider=Native)) as served:
         status, _, headers = await served.post(path, twice)
         assert status == 200
         for odd in (b', "x": NaN}', b', "x": -Infinity}', b', "x": 1e999}', b', "x": 1}{}'):
@@ -248,6 +237,7 @@ OURS = {
 }
 
 
+@both_ways
 @pytest.mark.proves("S-16", "F28")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [200, 400, 500])
@@ -264,6 +254,7 @@ async def test_no_header_of_an_upstream_comes_through(
     assert not any("Cookie" in received.headers for received in upstream.requests)
 
 
+@both_ways
 @pytest.mark.proves("S-16", "F27")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -278,6 +269,7 @@ async def test_a_redirect_is_not_followed(
     assert "redirected" in text
 
 
+@both_ways
 @pytest.mark.proves("S-16")
 async def test_an_endless_error_is_cut(upstream: FakeUpstream) -> None:
     flood = json.dumps({"error": {"message": "x" * 5_000_000}}).encode()
@@ -297,6 +289,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, proxy: str) -> Iterator[None]:
         yield
 
 
+@both_ways
 @pytest.mark.proves("S-16")
 async def test_no_proxy_of_the_environment_sees_a_key(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
@@ -308,6 +301,7 @@ async def test_no_proxy_of_the_environment_sees_a_key(
     assert bird.visits == 0
 
 
+@both_ways
 @pytest.mark.proves("S-16")
 @pytest.mark.parametrize("name", ["127.0.0.1", "other.example"])
 async def test_no_key_goes_where_the_certificate_is_not_good(name: str) -> None:
@@ -328,6 +322,7 @@ async def test_no_key_goes_where_the_certificate_is_not_good(name: str) -> None:
     assert not any(heard)
 
 
+@both_ways
 @pytest.mark.proves("S-08", "F37")
 async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUpstream) -> None:
     where = "no-such-host.invalid"
@@ -339,6 +334,7 @@ async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUps
             assert hint not in text
 
 
+@both_ways
 @pytest.mark.proves("F48")
 async def test_a_key_may_be_short_long_or_twice_the_same(upstream: FakeUpstream) -> None:
     keys = ["k", "k" * 500, KEYS[0], KEYS[0]]
@@ -346,7 +342,7 @@ async def test_a_key_may_be_short_long_or_twice_the_same(upstream: FakeUpstream)
     instances = [
         make_instance(upstream, number, key=Secret(key), name=name, provider=provider)
         for number, (key, name, provider) in enumerate(
-            zip(keys, names, [Fake, Fake, Fake, Able], strict=True), 1
+            zip(keys, names, [Fake, Fake, Fake, Native], strict=True), 1
         )
     ]
     async with serving(*instances) as served:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 
 import pytest
@@ -73,6 +72,11 @@ async def test_a_server_that_asks_for_a_rest_gets_it(upstream: FakeUpstream) -> 
         assert (await served.chat())[0] == 200
 
 
+def soon() -> asyncio.Timeout:
+    """Fail when it takes as long as the queue would, and not for a slow machine."""
+    return asyncio.timeout(30)
+
+
 @pytest.mark.proves("F05")
 async def test_without_a_queue_all_parked_is_said_at_once(upstream: FakeUpstream) -> None:
     upstream.default = limited(3)
@@ -88,19 +92,15 @@ async def test_a_request_waits_for_the_first_to_return(
 ) -> None:
     upstream.script(limited(0.2))
     async with serving(make_instance(upstream), queue_timeout_ms=2000) as served:
-        began_s = time.monotonic()
         status, _, headers = await served.chat(stream=stream)
         assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
-        assert time.monotonic() - began_s >= 0.2
 
 
 async def test_it_does_not_wait_for_who_returns_too_late(upstream: FakeUpstream) -> None:
     upstream.default = limited(60)
-    async with serving(make_instance(upstream), queue_timeout_ms=2000) as served:
-        began_s = time.monotonic()
+    async with serving(make_instance(upstream), queue_timeout_ms=50_000) as served, soon():
         status, _, headers = await served.chat()
         assert (status, headers["Retry-After"]) == (429, "60")
-        assert time.monotonic() - began_s < 1
         assert (await served.chat(headers={"X-Request-Timeout-Ms": "50"}))[0] == 429
 
 
@@ -141,15 +141,13 @@ async def test_a_caller_who_leaves_the_line_lets_the_next_one_go(upstream: FakeU
 
 async def test_an_instance_that_is_switched_on_is_noticed(upstream: FakeUpstream) -> None:
     instances = make_instance(upstream), make_instance(upstream, 2)
-    upstream.defaults[KEYS[0]] = limited(1.5)
-    async with serving(*instances, queue_timeout_ms=5000) as served:
+    upstream.defaults[KEYS[0]] = limited(40)
+    async with serving(*instances, queue_timeout_ms=50_000) as served, soon():
         instances[1].disable()
         asking = asyncio.create_task(served.chat())
         await asyncio.sleep(0.1)
         instances[1].enable()
-        began_s = time.monotonic()
         assert (await asking)[2]["X-Nexus-Provider"] == "Fake (Key #2)"
-        assert time.monotonic() - began_s < 1
 
 
 @pytest.mark.parametrize(
@@ -159,10 +157,8 @@ async def test_who_is_there_and_says_no_is_not_waited_for(
     upstream: FakeUpstream, trouble: Reply
 ) -> None:
     upstream.default = trouble
-    async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
-        began_s = time.monotonic()
+    async with serving(make_instance(upstream), queue_timeout_ms=50_000) as served, soon():
         assert (await served.chat())[0] in (429, 503)
-        assert time.monotonic() - began_s < 2
         assert upstream.hits() == 1
 
 
@@ -180,12 +176,10 @@ async def test_a_retry_that_is_not_granted_does_not_hold_up_the_line(
 ) -> None:
     """It would look for its chance a thousand times a second, and nobody else could pass."""
     upstream.script(Reply(status=500))
-    async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
+    async with serving(make_instance(upstream), queue_timeout_ms=50_000) as served, soon():
         retries = served.gateway.scheduler.retries
         for _ in range(12):
             retries.retry()
-        began_s = time.monotonic()
         assert (await served.chat())[0] == 503
-        assert time.monotonic() - began_s < 2
         assert retries.denied <= 2
         assert (await served.chat())[0] == 200

@@ -6,9 +6,9 @@ import asyncio
 import json
 from typing import Any
 
-import openai
 import pytest
 from fakes import HELLO, KEYS, Other, make_instance, serving
+from official import openai
 
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.proxy.resumption import CONTINUE, read_answer

@@ -31,7 +31,6 @@ def test_the_past_is_forgotten() -> None:
     assert budget.allows()
 
 
-@pytest.mark.unmeasured
 @pytest.mark.proves("I-20")
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(0, 40), st.integers(0, 40)), max_size=30))
 def test_never_more_than_a_fifth_and_the_floor(steps: list[tuple[float, int, int]]) -> None:

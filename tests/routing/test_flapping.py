@@ -94,6 +94,7 @@ class Simulation:
             self.outcomes["error"] += 1
 
 
+@pytest.mark.unmeasured
 @pytest.mark.proves("F38")
 @pytest.mark.parametrize("fails", [by_chance, by_turns])
 @pytest.mark.parametrize("policy", POLICIES)
@@ -119,6 +120,7 @@ def recovers(now: float, rng: random.Random) -> bool:
     return now < 120 and rng.random() < 0.5
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("policy", ["smart", "round-robin"])
 def test_a_flapper_that_has_come_round_has_its_share_again(policy: str) -> None:
     simulation = Simulation(policy, recovers)
@@ -132,6 +134,7 @@ def shut_ones(instances: list[Instance]) -> list[str]:
     return [i.name for i in instances if i.breaker.state() is not State.CLOSED]
 
 
+@pytest.mark.unmeasured
 @pytest.mark.proves("F38")
 async def test_over_a_socket_no_caller_sees_a_flapper(upstream: FakeUpstream) -> None:
     clock = FakeClock()

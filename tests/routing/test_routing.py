@@ -74,7 +74,6 @@ def test_round_robin_cycles() -> None:
     assert [policy.choose(pool, Random(1)) for _ in range(18)] == pool * 3
 
 
-@pytest.mark.unmeasured
 @given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=60))
 def test_round_robin_is_fair_when_the_set_changes(sets: list[set[int]]) -> None:
     """Nobody is passed over for one who was chosen since: against a plain queue."""

@@ -55,7 +55,6 @@ class House:
             instance.breaker.failure(instance.breaker.acquire())
 
 
-@pytest.mark.unmeasured
 @pytest.mark.proves("I-16")
 @given(st.data(), st.sampled_from(["smart", "fastest", "round-robin"]))
 def test_never_a_disabled_open_or_parked_one(data: st.DataObject, policy: str) -> None:
@@ -98,7 +97,6 @@ def test_one_probe_after_a_minute() -> None:
     assert chosen["Fake (Key #1)"] == 1
 
 
-@pytest.mark.unmeasured
 @given(st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=40, max_size=80))
 def test_round_robin_is_fair_when_the_set_changes(sets: list[set[int]]) -> None:
     house = House(4)

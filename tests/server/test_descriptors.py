@@ -49,7 +49,7 @@ async def test_callers_wait_while_none_are_left_and_are_served_after(
         assert await chat() == 200  # on the connection that was there before
         for one in crowd:
             one.close()
-        async with asyncio.timeout(10), aiohttp.ClientSession() as fresh:
+        async with asyncio.timeout(30), aiohttp.ClientSession() as fresh:
             while True:
                 try:
                     async with fresh.get(gateway.url + "/health") as response:
@@ -89,7 +89,7 @@ async def test_no_instance_is_blamed_for_what_this_process_lacks(upstream: FakeU
         resource.setrlimit(resource.RLIMIT_NOFILE, (next_one, hard))
         try:
             writer.write(asking(stream=True))
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 head = await reader.readuntil(b"\r\n\r\n")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

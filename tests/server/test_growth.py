@@ -12,7 +12,7 @@ from fakes import Served, make_instance, serving
 
 from nexus_gateway.testing.upstream import FakeUpstream
 
-STREAMS, AT_ONCE = 400, 20
+STREAMS, AT_ONCE = 300, 20
 FEW = 200  # objects that a pool, a cache or the test's own client may keep or give up
 
 
@@ -31,6 +31,7 @@ def held() -> dict[str, int]:
     return found
 
 
+@pytest.mark.unmeasured
 @pytest.mark.proves("F42")
 @pytest.mark.usefixtures("each_way")
 async def test_streams_leave_nothing_behind(

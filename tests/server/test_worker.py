@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -13,13 +15,14 @@ from typing import Any
 import aiohttp
 import pytest
 from fakes import HELLO, make_instance
+from processes import listened
 from records import ended
+from waiting import until
 
 from nexus_gateway.cli import workers
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server import worker
 from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
-from nexus_gateway.server.sockets import listen
 from nexus_gateway.server.sync import RecentEvents
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, WorkerState
@@ -47,7 +50,7 @@ class Hired:
         self.session: aiohttp.ClientSession
 
     async def hears(self, kind: str) -> dict[str, Any]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for heard, message in self.line.messages():
                 self.heard.append((heard, message))
                 if heard == kind:
@@ -59,36 +62,34 @@ class Hired:
             return answer.status, await answer.text(), answer.headers.get("Connection", "")
 
     async def ends(self) -> None:
-        assert await asyncio.wait_for(self.working, 10) == 0
+        assert await asyncio.wait_for(self.working, 30) == 0
 
 
 @pytest.fixture
 async def hired(upstream: FakeUpstream) -> AsyncIterator[Hired]:
-    sockets = listen("127.0.0.1", 0, 2)
-    port = sockets[0][0].getsockname()[1]
-    ours, theirs = socket.socketpair()
-    # The worker has descriptors of its own, as it would have in another process.
-    listening = [[os.dup(one.fileno()) for one in slot] for slot in sockets]
-    text = WorkerSpec(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
-    environ = {PLACE: text}
-    place = workers.place(environ)
-    assert place is not None
-    assert workers.place(environ) is None
-    app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
-    hired = Hired(await ControlChannel.open(ours), f"http://127.0.0.1:{port}", sockets)
-    hired.gateway = app[GATEWAY]
-    hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
-    hired.line.send("share", **NOTHING_NEW)
-    async with aiohttp.ClientSession() as hired.session:
-        await hired.hears("ready")
-        hired.line.send("listen", slots=[0, 1])  # nobody else is there
-        yield hired
-        await hired.line.close()
-        await hired.ends()
-    for one in (one for slot in sockets for one in slot):
-        one.close()
-    for number in (number for slot in listening for number in slot):
-        os.close(number)
+    with listened("127.0.0.1", 2) as sockets, contextlib.ExitStack() as closing:
+        port = sockets[0][0].getsockname()[1]
+        ours, theirs = socket.socketpair()
+        # The worker has descriptors of its own, as it would have in another process.
+        listening = [[os.dup(one.fileno()) for one in slot] for slot in sockets]
+        for number in itertools.chain.from_iterable(listening):
+            closing.callback(os.close, number)
+        text = WorkerSpec(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
+        environ = {PLACE: text}
+        place = workers.place(environ)
+        assert place is not None
+        assert workers.place(environ) is None
+        app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
+        hired = Hired(await ControlChannel.open(ours), f"http://127.0.0.1:{port}", sockets)
+        hired.gateway = app[GATEWAY]
+        hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
+        hired.line.send("share", **NOTHING_NEW)
+        async with aiohttp.ClientSession() as hired.session:
+            await hired.hears("ready")
+            hired.line.send("listen", slots=[0, 1])  # nobody else is there
+            yield hired
+            await hired.line.close()
+            await hired.ends()
 
 
 @pytest.fixture
@@ -97,9 +98,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def opened(upstream: FakeUpstream) -> None:
-    async with asyncio.timeout(10):
-        while not upstream.open:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: upstream.open)
 
 
 async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) -> None:
@@ -111,9 +110,7 @@ async def test_it_says_what_it_counts_and_heeds_what_others_say(hired: Hired) ->
         {f"{instance.name} toggle": [instance._clock(), False]}, gauges={"requests_in_flight": 3}
     )
     hired.line.send("share", **others.as_json(), workers=5, shown=False)
-    async with asyncio.timeout(10):
-        while instance.enabled:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: not instance.enabled)
     async with hired.session.get(hired.url + "/health") as answer:
         health = await answer.json()
     assert (health["workers"], health["inFlightRequests"]) == (5, 3)
@@ -156,19 +153,19 @@ async def test_who_listens_waits_for_nobody_who_hangs(
     async with hired.session.get(hired.url + EVENTS) as opened:
         assert (await snapshot(opened))["requests"] == []
         await listening(hired)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while LISTENERS in WorkerState.from_json(await hired.hears("share")).gauges:
             pass
 
 
 async def listening(hired: Hired) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while WorkerState.from_json(await hired.hears("share")).gauges.get(LISTENERS) != 1:
             pass
 
 
 async def snapshot(opened: aiohttp.ClientResponse) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (line := await opened.content.readline()).startswith(b"data: "):
             pass
     found: dict[str, Any] = json.loads(line[6:])
@@ -196,7 +193,7 @@ async def test_replaced_it_answers_whoever_still_comes_and_ends_its_streams(
         stream = asyncio.create_task(hired.chat())
         await opened(upstream)
         hired.line.send("retire")
-        await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 10)
+        await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 30)
         async with idle.get(hired.url + "/health") as answer:
             assert (answer.status, answer.headers["Connection"]) == (200, "close")
         assert (await stream)[1].endswith("[DONE]\n\n")
@@ -223,7 +220,7 @@ async def test_replaced_it_still_drains_when_the_gateway_ends(
     stream = asyncio.create_task(hired.chat())
     await opened(upstream)
     hired.line.send("retire")
-    await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 10)
+    await asyncio.wait_for(hired.gateway.drain.leaving.wait(), 30)
     hired.line.send("drain")
     assert '"code":"shutting_down"' in (await stream)[1]
     await hired.ends()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 
-async def raw(url: str, request: bytes, within_s: float = 5) -> tuple[int, bytes, bytes]:
+async def raw(url: str, request: bytes, within_s: float = 30) -> tuple[int, bytes, bytes]:
     """Send bytes and read up to the connection's end; return the status, the head, the body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
     try:

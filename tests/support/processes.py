@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+
+from nexus_gateway.server.sockets import listen
+
+
+@contextlib.contextmanager
+def listened(host: str, slots: int) -> Iterator[list[list[socket.socket]]]:
+    """Listen on a free port once for each slot, and close all that at the end, however it comes."""
+    with contextlib.ExitStack() as closing:
+        sockets = listen(host, 0, slots)
+        for one in itertools.chain.from_iterable(sockets):
+            closing.enter_context(one)
+        yield sockets
 
 
 class Process:
@@ -21,7 +35,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def exit_code(self, within_s: float = 10) -> int:
+    async def exit_code(self, within_s: float = 30) -> int:
         return await asyncio.wait_for(self.process.wait(), within_s)
 
 
@@ -45,7 +59,7 @@ async def process(
     log: list[str] = []
     url = ""
     while not url:
-        line = (await asyncio.wait_for(started.stdout.readline(), 20)).decode()
+        line = (await asyncio.wait_for(started.stdout.readline(), 30)).decode()
         assert line, "".join(log)
         log.append(line)
         found = re.search(r"http://[\d.:]+", line)

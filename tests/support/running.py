@@ -12,6 +12,7 @@ import importlib
 import os
 import pkgutil
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -34,8 +35,28 @@ WAITING = (
     "test_reload.py",
     "test_traces_process.py",
 )
-# Both need the wheel, built and installed: whoever runs the one has it for the other.
-TOGETHER = {"test_distributions.py": "test_new_provider.py"}
+# Coverage doubles the time of what it looks at: of a test with many cases it sees the first ones.
+MEASURED_CASES = 6
+_cases: Counter[object] = Counter()
+# These share what takes long to make, and run in one process: the wheel, built and installed, and
+# the official clients, imported.
+TOGETHER = {
+    "test_distributions.py": "test_new_provider.py",
+    **dict.fromkeys(
+        (
+            "test_anthropic_client.py",
+            "test_claude_code.py",
+            "test_dialect_responses.py",
+            "test_four_ways.py",
+            "test_openai_client.py",
+            "test_other_doors.py",
+            "test_responses_client.py",
+            "test_resume.py",
+            "test_stream_usage.py",
+        ),
+        "test_anthropic_plugin.py",
+    ),
+}
 
 
 def pytest_configure() -> None:
@@ -52,7 +73,7 @@ def pytest_configure() -> None:
 
 
 @contextlib.contextmanager
-def _unmeasured() -> Iterator[None]:
+def unmeasured() -> Iterator[None]:
     """Let coverage wait: whatever runs before its eyes takes twice as long."""
     measuring = []
     while (one := coverage.Coverage.current()) is not None:  # a worker has two, one in the other
@@ -70,7 +91,7 @@ def pytest_collection() -> Generator[None, object, object]:
     """Collect unmeasured; what is there then stays to the end and is no garbage to look through."""
     gc.disable()
     try:
-        with _unmeasured():
+        with unmeasured():
             return (yield)
     finally:
         gc.freeze()
@@ -82,16 +103,25 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     """Measure nothing in the process that only hands tests out to the workers."""
     if not session.config.pluginmanager.hasplugin("dsession"):
         return (yield)
-    with _unmeasured():
+    with unmeasured():
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Do not measure for the thousandth time what other tests run as well."""
-    if item.get_closest_marker("unmeasured") is None:
+def _is_measured(item: pytest.Item) -> bool:
+    """Return whether coverage looks: never at Hypothesis, which repeats what others run once."""
+    function = getattr(item, "function", None)
+    if item.get_closest_marker("unmeasured") or hasattr(function, "hypothesis"):
+        return False
+    _cases[function] += 1
+    return _cases[function] <= MEASURED_CASES
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let coverage look away from what it has seen."""
+    if _is_measured(item):
         return (yield)
-    with _unmeasured():
+    with unmeasured():
         return (yield)
 
 

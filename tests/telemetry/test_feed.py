@@ -246,7 +246,7 @@ async def test_listeners_hear_of_requests_and_figures(upstream: FakeUpstream) ->
     async with (
         serving(make_instance(upstream), make_instance(upstream, 2)) as served,
         served.session.get(served.url + "/v1/events") as response,
-        asyncio.timeout(5),
+        asyncio.timeout(30),
     ):
         while not {"snapshot", "request", "instance", "gateway"} <= heard.keys():
             text += (line := (await response.content.readline()).decode())

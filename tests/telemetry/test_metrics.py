@@ -351,8 +351,10 @@ async def test_both_formats_have_the_same_samples(served: Served) -> None:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
         theirs = samples_of(await answer.text(), parse_openmetrics)
     plain = await scrape(served)
-    changing = {"process_cpu_seconds_total", "nexus_instance_parked_seconds"}
-    changing |= {"nexus_instance_health_score", "nexus_instance_success_ratio"}
+    changing = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
+    changing |= {"process_virtual_memory_bytes", "process_open_fds"}
+    changing |= {"nexus_instance_parked_seconds", "nexus_instance_health_score"}
+    changing |= {"nexus_instance_success_ratio"}
     for (name, labels), value in plain.items():
         assert (name, labels) in theirs
         assert name in changing or theirs[(name, labels)] == value

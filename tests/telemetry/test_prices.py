@@ -15,6 +15,7 @@ import pytest
 from fakes import HELLO, Fake, make_instance, serving
 from records import resumed
 from test_ledger import record
+from waiting import until
 
 from nexus_gateway.telemetry import pricing
 from nexus_gateway.telemetry.pricing import Prices, Spent, spent_on
@@ -185,10 +186,8 @@ async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_pa
             found = figures(served.gateway, feed)
             return found["spentUsd"], found["priced"]
 
-        async def until(priced: float) -> float:
-            async with asyncio.timeout(20):
-                while told()[1] != priced:  # noqa: ASYNC110 - nothing tells of it
-                    await asyncio.sleep(0.05)
+        async def spent_at(priced: float) -> float:
+            await until(lambda: told()[1] == priced)
             spent_usd = told()[0]
             assert spent_usd is not None
             return spent_usd
@@ -196,10 +195,10 @@ async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_pa
         assert told() == (0.0, None)
         body = {**HELLO, "stream": True, "stream_options": usage}
         await served.chat({**body, "model": "openai"})
-        spent_usd = await until(1.0)
+        spent_usd = await spent_at(1.0)
         assert spent_usd > 0
         await served.chat({**body, "model": "ours"})
-        assert await until(0.5) == spent_usd, "no sum is told without the share that it is of"
+        assert await spent_at(0.5) == spent_usd, "no sum is told without the share that it is of"
         upstream.default = Reply(status=400)
         await served.chat({**body, "model": "openai"})
         await asyncio.to_thread(served.gateway.ledger.close)  # type: ignore[union-attr]

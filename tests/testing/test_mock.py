@@ -168,10 +168,10 @@ async def test_what_a_client_sees(mock: Mock, written: str, seen: Any) -> None:
 )
 async def test_an_answer_in_one_piece_breaks_as_well(mock: Mock, written: str, seen: Any) -> None:
     mock.set(1, assign([written], 1)[1])
-    asking = asyncio.wait_for(say(mock, stream=False), SOON_S)
+    asking = say(mock, stream=False)
     if isinstance(seen, type):
         with pytest.raises(seen):
-            await asking
+            await asyncio.wait_for(asking, SOON_S)
         return
     _, text, _ = await asking
     assert text.startswith(seen)
@@ -278,14 +278,14 @@ def test_a_wrong_line_of_a_script_is_named(line: str) -> None:
 async def test_a_script_is_played(mock: Mock) -> None:
     playing = asyncio.create_task(mock.play(read_script("2requests status=500\n0.01s ok", 3)))
     found = [(await say(mock))[0] for _ in range(2)]
-    await asyncio.wait_for(playing, 5)
+    await asyncio.wait_for(playing, 30)
     assert found == [200, 200]
     assert mock.instances[0].faults == {}
     mock.set(1, {})
     playing = asyncio.create_task(mock.play(read_script("1requests status=500", 3)))
     await asyncio.sleep(0)
     await say(mock)
-    await asyncio.wait_for(playing, 5)
+    await asyncio.wait_for(playing, 30)
     assert (await say(mock))[0] == 500
 
 
@@ -324,7 +324,7 @@ async def test_the_command_prints_what_puts_a_gateway_before_it(tmp_path: Path) 
     try:
         screen = ""
         while "/stats" not in screen:
-            line = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
+            line = (await asyncio.wait_for(process.stderr.readline(), 30)).decode()
             assert line, screen
             screen += line
         env = dict(word.split("=", 1) for word in screen.split() if word.startswith("LOCAL_"))
@@ -337,8 +337,8 @@ async def test_the_command_prints_what_puts_a_gateway_before_it(tmp_path: Path) 
                     statuses.append(response.status)
         assert statuses == [401, 418]
         process.send_signal(signal.SIGTERM)
-        left = (await asyncio.wait_for(process.stderr.read(), 10)).decode()
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        left = (await asyncio.wait_for(process.stderr.read(), 30)).decode()
+        assert await asyncio.wait_for(process.wait(), 30) == 0
         assert "status: 1" in left
     finally:
         if process.returncode is None:

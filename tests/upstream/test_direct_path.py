@@ -14,6 +14,7 @@ import pytest
 import trustme
 from fakes import HELLO, Fake, make_instance, serving
 from raw import BODY, EVENT, FINISH, HEAD, Wire, chunked, listening
+from waiting import until
 
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.upstream import direct
@@ -203,7 +204,7 @@ async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -
         body = b'{"stream":true,"messages":[{"role":"user","content":"x"}]}'
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
         writer.write(head % len(body) + body)
-        await asyncio.wait_for(reader.readexactly(100), 5)
+        await asyncio.wait_for(reader.readexactly(100), 30)
         before = -1
         while flood.sent != before:  # until it stands still
             before = flood.sent
@@ -215,7 +216,7 @@ async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -
 
         size, tail = 0, b""
         while b"\r\n0\r\n\r\n" not in tail:
-            piece = await asyncio.wait_for(reader.read(1 << 20), 5)
+            piece = await asyncio.wait_for(reader.read(1 << 20), 30)
             assert piece
             size, tail = size + len(piece), (tail + piece)[-200:]
         assert b"[DONE]" in tail
@@ -269,7 +270,7 @@ async def test_a_last_event_without_its_empty_line_ends_the_stream_all_the_same(
     async with server, serving(make_instance(url, provider=Native)) as served:
         body = {**STREAM, "max_tokens": 9, "model": "fake-large"}
         async with (
-            asyncio.timeout(5),
+            asyncio.timeout(30),
             served.session.post(f"{served.url}/v1/messages", json=body) as response,
         ):
             data = await response.read()
@@ -308,6 +309,7 @@ async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
         body = b'{"stream":false,"messages":[{"role":"user","content":"x"}]}'
         one = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
         writer.write(one % (len(body), body) * 60)
+        await until(lambda: wire.served)
         before = -1
         while wire.served != before:
             before = wire.served

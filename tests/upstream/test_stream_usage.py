@@ -7,13 +7,13 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 from clock import FakeClock
 from cuts import cut
 from fakes import HELLO, KEYS, Fake, make_instance, serving
 from hypothesis import given
 from hypothesis import strategies as st
+from official import openai
 from test_metrics import sample, scrape
 
 from nexus_gateway.dialects.body import Body, parse_object
@@ -154,19 +154,16 @@ WAYS |= {f"{way}, ticking": ticking(chunks) for way, chunks in WAYS.items()}
 
 @pytest.mark.proves("I-42")
 @pytest.mark.usefixtures("each_way")
-@pytest.mark.parametrize("how", [{}, {"separators": (",", ":")}], ids=["spaces", "tight"])
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_burst_is_read_however_the_usage_comes(
-    upstream: FakeUpstream, way: str, how: dict[str, Any]
-) -> None:
+async def test_a_burst_is_read_however_the_usage_comes(upstream: FakeUpstream, way: str) -> None:
     chunks = WAYS[way]
-    upstream.default = Reply(body=stream_of(chunks, **how), content_type="text/event-stream")
+    upstream.default = Reply(body=stream_of(chunks), content_type="text/event-stream")
     counts = make_instance(upstream, provider=Counts)
     async with serving(counts, response_model="upstream") as served:
         records = recording(served)
         _, text, _ = await served.chat(STREAM)
     seen = [chunk for chunk in chunks if chunk.get("choices")]
-    assert text.encode() == stream_of(seen, **how)
+    assert text.encode() == stream_of(seen)
     (record,) = records
     assert (record.tokens.prompt, record.tokens.completion) == (7, 9)
 

@@ -8,9 +8,9 @@ from importlib import metadata
 from typing import Any
 
 import pytest
-from anthropic import AsyncAnthropic
 from fakes import Fake, Served, make_instance, serving
 from multidict import CIMultiDict
+from official import anthropic
 
 from nexus_gateway.provider import Provider
 from nexus_gateway.secret import Secret
@@ -121,13 +121,13 @@ async def served(backend: str, upstream: FakeUpstream) -> AsyncIterator[Served]:
 
 
 @pytest.fixture
-async def client(served: Served) -> AsyncIterator[AsyncAnthropic]:
+async def client(served: Served) -> AsyncIterator[anthropic.AsyncAnthropic]:
     url = served.url
-    async with AsyncAnthropic(base_url=url, auth_token="caller", max_retries=0) as made:
+    async with anthropic.AsyncAnthropic(base_url=url, auth_token="caller", max_retries=0) as made:
         yield made
 
 
-async def run(client: AsyncAnthropic) -> Any:
+async def run(client: anthropic.AsyncAnthropic) -> Any:
     """Ask, and let the client's own accumulator put the events together."""
     fields = {k: v for k, v in REQUEST.items() if k != "stream"}
     betas = HEADERS["anthropic-beta"].split(",")
@@ -147,7 +147,7 @@ async def test_the_bare_request(served: Served) -> None:
     )
 
 
-async def test_an_answer(client: AsyncAnthropic) -> None:
+async def test_an_answer(client: anthropic.AsyncAnthropic) -> None:
     message = await run(client)
     assert [(b.type, b.text) for b in message.content] == [("text", Reply().text)]
     assert message.stop_reason == "end_turn"
@@ -155,7 +155,9 @@ async def test_an_answer(client: AsyncAnthropic) -> None:
     assert message.usage.output_tokens == len(Reply().text.split(" "))
 
 
-async def test_thinking_and_a_tool(client: AsyncAnthropic, upstream: FakeUpstream) -> None:
+async def test_thinking_and_a_tool(
+    client: anthropic.AsyncAnthropic, upstream: FakeUpstream
+) -> None:
     upstream.default = Reply(tool_calls=True, reasoning=True)
     message = await run(client)
     thought, used = message.content
@@ -165,7 +167,9 @@ async def test_thinking_and_a_tool(client: AsyncAnthropic, upstream: FakeUpstrea
     assert message.stop_reason == "tool_use"
 
 
-async def test_its_answer_can_be_sent_back(client: AsyncAnthropic, upstream: FakeUpstream) -> None:
+async def test_its_answer_can_be_sent_back(
+    client: anthropic.AsyncAnthropic, upstream: FakeUpstream
+) -> None:
     upstream.default = Reply(tool_calls=True, reasoning=True)
     message = await run(client)
     turn = {"role": "assistant", "content": [b.to_dict() for b in message.content]}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from fakes import HELLO, KEYS, Served, make_instance, serving
 from intruder import raw, request
+from waiting import until
 
 from nexus_gateway.discovery import PluginProblem
 from nexus_gateway.routing.pool import Pool
@@ -227,9 +228,17 @@ async def test_nothing_that_is_said_is_part_of_a_statement(
         for by, status in ((evil, 400), ("model; DROP TABLE requests", 400), ("model", 200)):
             async with served.session.get(served.url + "/v1/usage", params={"by": by}) as answer:
                 assert answer.status == status
-    with contextlib.closing(sqlite3.connect(path)) as ledger:
-        asked = {row[0] for row in ledger.execute("SELECT asked_model FROM requests")}
-    assert asked == {evil, '"; DELETE FROM requests; --'}
+
+        def asked() -> set[str]:
+            with contextlib.closing(sqlite3.connect(path)) as ledger:
+                try:
+                    rows = ledger.execute("SELECT asked_model FROM requests").fetchall()
+                except sqlite3.OperationalError:  # there is no table yet
+                    return set()
+            return {row[0] for row in rows}
+
+        await until(lambda: len(asked()) == 2)
+        assert asked() == {evil, '"; DELETE FROM requests; --'}
 
 
 @pytest.mark.proves("S-04")

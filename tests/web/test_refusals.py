@@ -15,7 +15,9 @@ from fakes import HELLO, make_instance, serving
 from intruder import raw, request
 from processes import process
 from test_metrics_workers import scrape
-from test_workers import until, worker_pids, write
+from test_workers import until as until_all
+from test_workers import worker_pids, write
+from waiting import until
 
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.metrics import definitions
@@ -108,11 +110,9 @@ async def test_a_body_that_breaks_on_its_way_is_its_doors(upstream: FakeUpstream
     async with serving(make_instance(upstream), **LOCKS) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(served))
         writer.write(CHUNKED % b"Transfer-Encoding: chunked" + b"2\r\n{ \r\n")
-        async with asyncio.timeout(5):
-            while not served.gateway.drain.in_flight:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            writer.write(b"no chunk\r\n")
-            assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        await until(lambda: served.gateway.drain.in_flight)
+        writer.write(b"no chunk\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
         writer.close()
         assert counted(served) == {(definitions.REQUESTS.name, "chat", "4xx", "bad_http"): 1}
 
@@ -217,7 +217,7 @@ async def test_the_refusals_of_all_workers_are_told_by_each(
         async def all_tell_all() -> bool:
             return [(await scrape(gateway, session))[name] for _ in range(8)] == [16] * 8
 
-        await until(all_tell_all)
+        await until_all(all_tell_all)
 
 
 def test_each_reason_that_can_be_met_here_is_one_that_there_is() -> None:

@@ -7,16 +7,15 @@ from collections.abc import AsyncIterator
 from importlib import metadata
 from typing import Any
 
-import openai
 import pytest
 from fakes import Fake, Served, make_instance, serving
+from official import openai
 
 from nexus_gateway.provider import Provider
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-Client = openai.AsyncOpenAI
 NATIVE: type[Provider] = metadata.entry_points(group="nexus_gateway.providers")["anthropic"].load()
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL = {"type": "function", "name": "get_weather", "description": "Tells it.", "parameters": SCHEMA}
@@ -41,12 +40,14 @@ async def served(backend: str, upstream: FakeUpstream) -> AsyncIterator[Served]:
 
 
 @pytest.fixture
-async def client(served: Served) -> AsyncIterator[Client]:
-    async with Client(base_url=served.url + "/v1", api_key="caller", max_retries=0) as made:
+async def client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=served.url + "/v1", api_key="caller", max_retries=0
+    ) as made:
         yield made
 
 
-async def ask(client: Client, stream: bool, **fields: Any) -> Any:
+async def ask(client: openai.AsyncOpenAI, stream: bool, **fields: Any) -> Any:
     """Ask whole, or streamed and put together by the client."""
     whole = {"model": "auto", "input": "Hello!", **fields}
     if not stream:
@@ -61,7 +62,7 @@ async def keep(events: AsyncIterator[Any], seen: list[Any]) -> None:
 
 
 @both
-async def test_text(client: Client, stream: bool) -> None:
+async def test_text(client: openai.AsyncOpenAI, stream: bool) -> None:
     response = await ask(client, stream)
     assert response.output_text == Reply().text
     assert (response.object, response.status, response.error) == ("response", "completed", None)
@@ -72,7 +73,7 @@ async def test_text(client: Client, stream: bool) -> None:
     assert (item.type, item.role, item.status) == ("message", "assistant", "completed")
 
 
-async def test_the_events(client: Client) -> None:
+async def test_the_events(client: openai.AsyncOpenAI) -> None:
     stream = await client.responses.create(model="auto", input="Hello!", stream=True)
     events = [event async for event in stream]
     assert [event.type for event in events] == [
@@ -94,7 +95,7 @@ async def test_the_events(client: Client) -> None:
 
 @both
 async def test_a_tool_over_two_turns(
-    client: Client, upstream: FakeUpstream, backend: str, stream: bool
+    client: openai.AsyncOpenAI, upstream: FakeUpstream, backend: str, stream: bool
 ) -> None:
     upstream.script(Reply(tool_calls=True), Reply(text="Nineteen."))
     first = await ask(client, stream, tools=[TOOL], tool_choice="required")
@@ -123,7 +124,7 @@ async def test_a_tool_over_two_turns(
 
 @both
 async def test_an_image_and_instructions(
-    client: Client, upstream: FakeUpstream, backend: str, stream: bool
+    client: openai.AsyncOpenAI, upstream: FakeUpstream, backend: str, stream: bool
 ) -> None:
     parts = [
         {"type": "input_text", "text": "What is this?"},
@@ -145,7 +146,7 @@ async def test_an_image_and_instructions(
 
 @both
 async def test_a_schema_for_the_answer(
-    client: Client, upstream: FakeUpstream, backend: str, stream: bool
+    client: openai.AsyncOpenAI, upstream: FakeUpstream, backend: str, stream: bool
 ) -> None:
     upstream.default = Reply(text='{"city": "Paris"}')
     response = await ask(client, stream, text={"format": FORM})
@@ -164,7 +165,7 @@ async def test_a_schema_for_the_answer(
     ("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
 )
 async def test_an_answer_that_is_incomplete(
-    client: Client, upstream: FakeUpstream, finish: str, reason: str, stream: bool
+    client: openai.AsyncOpenAI, upstream: FakeUpstream, finish: str, reason: str, stream: bool
 ) -> None:
     upstream.default = Reply(finish=finish)
     response = await client.responses.create(
@@ -180,7 +181,7 @@ async def test_an_answer_that_is_incomplete(
     assert upstream.requests[0].body["max_tokens"] == 16
 
 
-async def test_reasoning(client: Client, upstream: FakeUpstream) -> None:
+async def test_reasoning(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
     upstream.default = Reply(reasoning=True)
     response = await ask(client, True, reasoning={"effort": "high"})
     assert [item.type for item in response.output] == ["reasoning", "message"]
@@ -190,7 +191,6 @@ async def test_reasoning(client: Client, upstream: FakeUpstream) -> None:
     assert [m["role"] for m in upstream.requests[1].body["messages"]] == ["assistant", "user"]
 
 
-@both
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -208,18 +208,21 @@ async def test_reasoning(client: Client, upstream: FakeUpstream) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_what_is_not_supported(
-    client: Client, upstream: FakeUpstream, fields: dict[str, Any], param: str, stream: bool
+    client: openai.AsyncOpenAI,
+    upstream: FakeUpstream,
+    fields: dict[str, Any],
+    param: str,
 ) -> None:
     whole = {"model": "auto", "input": "Hello!", **fields}
     with pytest.raises(openai.BadRequestError) as raised:
-        await client.responses.create(**whole, stream=stream)
+        await client.responses.create(**whole)
     assert raised.value.param == param
     assert raised.value.body["message"]
     assert raised.value.request_id
     assert upstream.hits() == 0
 
 
-async def test_what_asks_for_nothing_is_taken(client: Client) -> None:
+async def test_what_asks_for_nothing_is_taken(client: openai.AsyncOpenAI) -> None:
     nothing: dict[str, Any] = {"store": False, "background": False, "truncation": "disabled"}
     response = await ask(client, False, **nothing, metadata={"a": "b"})
     assert (response.status, response.metadata) == ("completed", {"a": "b"})
@@ -229,17 +232,17 @@ async def test_what_asks_for_nothing_is_taken(client: Client) -> None:
 @pytest.mark.parametrize(
     ("status", "error"),
     [
-        (400, openai.BadRequestError),
-        (429, openai.RateLimitError),
-        (401, openai.InternalServerError),
-        (500, openai.InternalServerError),
+        (400, "BadRequestError"),
+        (429, "RateLimitError"),
+        (401, "InternalServerError"),
+        (500, "InternalServerError"),
     ],
 )
 async def test_errors_are_the_clients_own(
-    client: Client, upstream: FakeUpstream, status: int, error: type[Exception], stream: bool
+    client: openai.AsyncOpenAI, upstream: FakeUpstream, status: int, error: str, stream: bool
 ) -> None:
     upstream.default = Reply(status=status)
-    with pytest.raises(error):
+    with pytest.raises(getattr(openai, error)):
         await client.responses.create(model="auto", input="Hello!", stream=stream)
 
 
@@ -253,7 +256,7 @@ async def test_errors_are_the_clients_own(
     ids=["cut", "end", "error"],
 )
 async def test_a_broken_stream_raises(
-    client: Client, upstream: FakeUpstream, reply: Reply, words: str
+    client: openai.AsyncOpenAI, upstream: FakeUpstream, reply: Reply, words: str
 ) -> None:
     upstream.default = reply
     seen: list[Any] = []

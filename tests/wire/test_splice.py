@@ -60,7 +60,6 @@ def streams(draw: st.DrawFn) -> tuple[bytes, str]:
     return bom + data.replace(b"\n", newline), "".join(texts)
 
 
-@pytest.mark.unmeasured
 @pytest.mark.proves("F24", "I-32", "I-36")
 @given(streams(), st.lists(st.integers(0, 5000), max_size=30))
 def test_any_cut_gives_the_same_answer(stream: tuple[bytes, str], places: list[int]) -> None:
@@ -156,7 +155,6 @@ def test_a_last_event_without_its_blank_line_counts() -> None:
     assert run([data + b"data: [DONE]"]) == run([data])
 
 
-@pytest.mark.unmeasured
 @given(st.dictionaries(st.text(max_size=8), st.recursive(st.none() | TEXT, st.lists, max_leaves=5)))
 def test_set_model_changes_only_the_model(value: dict[str, Any]) -> None:
     value = {k: v for k, v in value.items() if k != "model"} | {"in": {"model": "deep"}}
