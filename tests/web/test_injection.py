@@ -129,7 +129,7 @@ async def test_what_is_not_http_gets_our_words(upstream: FakeUpstream, sent: byt
 
 @pytest.mark.proves("S-08")
 def test_no_error_tells_what_an_exception_said() -> None:
-    own = {"JSONError", "WrongQuestion"}  # their texts are ours
+    own = {"JSONError", "InvalidQuery"}  # their texts are ours
     for path in (ROOT / "nexus_gateway").rglob("*.py"):
         if path.parent.name in ("cli", "testing"):
             continue
