@@ -11,16 +11,16 @@ from nexus_gateway.wire import json_codec
 
 @dataclass
 class Received:
-    """A request as it came, and what became of its answer.
+    """A received request, and whether it was answered.
 
     Attributes:
-        key: the key that it carries in a header.
-        headers: all of them.
-        raw: the body.
-        path: without the query.
-        target: as it stood in the request's first line.
-        finished: whether the answer was sent whole.
-        left: set when the client left before that.
+        key: the key in its headers, "" if there is none.
+        headers: all of its headers.
+        raw: its body.
+        path: its path, without the query.
+        target: its path as sent, with the query.
+        finished: whether the answer was sent completely.
+        left: set if the client disconnected before that.
     """
 
     key: str
@@ -33,12 +33,12 @@ class Received:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The body, parsed."""
+        """The parsed body; ValueError if it is not JSON."""
         parsed: dict[str, Any] = json_codec.loads(self.raw)
         return parsed
 
     async def gone(self, within_s: float = 2.0) -> bool:
-        """Wait until the client has gone before its answer was whole; False if it has not."""
+        """Wait until the client disconnects before its answer is complete; False if it does not."""
         try:
             await asyncio.wait_for(self.left.wait(), within_s)
         except TimeoutError:

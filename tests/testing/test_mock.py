@@ -25,7 +25,7 @@ from nexus_gateway.testing.faults import (
     assign,
     read_faults,
     shown,
-    spoilt,
+    apply,
 )
 from nexus_gateway.testing.mock import MODEL, Mock, Step, read_script
 from nexus_gateway.testing.reply import Reply
@@ -247,14 +247,14 @@ def test_json_knows_more_types() -> None:
 
 
 def test_faults_add_up_and_chance_is_by_the_seed() -> None:
-    reply = spoilt(Reply(), {"delay": 100, "jitter": 50, "cut": 2}, Random(1))
+    reply = apply(Reply(), {"delay": 100, "jitter": 50, "cut": 2}, Random(1))
     assert 0.1 < reply.head_delay_s <= 0.15
     assert reply.cut_after == 2
 
     def hit(seed: int) -> list[bool]:
         instance = Mock(1, seed=seed).instances[0]
         instance.faults = {"hang": None, "chance": 0.5}
-        return [bool(instance.drawn()) for _ in range(50)]
+        return [bool(instance.draw()) for _ in range(50)]
 
     assert hit(1) == hit(1) != hit(2)
     assert 10 < sum(hit(1)) < 40
@@ -350,4 +350,4 @@ async def test_the_command_prints_what_puts_a_gateway_before_it(tmp_path: Path) 
 def test_a_fault_is_documented_as_it_is(fault: Fault) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "faults.md").read_text("utf-8")
     default = f"`{shown(fault.default)}`" if fault.value else ""
-    assert f"| `{fault.written}` | {fault.help} | {default} |" in text
+    assert f"| `{fault.syntax}` | {fault.help} | {default} |" in text
