@@ -39,23 +39,14 @@ class WrongFault(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A named fault.
-
-    Args:
-        name: as on the command line.
-        value: the unit or the meaning of its value; "" if it takes none.
-        default: its value if only the name is given.
-        help: its effect, in one line.
-        effect: returns the fields of `Reply` that change, from its value and a source of chance.
-        most: the largest value; 0 if the value is text.
-    """
+    """A named fault."""
 
     name: str
-    value: str
-    default: Value
+    value: str  # the unit or the meaning of its value, "" if it takes none
+    default: Value  # its value if only the name is given
     help: str
-    effect: Effect
-    most: float = 0
+    effect: Effect  # returns the fields of `Reply` that change, from its value and chance
+    most: float = 0  # the largest value; 0 if the value is text
 
     @property
     def syntax(self) -> str:
@@ -207,16 +198,17 @@ def assign(items: Iterable[str], instances: int) -> dict[int, dict[str, Value]]:
     Raises:
         WrongFault: an item cannot be used.
     """
-    shared: dict[str, Value] = {}
-    individual: dict[int, dict[str, Value]] = {}
-    for_all = False
+    shared: dict[str, Value] | None = None
+    sets: dict[int, dict[str, Value]] = {}
     for item in items:
         number, name, value = _split(item, instances)
-        for_all = for_all or number is None
         fault = {} if name == OK else {name: _named(name).parse(value)}
-        (shared if number is None else individual.setdefault(number, {})).update(fault)
-    numbers = range(1, instances + 1) if for_all else sorted(individual)
-    return {number: {**shared, **individual.get(number, {})} for number in numbers}
+        if number is None:
+            shared = {**(shared or {}), **fault}
+        else:
+            sets.setdefault(number, {}).update(fault)
+    numbers = sorted(sets) if shared is None else range(1, instances + 1)
+    return {number: {**(shared or {}), **sets.get(number, {})} for number in numbers}
 
 
 def _split(item: str, instances: int) -> tuple[int | None, str, str | None]:

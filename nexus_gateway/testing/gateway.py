@@ -89,12 +89,7 @@ class Served:
     async def chat(
         self, body: Any = None, *, stream: bool = True, headers: dict[str, str] | None = None
     ) -> tuple[int, str, Mapping[str, str]]:
-        """Send a request to `/v1/chat/completions`.
-
-        Args:
-            body: an object or bytes; None for a short request.
-            stream: whether the short request asks for a stream.
-            headers: additional headers.
+        """Send an object or bytes to `/v1/chat/completions`; None sends `HELLO`, with `stream`.
 
         Returns:
             The status, the body as text, the headers.

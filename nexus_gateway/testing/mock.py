@@ -24,13 +24,14 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 from typing import Any
 
 from aiohttp import web
 
+from nexus_gateway.errors import error_object
 from nexus_gateway.proxy.resumption import CONTINUE
 from nexus_gateway.testing.faults import (
     CHANCE,
@@ -51,12 +52,7 @@ KEY = "mock-key-"
 MODEL = "mock-1"
 # A fatal alert, "handshake failure": every TLS client gives up.
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
-NOT_AN_OBJECT = {
-    "message": "The body must be a JSON object.",
-    "type": "invalid_request_error",
-    "param": None,
-    "code": None,
-}
+NOT_AN_OBJECT = error_object("The body must be a JSON object.", kind="invalid_request_error")
 _WAIT = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,6})?)(?P<unit>s|requests)")
 
 
@@ -83,17 +79,11 @@ def _text(message: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of a script.
-
-    Args:
-        after_s: seconds to wait.
-        after_requests: requests to wait for.
-        faults: the complete set of each instance that changes, by its number.
-    """
+    """One line of a script: a wait, then the new faults of the instances that change."""
 
     after_s: float = 0.0
     after_requests: int = 0
-    faults: dict[int, dict[str, Value]] = field(default_factory=dict)
+    faults: dict[int, dict[str, Value]] = field(default_factory=dict)  # by the instance's number
 
 
 def read_script(text: str, instances: int) -> list[Step]:
@@ -126,27 +116,16 @@ def _step(words: list[str], instances: int) -> Step:
 
 @dataclass
 class MockInstance:
-    """One instance of a mock.
+    """One instance of a mock, with its counts so far."""
 
-    Attributes:
-        number: 1 for the first.
-        rng: its own source of chance, so that its n-th request always gets the same faults.
-        port: where it listens.
-        faults: its current faults.
-        requests: the number of requests so far.
-        connections: the number of connections to its port so far.
-        open: the number of requests being answered now.
-        hit: the number of requests (or connections) that each fault affected.
-    """
-
-    number: int
-    rng: Random
+    number: int  # 1 for the first
+    rng: Random  # its own, so that its n-th request always gets the same faults
     port: int = 0
     faults: Faults = field(default_factory=dict)
     requests: int = 0
     connections: int = 0
-    open: int = 0
-    hit: Counter[str] = field(default_factory=Counter)
+    open: int = 0  # requests being answered now
+    hit: Counter[str] = field(default_factory=Counter)  # requests or connections by fault
 
     def draw(self) -> Faults:
         """Return the faults of the next request, by chance none, and count them."""
@@ -264,13 +243,12 @@ class Mock(ReplyServer):
     def _reply_to(self, request: web.Request, received: Received) -> Reply:
         fields = _fields_of(received)
         if fields is None and not request.content_type.startswith("multipart/"):
-            return Reply(status=400, error=NOT_AN_OBJECT)
-        text = echo(fields or {})
-        model = (fields or {}).get("model")
-        reply = Reply(
-            text=Reply().text if text is None else text,
-            model=model if isinstance(model, str) else MODEL,
-        )
+            return Reply(status=400, error=NOT_AN_OBJECT["error"])
+        reply, model = Reply(model=MODEL), (fields or {}).get("model")
+        if (text := echo(fields or {})) is not None:
+            reply = replace(reply, text=text)
+        if isinstance(model, str):
+            reply = replace(reply, model=model)
         instance = self._instance_of(request)
         return apply(reply, instance.draw(), instance.rng)
 

@@ -28,19 +28,20 @@ class Fate(Enum):
 class Reply:
     """One scripted answer; without arguments a good one.
 
+    The fields `…_after` are numbers of content events.
+
     Args:
         status: the HTTP status; with any other than 200 the body is `error`.
         error: the error object; None for a generic one.
-        headers: additional headers.
+        headers: additional headers; `content_type` replaces the usual one.
         body: raw bytes, instead of everything below.
-        content_type: replaces the usual one.
         text: the text; each word is one content event.
         model: the value of `model`.
         head_delay_s: seconds before the response's head.
         first_delay_s: seconds between the head and the first content.
         delay_s: seconds between content events.
         role_first: start the stream with an event that has only a role.
-        comments: send a comment before each event.
+        comments: send a comment before each event; `comments_only`: for ever, and no content.
         newline: the line ending.
         bytewise: send each byte separately.
         bom: start the stream with a byte order mark.
@@ -50,15 +51,10 @@ class Reply:
         usage: whether to send the usage chunk; None: if the request asks for it.
         finish: the finish_reason, None to omit it.
         done: end the stream with `[DONE]`.
-        reset: reset the connection instead of answering.
-        hang: never answer.
-        hang_after: stop sending after this many content events.
-        cut_after: break the connection after this many content events.
-        end_after: end the body properly after this many content events.
-        error_after: send an error event after this many content events.
-        garbage_after: send an event that is not JSON after this many content events.
+        reset: reset the connection instead of answering; `hang`: never answer.
+        hang_after: stop sending; `cut_after`: break the connection; `end_after`: end the body.
+        error_after: send an error event; `garbage_after`: send an event that is not JSON.
         oversized: the size in bytes of an event without content, sent before the first content.
-        comments_only: send comments for ever instead of content.
         whole_fate: how an answer that is not streamed ends, after half of its body.
     """
 

@@ -57,6 +57,8 @@ class ReplyServer:
             app, handler_cancellation=True, shutdown_timeout=CLOSE_S, access_log=None
         )
         await self._runner.setup()
+        assert self._runner.server is not None
+        self._http: Callable[[], asyncio.Protocol] = self._runner.server
         try:
             await self._listen()
         except BaseException:
@@ -78,12 +80,6 @@ class ReplyServer:
         self._listeners.append(listener)
         bound_port: int = listener.sockets[0].getsockname()[1]
         return bound_port
-
-    def _http(self) -> asyncio.Protocol:
-        """Return the protocol of a new connection."""
-        assert self._runner is not None
-        assert self._runner.server is not None
-        return self._runner.server()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         headers, body = dict(request.headers), await request.read()
@@ -122,54 +118,49 @@ async def send(
         return _break(request, reset=True)
     if reply.hang:
         await asyncio.Event().wait()
+    headers = {"Content-Type": reply.content_type or "application/json", **reply.headers}
     body = reply.body
     if body is None and reply.status == 200 and wire.streams(received):
-        return await _send_stream(request, reply, received, wire)
+        headers = {"Content-Type": reply.content_type or "text/event-stream", **reply.headers}
+        events = reply.events(wire, usage_wanted=wire.wants_usage(received))
+        return await _send_pieces(request, reply, headers, events)
     if body is None:
         failed = reply.status != 200 or reply.whole_fate is Fate.ERROR
         content = wire.failure(reply.failure()) if failed else wire.whole(reply.whole())
         body = json_codec.dumps(content)
         if reply.whole_fate is not None and not failed:
-            return await _send_half(request, body, reply.whole_fate)
-    headers = {"Content-Type": reply.content_type or "application/json", **reply.headers}
+            half = body[: len(body) // 2]
+            pieces = ((0.0, piece) for piece in (half, reply.whole_fate))
+            return await _send_pieces(request, reply, headers, pieces)
     return web.Response(status=reply.status, body=body, headers=headers)
 
 
-async def _send_stream(
-    request: web.Request, reply: Reply, received: Received, wire: Wire
+async def _send_pieces(
+    request: web.Request,
+    reply: Reply,
+    headers: Mapping[str, str],
+    pieces: Iterable[tuple[float, bytes | Fate]],
 ) -> web.StreamResponse:
-    content_type = reply.content_type or "text/event-stream"
-    response = web.StreamResponse(headers={"Content-Type": content_type, **reply.headers})
+    response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     if reply.bom:
         await response.write(b"\xef\xbb\xbf")
-    for delay_s, event in reply.events(wire, usage_wanted=wire.wants_usage(received)):
+    for delay_s, piece in pieces:
         if delay_s:
             await asyncio.sleep(delay_s)
-        if isinstance(event, Fate):
-            return await _end(request, response, event)
+        if piece is Fate.HANG:
+            await asyncio.Event().wait()
+        if piece is Fate.CUT:
+            return _break(request)
+        if isinstance(piece, Fate):
+            return response
         if reply.bytewise:
-            for byte in event:
+            for byte in piece:
                 await response.write(bytes([byte]))
                 await asyncio.sleep(0)
-        elif event:
-            await response.write(event)
+        elif piece:
+            await response.write(piece)
     return response
-
-
-async def _send_half(request: web.Request, body: bytes, fate: Fate) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(request)
-    await response.write(body[: len(body) // 2])
-    return await _end(request, response, fate)
-
-
-async def _end(
-    request: web.Request, response: web.StreamResponse, fate: Fate
-) -> web.StreamResponse:
-    if fate is Fate.HANG:
-        await asyncio.Event().wait()
-    return _break(request) if fate is Fate.CUT else response
 
 
 def _break(request: web.Request, *, reset: bool = False) -> web.StreamResponse:

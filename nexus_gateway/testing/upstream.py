@@ -18,8 +18,6 @@ from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.server import ReplyServer
 from nexus_gateway.testing.wire import Wire
 
-__all__ = ["FakeUpstream", "Received"]
-
 
 class FakeUpstream(ReplyServer):
     """The server. A request without a scripted reply gets that of `defaults`, else `default`.

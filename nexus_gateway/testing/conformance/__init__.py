@@ -1,6 +1,6 @@
-"""The suite that every provider has to pass, over real sockets and through a real gateway.
+"""The suite that every provider must pass, over real sockets and through a real gateway.
 
-Subclass it in a test module, name the provider, and pytest finds the rest:
+Subclass it in a test module and set the provider; pytest collects the tests:
 
     from nexus_acme import Acme
     from nexus_gateway.testing.conformance import ProviderConformance
@@ -9,9 +9,9 @@ Subclass it in a test module, name the provider, and pytest finds the rest:
     class TestAcme(ProviderConformance):
         provider = Acme
 
-A provider with a wire format of its own also names the `wire` in which the fake upstream answers
-(the reverse of its translation), or recordings of the real service, or both. One that is no HTTP
-service passes `InProcessConformance`. Needs pytest-asyncio (the extra `testing` brings it).
+For a provider with its own wire format, also set `wire`, the encoder of the fake upstream's answers
+(the reverse of its translation), or recordings of the real service, or both. A provider that does
+not use HTTP passes `InProcessConformance`. Needs pytest-asyncio (in the extra `testing`).
 """
 
 from __future__ import annotations
@@ -38,42 +38,38 @@ __all__ = ["InProcessConformance", "ProviderConformance", "Recording"]
 
 
 class ProviderConformance(FailureSuite):
-    """What holds for every provider that asks over HTTP; see `WireSuite` for the attributes."""
+    """The tests for every provider that uses HTTP; `WireSuite` describes the attributes."""
 
     @both
-    async def test_text_arrives_whole(self, stream: bool) -> None:
-        """The text that the backend says is the text that the caller gets."""
+    async def test_text_is_complete(self, stream: bool) -> None:
+        """The caller receives exactly the backend's text."""
         reply = Reply(text='Grüße aus 東京, with "quotes" and\nlines.')
-        async with self._behind(reply) as (served, upstream):
-            told = await self.ask(served, stream=stream)
-        assert (told.text, told.finish) == (reply.text, "stop")
-        assert upstream.hits() == 1
+        answer, _ = await self._exchange(reply, stream=stream)
+        assert (answer.text, answer.finish) == (reply.text, "stop")
 
     @both
-    async def test_an_answer_that_is_cut_short_by_its_limit(self, stream: bool) -> None:
-        """`length` stays `length`."""
-        async with self._behind(Reply(finish="length")) as (served, _):
-            assert (await self.ask(served, stream=stream)).finish == "length"
+    async def test_finish_reason_length(self, stream: bool) -> None:
+        """An answer that reached its limit has the finish_reason `length`."""
+        answer, _ = await self._exchange(Reply(finish="length"), stream=stream)
+        assert answer.finish == "length"
 
     @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
-    async def test_odd_framing_says_the_same(self, newline: str) -> None:
-        """Comments, CRLF line ends and events that come byte by byte change nothing."""
+    async def test_unusual_framing(self, newline: str) -> None:
+        """Comments, CRLF line endings and events that arrive byte by byte change nothing."""
         reply = Reply(newline=newline, bytewise=True, comments=True, text="Grüße, 世界")
-        async with self._behind(reply) as (served, _):
-            assert (await self.ask(served)).text == reply.text
+        answer, _ = await self._exchange(reply)
+        assert answer.text == reply.text
 
-    async def test_the_key_goes_into_a_header_and_nowhere_else(self) -> None:
-        """Neither into the address nor into the body."""
-        async with self._behind() as (served, upstream):
-            await self.ask(served)
-        (received,) = upstream.requests
+    async def test_key_is_only_in_a_header(self) -> None:
+        """It is neither in the URL nor in the body."""
+        _, received = await self._exchange()
         in_headers = any(KEYS[0] in value for value in received.headers.values())
-        assert in_headers, "the key must travel in a header"
-        assert KEYS[0] not in received.target, "the key must not stand in the address"
-        assert KEYS[0].encode() not in received.raw, "the key must not stand in the body"
+        assert in_headers, "the key must be in a header"
+        assert KEYS[0] not in received.target, "the key must not be in the URL"
+        assert KEYS[0].encode() not in received.raw, "the key must not be in the body"
 
-    async def test_the_model_is_asked_for(self) -> None:
-        """The model that the caller names reaches the backend."""
+    async def test_model_reaches_the_backend(self) -> None:
+        """The request at the backend has the caller's model."""
         async with self._behind() as (served, upstream):
             name = served.instances[0].provider_name
             await self.ask(served, model=f"{name}/some-model-of-theirs")
@@ -81,99 +77,90 @@ class ProviderConformance(FailureSuite):
         assert "some-model-of-theirs" in received.path + received.raw.decode()
 
     @both
-    async def test_a_tool_is_called(self, stream: bool) -> None:
-        """A tool goes there, its call comes back: id, name and arguments."""
+    async def test_tool_call(self, stream: bool) -> None:
+        """The tool reaches the backend, and its call the caller: id, name and arguments."""
         self._need(self.tools, "tools")
-        async with self._behind(Reply(tool_calls=True)) as (served, upstream):
-            told = await self.ask(served, stream=stream, tools=[TOOL])
-        assert [(c["id"], c["name"]) for c in told.calls] == [("call_1", "get_weather")]
-        assert json.loads(told.calls[0]["arguments"]) == {"city": CITIES[0]}
-        assert told.finish == "tool_calls"
-        sent = upstream.requests[0].raw
-        assert b"get_weather" in sent
-        assert b"Tells the weather." in sent
-        assert b"city" in sent
+        reply = Reply(tool_calls=True)
+        answer, received = await self._exchange(reply, stream=stream, tools=[TOOL])
+        assert [(c["id"], c["name"]) for c in answer.calls] == [("call_1", "get_weather")]
+        assert json.loads(answer.calls[0]["arguments"]) == {"city": CITIES[0]}
+        assert answer.finish == "tool_calls"
+        for part in (b"get_weather", b"Returns the weather.", b"city"):
+            assert part in received.raw
 
     @both
-    async def test_tools_are_called_side_by_side(self, stream: bool) -> None:
-        """Two calls in one answer keep apart: each has an index, an id and arguments of its own."""
+    async def test_parallel_tool_calls(self, stream: bool) -> None:
+        """Each of two calls in one answer has its own index, id and arguments."""
         self._need(self.tools, "tools")
-        async with self._behind(Reply(tool_calls=2)) as (served, _):
-            told = await self.ask(served, stream=stream, tools=[TOOL])
-        assert [c["id"] for c in told.calls] == ["call_1", "call_2"]
-        cities = [json.loads(c["arguments"])["city"] for c in told.calls]
+        answer, _ = await self._exchange(Reply(tool_calls=2), stream=stream, tools=[TOOL])
+        assert [c["id"] for c in answer.calls] == ["call_1", "call_2"]
+        cities = [json.loads(c["arguments"])["city"] for c in answer.calls]
         assert cities == [*CITIES[:2]]
 
-    async def test_a_tools_result_goes_back(self) -> None:
-        """A conversation with a call and its result reaches the backend."""
+    async def test_tool_result_reaches_the_backend(self) -> None:
+        """A call and its result are sent with the same id."""
         self._need(self.tools, "tools")
-        async with self._behind() as (served, upstream):
-            await self.ask(served, messages=AFTER_A_CALL, tools=[TOOL])
-        sent = upstream.requests[0].raw
+        _, received = await self._exchange(messages=AFTER_A_CALL, tools=[TOOL])
+        sent = received.raw
         assert sent.count(b"call_777") >= 2, "a call's id must be in the call and in its result"
         assert b"Reykjavik" in sent
         assert b"Nineteen degrees" in sent
 
-    async def test_a_conversation_goes_there_whole(self) -> None:
-        """System prompt, earlier turns, text in parts and the limit of the answer."""
-        async with self._behind() as (served, upstream):
-            await self.ask(served, messages=LONG_TALK, max_tokens=777)
-        sent = upstream.requests[0].raw
-        for said in (b"Speak like a pirate.", b"Iceland", b"matey", b"came second", b"777"):
-            assert said in sent
+    async def test_conversation_reaches_the_backend(self) -> None:
+        """System prompt, earlier turns, text in parts and the limit of the answer are sent."""
+        _, received = await self._exchange(messages=LONG_TALK, max_tokens=777)
+        for part in (b"Speak like a pirate.", b"Iceland", b"matey", b"came second", b"777"):
+            assert part in received.raw
 
-    async def test_each_attempt_is_sent_the_same(self) -> None:
-        """A provider must not change the chat that it is given: the next attempt needs it."""
+    async def test_attempts_are_identical(self) -> None:
+        """A provider must not modify the request: the next attempt needs it."""
         async with self._behind(Reply(status=500), count=2) as (served, upstream):
             await served.chat({"messages": LONG_TALK, "stream": True})
         first, second = upstream.requests
         assert first.raw == second.raw
 
-    async def test_answers_side_by_side_do_not_mix(self) -> None:
-        """Eight different answers at once: state belongs into local variables."""
+    async def test_concurrent_answers_do_not_mix(self) -> None:
+        """Eight different answers at a time: keep state in local variables."""
         texts = {f"The answer number {n} of eight" for n in range(8)}
         replies = [Reply(text=text, delay_s=0.005) for text in texts]
         async with self._behind(*replies) as (served, _):
-            told = await asyncio.gather(*(self.ask(served) for _ in replies))
-        assert {one.text for one in told} == texts
+            answers = await asyncio.gather(*(self.ask(served) for _ in replies))
+        assert {answer.text for answer in answers} == texts
 
     @both
-    async def test_an_image_goes_there(self, stream: bool) -> None:
-        """An image in the request reaches the backend."""
+    async def test_image_reaches_the_backend(self, stream: bool) -> None:
+        """The image and the text beside it are sent."""
         self._need(self.images, "images")
-        async with self._behind() as (served, upstream):
-            await self.ask(served, stream=stream, messages=WITH_IMAGE)
-        assert PIXEL.encode() in upstream.requests[0].raw
-        assert b"What is this?" in upstream.requests[0].raw
+        _, received = await self._exchange(stream=stream, messages=WITH_IMAGE)
+        assert PIXEL.encode() in received.raw
+        assert b"What is this?" in received.raw
 
-    async def test_usage_is_asked_for_where_the_caller_does_not(self) -> None:
-        """`stream_usage` promises that the backend takes that; the caller sees no usage chunk."""
-        async with self._behind() as (served, upstream):
-            told = await self.ask(served)
-        asked = b"include_usage" in upstream.requests[0].raw
-        assert asked or not self.provider.stream_usage, "`prepare` must leave `stream_options`"
-        assert not told.usage_alone
+    async def test_usage_is_requested_for_the_gateway(self) -> None:
+        """With `stream_usage` each stream has usage; only callers who ask for it receive it."""
+        answer, received = await self._exchange()
+        requested = b"include_usage" in received.raw
+        assert requested or not self.provider.stream_usage, "`prepare` must keep `stream_options`"
+        assert not answer.usage_alone
 
-    async def test_usage_is_counted(self) -> None:
-        """As the backend counts it, in a whole answer and in a stream's last chunk."""
+    async def test_usage(self) -> None:
+        """The backend's counts are in a full answer and in a stream's last chunk."""
         async with self._behind(Reply(usage=True), Reply(usage=True)) as (served, _):
-            whole = await self.ask(served, stream=False)
-            told = await self.ask(served, stream_options={"include_usage": True})
-        assert whole.usage is not None
-        assert whole.usage["prompt_tokens"] == 7
-        assert told.usage is not None
-        assert told.usage["prompt_tokens"] == 7, "7 is what the backend counted for the prompt"
+            full = await self.ask(served, stream=False)
+            streamed = await self.ask(served, stream_options={"include_usage": True})
+        assert full.usage is not None
+        assert full.usage["prompt_tokens"] == 7
+        assert streamed.usage is not None
+        assert streamed.usage["prompt_tokens"] == 7, "the backend's count for the prompt"
         words = len(Reply().contents())
-        assert told.usage["completion_tokens"] == words, "and this for the answer"
+        assert streamed.usage["completion_tokens"] == words, "the backend's count for the answer"
 
     @both
-    async def test_recordings_say_what_they_say(self, stream: bool) -> None:
-        """What the real service sent is understood."""
+    async def test_recordings(self, stream: bool) -> None:
+        """Recorded answers of the real service are translated correctly."""
         self._need(self.recordings, "recordings")
         for recording in self.recordings.values():
             reply = Reply(body=recording.body, content_type="text/event-stream")
-            async with self._behind(reply) as (served, _):
-                told = await self.ask(served, stream=stream)
-            calls = tuple((c["name"], json.loads(c["arguments"])) for c in told.calls)
-            assert (told.text, calls) == (recording.text, recording.calls)
-            assert told.finish == recording.finish
+            answer, _ = await self._exchange(reply, stream=stream)
+            calls = tuple((c["name"], json.loads(c["arguments"])) for c in answer.calls)
+            assert (answer.text, calls) == (recording.text, recording.calls)
+            assert answer.finish == recording.finish

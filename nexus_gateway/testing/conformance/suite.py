@@ -1,4 +1,4 @@
-"""What holds for every provider, and what the tests of those that ask over HTTP stand on."""
+"""The tests for every provider, and the base of the tests for those that use HTTP."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from nexus_gateway.provider import Provider
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.testing.conformance.conversations import (
     KEYS,
+    Completion,
     Recording,
-    Told,
     read_stream,
     read_whole,
 )
 from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
+from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.testing.wire import Wire
@@ -29,11 +30,11 @@ both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 
 @pytest.mark.asyncio
 class InProcessConformance:
-    """What holds for every provider.
+    """The tests for every provider.
 
     Attributes:
         provider: the class under test.
-        settings: of the gateway before it, where they differ from the defaults.
+        settings: fields of the gateway's `Settings` that differ from the defaults.
     """
 
     provider: ClassVar[type[Provider]]
@@ -47,60 +48,59 @@ class InProcessConformance:
 
     @contextlib.asynccontextmanager
     async def _gateway(self) -> AsyncIterator[Served]:
-        """Serve one instance of the provider."""
+        """Run a gateway with one instance of the provider."""
         async with self._served([instance_of(self.provider, key=KEYS[0])]) as served:
             yield served
 
-    async def ask(self, served: Served, *, stream: bool = True, **fields: Any) -> Told:
-        """Ask for a chat completion and read it; it must be a good one."""
-        body = {**HELLO, "stream": stream, **fields}
-        status, text, headers = await served.chat(body)
+    async def ask(self, served: Served, *, stream: bool = True, **fields: Any) -> Completion:
+        """Send a chat completion and parse the answer, which must be a good one."""
+        status, text, headers = await served.chat({**HELLO, "stream": stream, **fields})
         assert status == 200, text
         assert headers["X-Nexus-Provider"] == served.instances[0].name
         return read_stream(text) if stream else read_whole(text)
 
-    async def test_the_class_keeps_the_contract(self) -> None:
-        """What the gateway checks when it loads the plugin."""
+    async def test_class_follows_the_contract(self) -> None:
+        """As checked when the gateway loads the plugin."""
         assert [*PROVIDERS.faults(self.provider)] == []
         chat_models = [m.id for m in self.provider.models if m.kind == "chat"]
         if self.provider.default_model and chat_models:
-            assert self.provider.default_model in chat_models, "it must stand in `models`"
+            assert self.provider.default_model in chat_models, "`models` must contain it"
         assert self.provider.base_url.rstrip("/") == self.provider.base_url
 
     @both
     async def test_it_answers(self, stream: bool) -> None:
-        """With something, an end, and the instance's name."""
+        """The answer has content, a finish_reason, and the instance's name as its model."""
         async with self._gateway() as served:
-            told = await self.ask(served, stream=stream)
-        assert told.text or told.calls
-        assert told.finish
-        assert told.models == {served.instances[0].name}
+            answer = await self.ask(served, stream=stream)
+        assert answer.text or answer.calls
+        assert answer.finish
+        assert answer.models == {served.instances[0].name}
 
-    async def test_usage_is_told_to_those_who_ask(self) -> None:
-        """A stream's usage chunk comes only when it is asked for."""
+    async def test_usage_chunk_only_on_request(self) -> None:
+        """A stream has a usage chunk only if the request asks for it."""
         async with self._gateway() as served:
-            asked = await self.ask(served, stream_options={"include_usage": True})
-            unasked = await self.ask(served)
-        assert asked.usage is None or asked.usage["total_tokens"] > 0
-        assert not unasked.usage_alone
+            requested = await self.ask(served, stream_options={"include_usage": True})
+            other = await self.ask(served)
+        assert requested.usage is None or requested.usage["total_tokens"] > 0
+        assert not other.usage_alone
 
-    async def test_many_at_once_do_not_mix(self) -> None:
-        """One provider object serves all requests: state belongs into local variables."""
+    async def test_concurrent_requests_do_not_mix(self) -> None:
+        """One provider object serves all requests: keep state in local variables."""
         async with self._gateway() as served:
             first = await self.ask(served)
             many = await asyncio.gather(*(self.ask(served) for _ in range(8)))
-        assert {told.text for told in many} == {first.text}
+        assert {answer.text for answer in many} == {first.text}
 
 
 class WireSuite(InProcessConformance):
-    """What the tests of a provider that asks over HTTP stand on.
+    """The base of the tests for a provider that uses HTTP.
 
     Attributes:
-        wire: makes what puts the fake upstream's answers into bytes; None: as the official
-            service at the path speaks.
-        recordings: answers of the real service, by name.
-        tools: whether the provider passes tools on.
-        images: whether it passes images on to a model that takes them.
+        wire: creates the encoder of the fake upstream's answers; None: that of the official
+            service at the path.
+        recordings: recorded answers of the real service, by name.
+        tools: whether the provider supports tools.
+        images: whether it supports images if the model does.
     """
 
     wire: ClassVar[Callable[[], Wire] | None] = None
@@ -112,25 +112,26 @@ class WireSuite(InProcessConformance):
     async def _behind(
         self, *replies: Reply, count: int = 1, **settings: Any
     ) -> AsyncIterator[tuple[Served, FakeUpstream]]:
-        """Serve some keys of the provider before a fake upstream."""
-        wire = type(self).wire
-        async with FakeUpstream(wire) as upstream:
+        """Run a gateway with `count` instances in front of a fake upstream."""
+        async with FakeUpstream(type(self).wire) as upstream:
             upstream.script(*replies)
             instances = [self.instance(upstream, n + 1) for n in range(count)]
             async with self._served(instances, **settings) as served:
                 yield served, upstream
 
+    async def _exchange(
+        self, *replies: Reply, stream: bool = True, **fields: Any
+    ) -> tuple[Completion, Received]:
+        """Send one chat completion; return the answer, and the request at the backend."""
+        async with self._behind(*replies) as (served, upstream):
+            answer = await self.ask(served, stream=stream, **fields)
+        (received,) = upstream.requests
+        return answer, received
+
     def instance(self, upstream: FakeUpstream, number: int) -> Instance:
-        """Make an instance that asks the fake upstream; override it for one with options."""
-        model = self.provider.default_model or "a-model"
-        return instance_of(
-            self.provider,
-            upstream.base_url,
-            key=KEYS[number - 1],
-            number=number,
-            model=model,
-            takes_images=True,
-        )
+        """Create an instance that uses the fake upstream; override it to set options."""
+        key, url = KEYS[number - 1], upstream.base_url
+        return instance_of(self.provider, url, key=key, number=number, takes_images=True)
 
     @contextlib.asynccontextmanager
     async def _gateway(self) -> AsyncIterator[Served]:
@@ -138,6 +139,6 @@ class WireSuite(InProcessConformance):
             yield served
 
     def _need(self, has: object, what: str) -> None:
-        """Skip a test of what the provider does not have."""
+        """Skip the test if the provider does not support what it needs."""
         if not has:
-            pytest.skip(f"{self.provider.title} is said to have no {what}")
+            pytest.skip(f"{self.provider.title} does not support {what}")
