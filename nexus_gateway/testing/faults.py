@@ -173,12 +173,10 @@ def _named(name: object) -> Fault:
 
 
 def read_faults(value: object) -> dict[str, Value]:
-    """Read a set of faults from JSON: an object of names and values.
-
-    A value of `null` or `true` stands for the default.
+    """Check a set of faults from JSON, in which `null` and `true` stand for the default.
 
     Raises:
-        WrongFault: the value is no such object.
+        WrongFault: it is not an object of names and allowed values.
     """
     if not isinstance(value, dict):
         raise WrongFault('faults must be an object such as {"status": 500, "delay": 200}.')
@@ -186,11 +184,7 @@ def read_faults(value: object) -> dict[str, Value]:
 
 
 def assign(items: Iterable[str], instances: int) -> dict[int, dict[str, Value]]:
-    """Read faults from a command line.
-
-    Args:
-        items: each `NAME`, `NAME=VALUE`, `N:NAME` or `N:NAME=VALUE`; `ok` removes faults.
-        instances: how many there are.
+    """Read faults from a command line: `NAME`, `NAME=VALUE`, `N:NAME`, `N:NAME=VALUE` or `ok`.
 
     Returns:
         The complete set of each instance that an item names, by its number; the first is 1.

@@ -25,16 +25,11 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class ReplyServer:
     """Answers `POST /v1/…`; a subclass listens on ports and chooses the replies.
 
-    Args:
-        host: the address to listen on.
-        wire: creates the encoder of an answer; None: that of the official service at the path.
-
-    Attributes:
-        open: the number of requests being answered now.
+    By default an answer is encoded as by the official service at the path.
     """
 
     def __init__(self, host: str = "127.0.0.1", wire: Callable[[], Wire] | None = None) -> None:
-        self.open = 0
+        self.open = 0  # requests being answered now
         self._host = host
         self._wire = wire
         self._listeners: list[asyncio.Server] = []

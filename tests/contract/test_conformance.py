@@ -10,9 +10,8 @@ import pytest
 
 from nexus_gateway.provider import Account, InProcess
 from nexus_gateway.secret import Secret
-from nexus_gateway.testing.conformance import ProviderConformance
+from nexus_gateway.testing.conformance import InProcessConformance, ProviderConformance
 from nexus_gateway.testing.conformance.conversations import KEYS
-from nexus_gateway.testing.conformance.suite import InProcessConformance
 from nexus_gateway.testing.gateway import instance_of
 from nexus_gateway.testing.upstream import FakeUpstream
 

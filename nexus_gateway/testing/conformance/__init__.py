@@ -17,10 +17,20 @@ not use HTTP passes `InProcessConformance`. Needs pytest-asyncio (in the extra `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 
+from nexus_gateway.discovery import PROVIDERS
+from nexus_gateway.provider import Provider
+from nexus_gateway.routing.breaker import State
+from nexus_gateway.routing.instance import Instance
 from nexus_gateway.testing.conformance.conversations import (
     AFTER_A_CALL,
     KEYS,
@@ -28,17 +38,137 @@ from nexus_gateway.testing.conformance.conversations import (
     PIXEL,
     TOOL,
     WITH_IMAGE,
+    Completion,
     Recording,
+    read_stream,
+    read_whole,
 )
-from nexus_gateway.testing.conformance.failures import FailureSuite
-from nexus_gateway.testing.conformance.suite import InProcessConformance, both
+from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
+from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import CITIES, Reply
+from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.testing.wire import Wire
 
 __all__ = ["InProcessConformance", "ProviderConformance", "Recording"]
 
+FIRST_TOKEN_MS = 300
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 
-class ProviderConformance(FailureSuite):
-    """The tests for every provider that uses HTTP; `WireSuite` describes the attributes."""
+
+@pytest.mark.asyncio
+class InProcessConformance:
+    """The tests for every provider.
+
+    Attributes:
+        provider: the class under test.
+        settings: fields of the gateway's `Settings` that differ from the defaults.
+    """
+
+    provider: ClassVar[type[Provider]]
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    @contextlib.asynccontextmanager
+    async def _served(self, instances: list[Instance], **settings: Any) -> AsyncIterator[Served]:
+        async with serving(*instances, **{**self.settings, **settings}) as served:
+            yield served
+        assert [i.in_flight for i in instances] == [0] * len(instances)
+
+    @contextlib.asynccontextmanager
+    async def _gateway(self) -> AsyncIterator[Served]:
+        """Run a gateway with one instance of the provider."""
+        async with self._served([instance_of(self.provider, key=KEYS[0])]) as served:
+            yield served
+
+    async def ask(self, served: Served, *, stream: bool = True, **fields: Any) -> Completion:
+        """Send a chat completion and parse the answer, which must be a good one."""
+        status, text, headers = await served.chat({**HELLO, "stream": stream, **fields})
+        assert status == 200, text
+        assert headers["X-Nexus-Provider"] == served.instances[0].name
+        return read_stream(text) if stream else read_whole(text)
+
+    async def test_class_follows_the_contract(self) -> None:
+        """As checked when the gateway loads the plugin."""
+        assert [*PROVIDERS.faults(self.provider)] == []
+        chat_models = [m.id for m in self.provider.models if m.kind == "chat"]
+        if self.provider.default_model and chat_models:
+            assert self.provider.default_model in chat_models, "`models` must contain it"
+        assert self.provider.base_url.rstrip("/") == self.provider.base_url
+
+    @both
+    async def test_it_answers(self, stream: bool) -> None:
+        """The answer has content, a finish_reason, and the instance's name as its model."""
+        async with self._gateway() as served:
+            answer = await self.ask(served, stream=stream)
+        assert answer.text or answer.calls
+        assert answer.finish
+        assert answer.models == {served.instances[0].name}
+
+    async def test_usage_chunk_only_on_request(self) -> None:
+        """A stream has a usage chunk only if the request asks for it."""
+        async with self._gateway() as served:
+            requested = await self.ask(served, stream_options={"include_usage": True})
+            other = await self.ask(served)
+        assert requested.usage is None or requested.usage["total_tokens"] > 0
+        assert not other.usage_alone
+
+    async def test_concurrent_requests_do_not_mix(self) -> None:
+        """One provider object serves all requests: keep state in local variables."""
+        async with self._gateway() as served:
+            first = await self.ask(served)
+            many = await asyncio.gather(*(self.ask(served) for _ in range(8)))
+        assert {answer.text for answer in many} == {first.text}
+
+
+class ProviderConformance(InProcessConformance):
+    """The tests for every provider that uses HTTP.
+
+    Attributes:
+        wire: creates the encoder of the fake upstream's answers; None: that of the official
+            service at the path.
+        recordings: recorded answers of the real service, by name.
+        tools: whether the provider supports tools.
+        images: whether it supports images if the model does.
+    """
+
+    wire: ClassVar[Callable[[], Wire] | None] = None
+    recordings: ClassVar[Mapping[str, Recording]] = {}
+    tools: ClassVar[bool] = True
+    images: ClassVar[bool] = True
+
+    @contextlib.asynccontextmanager
+    async def _behind(
+        self, *replies: Reply, count: int = 1, **settings: Any
+    ) -> AsyncIterator[tuple[Served, FakeUpstream]]:
+        """Run a gateway with `count` instances in front of a fake upstream."""
+        async with FakeUpstream(type(self).wire) as upstream:
+            upstream.script(*replies)
+            instances = [self.instance(upstream, n + 1) for n in range(count)]
+            async with self._served(instances, **settings) as served:
+                yield served, upstream
+
+    async def _exchange(
+        self, *replies: Reply, stream: bool = True, **fields: Any
+    ) -> tuple[Completion, Received]:
+        """Send one chat completion; return the answer, and the request at the backend."""
+        async with self._behind(*replies) as (served, upstream):
+            answer = await self.ask(served, stream=stream, **fields)
+        (received,) = upstream.requests
+        return answer, received
+
+    def instance(self, upstream: FakeUpstream, number: int) -> Instance:
+        """Create an instance that uses the fake upstream; override it to set options."""
+        key, url = KEYS[number - 1], upstream.base_url
+        return instance_of(self.provider, url, key=key, number=number, takes_images=True)
+
+    @contextlib.asynccontextmanager
+    async def _gateway(self) -> AsyncIterator[Served]:
+        async with self._behind() as (served, _):
+            yield served
+
+    def _need(self, has: object, what: str) -> None:
+        """Skip the test if the provider does not support what it needs."""
+        if not has:
+            pytest.skip(f"{self.provider.title} does not support {what}")
 
     @both
     async def test_text_is_complete(self, stream: bool) -> None:
@@ -164,3 +294,119 @@ class ProviderConformance(FailureSuite):
             calls = tuple((c["name"], json.loads(c["arguments"])) for c in answer.calls)
             assert (answer.text, calls) == (recording.text, recording.calls)
             assert answer.finish == recording.finish
+
+    # The backend, the network or the caller fails.
+
+    @both
+    async def test_rejection_reaches_the_caller(self, stream: bool) -> None:
+        """A 400 is returned as it is after one attempt, and does not count as a failure."""
+        rejection = Reply(status=400, error={"message": "No such thing.", "type": "odd"})
+        async with self._behind(rejection, count=2) as (served, upstream):
+            status, text, _ = await served.chat(stream=stream)
+            assert upstream.hits() == 1
+            assert {i.breaker.state() for i in served.instances} == {State.CLOSED}
+        assert status == 400
+        assert json.loads(text)["error"]["message"] == "No such thing."
+
+    @both
+    @pytest.mark.parametrize("status", [401, 429, 500])
+    async def test_failure_fails_over(self, status: int, stream: bool) -> None:
+        """Another key answers, and the caller sees no error."""
+        async with self._behind(Reply(status=status), count=2) as (served, upstream):
+            status, text, headers = await served.chat(stream=stream)
+        assert status == 200, text
+        assert headers["X-Nexus-Attempts"] == "2"
+        assert upstream.hits() == 2
+
+    @pytest.mark.parametrize(
+        "headers",
+        [{"Retry-After": "7"}, {"retry-after-ms": "7000"}, {"x-ratelimit-reset-requests": "7s"}],
+        ids=lambda headers: next(iter(headers)),
+    )
+    async def test_rate_limit(self, headers: Mapping[str, str]) -> None:
+        """The key is not used for the requested time, and its circuit stays closed."""
+        async with self._behind(Reply(status=429, headers=headers)) as (served, upstream):
+            status, _, response_headers = await served.chat()
+            assert status == 429, "a rate limit must not look like a failure"
+            assert response_headers["Retry-After"] == "7"
+            assert (await served.chat())[0] == 429
+            assert upstream.hits() == 1
+            assert served.instances[0].breaker.state() is State.CLOSED
+            assert served.instances[0].park_reason() == "rate_limited"
+
+    async def test_rejected_key(self) -> None:
+        """A rejected key is not tried again, and the caller never sees a 401."""
+        async with self._behind(Reply(status=401)) as (served, upstream):
+            assert (await served.chat())[0] == 503
+            assert (await served.chat())[0] == 503
+            assert upstream.hits() == 1
+            assert served.instances[0].park_reason() == "bad_key"
+
+    @pytest.mark.parametrize(
+        "failure",
+        [Reply(reset=True), Reply(hang=True), Reply(error_after=0), Reply(end_after=0)],
+        ids=["reset", "hang", "error", "empty"],
+    )
+    async def test_failure_before_the_first_content(self, failure: Reply) -> None:
+        """A stream that fails before its first content fails over."""
+        limit = {"first_token_timeout_ms": FIRST_TOKEN_MS} if failure.hang else {}
+        async with self._behind(failure, count=2, **limit) as (served, upstream):
+            status, text, _ = await served.chat()
+        assert (status, read_stream(text).text) == (200, Reply().text)
+        assert upstream.hits() == 2
+
+    @pytest.mark.parametrize(
+        "failure",
+        [Reply(cut_after=3), Reply(end_after=3), Reply(error_after=3), Reply(hang_after=3)],
+        ids=["cut", "end", "error", "hang"],
+    )
+    async def test_broken_stream_ends_with_an_error(self, failure: Reply) -> None:
+        """It has an error event and no `[DONE]`: it is never silently truncated."""
+        slow = replace(failure, delay_s=0.01)
+        async with self._behind(slow, count=2, idle_timeout_ms=200) as (served, upstream):
+            status, text, _ = await served.chat()
+        assert status == 200
+        assert '"error"' in text
+        assert "[DONE]" not in text
+        assert upstream.hits() == 1
+
+    @both
+    async def test_caller_disconnects(self, stream: bool) -> None:
+        """The connection to the backend is closed, which does not count as a failure."""
+        endless = Reply(text="word " * 1000, delay_s=0.02, head_delay_s=0 if stream else 30)
+        async with self._behind(endless) as (served, upstream):
+            started = asyncio.Event()
+
+            async def ask() -> None:
+                url, body = served.url + "/v1/chat/completions", {**HELLO, "stream": stream}
+                async with served.session.post(url, json=body) as response:
+                    started.set()
+                    await response.read()
+
+            asking = asyncio.create_task(ask())
+            await _until(lambda: started.is_set() if stream else upstream.hits() == 1)
+            asking.cancel()
+            await asyncio.wait([asking])
+            assert await upstream.requests[0].gone()
+            assert served.instances[0].breaker.state() is State.CLOSED
+            await _until(lambda: served.instances[0].in_flight == 0)
+
+    async def test_key_is_never_exposed(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Not in an answer, an error, a header, `/health` or the log, whatever fails."""
+        caplog.set_level(logging.DEBUG)
+        echo = {"message": f"Incorrect API key provided: {KEYS[0]}"}
+        failures = [Reply(status=s, error=echo) for s in (400, 500, 404, 429, 401)]
+        output: list[str] = []
+        async with self._behind(*failures, Reply()) as (served, _):
+            for _ in range(len(failures) + 1):
+                _, text, headers = await served.chat()
+                output += [text, str(headers)]
+            output.append(json.dumps(await served.health()))
+        assert KEYS[0] not in "\n".join([*output, caplog.text])
+
+
+async def _until(done: Callable[[], bool], within_s: float = 2.0) -> None:
+    end_s = time.monotonic() + within_s
+    while not done() and time.monotonic() < end_s:  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0.01)
+    assert done()
