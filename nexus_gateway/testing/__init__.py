@@ -4,10 +4,9 @@
 """
 
 from nexus_gateway.testing.gateway import Served, instance_of, serving
-from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.testing.wire import Wire, sse
+from nexus_gateway.testing.wire import Received, Wire, sse
 from nexus_gateway.wire.chunks import Chunk
 
 __all__ = [

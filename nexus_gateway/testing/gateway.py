@@ -42,10 +42,7 @@ def instance_of(
     """Create an instance of a provider.
 
     Args:
-        provider: its class.
         base_url: such as that of a fake upstream; "" for the provider's own.
-        key: its API key.
-        number: the key's number.
         name: the name of its entry point; "" for the class's name in lower case.
         clock: monotonic seconds.
         more: other arguments of `Instance`.
@@ -68,13 +65,7 @@ def _installed_policies() -> Mapping[str, type[Policy]]:
 
 
 class Served:
-    """A running gateway, with a client for it.
-
-    Attributes:
-        url: where it listens.
-        gateway: its parts.
-        session: an HTTP client.
-    """
+    """A running gateway, its URL, and an HTTP client for it."""
 
     def __init__(self, url: str, gateway: Gateway, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -126,10 +117,8 @@ async def serving(
     """Run a gateway on a free port of loopback.
 
     Args:
-        instances: its instances.
         clock: monotonic seconds.
         policy_by_name: its routing policies; None for the installed ones.
-        hooks: its hooks, by name.
         settings: fields of `Settings` that differ from the defaults.
     """
     app = build_app(

@@ -9,13 +9,8 @@ Each instance has its own port, so that its connections can fail as well. A requ
 the instance whose key (`mock-key-2`) it carries, otherwise to the one whose port it used. Beside
 `/v1` each port has `GET`, `PUT` and `DELETE` of `/faults` and `/faults/2`, and `GET /stats`.
 
-A script changes the faults over time. Each line is a wait, counted from the previous line, and the
-faults that apply from then on:
-
-    # wait          faults, as after --fault; `ok` removes them
-    10s             2:status=500
-    200requests     2:ok 3:cut=2 3:drip=20
-    5s              ok
+A script changes the faults over time. Each line has a wait, in seconds or in requests, counted from
+the previous line, and the faults that apply from then on: `200requests 2:ok 3:cut=2 3:drip=20`.
 """
 
 from __future__ import annotations
@@ -43,9 +38,9 @@ from nexus_gateway.testing.faults import (
     assign,
     read_faults,
 )
-from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.server import ReplyServer, key_of
+from nexus_gateway.testing.wire import Received
 from nexus_gateway.wire import json_codec
 
 KEY = "mock-key-"

@@ -11,9 +11,8 @@ from typing import Self
 from aiohttp import web
 
 from nexus_gateway.server.sockets import QUEUE
-from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Fate, Reply
-from nexus_gateway.testing.wire import Wire, wire_for
+from nexus_gateway.testing.wire import Received, Wire, wire_for
 from nexus_gateway.wire import json_codec
 
 LARGEST_BODY = 64 * 1024 * 1024

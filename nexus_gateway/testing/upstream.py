@@ -13,10 +13,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.server import ReplyServer
-from nexus_gateway.testing.wire import Wire
+from nexus_gateway.testing.wire import Received, Wire
 
 
 class FakeUpstream(ReplyServer):

@@ -1,4 +1,4 @@
-"""How a fake upstream encodes its answers.
+"""A request as a fake upstream receives it, and how the upstream encodes its answers.
 
 For a provider with its own wire format write a `Wire`: the reverse of the provider's translation,
 for the few features that a `Reply` uses.
@@ -6,15 +6,52 @@ for the few features that a `Reply` uses.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from nexus_gateway.dialects.messages.response import MessageSpeaker, event, message
+from nexus_gateway.wire import json_codec
 from nexus_gateway.wire.chunks import Chunk, choices, has_content
 
-if TYPE_CHECKING:
-    from nexus_gateway.testing.received import Received
+
+@dataclass
+class Received:
+    """A received request, and whether it was answered.
+
+    Attributes:
+        key: the key in its headers, "" if there is none.
+        headers: all of its headers.
+        raw: its body.
+        path: its path, without the query.
+        target: its path as sent, with the query.
+        finished: whether the answer was sent completely.
+        left: set if the client disconnected before that.
+    """
+
+    key: str
+    headers: dict[str, str]
+    raw: bytes
+    path: str
+    target: str = ""
+    finished: bool = False
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The parsed body; ValueError if it is not JSON."""
+        parsed: dict[str, Any] = json_codec.loads(self.raw)
+        return parsed
+
+    async def gone(self, within_s: float = 2.0) -> bool:
+        """Wait until the client disconnects before its answer is complete; False if it does not."""
+        try:
+            await asyncio.wait_for(self.left.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True
 
 
 def sse(value: object, name: str = "") -> bytes:

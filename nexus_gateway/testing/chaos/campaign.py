@@ -206,20 +206,20 @@ class Campaign:
 
 async def run(campaign: Campaign, progress: Progress) -> Tally:
     """Run a campaign against gateways of its own; RuntimeError if one does not start."""
-    tally, start_s = Tally(), time.monotonic()
+    tally = Tally()
     plan = campaign.plan()
     for number, part in enumerate(plan, 1):
-        if time.monotonic() - start_s > campaign.time_limit_s:
+        if tally.elapsed_s() > campaign.time_limit_s:
             break
         faults = ", then ".join(_described(part))
         progress(f"round {number} of {len(plan)}, {part.end - part.first} requests: {faults}")
         async with Mock(campaign.instances, seed=campaign.seed * 1_000_003 + number) as mock:
             watching = asyncio.create_task(_watch(tally))
             try:
-                await _round(campaign, part, mock, tally, start_s)
+                await _round(campaign, part, mock, tally)
             finally:
                 watching.cancel()
-    return _finished(campaign, tally, start_s)
+    return _finished(campaign, tally)
 
 
 async def _watch(tally: Tally) -> None:
@@ -240,7 +240,7 @@ def _described(part: Round) -> Iterator[str]:
         )
 
 
-async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally, start_s: float) -> None:
+async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally) -> None:
     async def switch(faults: Mapping[int, Faults]) -> None:
         for number, one in faults.items():
             mock.set(number, one)
@@ -251,7 +251,7 @@ async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally, star
     settings = Settings.from_env(env)
     limit_s = (settings.response_timeout_ms + settings.idle_timeout_ms) / 1000 + SLACK_S
     async with gateway(env) as process, campaign.session() as session:
-        callers = _Callers(campaign, session, process.url, limit_s, tally, start_s)
+        callers = _Callers(campaign, session, process.url, limit_s, tally)
         await callers.send(part, switch)
         await _check_quiet(session, process, mock, tally)
         code = await process.stop()
@@ -261,7 +261,7 @@ async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally, star
     _check_log(process, tally)
     for instance in mock.instances:
         tally.hits[instance.number] += instance.requests
-        tally.befallen.update(instance.hit)
+        tally.faults.update(instance.hit)
 
 
 async def run_against(
@@ -275,7 +275,7 @@ async def run_against(
     Raises:
         aiohttp.ClientError, OSError: the mock does not answer.
     """
-    tally, start_s = Tally(), time.monotonic()
+    tally = Tally()
     async with campaign.session() as session:
 
         async def switch(faults: Mapping[int, Faults]) -> None:
@@ -285,7 +285,7 @@ async def run_against(
                         response.raise_for_status()
 
         no_faults: dict[int, Faults] = {n: {} for n in range(1, campaign.instances + 1)}
-        callers = _Callers(campaign, session, url, DEFAULT_LIMIT_S, tally, start_s)
+        callers = _Callers(campaign, session, url, DEFAULT_LIMIT_S, tally)
         plan = campaign.plan()
         await switch(no_faults)
         try:
@@ -296,7 +296,7 @@ async def run_against(
             await switch(no_faults)
         with contextlib.suppress(aiohttp.ClientError, ValueError, TimeoutError):
             tally.health = await _health(session, url)
-    return _finished(campaign, tally, start_s)
+    return _finished(campaign, tally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +308,6 @@ class _Callers:
     url: str
     limit_s: float
     tally: Tally
-    start_s: float
 
     async def send(self, part: Round, switch: Switch) -> None:
         numbers = iter(range(part.first, part.end))
@@ -318,7 +317,7 @@ class _Callers:
 
     async def _caller(self, numbers: Iterator[int], part: Round, switch: Switch) -> None:
         for number in numbers:
-            if time.monotonic() - self.start_s > self.campaign.time_limit_s:
+            if self.tally.elapsed_s() > self.campaign.time_limit_s:
                 return
             if faults := part.phases.get(number):
                 await switch(faults)
@@ -369,8 +368,8 @@ def _check_log(process: GatewayProcess, tally: Tally) -> None:
         tally.add_broken(Broken.TRACEBACK, process.log_tail())
 
 
-def _finished(campaign: Campaign, tally: Tally, start_s: float) -> Tally:
-    tally.took_s = time.monotonic() - start_s
+def _finished(campaign: Campaign, tally: Tally) -> Tally:
+    tally.took_s = tally.elapsed_s()
     if tally.requests < campaign.requests:
         why = f"{tally.requests} of {campaign.requests} in {campaign.time_limit_s:.0f} s"
         tally.add_broken(Broken.NOT_DONE, why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,10 +165,14 @@ class Tally:
     later_s: list[float] = field(default_factory=list)
     examples: dict[Broken, str] = field(default_factory=dict)
     hits: Counter[int] = field(default_factory=Counter)  # upstream requests by instance
-    befallen: Counter[str] = field(default_factory=Counter)  # requests or connections by fault
+    faults: Counter[str] = field(default_factory=Counter)  # requests or connections by fault
     health: Mapping[str, Any] = field(default_factory=dict)  # of the last gateway, at its end
+    start_s: float = field(default_factory=time.monotonic)
     took_s: float = 0.0
     late_s: float = 0.0  # the longest delay of the mock and the callers, as the machine was busy
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.start_s
 
     @property
     def kept(self) -> bool:

@@ -44,10 +44,9 @@ from nexus_gateway.testing.conformance.conversations import (
     read_whole,
 )
 from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
-from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import CITIES, Reply
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.testing.wire import Wire
+from nexus_gateway.testing.wire import Received, Wire
 
 __all__ = ["InProcessConformance", "ProviderConformance", "Recording"]
 
