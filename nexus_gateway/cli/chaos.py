@@ -20,20 +20,20 @@ from nexus_gateway.web.auth import is_loopback
 
 FAILED = 1
 INTERRUPTED = 130
-# From this delay on, a good instance may look like a bad one.
+# So late, a good instance may look like a bad one.
 TOO_LATE_S = 0.5
 
 
 def chaos(arguments: argparse.Namespace) -> int:
-    """Run a campaign and print its report; return 1 if a promise was broken.
+    """Run a campaign and tell what came of it; 1 where a promise was broken.
 
     Raises:
         ConfigError: the arguments do not fit together.
     """
     if arguments.bad >= arguments.instances:
-        raise ConfigError(["--bad must be less than --instances: one instance must be good."])
+        raise ConfigError(["--bad must be less than --instances: somebody has to be good."])
     if arguments.mock and not arguments.url:
-        raise ConfigError(["--mock needs --url: without it the campaign has its own mock."])
+        raise ConfigError(["--mock goes with --url; without it there is a mock of our own."])
     url, mock = (_local(text, flag) for flag, text in _addresses(arguments))
     wanted = Campaign(
         requests=arguments.requests,
@@ -45,12 +45,10 @@ def chaos(arguments: argparse.Namespace) -> int:
         time_limit_s=arguments.time_limit,
     )
     running = (
-        campaign.run(wanted, _progress)
-        if url is None
-        else campaign.run_against(wanted, url, mock, _progress)
+        campaign.run(wanted, _say) if url is None else campaign.run_against(wanted, url, mock, _say)
     )
     try:
-        tally = asyncio.run(_until_signal(running))
+        tally = asyncio.run(_until_told(running))
     except asyncio.CancelledError:
         return INTERRUPTED
     except RuntimeError as error:
@@ -69,7 +67,11 @@ def _addresses(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None]
 
 
 def _local(text: str | None, flag: str) -> str | None:
-    """Return a URL up to its port; ConfigError unless it is http on loopback."""
+    """Return an address without what follows the port; None for none.
+
+    Raises:
+        ConfigError: it is no http address on loopback.
+    """
     if text is None:
         return None
     try:
@@ -82,8 +84,8 @@ def _local(text: str | None, flag: str) -> str | None:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _until_signal(running: Coroutine[None, None, Tally]) -> Tally:
-    """Run a campaign; a signal cancels it, so that it ends its processes."""
+async def _until_told(running: Coroutine[None, None, Tally]) -> Tally:
+    """Run a campaign; whatever signal ends us, it ends what it has started."""
     task = asyncio.ensure_future(running)
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if number := getattr(signal, name, None):
@@ -91,12 +93,12 @@ async def _until_signal(running: Coroutine[None, None, Tally]) -> Tally:
     return await task
 
 
-def _progress(line: str) -> None:
+def _say(line: str) -> None:
     print("\n".join(paragraph(line)), file=sys.stderr, flush=True)
 
 
 def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
-    """Yield the lines of the report."""
+    """Tell what was survived and what was not."""
     yield f"chaos: seed {wanted.seed}, {tally.requests} requests in {tally.took_s:.1f} s"
     yield ""
     rows = [(tally.endings[ending], str(ending)) for ending in Ending]
@@ -104,18 +106,18 @@ def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
     yield table(("requests", "ended"), rows)
     yield ""
     yield from _fail_overs(tally)
-    if tally.faults:
-        by_count = sorted(tally.faults.items(), key=lambda pair: (-pair[1], pair[0]))
+    if tally.befallen:
+        by_count = sorted(tally.befallen.items(), key=lambda pair: (-pair[1], pair[0]))
         yield ""
-        counts = ", ".join(f"{name}{TIE}{count}" for name, count in by_count)
-        yield from paragraph(f"faults: {counts}")
+        met = ", ".join(f"{name}{TIE}{count}" for name, count in by_count)
+        yield from paragraph(f"faults met: {met}")
     yield from _health(tally)
     yield ""
     for promise in tally.broken():
-        yield f"BROKEN: {promise} ({tally.endings[promise]}), for example:"
+        yield f"BROKEN: {promise} ({tally.endings[promise]}), for one:"
         yield f"  {tally.examples[promise]}"
     if tally.late_s > TOO_LATE_S:
-        yield f"note: this machine is busy: the mock was late by up to {tally.late_s:.1f} s"
+        yield f"note: this machine is so busy that the mock was late by up to {tally.late_s:.1f} s"
     yield "every promise was kept" if tally.kept else "promises were broken"
 
 
@@ -124,16 +126,13 @@ def _fail_overs(tally: Tally) -> Iterator[str]:
     if hits := sum(tally.hits.values()):
         each = ", ".join(f"{number}: {count}" for number, count in sorted(tally.hits.items()))
         share = hits / max(tally.requests, 1)
-        yield f"upstream requests: {hits}, {share:.3f} per request; by instance:"
+        yield f"upstream requests: {hits}, {share:.3f} for each request; by instance:"
         yield f"  {each}"
-    yield "time to the first content or the full answer, ms:"
+    yield "time to the first content or the whole answer, ms:"
     head = ("  answered", "requests", "p50", "p99")
     rows = [
         (f"  {name}", len(values), _ms(percentile(values, 0.5)), _ms(percentile(values, 0.99)))
-        for name, values in (
-            ("by the first attempt", tally.at_once_s),
-            ("by a later attempt", tally.later_s),
-        )
+        for name, values in (("by the first attempt", tally.at_once_s), ("later", tally.later_s))
     ]
     yield table(head, rows)
 

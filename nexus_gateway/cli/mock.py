@@ -98,4 +98,4 @@ def _summary(server: Mock) -> Iterator[str]:
         (i.number, i.requests, i.connections, " ".join(f"{n}: {c}" for n, c in i.hit.items()))
         for i in server.instances
     ]
-    yield table(("", "requests", "connections", "faults hit"), rows)
+    yield table(("", "requests", "connections", "befallen by"), rows)

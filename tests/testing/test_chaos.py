@@ -185,7 +185,7 @@ async def test_a_short_campaign_keeps_every_promise(monkeypatch: pytest.MonkeyPa
     assert tally.kept, text
     assert tally.requests == 300
     assert tally.failed_over > 0
-    assert sum(tally.faults.values()) > 10
+    assert sum(tally.befallen.values()) > 10
     assert tally.endings[Ending.WHOLE] > 250
     assert "every promise was kept" in text
     assert "X-Nexus-Attempts" not in text
@@ -197,7 +197,7 @@ async def test_no_caller_sees_a_flapping_instance(monkeypatch: pytest.MonkeyPatc
     settings = Campaign(requests=200, instances=3, bad=1, rounds=1, concurrency=8)
     tally = await run(settings, quiet)
     assert tally.kept, tally.examples
-    assert tally.faults["errors"] > 3
+    assert tally.befallen["errors"] > 3
     assert min(tally.hits.values()) < sum(tally.hits.values()) / 4
 
 

@@ -31,6 +31,15 @@ PATH = "/v1/chat/completions"
 CONNECT_S = 10.0
 
 
+def client(concurrency: int) -> aiohttp.ClientSession:
+    """Return an HTTP client for concurrent callers."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=concurrency),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+        trust_env=False,
+    )
+
+
 async def ask(
     session: aiohttp.ClientSession, url: str, request: ChatRequest, limit_s: float
 ) -> Answer | None:
@@ -196,13 +205,6 @@ class Campaign:
     def plan(self) -> list[Round]:
         return rounds(self.requests, self.instances, self.bad, self.rounds, self.seed)
 
-    def session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self.concurrency),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
-            trust_env=False,
-        )
-
 
 async def run(campaign: Campaign, progress: Progress) -> Tally:
     """Run a campaign against gateways of its own; RuntimeError if one does not start."""
@@ -250,7 +252,7 @@ async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally) -> N
     env = {**LIMITS, **attempts, **isolated(os.environ), **mock.environment()}
     settings = Settings.from_env(env)
     limit_s = (settings.response_timeout_ms + settings.idle_timeout_ms) / 1000 + SLACK_S
-    async with gateway(env) as process, campaign.session() as session:
+    async with gateway(env) as process, client(campaign.concurrency) as session:
         callers = _Callers(campaign, session, process.url, limit_s, tally)
         await callers.send(part, switch)
         await _check_quiet(session, process, mock, tally)
@@ -261,7 +263,7 @@ async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally) -> N
     _check_log(process, tally)
     for instance in mock.instances:
         tally.hits[instance.number] += instance.requests
-        tally.faults.update(instance.hit)
+        tally.befallen.update(instance.hit)
 
 
 async def run_against(
@@ -276,7 +278,7 @@ async def run_against(
         aiohttp.ClientError, OSError: the mock does not answer.
     """
     tally = Tally()
-    async with campaign.session() as session:
+    async with client(campaign.concurrency) as session:
 
         async def switch(faults: Mapping[int, Faults]) -> None:
             if mock_url is not None:

@@ -165,7 +165,7 @@ class Tally:
     later_s: list[float] = field(default_factory=list)
     examples: dict[Broken, str] = field(default_factory=dict)
     hits: Counter[int] = field(default_factory=Counter)  # upstream requests by instance
-    faults: Counter[str] = field(default_factory=Counter)  # requests or connections by fault
+    befallen: Counter[str] = field(default_factory=Counter)  # requests or connections by fault
     health: Mapping[str, Any] = field(default_factory=dict)  # of the last gateway, at its end
     start_s: float = field(default_factory=time.monotonic)
     took_s: float = 0.0
