@@ -26,7 +26,7 @@ from processes import HERE, Running, free_port, running
 from nexus_gateway.cli.text import table
 from nexus_gateway.testing.chaos.campaign import LIMITS, ask, client
 from nexus_gateway.testing.chaos.judge import Ending, Tally, judge
-from nexus_gateway.testing.chaos.plan import asked, rounds
+from nexus_gateway.testing.chaos.plan import planned_request, rounds
 from nexus_gateway.testing.faults import CHANCE, Faults
 from nexus_gateway.testing.mock import KEY, MODEL
 
@@ -104,7 +104,7 @@ class Soak:
     async def _caller(self, session: aiohttp.ClientSession, n: int) -> None:
         await asyncio.sleep(self._pause_s * n / CALLERS)
         while (begun_s := time.monotonic()) < self._end_s:
-            planned = asked(next(self._numbers), self._seed)
+            planned = planned_request(next(self._numbers), self._seed)
             self.tally.requests += 1
             answered = await ask(session, self._url, planned, LIMIT_S)
             if answered is None:
@@ -130,8 +130,8 @@ class Soak:
 
     def _phases(self) -> Iterator[dict[int, Faults]]:
         for part in rounds(10_000, INSTANCES, BAD, 1_000, self._seed):
-            for phase in part.phases:
-                yield {number: _less_often(faults) for number, faults in phase.faults.items()}
+            for phase in part.phases.values():
+                yield {number: _less_often(faults) for number, faults in phase.items()}
 
 
 def _less_often(faults: Faults) -> Faults:

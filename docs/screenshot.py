@@ -26,7 +26,9 @@ from nexus_gateway_plugins.gemini import Gemini
 from nexus_gateway_plugins.groq import Groq
 from playwright.async_api import Browser, async_playwright
 
-from nexus_gateway.proxy.record import AttemptRecord, RequestRecord
+from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.routing.attempts import Attempt
 from nexus_gateway.telemetry.pricing import Spent
 from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
 from nexus_gateway.testing.reply import Reply
@@ -91,21 +93,36 @@ def fill_timelines(served: Served) -> None:
     observe.__self__.since_s = now_s - 3600  # type: ignore[attr-defined]
     for age_s in range(895, 12, -1):
         for _ in range(rng.choice((0, 1, 1, 2)) + (age_s < 500) + (rng.random() < 0.002) * 12):
-            observe(past_request(rng, now_s - age_s, age_s))
+            observe(past_request(served, rng, now_s - age_s, age_s))
 
 
-def past_request(rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
+def past_attempt(
+    served: Served, name: str, outcome: Outcome, reason: str, duration_ms: float
+) -> Attempt:
+    """Return an attempt that has ended, without a trace in its instance."""
+    attempt = object.__new__(Attempt)
+    instance = served.gateway.pool.instance(name)
+    assert instance is not None
+    attempt.instance, attempt.model, attempt.usage = instance, "", {}
+    attempt.started_s, attempt.ended_s = 0.0, duration_ms / 1000
+    attempt.first_content_s = None if reason else attempt.ended_s
+    attempt.verdict = Verdict(outcome, reason, 502 if reason else 0)
+    return attempt
+
+
+def past_request(served: Served, rng: random.Random, ended_s: float, age_s: int) -> RequestRecord:
     """Return the record of a request that ended `age_s` ago."""
     names = ("Groq (Key #1)", "Groq (Key #2)", "Gemini (Key #1)", "Anthropic (Key #1)")
     name = rng.choices(names, (5, 3 if age_s > 90 else 0, 3, 2))[0]
     first_ms = rng.gauss(400, 90)
-    attempts = [AttemptRecord(name, "", "success", "", 200, first_ms)]
+    attempts = [past_attempt(served, name, Outcome.SUCCESS, "", first_ms)]
     if age_s < 240 and rng.random() < 0.12:
         broken = "Cerebras (Key #1)"
-        attempts.insert(0, AttemptRecord(broken, "", "failure", "answered 502", 502, 31.0))
+        attempts.insert(0, past_attempt(served, broken, Outcome.FAILURE, "answered 502", 31.0))
     tokens = TokenUsage(12, completion=rng.randint(40, 300))
     return RequestRecord(
         id=f"req-{rng.getrandbits(48):012x}",
+        trace_id="",
         ended_s=ended_s,
         endpoint="chat",
         asked_model=rng.choice(MODELS),
@@ -116,8 +133,8 @@ def past_request(rng: random.Random, ended_s: float, age_s: int) -> RequestRecor
         provider="",
         model="",
         attempts=tuple(attempts),
+        begun=len(attempts),
         hedged=False,
-        resumed=0,
         status=200,
         outcome="success",
         first_ms=first_ms,

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite(
     "nexus_gateway.testing.conformance",
     "nexus_gateway.testing.conformance.conversations",
-    "nexus_gateway.testing.conformance.failures",
-    "nexus_gateway.testing.conformance.suite",
 )
 
 

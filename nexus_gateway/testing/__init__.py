@@ -1,13 +1,12 @@
-"""For tests of providers and gateways: a scriptable upstream on loopback, a gateway before it.
+"""For tests of providers: a scriptable upstream on loopback, and a gateway in front of it.
 
-The suite that a provider has to pass is `nexus_gateway.testing.conformance`.
+`nexus_gateway.testing.conformance` is the suite that every provider must pass.
 """
 
 from nexus_gateway.testing.gateway import Served, instance_of, serving
-from nexus_gateway.testing.received import Received
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.testing.wire import Wire, sse
+from nexus_gateway.testing.wire import Received, Wire, sse
 from nexus_gateway.wire.chunks import Chunk
 
 __all__ = [

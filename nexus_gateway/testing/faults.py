@@ -1,7 +1,8 @@
-"""The faults of a fake upstream, by name: one table for the help, the parsing and the effects.
+"""The faults of a mock, by name: one table for the command line, for JSON and for their effects.
 
-What is written on a command line or in a script is `NAME` or `NAME=VALUE`, for one instance
-`N:NAME=VALUE`. A set of faults is a mapping from names to values, as it travels in JSON.
+On a command line or in a script a fault is `NAME` or `NAME=VALUE`, for one instance
+`N:NAME=VALUE`. In JSON a set of faults is an object of names and values. A fault's effect is a
+change of fields of `Reply`.
 """
 
 from __future__ import annotations
@@ -21,238 +22,193 @@ Effect = Callable[[Any, Random], Mapping[str, Any]]
 
 OK = "ok"
 CHANCE = "chance"
-# These befall a connection before anybody has said anything.
-AT_THE_DOOR = ("close", "tls")
+# These affect a connection before the client has sent anything.
+CONNECTION_FAULTS = ("close", "tls")
 LONGEST_MS = 86_400_000
-LARGEST_EVENT = 1024 * 1024 * 1024
+LARGEST_EVENT = 1 << 30
+MOST_WORDS = 1_000_000
+NOWHERE = "http://127.0.0.1:9/v1"
 PAGE = b"<!doctype html><title>Bad Gateway</title><h1>Not what you have asked for</h1>"
 _ITEM = re.compile(r"(?:(?P<number>[0-9]{1,4}):)?(?P<name>[a-z0-9-]+)(?:=(?P<value>.*))?")
+_INTEGERS = ("K", "CODE", "BYTES")
 
 
 class WrongFault(ValueError):
-    """A fault that there is not, or a value that it cannot have; the text is fit for a user."""
+    """An unknown fault or a wrong value; the text can be shown to a user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that can go wrong.
-
-    Args:
-        name: as it is written.
-        value: what its value means, "" where it has none.
-        default: its value where only the name is written.
-        help: one line.
-        effect: what it makes of a reply, from its value and chance.
-        most: the largest value; 0 for a value that is no number.
-    """
+    """A named fault."""
 
     name: str
-    value: str
-    default: Value
+    value: str  # the unit or the meaning of its value, "" if it takes none
+    default: Value  # its value if only the name is given
     help: str
-    effect: Effect
-    most: float = 0
+    effect: Effect  # returns the fields of `Reply` that change, from its value and chance
+    most: float = 0  # the largest value; 0 if the value is text
 
     @property
-    def written(self) -> str:
-        """How it is written."""
+    def syntax(self) -> str:
+        """Its form on the command line."""
         return f"{self.name}={self.value}" if self.value else self.name
 
-    def read(self, written: object) -> Value:
-        """Return the value that was written: text or a number; None for the default.
+    def parse(self, value: object) -> Value:
+        """Check a value, text or from JSON; None and True stand for the default.
 
         Raises:
-            WrongFault: it cannot be used.
+            WrongFault: it is not allowed.
         """
-        if written is None or (not self.value and written is True):
+        if value is None or value is True:
             return self.default
         if not self.value:
             raise WrongFault(f"{self.name} takes no value.")
         if not self.most:
-            if not isinstance(written, str) or not written or not written.isprintable():
-                raise WrongFault(f"{self.name}={self.value} must be text.")
-            return written
-        number = _number(written)
-        if number is None or not 0 <= number <= self.most:
-            limit = f"{self.most:.0f}"
-            raise WrongFault(f"{self.name}={self.value} must be a number from 0 to {limit}.")
-        if number == int(number):
+            if not isinstance(value, str) or not value or not value.isprintable():
+                raise WrongFault(f"{self.syntax} must be text.")
+            return value
+        number = _number(value)
+        if not 0 <= number <= self.most:
+            raise WrongFault(f"{self.syntax} must be a number from 0 to {self.most:.0f}.")
+        if number.is_integer():
             return int(number)
-        if self.value in ("K", "CODE", "BYTES"):
-            raise WrongFault(f"{self.name}={self.value} must be a whole number.")
+        if self.value in _INTEGERS:
+            raise WrongFault(f"{self.syntax} must be a whole number.")
         return number
 
 
-def _number(written: object) -> float | None:
-    if isinstance(written, bool) or not isinstance(written, str | int | float):
-        return None
+def _number(value: object) -> float:
+    """Return a value as a number, NaN if it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return math.nan
     try:
-        number = float(written)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
-def _late(ms: float) -> Mapping[str, Any]:
+def _sets(field: str, **others: Any) -> Effect:
+    """Return the effect that sets a field of `Reply` to the fault's value, and others."""
+    return lambda value, _: {field: value, **others}
+
+
+def _flag(name: str, help: str, **fields: Any) -> Fault:
+    """Return a fault without a value, which sets fields of `Reply`."""
+    return Fault(name, "", None, help, lambda *_: fields)
+
+
+def _after(name: str, help: str, field: str, fate: Fate) -> Fault:
+    """Return a fault after K words; an answer that is not streamed ends by the fate instead."""
+    return Fault(name, "K", 3, help, _sets(field, whole_fate=fate), MOST_WORDS)
+
+
+def _delay(ms: float, _: Random) -> Mapping[str, Any]:
     return {"head_delay_s": ms / 1000}
+
+
+def _jitter(ms: float, rng: Random) -> Mapping[str, Any]:
+    return _delay(rng.uniform(0, ms), rng)
 
 
 def _drip(ms: float, _: Random) -> Mapping[str, Any]:
     return {"delay_s": ms / 1000}
 
 
-def _status(code: float, _: Random) -> Mapping[str, Any]:
-    return {"status": int(code)}
+def _errors(chance: float, rng: Random) -> Mapping[str, Any]:
+    return {"status": 500} if rng.random() < chance else {}
 
 
 def _limited(seconds: float, _: Random) -> Mapping[str, Any]:
     return {"status": 429, "headers": {"Retry-After": f"{seconds:g}"}}
 
 
-def _elsewhere(url: str, _: Random) -> Mapping[str, Any]:
+def _redirect(url: str, _: Random) -> Mapping[str, Any]:
     return {"status": 302, "headers": {"Location": url}}
 
 
-def _page(*_: object) -> Mapping[str, Any]:
-    return {"body": PAGE, "content_type": "text/html"}
+def _error_event(k: int, _: Random) -> Mapping[str, Any]:
+    end = {"error_after": k, "end_after": k}
+    return {**end, "role_first": k > 0, "whole_fate": Fate.ERROR}
 
 
-def _garbage(words: float, rng: Random) -> Mapping[str, Any]:
-    return {"garbage_after": int(words), "whole_fate": Fate.END}
-
-
-def _error_event(words: float, rng: Random) -> Mapping[str, Any]:
-    after = int(words)
-    ending = {"error_after": after, "end_after": after}
-    return {**ending, "role_first": after > 0, "whole_fate": Fate.ERROR}
-
-
-def _silent(*_: object) -> Mapping[str, Any]:
-    return {"hang_after": 0, "whole_fate": Fate.HANG}
-
-
-def _ending(name: str, fate: Fate) -> Effect:
-    return lambda words, _: {name: int(words), "whole_fate": fate}
-
-
-def _always(**fields: Any) -> Effect:
-    return lambda *_: fields
-
-
+_ERROR_EVENT = "send an error event after K words; 0: as the first event"
+_OVERSIZED = "send an event of this size before the first word"
+_CHANCE = "apply the other faults to this share of requests only"
 FAULTS: tuple[Fault, ...] = (
-    Fault("delay", "MS", 500, "answer later by so much", lambda ms, _: _late(ms), LONGEST_MS),
-    Fault(
-        "jitter",
-        "MS",
-        500,
-        "answer later by up to so much, drawn each time",
-        lambda ms, rng: _late(rng.uniform(0, ms)),
-        LONGEST_MS,
-    ),
-    Fault("drip", "MS", 50, "wait so long between words", _drip, LONGEST_MS),
-    Fault("bytewise", "", None, "send each byte by itself", _always(bytewise=True)),
-    Fault("crlf", "", None, "end lines with CR LF", _always(newline="\r\n")),
-    Fault("no-done", "", None, "leave the last event, [DONE], out", _always(done=False)),
-    Fault(
-        "errors",
-        "P",
-        0.3,
-        "answer 500 with this chance",
-        lambda chance, rng: {"status": 500} if rng.random() < chance else {},
-        1,
-    ),
-    Fault("status", "CODE", 500, "answer with this status and an error", _status, 599),
-    Fault("429", "S", 1, "answer 429 with a Retry-After of so much", _limited, 86_400),
-    Fault("401", "", None, "refuse the key", _always(status=401)),
-    Fault("redirect", "URL", "http://127.0.0.1:9/v1", "answer 302 with this Location", _elsewhere),
-    Fault("html", "", None, "answer 200 with an HTML page", _page),
-    Fault("empty", "", None, "answer 200 with nothing", _always(body=b"")),
-    Fault("hang", "", None, "never answer", _always(hang=True)),
-    Fault("reset", "", None, "take the request, then reset the connection", _always(reset=True)),
-    Fault("close", "", None, "close each connection at once", _always(reset=True)),
-    Fault("tls", "", None, "fail each TLS handshake", _always(reset=True)),
-    Fault("role-hang", "", None, "begin a stream with a role, then fall silent", _silent),
-    Fault(
-        "comments",
-        "",
-        None,
-        "send comments for ever, and never a word",
-        _always(comments_only=True, whole_fate=Fate.HANG),
-    ),
-    Fault("cut", "K", 3, "break the connection after K words", _ending("cut_after", Fate.CUT), 1e6),
-    Fault("end", "K", 3, "end properly, but after K words", _ending("end_after", Fate.END), 1e6),
-    Fault("stall", "K", 3, "fall silent after K words", _ending("hang_after", Fate.HANG), 1e6),
-    Fault(
-        "error-event",
-        "K",
-        3,
-        "send an error event after K words; 0: as the first",
-        _error_event,
-        1e6,
-    ),
-    Fault("garbage", "K", 3, "send an event that is no JSON after K words", _garbage, 1e6),
-    Fault(
-        "oversized",
-        "BYTES",
-        16 * 1024 * 1024,
-        "send an event so large before the first word",
-        lambda size, _: {"oversized": int(size)},
-        LARGEST_EVENT,
-    ),
-    Fault(CHANCE, "P", 1, "the others befall only this share of the requests", _always(), 1),
+    Fault("delay", "MS", 500, "delay the answer by this", _delay, LONGEST_MS),
+    Fault("jitter", "MS", 500, "delay the answer by a random time up to this", _jitter, LONGEST_MS),
+    Fault("drip", "MS", 50, "wait this long between words", _drip, LONGEST_MS),
+    _flag("bytewise", "send each byte separately", bytewise=True),
+    _flag("crlf", "end lines with CR LF", newline="\r\n"),
+    _flag("no-done", "omit the last event, [DONE]", done=False),
+    Fault("errors", "P", 0.3, "answer 500 with this probability", _errors, 1),
+    Fault("status", "CODE", 500, "answer with this status and an error", _sets("status"), 599),
+    Fault("429", "S", 1, "answer 429 with this Retry-After", _limited, 86_400),
+    _flag("401", "reject the key", status=401),
+    Fault("redirect", "URL", NOWHERE, "answer 302 with this Location", _redirect),
+    _flag("html", "answer 200 with an HTML page", body=PAGE, content_type="text/html"),
+    _flag("empty", "answer 200 with an empty body", body=b""),
+    _flag("hang", "never answer", hang=True),
+    _flag("reset", "accept the request, then reset the connection", reset=True),
+    _flag("close", "close each connection immediately", reset=True),
+    _flag("tls", "fail each TLS handshake", reset=True),
+    _flag("role-hang", "start a stream with a role, then stop", hang_after=0, whole_fate=Fate.HANG),
+    _flag("comments", "send only comments, for ever", comments_only=True, whole_fate=Fate.HANG),
+    _after("cut", "break the connection after K words", "cut_after", Fate.CUT),
+    _after("end", "end the answer properly, but after K words", "end_after", Fate.END),
+    _after("stall", "stop sending after K words", "hang_after", Fate.HANG),
+    Fault("error-event", "K", 3, _ERROR_EVENT, _error_event, MOST_WORDS),
+    _after("garbage", "send an event that is not JSON after K words", "garbage_after", Fate.END),
+    Fault("oversized", "BYTES", 1 << 24, _OVERSIZED, _sets("oversized"), LARGEST_EVENT),
+    Fault(CHANCE, "P", 1, _CHANCE, lambda *_: {}, 1),
 )
 _BY_NAME = {fault.name: fault for fault in FAULTS}
 
 
-def read_faults(written: object) -> dict[str, Value]:
-    """Read a set of faults as it came in JSON: an object of names and values.
+def _named(name: object) -> Fault:
+    fault = _BY_NAME.get(str(name))
+    if fault is None:
+        raise WrongFault(f"unknown fault {str(name)[:40]!r}; known: {', '.join(_BY_NAME)}.")
+    return fault
 
-    A value of `null` or `true` means the default.
+
+def read_faults(value: object) -> dict[str, Value]:
+    """Check a set of faults from JSON, in which `null` and `true` stand for the default.
 
     Raises:
-        WrongFault: something of it cannot be used.
+        WrongFault: it is not an object of names and allowed values.
     """
-    if not isinstance(written, dict):
+    if not isinstance(value, dict):
         raise WrongFault('faults must be an object such as {"status": 500, "delay": 200}.')
-    return {name: _named(name).read(None if v is True else v) for name, v in written.items()}
-
-
-def _named(name: object) -> Fault:
-    found = _BY_NAME.get(str(name))
-    if found is None:
-        raise WrongFault(f"there is no fault {str(name)[:40]!r}; there are: {', '.join(_BY_NAME)}.")
-    return found
+    return {name: _named(name).parse(v) for name, v in value.items()}
 
 
 def assign(items: Iterable[str], instances: int) -> dict[int, dict[str, Value]]:
-    """Read faults as they are written on a command line.
-
-    Args:
-        items: each `NAME`, `NAME=VALUE`, `N:NAME` or `N:NAME=VALUE`; `ok` takes faults away.
-        instances: how many there are.
+    """Read faults from a command line: `NAME`, `NAME=VALUE`, `N:NAME`, `N:NAME=VALUE` or `ok`.
 
     Returns:
-        The whole set of each instance that is meant, by number, 1 the first.
+        The complete set of each instance that an item names, by its number; the first is 1.
 
     Raises:
-        WrongFault: something of it cannot be used.
+        WrongFault: an item cannot be used.
     """
-    shared: dict[str, Value] = {}
-    own: dict[int, dict[str, Value]] = {}
-    everybody = False
+    shared: dict[str, Value] | None = None
+    sets: dict[int, dict[str, Value]] = {}
     for item in items:
         number, name, value = _split(item, instances)
-        everybody = everybody or number is None
-        fault = {} if name == OK else {name: _named(name).read(value)}
-        (shared if number is None else own.setdefault(number, {})).update(fault)
-    meant = range(1, instances + 1) if everybody else sorted(own)
-    return {number: {**shared, **own.get(number, {})} for number in meant}
+        fault = {} if name == OK else {name: _named(name).parse(value)}
+        if number is None:
+            shared = {**(shared or {}), **fault}
+        else:
+            sets.setdefault(number, {}).update(fault)
+    numbers = sorted(sets) if shared is None else range(1, instances + 1)
+    return {number: {**(shared or {}), **sets.get(number, {})} for number in numbers}
 
 
 def _split(item: str, instances: int) -> tuple[int | None, str, str | None]:
     match = _ITEM.fullmatch(item.strip())
     if match is None:
-        raise WrongFault(f"{item[:40]!r} is no fault; write NAME, NAME=VALUE or N:NAME=VALUE.")
+        raise WrongFault(f"{item[:40]!r} is not a fault; write NAME, NAME=VALUE or N:NAME=VALUE.")
     number = None if match["number"] is None else int(match["number"])
     if number is not None and not 1 <= number <= instances:
         raise WrongFault(f"{item[:40]!r}: there is no instance {number}; there are {instances}.")
@@ -261,30 +217,24 @@ def _split(item: str, instances: int) -> tuple[int | None, str, str | None]:
     return number, match["name"], match["value"]
 
 
-def befalls(faults: Faults, rng: Random) -> bool:
-    """Draw whether an instance's faults befall one request."""
-    chance = float(faults.get(CHANCE, 1) or 0)
-    return bool(faults) and rng.random() < chance
-
-
-def spoilt(reply: Reply, faults: Faults, rng: Random) -> Reply:
-    """Return a reply with faults; those later in the table win over earlier ones."""
+def apply(reply: Reply, faults: Faults, rng: Random) -> Reply:
+    """Return a reply with faults; those later in the table win, delays add up."""
     fields: dict[str, Any] = {}
     for fault in FAULTS:
         if fault.name in faults:
             effect = fault.effect(faults[fault.name], rng)
-            late_s = fields.get("head_delay_s", 0.0) + effect.get("head_delay_s", 0.0)
-            fields |= {**effect, "head_delay_s": late_s}
+            delay_s = fields.get("head_delay_s", 0.0) + effect.get("head_delay_s", 0.0)
+            fields |= {**effect, "head_delay_s": delay_s}
     return replace(reply, **fields)
 
 
 def described() -> Iterator[str]:
-    """Give a line for each fault: how it is written, what it does, its default."""
+    """Yield a line of help for each fault: its form, its effect, its default."""
     for fault in FAULTS:
         default = f" ({shown(fault.default)})" if fault.value else ""
-        yield f"  {fault.written:<20}{fault.help}{default}"
+        yield f"  {fault.syntax:<20}{fault.help}{default}"
 
 
 def shown(value: Value) -> str:
-    """Return a value as it is written."""
+    """Return a value in its form on the command line."""
     return f"{value:.0f}" if isinstance(value, int | float) and value >= 1 else str(value)

@@ -1,4 +1,4 @@
-"""A gateway on a real socket, for tests of what stands behind it."""
+"""A gateway on a real socket, for tests of providers, hooks and policies."""
 
 from __future__ import annotations
 
@@ -39,18 +39,15 @@ def instance_of(
     clock: Callable[[], float] = time.monotonic,
     **more: Any,
 ) -> Instance:
-    """Make an instance of a provider.
+    """Create an instance of a provider.
 
     Args:
-        provider: its class.
-        base_url: where it asks, such as a fake upstream's; "" for the provider's own.
-        key: its key.
-        number: of the key.
-        name: the provider's name, as its entry point says; "" for the class's, in small letters.
+        base_url: such as that of a fake upstream; "" for the provider's own.
+        name: the name of its entry point; "" for the class's name in lower case.
         clock: monotonic seconds.
-        more: the other arguments of `Instance`.
+        more: other arguments of `Instance`.
     """
-    about: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "provider_name": name or provider.__name__.lower(),
         "provider": provider(),
         "account": Account(Secret(key), base_url or provider.base_url, provider.options),
@@ -58,23 +55,17 @@ def instance_of(
         "model": provider.default_model or "a-model",
         "clock": clock,
     }
-    return Instance(**{**about, **more})
+    return Instance(**{**arguments, **more})
 
 
 @cache
-def _policies() -> Mapping[str, type[Policy]]:
-    """Return the installed policies; looked up once, as that takes longer than many a test."""
-    return {name: type(made) for name, made in policies()[0].items()}
+def _installed_policies() -> Mapping[str, type[Policy]]:
+    # Cached, as the lookup takes longer than many tests.
+    return {name: type(policy) for name, policy in policies()[0].items()}
 
 
 class Served:
-    """A running gateway and a client of it.
-
-    Args:
-        url: where it listens.
-        gateway: its parts.
-        session: an HTTP client.
-    """
+    """A running gateway, its URL, and an HTTP client for it."""
 
     def __init__(self, url: str, gateway: Gateway, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -83,40 +74,36 @@ class Served:
 
     @property
     def instances(self) -> list[Instance]:
-        """The instances behind it."""
+        """The gateway's instances."""
         return self.gateway.pool.instances
 
     async def chat(
         self, body: Any = None, *, stream: bool = True, headers: dict[str, str] | None = None
     ) -> tuple[int, str, Mapping[str, str]]:
-        """Ask for a chat completion.
-
-        Args:
-            body: the body, as an object or as bytes; None for a hello.
-            stream: whether a hello is answered with a stream.
-            headers: more headers.
+        """Send an object or bytes to `/v1/chat/completions`; None sends `HELLO`, with `stream`.
 
         Returns:
             The status, the body as text, the headers.
         """
-        whole = {**HELLO, "stream": stream} if body is None else body
-        return await self.post("/v1/chat/completions", whole, headers=headers)
+        content = {**HELLO, "stream": stream} if body is None else body
+        return await self.post("/v1/chat/completions", content, headers=headers)
 
     async def post(
         self, path: str, body: Any, *, headers: Mapping[str, str] | None = None
     ) -> tuple[int, str, Mapping[str, str]]:
-        """Send a body, as an object or as bytes; return the status, the text, the headers."""
-        url, whole = self.url + path, body
-        data = io.BytesIO(whole if isinstance(whole, bytes) else json.dumps(whole).encode())
-        head = {"Content-Type": "application/json", **(headers or {})}
-        async with self.session.post(url, data=data, headers=head) as response:
+        """Send an object or bytes; return the status, the body as text, the headers."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        all_headers = {"Content-Type": "application/json", **(headers or {})}
+        async with self.session.post(
+            self.url + path, data=io.BytesIO(content), headers=all_headers
+        ) as response:
             return response.status, await response.text(), response.headers.copy()
 
     async def health(self) -> dict[str, Any]:
-        """Ask how everybody is."""
+        """Return the JSON of `/health`."""
         async with self.session.get(self.url + "/health") as response:
-            found: dict[str, Any] = await response.json()
-            return found
+            health: dict[str, Any] = await response.json()
+            return health
 
 
 @contextlib.asynccontextmanager
@@ -127,20 +114,17 @@ async def serving(
     hooks: Mapping[str, Hook] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Served]:
-    """Serve instances on a free port of loopback.
+    """Run a gateway on a free port of loopback.
 
     Args:
-        instances: who can be asked.
         clock: monotonic seconds.
-        policy_by_name: the ways to route; None for those that are installed.
-        hooks: what looks at requests, by name.
-        settings: the fields of `Settings` that differ from the defaults.
+        policy_by_name: its routing policies; None for the installed ones.
+        settings: fields of `Settings` that differ from the defaults.
     """
-    pool = Pool(instances=list(instances))
     app = build_app(
         Settings(**settings),
-        pool,
-        policy_by_name=policy_by_name or {name: cls() for name, cls in _policies().items()},
+        Pool(instances=list(instances)),
+        policy_by_name=policy_by_name or {n: cls() for n, cls in _installed_policies().items()},
         hooks=hooks,
         clock=clock,
         rng=random.Random(7),

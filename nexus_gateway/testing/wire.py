@@ -1,58 +1,95 @@
-"""How a fake upstream speaks: a script's chunks, put into bytes.
+"""A request as a fake upstream receives it, and how the upstream encodes its answers.
 
-A test of a provider with a wire format of its own brings its own `Wire`: the reverse of the
-provider's translation, for the few things that a script says.
+For a provider with its own wire format write a `Wire`: the reverse of the provider's translation,
+for the few features that a `Reply` uses.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from nexus_gateway.dialects.messages.response import MessageEncoder, event, message
+from nexus_gateway.wire import json_codec
 from nexus_gateway.wire.chunks import Chunk, choices, has_content
 
-if TYPE_CHECKING:
-    from nexus_gateway.testing.received import Received
+
+@dataclass
+class Received:
+    """A received request, and whether it was answered.
+
+    Attributes:
+        key: the key in its headers, "" if there is none.
+        headers: all of its headers.
+        raw: its body.
+        path: its path, without the query.
+        target: its path as sent, with the query.
+        finished: whether the answer was sent completely.
+        left: set if the client disconnected before that.
+    """
+
+    key: str
+    headers: dict[str, str]
+    raw: bytes
+    path: str
+    target: str = ""
+    finished: bool = False
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The parsed body; ValueError if it is not JSON."""
+        parsed: dict[str, Any] = json_codec.loads(self.raw)
+        return parsed
+
+    async def gone(self, within_s: float = 30.0) -> bool:
+        """Wait until the client disconnects before its answer is complete; False if it does not."""
+        try:
+            await asyncio.wait_for(self.left.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True
 
 
 def sse(value: object, name: str = "") -> bytes:
-    """Make an event of a JSON value, with an `event:` line where it has a name."""
+    """Encode a JSON value as an event, with an `event:` line if it has a name."""
     line = f"event: {name}\n" if name else ""
     return f"{line}data: {json.dumps(value, separators=(',', ':'))}\n\n".encode()
 
 
 class Wire:
-    """OpenAI's chat completions; one object for each answer. Override what is different."""
+    """Encodes one answer as OpenAI's chat completions do. Override what differs."""
 
     def streams(self, received: Received) -> bool:
-        """Tell whether a request asks for a stream."""
+        """Return whether a request asks for a stream."""
         return received.body.get("stream") is True
 
     def wants_usage(self, received: Received) -> bool:
-        """Tell whether a streamed answer shall end with its usage."""
+        """Return whether a streamed answer ends with its usage."""
         options = received.body.get("stream_options") or {}
         return options.get("include_usage") is True
 
     def say(self, chunk: Chunk) -> bytes:
-        """Return the events, with LF line ends, that tell one of OpenAI's chunks; or b""."""
+        """Return the events for one of OpenAI's chunks, with LF line endings; b"" for none."""
         return sse(chunk)
 
     def end(self) -> bytes:
-        """Return the events that end a stream that is whole."""
+        """Return the events at the end of a complete stream."""
         return b"data: [DONE]\n\n"
 
     def error(self, error: Mapping[str, Any]) -> bytes:
-        """Return the event that breaks a stream off."""
+        """Return the event that ends a stream with an error."""
         return sse({"error": error})
 
     def whole(self, completion: Chunk) -> Any:
-        """Return a whole answer as a JSON value, made from OpenAI's completion."""
+        """Return the body of an answer that is not streamed, as a JSON value."""
         return completion
 
     def failure(self, error: Mapping[str, Any]) -> Any:
-        """Return the body of an answer that is not 2xx."""
+        """Return the body of an answer that is not 2xx, as a JSON value."""
         return {"error": error}
 
 
@@ -60,30 +97,24 @@ class MessagesWire(Wire):
     """Anthropic's Messages."""
 
     def __init__(self) -> None:
-        self._speaker = MessageEncoder(thinking=True)
+        self._encoder = MessageEncoder(thinking=True)
 
     def wants_usage(self, received: Received) -> bool:
-        """Tell that a message always has its usage."""
         return True
 
     def say(self, chunk: Chunk) -> bytes:
-        """Return a message's events."""
-        return self._speaker.encode(chunk)
+        return self._encoder.encode(chunk)
 
     def end(self) -> bytes:
-        """Return a message's last events."""
-        return self._speaker.finish()
+        return self._encoder.finish()
 
     def error(self, error: Mapping[str, Any]) -> bytes:
-        """Return an `error` event."""
         return event("error", error={"type": "overloaded_error", **error})
 
     def whole(self, completion: Chunk) -> Any:
-        """Return a message."""
         return message(completion, thinking=True)
 
     def failure(self, error: Mapping[str, Any]) -> Any:
-        """Return an error as Anthropic words it."""
         return {"type": "error", "error": error}
 
 
@@ -91,7 +122,6 @@ class CountWire(MessagesWire):
     """Anthropic's token count."""
 
     def whole(self, completion: Chunk) -> Any:
-        """Return a count."""
         return {"input_tokens": 7}
 
 
@@ -100,22 +130,20 @@ def _text_of(completion: Chunk) -> str:
 
 
 class CompletionsWire(Wire):
-    """OpenAI's older completions."""
+    """OpenAI's legacy completions."""
 
     def say(self, chunk: Chunk) -> bytes:
-        """Return a chunk with its text in the choice."""
         texts = [
             {
                 "index": 0,
-                "text": choice["delta"].get("content") or "",
-                "finish_reason": choice["finish_reason"],
+                "text": c["delta"].get("content") or "",
+                "finish_reason": c["finish_reason"],
             }
-            for choice in choices(chunk)
+            for c in choices(chunk)
         ]
         return sse({**chunk, "object": "text_completion", "choices": texts})
 
     def whole(self, completion: Chunk) -> Any:
-        """Return a completion with its text in the choice."""
         choice = {"index": 0, "text": _text_of(completion), "finish_reason": "stop"}
         return {**completion, "object": "text_completion", "choices": [choice]}
 
@@ -124,7 +152,6 @@ class EmbeddingsWire(Wire):
     """OpenAI's embeddings."""
 
     def whole(self, completion: Chunk) -> Any:
-        """Return one vector."""
         vector = {"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}
         usage = {"prompt_tokens": 7, "total_tokens": 7}
         model = completion["model"]
@@ -135,34 +162,29 @@ class TranscriptionsWire(Wire):
     """OpenAI's transcriptions."""
 
     def __init__(self) -> None:
-        self._said: list[str] = []
+        self._pieces: list[str] = []
 
     def streams(self, received: Received) -> bool:
-        """Tell whether the form asks for a stream."""
         return b'name="stream"\r\n\r\ntrue' in received.raw
 
     def wants_usage(self, received: Received) -> bool:
-        """Tell that there is no chunk for it."""
         return False
 
     def say(self, chunk: Chunk) -> bytes:
-        """Return a piece of the transcript."""
         pieces = [str(c["delta"].get("content") or "") for c in choices(chunk)]
         if not has_content(chunk) or not any(pieces):
             return b""
-        self._said += pieces
+        self._pieces += pieces
         return sse({"type": "transcript.text.delta", "delta": "".join(pieces)})
 
     def end(self) -> bytes:
-        """Return the whole transcript."""
-        return sse({"type": "transcript.text.done", "text": "".join(self._said)})
+        return sse({"type": "transcript.text.done", "text": "".join(self._pieces)})
 
     def whole(self, completion: Chunk) -> Any:
-        """Return a transcript."""
         return {"text": _text_of(completion), "usage": {"type": "duration", "seconds": 2}}
 
 
-# Which wire answers at which end of a path.
+# By the end of a path.
 WIRES: dict[str, type[Wire]] = {
     "/chat/completions": Wire,
     "/completions": CompletionsWire,
@@ -174,5 +196,5 @@ WIRES: dict[str, type[Wire]] = {
 
 
 def wire_for(path: str) -> type[Wire]:
-    """Return how the official service at a path speaks."""
+    """Return the wire of the official service at a path."""
     return next((wire for end, wire in WIRES.items() if path.endswith(end)), Wire)

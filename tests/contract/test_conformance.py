@@ -1,4 +1,4 @@
-"""Every provider in `plugins/` passes the suite that authors are given."""
+"""Every provider in `plugins/` passes the public conformance suite."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 
 from nexus_gateway.provider import Account, InProcess
 from nexus_gateway.secret import Secret
-from nexus_gateway.testing.conformance import ProviderConformance
+from nexus_gateway.testing.conformance import InProcessConformance, ProviderConformance
 from nexus_gateway.testing.conformance.conversations import KEYS
-from nexus_gateway.testing.conformance.suite import InProcessConformance
 from nexus_gateway.testing.gateway import instance_of
 from nexus_gateway.testing.upstream import FakeUpstream
 
@@ -27,14 +26,13 @@ for _point in _POINTS:
 
 
 @pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the demo speak faster: nobody listens."""
+def fast_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     demo = next(iter(_POINTS.select(name="demo"))).load()
     monkeypatch.setattr(sys.modules[demo.__module__], "WORD_S", 0.001)
 
 
-class TestAzureOfOld(ProviderConformance):
-    """Azure with a version, which has addresses of another style."""
+class TestAzureWithVersion(ProviderConformance):
+    """Azure with an API version, which has other URLs."""
 
     provider = next(iter(_POINTS.select(name="azure"))).load()
 

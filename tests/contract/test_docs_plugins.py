@@ -13,7 +13,7 @@ from fakes import make_instance, serving
 from nexus_gateway.provider import CHAT
 from nexus_gateway.proxy.hook_runner import HOOKS
 from nexus_gateway.routing.policies import POLICIES
-from nexus_gateway.testing.conformance.suite import InProcessConformance
+from nexus_gateway.testing.conformance import InProcessConformance
 from nexus_gateway.testing.upstream import FakeUpstream
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")

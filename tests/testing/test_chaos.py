@@ -1,4 +1,4 @@
-"""The campaign: what it plans, how it judges, that it survives, and that it can fail."""
+"""The campaign: its plan, its judgements, that the gateway passes it, and that it can fail."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from nexus_gateway.cli.chaos import report
 from nexus_gateway.cli.main import main
 from nexus_gateway.errors import error_object
 from nexus_gateway.testing.chaos import campaign, plan
-from nexus_gateway.testing.chaos import campaign as gateway_process
 from nexus_gateway.testing.chaos.campaign import (
     Campaign,
     GatewayProcess,
+    gateway,
     isolated,
     run,
     run_against,
 )
-from nexus_gateway.testing.chaos.judge import Answered, Broken, Ending, Tally, judge, percentile
-from nexus_gateway.testing.chaos.plan import MENU, Asked, asked, rounds
+from nexus_gateway.testing.chaos.judge import Answer, Broken, Ending, Tally, judge, percentile
+from nexus_gateway.testing.chaos.plan import MENU, ChatRequest, planned_request, rounds
 from nexus_gateway.testing.faults import CHANCE, FAULTS, Faults, read_faults
 from nexus_gateway.testing.mock import KEY, Mock
 
-# By this seed nothing hangs, so that the limits need not be short, whatever else the machine does.
+# With this seed nothing hangs, so the limits can be long for a busy machine.
 PATIENT = {
     "FIRST_TOKEN_TIMEOUT_MS": "5000",
     "IDLE_TIMEOUT_MS": "5000",
@@ -43,8 +43,8 @@ def quiet(line: str) -> None:
     pass
 
 
-def ask(text: str = "one two", *, stream: bool = True) -> Asked:
-    return Asked(1, text, stream, {}, None, None)
+def chat_request(text: str = "one two", *, stream: bool = True) -> ChatRequest:
+    return ChatRequest(1, text, stream, {}, None, None)
 
 
 def chunk(content: str | None = None, finish: str | None = None) -> str:
@@ -62,7 +62,7 @@ def whole(text: str) -> str:
 
 
 ERROR = error_object("It broke.", kind="server_error", code="broken")
-SAYS = json.dumps(ERROR)
+ERROR_TEXT = json.dumps(ERROR)
 END = (chunk(finish="stop"), "[DONE]")
 
 
@@ -71,7 +71,7 @@ END = (chunk(finish="stop"), "[DONE]")
     [
         (sse(chunk("one"), chunk(" two"), *END), Ending.WHOLE),
         (": keep-alive\n\n" + sse(chunk("one two"), *END), Ending.WHOLE),
-        (sse(chunk("one"), SAYS), Ending.SAID_SO),
+        (sse(chunk("one"), ERROR_TEXT), Ending.REPORTED),
         (sse(chunk("one"), *END), Broken.SILENT),
         (sse(chunk("one")), Broken.SILENT),
         (sse(chunk("one two")), Broken.SILENT),
@@ -82,64 +82,64 @@ END = (chunk(finish="stop"), "[DONE]")
         (sse(chunk("one"), chunk("one two"), *END), Broken.WRONG),
         (sse(chunk("one two"), *END, "[DONE]"), Broken.WRONG),
         (sse(chunk("one two"), *END, chunk("more")), Broken.WRONG),
-        (sse(chunk("another"), SAYS), Broken.WRONG),
-        (sse(chunk("one"), SAYS, "[DONE]"), Broken.WRONG),
+        (sse(chunk("another"), ERROR_TEXT), Broken.WRONG),
+        (sse(chunk("one"), ERROR_TEXT, "[DONE]"), Broken.WRONG),
         (sse("{not json"), Broken.WRONG),
         ("event: x\n\n", Broken.WRONG),
-        (sse(chunk("")) + sse(SAYS), Broken.AVOIDABLE),
+        (sse(chunk("")) + sse(ERROR_TEXT), Broken.AVOIDABLE),
         (sse(chunk("one"), '{"error":"no"}'), Broken.NO_ERROR_SHAPE),
     ],
 )
-def test_a_stream_is_judged(body: str, ending: Ending | Broken) -> None:
-    assert judge(ask(), Answered(200, body)).ending is ending
+def test_judge_a_stream(body: str, ending: Ending | Broken) -> None:
+    assert judge(chat_request(), Answer(200, body)).ending is ending
 
 
 @pytest.mark.parametrize(
-    ("answered", "ending"),
+    ("answer", "ending"),
     [
-        (Answered(200, whole("one two")), Ending.WHOLE),
-        (Answered(200, whole("one")), Broken.WRONG),
-        (Answered(200, whole("one twoone two")), Broken.WRONG),
-        (Answered(200, whole("one two")[:-5]), Broken.WRONG),
-        (Answered(200, "<html>"), Broken.WRONG),
-        (Answered(503, SAYS), Broken.AVOIDABLE),
-        (Answered(429, SAYS), Broken.AVOIDABLE),
-        (Answered(401, SAYS), Broken.KEY_REFUSED),
-        (Answered(403, SAYS), Broken.KEY_REFUSED),
-        (Answered(500, SAYS), Broken.OWN_FAULT),
-        (Answered(503, '{"error":"no"}'), Broken.NO_ERROR_SHAPE),
-        (Answered(502, "<html>"), Broken.NO_ERROR_SHAPE),
-        (Answered(503, '{"error":{"message":"","type":"x","param":null,"code":null}}'), Broken),
-        (Answered(200, "x", late=True), Broken.HANG),
-        (Answered(200, "x", trouble="ClientPayloadError"), Broken.DROPPED),
-        (Answered(503, json.dumps({**ERROR, "key": f"{KEY}1"})), Broken.KEY_TOLD),
-        (Answered(200, whole("one two"), headers=f"X: {KEY}1"), Broken.KEY_TOLD),
+        (Answer(200, whole("one two")), Ending.WHOLE),
+        (Answer(200, whole("one")), Broken.WRONG),
+        (Answer(200, whole("one twoone two")), Broken.WRONG),
+        (Answer(200, whole("one two")[:-5]), Broken.WRONG),
+        (Answer(200, "<html>"), Broken.WRONG),
+        (Answer(503, ERROR_TEXT), Broken.AVOIDABLE),
+        (Answer(429, ERROR_TEXT), Broken.AVOIDABLE),
+        (Answer(401, ERROR_TEXT), Broken.KEY_REFUSED),
+        (Answer(403, ERROR_TEXT), Broken.KEY_REFUSED),
+        (Answer(500, ERROR_TEXT), Broken.OWN_FAULT),
+        (Answer(503, '{"error":"no"}'), Broken.NO_ERROR_SHAPE),
+        (Answer(502, "<html>"), Broken.NO_ERROR_SHAPE),
+        (Answer(503, '{"error":{"message":"","type":"x","param":null,"code":null}}'), Broken),
+        (Answer(200, "x", late=True), Broken.HANG),
+        (Answer(200, "x", connection_error="ClientPayloadError"), Broken.DROPPED),
+        (Answer(503, json.dumps({**ERROR, "key": f"{KEY}1"})), Broken.KEY_EXPOSED),
+        (Answer(200, whole("one two"), headers=f"X: {KEY}1"), Broken.KEY_EXPOSED),
     ],
 )
-def test_an_answer_is_judged(answered: Answered, ending: Any) -> None:
-    found = judge(ask(stream=False), answered, KEY).ending
-    assert found is (Broken.NO_ERROR_SHAPE if ending is Broken else ending)
+def test_judge_an_answer(answer: Answer, ending: Any) -> None:
+    judged = judge(chat_request(stream=False), answer, KEY).ending
+    assert judged is (Broken.NO_ERROR_SHAPE if ending is Broken else ending)
 
 
-def test_a_plan_is_by_its_seed() -> None:
+def test_a_plan_depends_only_on_its_seed() -> None:
     assert rounds(500, 5, 2, 4, seed=1) == rounds(500, 5, 2, 4, seed=1)
     assert rounds(500, 5, 2, 4, seed=1) != rounds(500, 5, 2, 4, seed=2)
-    assert [asked(n, 1) for n in range(9)] == [asked(n, 1) for n in range(9)]
-    assert asked(1, 1).text != asked(1, 2).text
-    assert len({asked(n, 1).text for n in range(500)}) == 500
+    assert [planned_request(n, 1) for n in range(9)] == [planned_request(n, 1) for n in range(9)]
+    assert planned_request(1, 1).text != planned_request(1, 2).text
+    assert len({planned_request(n, 1).text for n in range(500)}) == 500
 
 
-def test_a_plan_has_every_request_once_and_every_fault_of_the_menu() -> None:
+def test_a_plan_has_each_request_once_and_each_fault_of_the_menu() -> None:
     planned = rounds(5000, 5, 2, 20, seed=3)
     assert [n for part in planned for n in range(part.first, part.end)] == [*range(5000)]
-    phases = [phase for part in planned for phase in part.phases]
-    assert {part.first for part in planned} <= {phase.first for phase in phases}
-    assert len({frozenset(phase.faults) for phase in phases}) == 1
-    assert all(len(phase.faults) == 2 for phase in phases)
-    met = [faults for phase in phases for faults in phase.faults.values()]
-    bare = [{k: v for k, v in faults.items() if k != CHANCE} for faults in met]
+    assert all(part.first in part.phases for part in planned)
+    phases = [by_instance for part in planned for by_instance in part.phases.values()]
+    assert len({frozenset(by_instance) for by_instance in phases}) == 1
+    assert all(len(by_instance) == 2 for by_instance in phases)
+    dealt = [faults for by_instance in phases for faults in by_instance.values()]
+    bare = [{k: v for k, v in faults.items() if k != CHANCE} for faults in dealt]
     assert all(item in bare for item in MENU)
-    assert all(read_faults(faults) for faults in met)
+    assert all(read_faults(faults) for faults in dealt)
 
 
 def test_the_menu_has_every_fault() -> None:
@@ -147,15 +147,15 @@ def test_the_menu_has_every_fault() -> None:
 
 
 @pytest.mark.parametrize("requests", [1, 2, 3, 7])
-def test_a_small_plan_is_whole(requests: int) -> None:
+def test_a_small_plan_is_complete(requests: int) -> None:
     planned = rounds(requests, 2, 1, 20, seed=0)
     assert [n for part in planned for n in range(part.first, part.end)] == [*range(requests)]
-    assert all(part.phases[0].first == part.first for part in planned)
+    assert all(part.first in part.phases for part in planned)
 
 
-def test_a_busy_machine_is_told() -> None:
-    told = [*report(Campaign(), Tally(late_s=0.7))]
-    assert any("late by up to 0.7 s" in line for line in told)
+def test_the_report_mentions_a_busy_machine() -> None:
+    lines = [*report(Campaign(), Tally(late_s=0.7))]
+    assert any("late by up to 0.7 s" in line for line in lines)
     assert not any("late by" in line for line in report(Campaign(), Tally(late_s=0.1)))
 
 
@@ -165,10 +165,10 @@ def test_percentiles() -> None:
     assert percentile([*range(1, 101)], 0.99) == 99
 
 
-def test_no_key_of_ours_reaches_the_gateway_under_test() -> None:
+def test_the_gateway_under_test_gets_no_key() -> None:
     env = {"GROQ_KEY_1": "k", "GATEWAY_KEYS": "k", "ADMIN_TOKEN": "t", "HOST": "::", "PATH": "p"}
-    seen = {"LEDGER": "sqlite:///mine", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
-    assert isolated({**env, **seen, "HEDGE_OR_NOT": "x", "DIRECT_PATH": "false"}) == {
+    observers = {"LEDGER": "sqlite:///mine", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+    assert isolated({**env, **observers, "HEDGE_OR_NOT": "x", "DIRECT_PATH": "false"}) == {
         "PATH": "p",
         "DIRECT_PATH": "false",
         "LEDGER": "off",
@@ -176,38 +176,38 @@ def test_no_key_of_ours_reaches_the_gateway_under_test() -> None:
 
 
 @pytest.mark.proves("I-16", "I-30", "I-34")
-async def test_a_short_campaign_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_short_campaign_keeps_every_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in PATIENT.items():
         monkeypatch.setenv(name, value)
-    wanted = Campaign(requests=300, rounds=2, concurrency=20, seed=SEED, time_limit_s=60)
-    tally = await run(wanted, quiet)
-    told = "\n".join(report(wanted, tally))
-    assert tally.kept, told
+    settings = Campaign(requests=300, rounds=2, concurrency=20, seed=SEED, time_limit_s=60)
+    tally = await run(settings, quiet)
+    text = "\n".join(report(settings, tally))
+    assert tally.kept, text
     assert tally.requests == 300
     assert tally.failed_over > 0
     assert sum(tally.befallen.values()) > 10
     assert tally.endings[Ending.WHOLE] > 250
-    assert "every promise was kept" in told
-    assert "X-Nexus-Attempts" not in told
+    assert "every promise was kept" in text
+    assert "X-Nexus-Attempts" not in text
 
 
 @pytest.mark.proves("F38")
-async def test_one_that_flaps_costs_no_caller_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_caller_sees_a_flapping_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MENU", ({"errors": 0.5},))
-    wanted = Campaign(requests=200, instances=3, bad=1, rounds=1, concurrency=8)
-    tally = await run(wanted, quiet)
+    settings = Campaign(requests=200, instances=3, bad=1, rounds=1, concurrency=8)
+    tally = await run(settings, quiet)
     assert tally.kept, tally.examples
     assert tally.befallen["errors"] > 3
     assert min(tally.hits.values()) < sum(tally.hits.values()) / 4
 
 
-async def attacked(faults: Faults, requests: int = 60) -> Tally:
-    """Let a mock with faults be the gateway: one that lets everything through."""
+async def run_against_mock(faults: Faults, requests: int = 60) -> Tally:
+    """Test a mock with faults in place of a gateway: it returns every fault to the caller."""
     async with Mock(1) as bad:
         bad.set(1, faults)
         url = f"http://127.0.0.1:{bad.instances[0].port}"
-        wanted = Campaign(requests=requests, instances=2, bad=1, rounds=1, concurrency=20)
-        return await run_against(wanted, url, None, quiet)
+        settings = Campaign(requests=requests, instances=2, bad=1, rounds=1, concurrency=20)
+        return await run_against(settings, url, None, quiet)
 
 
 @pytest.mark.parametrize(
@@ -225,53 +225,53 @@ async def attacked(faults: Faults, requests: int = 60) -> Tally:
         ({"error-event": 0, "role-hang": None}, Broken.NO_ERROR_SHAPE),
     ],
 )
-async def test_a_broken_promise_is_found(faults: Faults, promise: Broken) -> None:
-    tally = await attacked(faults)
+async def test_a_broken_promise_is_reported(faults: Faults, promise: Broken) -> None:
+    tally = await run_against_mock(faults)
     assert promise in tally.broken()
     assert not tally.kept
     assert tally.examples[promise]
 
 
-async def test_a_good_gateway_is_found_good() -> None:
-    tally = await attacked({"delay": 5})
+async def test_a_good_gateway_passes() -> None:
+    tally = await run_against_mock({"delay": 5})
     assert tally.kept, tally.examples
     assert tally.endings[Ending.WHOLE] > 40
 
 
-async def test_a_hang_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hang_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "DEFAULT_LIMIT_S", 0.2)
-    tally = await attacked({"hang": None, "chance": 0.2})
+    tally = await run_against_mock({"hang": None, "chance": 0.2})
     assert Broken.HANG in tally.broken()
 
 
-async def test_the_time_limit_ends_it_and_is_told() -> None:
+async def test_the_time_limit_ends_it_and_is_reported() -> None:
     async with Mock(1) as bad:
         url = f"http://127.0.0.1:{bad.instances[0].port}"
-        wanted = Campaign(requests=10**6, instances=2, bad=1, rounds=1, time_limit_s=0.2)
-        tally = await run_against(wanted, url, None, quiet)
+        settings = Campaign(requests=10**6, instances=2, bad=1, rounds=1, time_limit_s=0.2)
+        tally = await run_against(settings, url, None, quiet)
     assert tally.broken() == [Broken.NOT_DONE]
     assert 0 < tally.requests < 10**6
 
 
-async def test_faults_of_a_mock_that_runs_are_switched_and_taken_back() -> None:
+async def test_faults_of_a_running_mock_are_changed_and_removed() -> None:
     async with Mock(2) as mock:
         mock.set(2, {"delay": 1})
         url = f"http://127.0.0.1:{mock.instances[0].port}"
-        # By this seed it is the first that misbehaves, which all is sent to.
-        wanted = Campaign(requests=60, instances=2, bad=1, rounds=2, concurrency=4, seed=0)
-        await run_against(wanted, url, url, quiet)
+        # With this seed the first instance misbehaves, which gets all requests.
+        settings = Campaign(requests=60, instances=2, bad=1, rounds=2, concurrency=4, seed=0)
+        await run_against(settings, url, url, quiet)
         assert [instance.faults for instance in mock.instances] == [{}, {}]
         assert mock.instances[0].requests == 60
         assert len(mock.instances[0].hit) > 1
 
 
-async def test_a_mock_that_does_not_answer_is_told() -> None:
-    wanted = Campaign(requests=1, instances=2, bad=1)
+async def test_a_mock_that_does_not_answer_is_an_error() -> None:
+    settings = Campaign(requests=1, instances=2, bad=1)
     with pytest.raises(aiohttp.ClientError):
-        await run_against(wanted, "http://127.0.0.1:9", "http://127.0.0.1:9", quiet)
+        await run_against(settings, "http://127.0.0.1:9", "http://127.0.0.1:9", quiet)
 
 
-async def test_what_is_left_open_and_a_bad_exit_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_requests_and_a_bad_exit_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     async def stuck(*args: object) -> dict[str, Any]:
         return {"inFlightRequests": 1, "providers": [{"inFlight": 1}]}
 
@@ -287,20 +287,20 @@ async def test_what_is_left_open_and_a_bad_exit_are_found(monkeypatch: pytest.Mo
     assert "exited with -9" in tally.examples[Broken.BAD_EXIT]
 
 
-async def test_a_gateway_is_ended_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_gateway_is_always_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Mock(1) as mock:
         env = {**isolated(os.environ), **mock.environment()}
         with pytest.raises(ZeroDivisionError):
-            async with gateway_process.gateway(env) as process:
+            async with gateway(env) as process:
                 raise ZeroDivisionError
     assert process._process.returncode is not None
     with pytest.raises(RuntimeError, match="PORT_IS_NOT|did not start"):
-        async with gateway_process.gateway({**env, "MAX_ATTEMPTS": "no"}):
+        async with gateway({**env, "MAX_ATTEMPTS": "no"}):
             pass
 
 
 @pytest.mark.parametrize(
-    "words",
+    "options",
     [
         ["--bad", "5"],
         ["--mock", "http://127.0.0.1:9000"],
@@ -312,20 +312,20 @@ async def test_a_gateway_is_ended_whatever_happens(monkeypatch: pytest.MonkeyPat
         ["--url", "http://127.0.0.1:3000", "--mock", "http://192.0.2.1"],
     ],
 )
-def test_wrong_words_are_one_line_and_exit_2(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+def test_wrong_options_are_one_line_and_exit_2(
+    options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["chaos", *words]) == 2
+    assert main(["chaos", *options]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-async def test_the_command_exits_1_where_a_promise_is_broken(tmp_path: Path) -> None:
+async def test_the_command_exits_1_if_a_promise_is_broken(tmp_path: Path) -> None:
     async with Mock(1) as bad:
         bad.set(1, {"status": 503})
         url = f"http://127.0.0.1:{bad.instances[0].port}"
-        words = ("chaos", "--url", url, "--requests", "20", "--rounds", "1")
+        options = ("chaos", "--url", url, "--requests", "20", "--rounds", "1")
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "nexus_gateway", *words),
+            *(sys.executable, "-m", "nexus_gateway", *options),
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -337,22 +337,22 @@ async def test_the_command_exits_1_where_a_promise_is_broken(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
-async def test_a_signal_ends_it_with_what_it_started(tmp_path: Path) -> None:
-    words = ("chaos", "--requests", "100000", "--rounds", "1")
+async def test_a_signal_ends_the_command_and_its_processes(tmp_path: Path) -> None:
+    options = ("chaos", "--requests", "100000", "--rounds", "1")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "nexus_gateway", *words),
+        *(sys.executable, "-m", "nexus_gateway", *options),
         cwd=tmp_path,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        while not (found := children.read_text().split()):  # noqa: ASYNC110, ASYNC240
+        while not (pids := children.read_text().split()):  # noqa: ASYNC110, ASYNC240
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 30) == 130
-        for pid in found:
+        for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(int(pid), 0)
     finally:

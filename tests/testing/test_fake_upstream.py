@@ -1,4 +1,4 @@
-"""The fake upstream does what its script says, seen by a plain client."""
+"""The fake upstream follows its script, as seen by a plain client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-ASK: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
+REQUEST: dict[str, Any] = {"model": "m", "messages": [], "stream": True}
 KEY = "key-one"
 
 
@@ -24,7 +24,7 @@ async def post(
         aiohttp.ClientSession() as session,
         session.post(
             upstream.base_url + "/chat/completions",
-            json=ASK if body is None else body,
+            json=REQUEST if body is None else body,
             headers=headers,
             allow_redirects=False,
         ) as response,
@@ -33,7 +33,6 @@ async def post(
 
 
 def data(text: str) -> list[str]:
-    """Return the data of the events."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
 
@@ -42,21 +41,21 @@ def chunks(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data(text) if line.startswith('{"')]
 
 
-def said(text: str) -> str:
+def content(text: str) -> str:
     deltas = [choice["delta"] for chunk in chunks(text) for choice in chunk.get("choices", [])]
     return "".join(delta.get("content") or "" for delta in deltas)
 
 
-async def test_without_a_script_it_answers_well(upstream: FakeUpstream) -> None:
+async def test_without_a_script_the_answer_is_good(upstream: FakeUpstream) -> None:
     status, text, headers = await post(upstream)
-    assert (status, said(text)) == (200, Reply().text)
+    assert (status, content(text)) == (200, Reply().text)
     assert headers["Content-Type"] == "text/event-stream"
     assert data(text)[-1] == "[DONE]"
     assert chunks(text)[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_a_whole_answer_has_a_message_and_usage(upstream: FakeUpstream) -> None:
-    _, text, headers = await post(upstream, {**ASK, "stream": False})
+async def test_an_answer_not_streamed_has_a_message_and_usage(upstream: FakeUpstream) -> None:
+    _, text, headers = await post(upstream, {**REQUEST, "stream": False})
     answer = json.loads(text)
     assert headers["Content-Type"].startswith("application/json")
     assert answer["object"] == "chat.completion"
@@ -73,11 +72,11 @@ async def test_scripts_by_key_then_for_any_then_defaults(upstream: FakeUpstream)
     assert (upstream.hits(), upstream.hits(KEY), upstream.hits("other")) == (4, 3, 1)
 
 
-async def test_what_came_is_kept(upstream: FakeUpstream) -> None:
+async def test_requests_are_recorded(upstream: FakeUpstream) -> None:
     await post(upstream)
     received = upstream.requests[0]
-    assert (received.key, received.body, received.path) == (KEY, ASK, "/v1/chat/completions")
-    assert json.loads(received.raw) == ASK
+    assert (received.key, received.body, received.path) == (KEY, REQUEST, "/v1/chat/completions")
+    assert json.loads(received.raw) == REQUEST
     assert received.finished
     assert not await received.gone(0.01)
     assert upstream.open == 0
@@ -103,11 +102,11 @@ async def test_raw_bodies_and_redirects(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-async def test_odd_framing_says_the_same(upstream: FakeUpstream, newline: str) -> None:
-    odd = Reply(newline=newline, bytewise=True, comments=True, fields=True, text="Grüße, 世界")
-    upstream.script(odd)
+async def test_unusual_framing_has_the_same_content(upstream: FakeUpstream, newline: str) -> None:
+    unusual = Reply(newline=newline, bytewise=True, comments=True, fields=True, text="Grüße, 世界")
+    upstream.script(unusual)
     _, text, _ = await post(upstream)
-    assert said(text) == "Grüße, 世界"
+    assert content(text) == "Grüße, 世界"
     assert f": PROCESSING{newline}{newline}" in text
     assert f"retry: 10{newline}" in text
 
@@ -118,14 +117,14 @@ async def test_a_byte_order_mark(upstream: FakeUpstream) -> None:
     async with (
         aiohttp.ClientSession() as session,
         session.post(
-            upstream.base_url + "/chat/completions", json=ASK, headers=headers
+            upstream.base_url + "/chat/completions", json=REQUEST, headers=headers
         ) as response,
     ):
         assert (await response.read()).startswith(b"\xef\xbb\xbfdata: ")
 
 
 @pytest.mark.parametrize(
-    ("reply", "asked", "sent"),
+    ("reply", "requested", "sent"),
     [
         (Reply(), False, False),
         (Reply(), True, True),
@@ -133,13 +132,15 @@ async def test_a_byte_order_mark(upstream: FakeUpstream) -> None:
         (Reply(usage=False), True, False),
     ],
 )
-async def test_usage_by_wish(upstream: FakeUpstream, reply: Reply, asked: bool, sent: bool) -> None:
+async def test_usage_if_requested_or_scripted(
+    upstream: FakeUpstream, reply: Reply, requested: bool, sent: bool
+) -> None:
     upstream.script(reply)
-    _, text, _ = await post(upstream, {**ASK, "stream_options": {"include_usage": asked}})
+    _, text, _ = await post(upstream, {**REQUEST, "stream_options": {"include_usage": requested}})
     assert any(chunk["choices"] == [] and chunk["usage"] for chunk in chunks(text)) is sent
 
 
-async def test_tool_calls_come_in_pieces(upstream: FakeUpstream) -> None:
+async def test_tool_calls_are_split_into_chunks(upstream: FakeUpstream) -> None:
     upstream.default = Reply(tool_calls=True)
     _, text, _ = await post(upstream)
     calls = [
@@ -151,7 +152,7 @@ async def test_tool_calls_come_in_pieces(upstream: FakeUpstream) -> None:
     assert len(calls) > 2
     arguments = "".join(call["function"]["arguments"] for call in calls)
     assert json.loads(arguments) == {"city": "Paris"}
-    _, text, _ = await post(upstream, {**ASK, "stream": False})
+    _, text, _ = await post(upstream, {**REQUEST, "stream": False})
     choice = json.loads(text)["choices"][0]
     function = choice["message"]["tool_calls"][0]["function"]
     assert (function["name"], json.loads(function["arguments"])) == (
@@ -167,10 +168,10 @@ async def test_reasoning_comes_first(upstream: FakeUpstream) -> None:
     assert chunks(text)[0]["choices"][0]["delta"]["reasoning_content"]
 
 
-async def test_ends_that_are_no_ends(upstream: FakeUpstream) -> None:
+async def test_incomplete_streams(upstream: FakeUpstream) -> None:
     upstream.script(Reply(end_after=2), Reply(done=False), Reply(finish=None))
     _, text, _ = await post(upstream)
-    assert said(text) == "Hello from"
+    assert content(text) == "Hello from"
     assert "[DONE]" not in text
     _, text, _ = await post(upstream)
     assert "[DONE]" not in text
@@ -178,7 +179,7 @@ async def test_ends_that_are_no_ends(upstream: FakeUpstream) -> None:
     assert not any(choice["finish_reason"] for chunk in chunks(text) for choice in chunk["choices"])
 
 
-async def test_errors_and_garbage_inside_a_stream(upstream: FakeUpstream) -> None:
+async def test_errors_and_garbage_in_a_stream(upstream: FakeUpstream) -> None:
     upstream.script(Reply(error_after=0, role_first=False), Reply(garbage_after=1))
     _, text, _ = await post(upstream)
     assert chunks(text)[0]["error"]["message"]
@@ -219,7 +220,7 @@ async def test_delays(
 
 
 @pytest.mark.parametrize("reply", [Reply(hang=True), Reply(hang_after=1), Reply(delay_s=30)])
-async def test_a_client_that_leaves_is_noticed(upstream: FakeUpstream, reply: Reply) -> None:
+async def test_a_client_that_disconnects_is_noticed(upstream: FakeUpstream, reply: Reply) -> None:
     upstream.script(reply)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(post(upstream), 0.2)
@@ -232,8 +233,8 @@ async def test_a_client_that_leaves_is_noticed(upstream: FakeUpstream, reply: Re
 async def test_it_stops_while_replies_hang() -> None:
     async with FakeUpstream() as upstream:
         upstream.default = Reply(hang=True)
-        asking = asyncio.create_task(post(upstream))
+        request = asyncio.create_task(post(upstream))
         await asyncio.sleep(0.1)
         assert upstream.open == 1
     with pytest.raises(aiohttp.ClientError):
-        await asking
+        await request

@@ -1,4 +1,4 @@
-"""The mock: what each fault does to a plain client, how faults are told, how they are switched."""
+"""The mock: the effect of each fault on a plain client, the syntax of faults, their control."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from nexus_gateway.testing.faults import (
     FAULTS,
     Fault,
     WrongFault,
+    apply,
     assign,
     read_faults,
     shown,
-    spoilt,
 )
 from nexus_gateway.testing.mock import MODEL, Mock, Step, read_script
 from nexus_gateway.testing.reply import Reply
@@ -52,55 +52,55 @@ async def call(
         return response.status, await response.text(), response.headers.copy()
 
 
-async def say(
+async def chat(
     mock: Mock, *, stream: bool = True, text: str = TEXT, **more: Any
 ) -> tuple[int, str, Mapping[str, str]]:
     body = {"stream": stream, "messages": [{"role": "user", "content": text}]}
     return await call(mock, "/v1/chat/completions", body, method="POST", **more)
 
 
-def said(text: str) -> str:
+def content(text: str) -> str:
     events = [e.removeprefix("data: ") for e in text.split("\n\n") if e.startswith('data: {"')]
     deltas = [c["delta"] for e in events for c in json.loads(e).get("choices", [])]
     return "".join(delta.get("content", "") for delta in deltas)
 
 
 @pytest.mark.parametrize("text", [TEXT, "with  two spaces\nand a line", "🙂 \u2028 世界"])
-async def test_it_says_back_what_it_is_asked(mock: Mock, text: str) -> None:
-    _, answer, _ = await say(mock, text=text)
-    assert said(answer) == text
+async def test_the_answer_is_the_last_message(mock: Mock, text: str) -> None:
+    _, answer, _ = await chat(mock, text=text)
+    assert content(answer) == text
     assert answer.endswith("data: [DONE]\n\n")
-    _, answer, _ = await say(mock, text=text, stream=False)
+    _, answer, _ = await chat(mock, text=text, stream=False)
     choice = json.loads(answer)["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
 
 
 @pytest.mark.parametrize("body", [[], {}, {"messages": 3}, {"messages": [None]}, "no"])
-async def test_an_odd_request_does_not_break_it(mock: Mock, body: Any) -> None:
+async def test_unusual_requests(mock: Mock, body: Any) -> None:
     status, *_ = await call(mock, "/v1/chat/completions", body, method="POST")
     assert status == (200 if isinstance(body, dict) else 400)
 
 
 @pytest.mark.parametrize("words", [1, 3, 5])
-async def test_it_goes_on_where_another_one_broke(mock: Mock, words: int) -> None:
+async def test_a_broken_answer_is_continued(mock: Mock, words: int) -> None:
     mock.set(1, {"cut": words})
     pool = build_pool(mock.environment(), time.monotonic)
     async with serving(*pool.instances[:2], resume=True) as served:
         body = {"stream": True, "messages": [{"role": "user", "content": TEXT}]}
         _, answer, _ = await served.chat(body, headers={"X-Routing-Mode": "round-robin"})
-    assert (": resumed by" in answer, said(answer)) == (True, TEXT)
+    assert (": resumed by" in answer, content(answer)) == (True, TEXT)
     assert answer.endswith("data: [DONE]\n\n")
 
 
-async def test_a_request_belongs_to_its_key_and_else_to_its_port(mock: Mock) -> None:
-    await say(mock, number=1, key="mock-key-2")
-    await say(mock, number=3, key="another")
-    await say(mock, number=3)
+async def test_a_request_is_assigned_by_its_key_then_by_its_port(mock: Mock) -> None:
+    await chat(mock, number=1, key="mock-key-2")
+    await chat(mock, number=3, key="another")
+    await chat(mock, number=3)
     assert [instance.requests for instance in mock.instances] == [0, 1, 2]
 
 
-# What a client sees: a status, words of the text, or an error.
-SEEN: dict[str, Any] = {
+# What a client receives: a status, the start of the text, or an error.
+RECEIVED: dict[str, Any] = {
     "errors=1": 500,
     "status=529": 529,
     "429=7": 429,
@@ -130,33 +130,33 @@ SEEN: dict[str, Any] = {
 }
 
 
-def test_all_faults_are_seen() -> None:
-    assert {written.partition("=")[0] for written in SEEN} == {fault.name for fault in FAULTS}
+def test_every_fault_is_tested() -> None:
+    assert {item.partition("=")[0] for item in RECEIVED} == {fault.name for fault in FAULTS}
 
 
-@pytest.mark.parametrize(("written", "seen"), SEEN.items(), ids=SEEN)
-async def test_what_a_client_sees(mock: Mock, written: str, seen: Any) -> None:
-    mock.set(2, assign([written], 1)[1])
-    asking = asyncio.wait_for(say(mock, number=2), SOON_S if seen is TimeoutError else 5)
-    if isinstance(seen, type):
-        with pytest.raises(seen):
-            await asking
+@pytest.mark.parametrize(("item", "received"), RECEIVED.items(), ids=RECEIVED)
+async def test_what_a_client_receives(mock: Mock, item: str, received: Any) -> None:
+    mock.set(2, assign([item], 1)[1])
+    request = asyncio.wait_for(chat(mock, number=2), SOON_S if received is TimeoutError else 5)
+    if isinstance(received, type):
+        with pytest.raises(received):
+            await request
         return
-    status, text, headers = await asking
-    if isinstance(seen, int):
-        assert status == seen
-    elif written in ("html", "empty"):
-        assert (status, text[:9].lower()) == (200, seen)
+    status, text, headers = await request
+    if isinstance(received, int):
+        assert status == received
+    elif item in ("html", "empty"):
+        assert (status, text[:9].lower()) == (200, received)
     else:
-        assert (status, said(text.replace("\r\n", "\n"))) == (200, seen)
-    name = written.partition("=")[0]
+        assert (status, content(text.replace("\r\n", "\n"))) == (200, received)
+    name = item.partition("=")[0]
     assert (name in mock.instances[1].hit) is (name != "chance")
     assert headers.get("Retry-After") == ("7" if status == 429 else None)
-    assert (await say(mock, number=1))[0] == 200
+    assert (await chat(mock, number=1))[0] == 200
 
 
 @pytest.mark.parametrize(
-    ("written", "seen"),
+    ("item", "received"),
     [
         ("cut", aiohttp.ClientError),
         ("stall", TimeoutError),
@@ -166,19 +166,19 @@ async def test_what_a_client_sees(mock: Mock, written: str, seen: Any) -> None:
         ("error-event", '{"error"'),
     ],
 )
-async def test_an_answer_in_one_piece_breaks_as_well(mock: Mock, written: str, seen: Any) -> None:
-    mock.set(1, assign([written], 1)[1])
-    asking = say(mock, stream=False)
-    if isinstance(seen, type):
-        with pytest.raises(seen):
-            await asyncio.wait_for(asking, SOON_S)
+async def test_faults_of_an_answer_not_streamed(mock: Mock, item: str, received: Any) -> None:
+    mock.set(1, assign([item], 1)[1])
+    request = chat(mock, stream=False)
+    if isinstance(received, type):
+        with pytest.raises(received):
+            await asyncio.wait_for(request, SOON_S)
         return
-    _, text, _ = await asking
-    assert text.startswith(seen)
+    _, text, _ = await request
+    assert text.startswith(received)
     assert "choices" not in text or not text.endswith("}")
 
 
-async def test_a_client_that_speaks_tls_is_told_by_tls(mock: Mock) -> None:
+async def test_a_tls_client_receives_an_alert(mock: Mock) -> None:
     mock.set(1, {"tls": None})
     assert mock.environment()["LOCAL_BASE_URL_1"].startswith("https://")
     async with aiohttp.ClientSession() as session:
@@ -186,10 +186,10 @@ async def test_a_client_that_speaks_tls_is_told_by_tls(mock: Mock) -> None:
             await session.get(mock.url(1))
 
 
-async def test_faults_are_switched_while_it_runs(mock: Mock) -> None:
+async def test_faults_can_be_changed_while_it_runs(mock: Mock) -> None:
     status, text, _ = await call(mock, "/faults/2", {"status": 503, "cut": None}, method="PUT")
     assert (status, json.loads(text)) == (200, {"1": {}, "2": {"status": 503, "cut": 3}, "3": {}})
-    assert (await say(mock, number=2))[0] == 503
+    assert (await chat(mock, number=2))[0] == 503
     await call(mock, "/faults", {"delay": 1}, method="PUT", number=3)
     _, text, _ = await call(mock, "/faults", number=2)
     assert json.loads(text) == {n: {"delay": 1} for n in "123"}
@@ -202,7 +202,7 @@ async def test_faults_are_switched_while_it_runs(mock: Mock) -> None:
 
 
 @pytest.mark.parametrize("body", [[], {"nope": 1}, {"cut": -1}, {"html": 3}, {"status": "x"}])
-async def test_a_wrong_switch_changes_nothing_and_says_why(mock: Mock, body: Any) -> None:
+async def test_wrong_faults_change_nothing_and_are_explained(mock: Mock, body: Any) -> None:
     mock.set(2, {"delay": 1})
     status, text, _ = await call(mock, "/faults/2", body, method="PUT")
     assert status == 400
@@ -211,9 +211,9 @@ async def test_a_wrong_switch_changes_nothing_and_says_why(mock: Mock, body: Any
     assert (await call(mock, "/faults/9", method="DELETE"))[0] == 404
 
 
-def test_faults_are_for_all_or_for_one() -> None:
-    found = assign(["delay=200", "2:status=500", "2:delay=1", "3:ok"], 3)
-    assert found == {
+def test_faults_apply_to_all_or_to_one() -> None:
+    assigned = assign(["delay=200", "2:status=500", "2:delay=1", "3:ok"], 3)
+    assert assigned == {
         1: {"delay": 200},
         2: {"delay": 1, "status": 500},
         3: {"delay": 200},
@@ -229,14 +229,14 @@ def test_faults_are_for_all_or_for_one() -> None:
         *("ok=1", "status=600", "delay=nan", "delay=inf", "cut=" + "9" * 400, "a b", "redirect="),
     ],
 )
-def test_what_cannot_be_meant_is_told_in_a_line(item: str) -> None:
-    with pytest.raises(WrongFault) as told:
+def test_wrong_syntax_is_explained_in_one_line(item: str) -> None:
+    with pytest.raises(WrongFault) as error:
         assign([item], 3)
-    assert len(str(told.value).splitlines()) == 1
-    assert len(str(told.value)) < 400
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 400
 
 
-def test_json_knows_more_types() -> None:
+def test_values_in_json() -> None:
     assert read_faults({"hang": True, "cut": None, "429": 0.5}) == {
         "hang": None,
         "cut": 3,
@@ -246,21 +246,21 @@ def test_json_knows_more_types() -> None:
         read_faults({"hang": False})
 
 
-def test_faults_add_up_and_chance_is_by_the_seed() -> None:
-    reply = spoilt(Reply(), {"delay": 100, "jitter": 50, "cut": 2}, Random(1))
+def test_delays_add_up_and_chance_depends_on_the_seed() -> None:
+    reply = apply(Reply(), {"delay": 100, "jitter": 50, "cut": 2}, Random(1))
     assert 0.1 < reply.head_delay_s <= 0.15
     assert reply.cut_after == 2
 
     def hit(seed: int) -> list[bool]:
         instance = Mock(1, seed=seed).instances[0]
         instance.faults = {"hang": None, "chance": 0.5}
-        return [bool(instance.drawn()) for _ in range(50)]
+        return [bool(instance.draw()) for _ in range(50)]
 
     assert hit(1) == hit(1) != hit(2)
     assert 10 < sum(hit(1)) < 40
 
 
-def test_a_script_is_read() -> None:
+def test_a_script_is_parsed() -> None:
     text = "# comment\n\n10s 2:status=500 # more\n0.5s delay=1\n200requests ok 1:cut\n"
     assert read_script(text, 2) == [
         Step(after_s=10, faults={2: {"status": 500}}),
@@ -270,27 +270,27 @@ def test_a_script_is_read() -> None:
 
 
 @pytest.mark.parametrize("line", ["10s", "x cut", "1.5requests cut", "1s nope", "10 s cut"])
-def test_a_wrong_line_of_a_script_is_named(line: str) -> None:
+def test_a_wrong_line_of_a_script_is_reported(line: str) -> None:
     with pytest.raises(WrongFault, match="^line 2: "):
         read_script(f"1s ok\n{line}\n", 2)
 
 
-async def test_a_script_is_played(mock: Mock) -> None:
+async def test_a_script_is_run(mock: Mock) -> None:
     playing = asyncio.create_task(mock.play(read_script("2requests status=500\n0.01s ok", 3)))
-    found = [(await say(mock))[0] for _ in range(2)]
-    await asyncio.wait_for(playing, 30)
-    assert found == [200, 200]
+    statuses = [(await chat(mock))[0] for _ in range(2)]
+    await asyncio.wait_for(playing, 5)
+    assert statuses == [200, 200]
     assert mock.instances[0].faults == {}
     mock.set(1, {})
     playing = asyncio.create_task(mock.play(read_script("1requests status=500", 3)))
     await asyncio.sleep(0)
-    await say(mock)
-    await asyncio.wait_for(playing, 30)
-    assert (await say(mock))[0] == 500
+    await chat(mock)
+    await asyncio.wait_for(playing, 5)
+    assert (await chat(mock))[0] == 500
 
 
 @pytest.mark.parametrize(
-    "words",
+    "options",
     [
         ["--fault", "nope"],
         ["--fault", "2:cut"],
@@ -298,25 +298,25 @@ async def test_a_script_is_played(mock: Mock) -> None:
         ["--port", "65535", "--instances", "2"],
     ],
 )
-def test_wrong_words_are_one_line_and_exit_2(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+def test_wrong_options_are_one_line_and_exit_2(
+    options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["mock", *words]) == 2
+    assert main(["mock", *options]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_help_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["mock", "--help"])
-    told = capsys.readouterr().out
-    assert all(f"\n  {fault.name}" in told and fault.help in told for fault in FAULTS)
+    text = capsys.readouterr().out
+    assert all(f"\n  {fault.name}" in text and fault.help in text for fault in FAULTS)
 
 
-async def test_the_command_prints_what_puts_a_gateway_before_it(tmp_path: Path) -> None:
+async def test_the_command_prints_the_variables_for_a_gateway(tmp_path: Path) -> None:
     (tmp_path / "script").write_text("1requests 1:status=418\n")
-    words = ["--port", "0", "--instances", "2", "--fault", "2:401", "--script", "script"]
+    options = ["--port", "0", "--instances", "2", "--fault", "2:401", "--script", "script"]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "nexus_gateway", "mock", *words),
+        *(sys.executable, "-m", "nexus_gateway", "mock", *options),
         cwd=tmp_path,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -337,9 +337,9 @@ async def test_the_command_prints_what_puts_a_gateway_before_it(tmp_path: Path) 
                     statuses.append(response.status)
         assert statuses == [401, 418]
         process.send_signal(signal.SIGTERM)
-        left = (await asyncio.wait_for(process.stderr.read(), 30)).decode()
-        assert await asyncio.wait_for(process.wait(), 30) == 0
-        assert "status: 1" in left
+        rest = (await asyncio.wait_for(process.stderr.read(), 10)).decode()
+        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert "status: 1" in rest
     finally:
         if process.returncode is None:
             process.kill()
@@ -347,7 +347,7 @@ async def test_the_command_prints_what_puts_a_gateway_before_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_is_documented_as_it_is(fault: Fault) -> None:
+def test_each_fault_is_documented(fault: Fault) -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "faults.md").read_text("utf-8")
     default = f"`{shown(fault.default)}`" if fault.value else ""
-    assert f"| `{fault.written}` | {fault.help} | {default} |" in text
+    assert f"| `{fault.syntax}` | {fault.help} | {default} |" in text

@@ -290,7 +290,10 @@ async def test_a_tool_of_anthropics_own(on: Line, stream: bool, model: str) -> N
 
 @behind("chat")
 async def test_what_is_anthropics_own_without_anthropic(on: Line) -> None:
-    with pytest.raises(anthropic.BadRequestError, match="Only a backend that offers Anthropic's Messages can count tokens"):
+    with pytest.raises(
+        anthropic.BadRequestError,
+        match="Only a backend that offers Anthropic's Messages can count tokens",
+    ):
         await on.client.messages.count_tokens(model=MODEL, **HELLO)
     with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\]\.type") as raised:
         await ask(on, False, tools=[SEARCH])

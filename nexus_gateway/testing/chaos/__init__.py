@@ -1,1 +1,1 @@
-"""A campaign of faults against a gateway: planned by a seed, bounded, every answer looked at."""
+"""A seeded, bounded campaign of faults against a gateway, which checks every answer."""

@@ -1,19 +1,17 @@
-"""What an answer is worth: whole, honestly broken, or a promise broken.
-
-What a campaign has seen so far.
-"""
+"""Judges the answers of a campaign and counts the results."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from nexus_gateway.testing.chaos.plan import Asked
+from nexus_gateway.testing.chaos.plan import ChatRequest
 from nexus_gateway.wire.chunks import MALFORMED, choices, extract_text
 
 SHOWN = 300
@@ -21,106 +19,78 @@ DONE = "[DONE]"
 
 
 class Ending(StrEnum):
-    """How a request ended that kept every promise."""
+    """How a request ended with every promise kept."""
 
-    WHOLE = "answered whole"
-    SAID_SO = "broke after its first words, and said so"
-    LEFT = "the caller left"
+    WHOLE = "complete answer"
+    REPORTED = "broken after its first content, with an error event"
+    LEFT = "the caller disconnected"
 
 
 class Broken(StrEnum):
     """A promise that was not kept."""
 
-    AVOIDABLE = "an error that could have been avoided"
-    KEY_REFUSED = "a caller saw that an upstream refused its key"
-    OWN_FAULT = "an error of the gateway's own"
+    AVOIDABLE = "an avoidable error"
+    KEY_REFUSED = "an upstream's 401 or 403 reached a caller"
+    OWN_FAULT = "an internal error of the gateway"
     NO_ERROR_SHAPE = "an error without OpenAI's shape"
-    SILENT = "an answer cut short without a word"
-    WRONG = "an answer that says something else"
-    DROPPED = "a connection broken without a word"
+    SILENT = "an answer truncated without an error"
+    WRONG = "a wrong answer"
+    DROPPED = "a connection closed without an error"
     HANG = "a request that did not end in time"
-    KEY_TOLD = "a key was told"
-    LEFT_OPEN = "a request that never ends inside"
+    KEY_EXPOSED = "a key was exposed"
+    LEFT_OPEN = "a request still in flight at the end"
     BAD_EXIT = "the gateway did not exit with 0"
     TRACEBACK = "a traceback in the log"
     NOT_DONE = "not all requests were sent within the time limit"
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What came back.
+@dataclass(slots=True)
+class Answer:
+    """A received answer."""
 
-    Args:
-        status: 0 where nothing came.
-        body: as text.
-        headers: as text.
-        attempts: as the gateway tells; 0 where it does not.
-        first_s: until the first content or the whole answer.
-        trouble: what went wrong with the connection, "" for nothing.
-        late: whether the limit was reached.
-    """
-
-    status: int
-    body: str
+    status: int = 0  # 0 if nothing was received
+    body: str = ""
     headers: str = ""
-    attempts: int = 0
-    first_s: float = 0.0
-    trouble: str = ""
-    late: bool = False
+    attempts: int = 0  # 0 if the gateway does not report them
+    first_s: float = 0.0  # to the first content or to the full answer
+    connection_error: str = ""
+    late: bool = False  # the limit was reached
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What an answer is worth.
-
-    Args:
-        ending: how it ended.
-        why: in words, for a broken promise.
-    """
+class Judgement(NamedTuple):
+    """The judgement of an answer; `why` explains a broken promise."""
 
     ending: Ending | Broken
     why: str = ""
 
 
-def judge(asked: Asked, answered: Answered, key: str = "") -> Judgement:
-    """Look at an answer.
-
-    Args:
-        asked: the request; its text is what the answer has to say.
-        answered: what came.
-        key: how keys begin, that must not be told; "" for none.
-    """
-    if key and key in answered.body + answered.headers:
-        return Judgement(Broken.KEY_TOLD, answered.body[:SHOWN])
-    if answered.late:
-        return Judgement(
-            Broken.HANG, f"{answered.status or 'no answer'}, {answered.body[:SHOWN]!r}"
-        )
-    if answered.trouble:
-        why = f"{answered.trouble} after {answered.body[-SHOWN:]!r}"
+def judge(request: ChatRequest, answer: Answer, key: str = "") -> Judgement:
+    """Compare an answer with its request; no answer may have the prefix of the keys."""
+    if key and key in answer.body + answer.headers:
+        return Judgement(Broken.KEY_EXPOSED, answer.body[:SHOWN])
+    if answer.late:
+        return Judgement(Broken.HANG, f"{answer.status or 'no answer'}, {answer.body[:SHOWN]!r}")
+    if answer.connection_error:
+        why = f"{answer.connection_error} after {answer.body[-SHOWN:]!r}"
         return Judgement(Broken.DROPPED, why)
-    if answered.status != 200:
-        return _error(answered)
-    return _stream(asked, answered.body) if asked.stream else _whole(asked, answered.body)
+    if answer.status != 200:
+        return _error(answer)
+    return _stream(request, answer.body) if request.stream else _whole(request, answer.body)
 
 
-def _error(answered: Answered) -> Judgement:
-    why = f"{answered.status} {answered.body[:SHOWN]}"
+def _error(answer: Answer) -> Judgement:
     try:
-        error = json.loads(answered.body)
+        error = json.loads(answer.body)
     except ValueError:
         error = None
-    if not is_error(error):
-        return Judgement(Broken.NO_ERROR_SHAPE, why)
-    if answered.status in (401, 403):
-        return Judgement(Broken.KEY_REFUSED, why)
-    if answered.status == 500:
-        return Judgement(Broken.OWN_FAULT, why)
-    return Judgement(Broken.AVOIDABLE, why)
+    by_status = {401: Broken.KEY_REFUSED, 403: Broken.KEY_REFUSED, 500: Broken.OWN_FAULT}
+    shaped = is_error(error)
+    promise = by_status.get(answer.status, Broken.AVOIDABLE) if shaped else Broken.NO_ERROR_SHAPE
+    return Judgement(promise, f"{answer.status} {answer.body[:SHOWN]}")
 
 
 def is_error(body: Any) -> bool:
-    """Tell whether a body is an error as OpenAI shapes it."""
+    """Return whether a body is an error in OpenAI's shape."""
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict) or not {"message", "type", "param", "code"} <= error.keys():
         return False
@@ -129,122 +99,107 @@ def is_error(body: Any) -> bool:
     return texts and bool(error["message"]) and (code is None or isinstance(code, str))
 
 
-def _whole(asked: Asked, body: str) -> Judgement:
+def _whole(request: ChatRequest, body: str) -> Judgement:
     try:
         choice = json.loads(body)["choices"][0]
         text, finish = choice["message"]["content"], choice["finish_reason"]
     except MALFORMED:
-        return Judgement(Broken.WRONG, f"no completion: {body[:SHOWN]!r}")
-    if text != asked.text or not finish:
-        return _unlike(asked, str(text))
+        return Judgement(Broken.WRONG, f"not a completion: {body[:SHOWN]!r}")
+    if text != request.text or not finish:
+        return _wrong(request, str(text))
     return Judgement(Ending.WHOLE)
 
 
-def _stream(asked: Asked, body: str) -> Judgement:
+def _stream(request: ChatRequest, body: str) -> Judgement:
     *events, rest = body.replace("\r\n", "\n").split("\n\n")
-    said, finished, done = "", False, False
+    text, finished, done = "", False, False
     for event in (e for e in events if e and not e.startswith(":")):
         data = event.removeprefix("data: ")
         if done or data is event:
-            return Judgement(Broken.WRONG, f"not an event, or one after the end: {event[:SHOWN]!r}")
+            return Judgement(Broken.WRONG, f"no event, or one after the end: {event[:SHOWN]!r}")
         if data == DONE:
             done = True
             continue
         try:
             chunk = json.loads(data)
             if "error" in chunk:
-                return _broken_off(asked, said, chunk, body)
-            said += "".join(extract_text(c["delta"]) for c in choices(chunk))
+                return _broken(request, text, chunk, body)
+            text += "".join(extract_text(c["delta"]) for c in choices(chunk))
             finished = finished or any(c.get("finish_reason") for c in choices(chunk))
         except MALFORMED:
             return Judgement(Broken.WRONG, f"not a chunk: {event[:SHOWN]!r}")
-    if said != asked.text and not asked.text.startswith(said):
-        return _unlike(asked, said)
-    if said != asked.text or not (finished and done) or rest:
+    if not request.text.startswith(text):
+        return _wrong(request, text)
+    if text != request.text or not (finished and done) or rest:
         return Judgement(Broken.SILENT, f"ends with {body[-SHOWN:]!r}")
     return Judgement(Ending.WHOLE)
 
 
-def _broken_off(asked: Asked, said: str, chunk: Any, body: str) -> Judgement:
-    """Judge a stream that ends with an error event."""
+def _broken(request: ChatRequest, text: str, chunk: Any, body: str) -> Judgement:
+    """Judge a stream that has an error event."""
     if not is_error(chunk):
         return Judgement(Broken.NO_ERROR_SHAPE, str(chunk)[:SHOWN])
-    if not asked.text.startswith(said):
-        return _unlike(asked, said)
-    if not said:
-        return Judgement(Broken.AVOIDABLE, f"a stream without a word: {str(chunk)[:SHOWN]}")
+    if not request.text.startswith(text):
+        return _wrong(request, text)
+    if not text:
+        return Judgement(Broken.AVOIDABLE, f"a stream without content: {str(chunk)[:SHOWN]}")
     last = body.rstrip("\n").rpartition("\n\n")[2]
     if '"error"' not in last:
-        return Judgement(Broken.WRONG, f"goes on after its error: {last[:SHOWN]!r}")
-    return Judgement(Ending.SAID_SO)
+        return Judgement(Broken.WRONG, f"continues after its error: {last[:SHOWN]!r}")
+    return Judgement(Ending.REPORTED)
 
 
-def _unlike(asked: Asked, said: str) -> Judgement:
-    return Judgement(Broken.WRONG, f"{said[:SHOWN]!r} instead of {asked.text[:SHOWN]!r}")
+def _wrong(request: ChatRequest, text: str) -> Judgement:
+    return Judgement(Broken.WRONG, f"{text[:SHOWN]!r} instead of {request.text[:SHOWN]!r}")
 
 
 @dataclass
 class Tally:
-    """Counts, latencies and examples.
-
-    Attributes:
-        requests: how many were sent.
-        endings: how they ended.
-        attempts: by how many attempts an answer took, as far as the gateway tells.
-        at_once_s: the time to the first content, of those answered by the first attempt.
-        later_s: the same, of those that failed over.
-        examples: of each broken promise the first.
-        hits: upstream requests, by instance.
-        befallen: by fault, how many requests or connections.
-        health: what the last gateway said at its end.
-        took_s: the time of it all.
-        late_s: how late the mock and the callers were at most, as the machine was busy.
-    """
+    """The results of a campaign so far."""
 
     requests: int = 0
     endings: Counter[Ending | Broken] = field(default_factory=Counter)
-    attempts: Counter[int] = field(default_factory=Counter)
+    failed_over: int = 0  # answers after more than one attempt
+    # The time to the first content of answers without and with fail-overs.
     at_once_s: list[float] = field(default_factory=list)
     later_s: list[float] = field(default_factory=list)
     examples: dict[Broken, str] = field(default_factory=dict)
-    hits: Counter[int] = field(default_factory=Counter)
-    befallen: Counter[str] = field(default_factory=Counter)
-    health: Mapping[str, Any] = field(default_factory=dict)
+    hits: Counter[int] = field(default_factory=Counter)  # upstream requests by instance
+    befallen: Counter[str] = field(default_factory=Counter)  # requests or connections by fault
+    health: Mapping[str, Any] = field(default_factory=dict)  # of the last gateway, at its end
+    start_s: float = field(default_factory=time.monotonic)
     took_s: float = 0.0
-    late_s: float = 0.0
+    late_s: float = 0.0  # the longest delay of the mock and the callers, as the machine was busy
 
-    @property
-    def failed_over(self) -> int:
-        """How many requests took more than one attempt."""
-        return sum(count for attempts, count in self.attempts.items() if attempts > 1)
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.start_s
 
     @property
     def kept(self) -> bool:
-        """Whether every promise was kept."""
         return not self.broken()
 
     def broken(self) -> list[Broken]:
         """Return the promises that were not kept."""
         return [promise for promise in Broken if self.endings[promise]]
 
-    def add(self, asked: Asked, answered: Answered, judgement: Judgement) -> None:
+    def add(self, request: ChatRequest, answer: Answer, judgement: Judgement) -> None:
         """Count an answer."""
-        self.attempts[answered.attempts] += 1
+        self.failed_over += answer.attempts > 1
         if judgement.ending is Ending.WHOLE:
-            (self.later_s if answered.attempts > 1 else self.at_once_s).append(answered.first_s)
+            (self.later_s if answer.attempts > 1 else self.at_once_s).append(answer.first_s)
         if isinstance(judgement.ending, Broken):
-            self.blame(judgement.ending, f"request {asked.number}: {judgement.why}")
+            self.add_broken(judgement.ending, f"request {request.number}: {judgement.why}")
         else:
             self.endings[judgement.ending] += 1
 
-    def blame(self, promise: Broken, example: str) -> None:
-        """Note a broken promise."""
+    def add_broken(self, promise: Broken, example: str) -> None:
+        """Count a broken promise."""
         self.endings[promise] += 1
         self.examples.setdefault(promise, example)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that so large a share does not exceed; None of nothing."""
+    """Return the smallest value that this share of the values does not exceed; None if empty."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(len(values) * share) - 1)]
