@@ -18,7 +18,7 @@ from records import ended
 from nexus_gateway.cli import workers
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server import worker
-from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
+from nexus_gateway.server.channel import PLACE, VERSION, ControlChannel, WorkerSpec
 from nexus_gateway.server.sockets import listen
 from nexus_gateway.server.sync import RecentEvents
 from nexus_gateway.settings import Settings
@@ -80,7 +80,7 @@ async def hired(upstream: FakeUpstream) -> AsyncIterator[Hired]:
     hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
     hired.line.send("share", **NOTHING_NEW)
     async with aiohttp.ClientSession() as hired.session:
-        await hired.hears("ready")
+        assert (await hired.hears("ready"))["version"] == VERSION
         hired.line.send("listen", slots=[0, 1])  # nobody else is there
         yield hired
         await hired.line.close()
@@ -265,5 +265,5 @@ async def test_a_slow_reader_is_noticed_and_a_dead_one_is_no_error() -> None:
     assert not line.is_clear
     theirs.close()
     assert [message async for message in line.messages()] == []
-    line.say("share")
+    line.send("share")
     await line.close()
