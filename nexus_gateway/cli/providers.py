@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from nexus_gateway.cli.environment import environment
 from nexus_gateway.cli.text import TIE, folded, table
-from nexus_gateway.discovery import Plugin, prefix
+from nexus_gateway.discovery import Plugin, load, prefix
 from nexus_gateway.provider import InProcess, Provider
-from nexus_gateway.proxy.hook_runner import hooks
-from nexus_gateway.routing.policies import policies
+from nexus_gateway.proxy.hook_runner import HOOKS
+from nexus_gateway.routing.policies import POLICIES
 from nexus_gateway.routing.pool import Pool, build_pool
 
 SHOWN = 3
@@ -28,8 +28,8 @@ def providers(arguments: argparse.Namespace) -> int:
     print(table(("provider", "keys", "models (default first)"), rows))
     print()
     print(table(("provider", "distribution", "entry point"), _others(pool.plugins)))
-    _, found_policies = policies()
-    _, found_hooks = hooks()
+    _, found_policies = load(POLICIES)
+    _, found_hooks = load(HOOKS)
     print()
     print(table(("policy", "distribution", "entry point"), _others(found_policies.plugins)))
     if found_hooks.plugins:

@@ -15,11 +15,11 @@ from nexus_gateway.cli import banner
 from nexus_gateway.cli.banner import Extras, Prepared
 from nexus_gateway.cli.environment import WRONG_SETTINGS, serve_environment
 from nexus_gateway.cli.main import main
-from nexus_gateway.discovery import prefix
+from nexus_gateway.discovery import load, prefix
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.proxy.hook_runner import HOOKS, hooks
+from nexus_gateway.proxy.hook_runner import HOOKS
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.policies import POLICIES, policies
+from nexus_gateway.routing.policies import POLICIES
 from nexus_gateway.routing.pool import DEMO, Pool, build_pool
 from nexus_gateway.server import process
 from nexus_gateway.server.reload import LoadedConfig, keep_fixed, secrets_of
@@ -109,8 +109,8 @@ def _policies_and_hooks(pool: Pool) -> Extras:
     Raises:
         ConfigError: a hook cannot be used.
     """
-    made_policies, found_policies = policies()
-    made_hooks, found_hooks = hooks()
+    made_policies, found_policies = load(POLICIES)
+    made_hooks, found_hooks = load(HOOKS)
     pool.problems += found_policies.problems
     if found_hooks.problems:
         raise ConfigError([f"the {p}; mend it or uninstall it." for p in found_hooks.problems])

@@ -14,10 +14,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from nexus_gateway.discovery import load
 from nexus_gateway.hooks import Hook
 from nexus_gateway.provider import Account, Provider
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.policies import Policy, policies
+from nexus_gateway.routing.policies import POLICIES, Policy
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.secret import Secret
 from nexus_gateway.server.sockets import QUEUE
@@ -64,7 +65,7 @@ def instance_of(
 @cache
 def _policies() -> Mapping[str, type[Policy]]:
     """Return the installed policies; looked up once, as that takes longer than many a test."""
-    return {name: type(made) for name, made in policies()[0].items()}
+    return {name: type(made) for name, made in load(POLICIES)[0].items()}
 
 
 class Served:

@@ -14,10 +14,11 @@ from nexus_gateway.dialects.embeddings import EMBEDDINGS
 from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
+from nexus_gateway.discovery import load
 from nexus_gateway.hooks import Hook
 from nexus_gateway.proxy.hook_runner import HookRunner
 from nexus_gateway.proxy.relay import Relay
-from nexus_gateway.routing.policies import Policy, policies
+from nexus_gateway.routing.policies import POLICIES, Policy
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
@@ -103,7 +104,7 @@ def build_app(
         clock: monotonic seconds.
         rng: chance, for routing and backoff.
     """
-    known = policies()[0] if policy_by_name is None else policy_by_name
+    known = load(POLICIES)[0] if policy_by_name is None else policy_by_name
     scheduler = Scheduler(clock, rng or random.Random(), known)
     app = web.Application(
         middlewares=[answer_errors, authenticate],

@@ -412,7 +412,7 @@ def test_the_file_is_read_anew_under_the_flags(env_file: Path) -> None:
     ("written", "told"),
     [
         ("", "no provider has a key any more"),
-        ("GROQ_KEY_1=two words-secret\nPORT=abc", "GROQ_KEY_1 holds a space"),
+        ("GROQ_KEY_1=two words-secret\nPORT=abc", "GROQ_KEY_1 contains a space"),
         ("OPENAI_KEY_1=a-secret\nOPENAI_BASE_URL=http://localhost:4000/v1\nPORT=1", "own address"),
         (None, "there is no file"),
     ],
@@ -481,7 +481,7 @@ async def test_sighup_changes_keys_under_a_running_stream(
         assert all(text.endswith("[DONE]\n\n") for text in await asyncio.gather(running, after))
         assert await gateway.exit_code() == 0
     text = "".join(gateway.log)
-    assert "reload failed, keeping the old settings: GROQ_KEY_1 holds a space" in text
+    assert "reload failed, keeping the old settings: GROQ_KEY_1 contains a space" in text
     assert 'reloaded  replaced="Groq (Key #1)"' in text
     assert text.count("reloaded") == 1
     assert not any(key in text for key in (*KEYS, NEW_KEY, "blank and wrong"))

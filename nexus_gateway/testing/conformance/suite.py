@@ -61,7 +61,7 @@ class InProcessConformance:
 
     async def test_the_class_keeps_the_contract(self) -> None:
         """What the gateway checks when it loads the plugin."""
-        assert [*PROVIDERS.faults(self.provider)] == []
+        assert [*PROVIDERS.contract_errors(self.provider)] == []
         chat_models = [m.id for m in self.provider.models if m.kind == "chat"]
         if self.provider.default_model and chat_models:
             assert self.provider.default_model in chat_models, "it must stand in `models`"
