@@ -6,13 +6,14 @@ A hook is a class and an entry point in the group `nexus_gateway.hooks`:
     nexus_gateway.hooks =
         no-secrets = nexus_acme:NoSecrets
 
-Every installed hook is active; hooks are called in the order of their names. Only the methods that a
-class overrides are called; the others cost nothing. A hook that cannot be loaded stops the start,
+Every installed hook is active; hooks are called in the order of their names. Only the methods that
+a class overrides are called; the others cost nothing. A hook that cannot be loaded stops the start,
 because a gateway without it might let through what it should stop.
 
 A hook fails if it raises anything but `Rejected`, or takes longer than `deadline_s`. If `fail_open`
 is False (the default), the caller then gets a 500 that does not disclose the cause. If it is True,
-the request goes on as if the hook were not there. `at_end` runs after the answer and delays nothing.
+the request goes on as if the hook were not there. `at_end` runs after the answer; it delays
+nothing.
 """
 
 from __future__ import annotations
