@@ -71,9 +71,9 @@ async def hired(upstream: FakeUpstream) -> AsyncIterator[Hired]:
     listening = [[os.dup(one.fileno()) for one in slot] for slot in sockets]
     text = WorkerSpec(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
     environ = {PLACE: text}
-    place = workers.place(environ)
+    place = workers.take_spec(environ)
     assert place is not None
-    assert workers.place(environ) is None
+    assert workers.take_spec(environ) is None
     app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
     hired = Hired(await ControlChannel.open(ours), f"http://127.0.0.1:{port}", sockets)
     hired.gateway = app[GATEWAY]

@@ -426,7 +426,7 @@ def test_a_port_is_never_shared_with_another_gateway() -> None:
     [
         (["--workers", "0"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
         (["--workers", "two"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
-        (["--workers", "2", "--reload"], "--reload serves with one worker"),
+        (["--workers", "2", "--reload"], "--reload supports only one worker"),
         (["--workers", "2"], "no SO_REUSEPORT"),
     ],
 )
