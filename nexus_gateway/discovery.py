@@ -128,7 +128,7 @@ def discover(
         kind: the kind.
         entry_points: those to load; None for all that are installed.
         wanted: whether a plugin of the gateway's own is needed, by its name; others of them are not
-            imported. Foreign ones always are: only their class can tell whether they need a key.
+            imported. Foreign ones always are: only their class shows whether they need a key.
     """
     discovered: Discovered[T] = Discovered()
     points = metadata.entry_points(group=kind.group) if entry_points is None else entry_points

@@ -111,7 +111,7 @@ class Variable:
     Args:
         name: as in the environment.
         default: as a user would write it, "" for none.
-        parse: turns the text into the value; its ValueError says what is expected.
+        parse: turns the text into the value; its ValueError describes what is expected.
         help: one line.
     """
 

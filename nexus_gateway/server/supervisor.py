@@ -350,40 +350,27 @@ class WorkerSpawner:
         return WorkerProcess(number, process, await ControlChannel.open(ours))
 
 
+@dataclass(eq=False)
 class WorkerProcess:
-    """A worker as the supervisor sees it: a process and the channel to it.
+    """A worker as the supervisor sees it: a process and the channel to it."""
 
-    Attributes:
-        number: unique among all workers of this supervisor.
-        introduction: its `ready` message, None before.
-        problems: what is wrong with its settings, if it refused to start.
-        settled: set once it is ready or has failed.
-        published: the state that was last sent to it.
-        watching: the task that waits for its end.
-    """
-
-    _numbers = itertools.count(1)
-
-    def __init__(
-        self, slot: int, process: asyncio.subprocess.Process, channel: ControlChannel
-    ) -> None:
-        self.number = next(self._numbers)
-        self.slot = slot
-        self.process = process
-        self.channel = channel
-        self.introduction: Introduction | None = None
-        self.problems: tuple[str, ...] = ()
-        self.settled = asyncio.Event()
-        self.published: dict[str, Any] = {}
-        self.watching: asyncio.Task[None] | None = None
-        self._started_s = time.monotonic()
+    slot: int
+    process: asyncio.subprocess.Process
+    channel: ControlChannel
+    number: int = field(default_factory=itertools.count(1).__next__)  # unique
+    introduction: Introduction | None = None  # its `ready` message
+    problems: tuple[str, ...] = ()  # in its settings, if it refused to start
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # it is ready or has failed
+    published: dict[str, Any] = field(default_factory=dict)  # the state that was last sent to it
+    watching: asyncio.Task[None] | None = None
+    started_s: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
         return f"worker {self.slot + 1} (pid {self.process.pid})"
 
     @property
     def age_s(self) -> float:
-        return time.monotonic() - self._started_s
+        return time.monotonic() - self.started_s
 
     def drain(self) -> None:
         self.channel.send("drain")
