@@ -119,7 +119,7 @@ def report(plan: Campaign, tally: Tally) -> Iterator[str]:
         yield f"BROKEN: {promise} ({tally.endings[promise]}), for example:"
         yield f"  {tally.examples[promise]}"
     if tally.late_s > TOO_LATE_S:
-        yield f"note: this machine is so busy that the mock was up to {tally.late_s:.1f} s late"
+        yield f"note: this machine is so busy that the mock was late by up to {tally.late_s:.1f} s"
     yield "every promise was kept" if tally.kept else "promises were broken"
 
 
