@@ -22,16 +22,16 @@ lint: $(VENV)/test.stamp
 	MYPYPATH=bench $(BIN)/mypy plugins bench docs/screenshot.py
 	$(BIN)/lint-imports
 
-# What the tests of the page need beside Python: a browser, and axe-core from npm.
+# The page's tests also need a browser, and axe-core from npm.
 browser: | $(BIN)/python
 	@command -v chromium >/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && $(APT) update && \
 	       $(APT) install -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
-	  || echo "There is no chromium, and no way to install it here: its tests are left out."
+	  || echo "chromium is missing and cannot be installed here: the page's tests are skipped."
 	@[ -e $(VENV)/axe/package ] \
 	  || { mkdir -p $(VENV)/axe && cd $(VENV)/axe && \
 	       npm pack --silent axe-core@$(AXE) >/dev/null && tar -xzf axe-core-$(AXE).tgz; } \
-	  || echo "There is no axe-core, as there is no npm: its tests are left out."
+	  || echo "axe-core is missing, because there is no npm: the accessibility tests are skipped."
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python bench/run.py $(ARGS)
@@ -40,7 +40,7 @@ format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Both need the network: what is newest, and which of it has a known hole.
+# Both need the network: pin the newest versions, and audit them for known vulnerabilities.
 pins: | $(BIN)/python
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
@@ -53,7 +53,7 @@ audit: | $(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12"; exit 1; }
+	  || { echo "Python 3.11 or newer is required; choose one: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/run.stamp: setup.cfg pyproject.toml | $(BIN)/python

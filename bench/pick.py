@@ -13,9 +13,10 @@ import random
 import sys
 import time
 
+from nexus_gateway.discovery import load
 from nexus_gateway.provider import Outcome, Provider, Verdict
 from nexus_gateway.routing.attempts import AttemptHistory
-from nexus_gateway.routing.policies import OUR_POLICIES, policies
+from nexus_gateway.routing.policies import OUR_POLICIES, POLICIES
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.testing.gateway import instance_of
 
@@ -35,7 +36,7 @@ class Local(Provider):
 def pool(size: int) -> RoutingTarget:
     """Return instances with a history, each with its own latency."""
     instances = tuple(instance_of(Local, key="k", number=n) for n in range(1, size + 1))
-    scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
+    scheduler = Scheduler(time.monotonic, random.Random(1), load(POLICIES)[0])
     for number, instance in enumerate(instances):
         lease = scheduler.attempt(RoutingTarget((instance,)), "smart", AttemptHistory())
         lease.content(LIMIT_MS, stream=True)
@@ -56,7 +57,7 @@ def cost_ns(scheduler: Scheduler, target: RoutingTarget, policy: str, choices: i
 def main() -> None:
     """Measure; sizes and policies alternate in each round."""
     rounds, choices = [int(word) for word in (*sys.argv[1:], "5", "300")[:2]]
-    scheduler = Scheduler(time.monotonic, random.Random(1), policies()[0])
+    scheduler = Scheduler(time.monotonic, random.Random(1), load(POLICIES)[0])
     pools = {size: pool(size) for size in SIZES}
     costs: dict[str, dict[int, list[float]]] = {p: {s: [] for s in SIZES} for p in OUR_POLICIES}
     for round_ in range(rounds + 1):

@@ -1,3 +1,3 @@
-"""Nexus Gateway: one OpenAI-compatible door in front of many provider keys."""
+"""Nexus Gateway: one OpenAI-compatible API in front of many provider keys."""
 
 __version__ = "1.0.0"

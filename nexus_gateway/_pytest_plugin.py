@@ -1,6 +1,6 @@
-"""What pytest loads by itself: the fake upstream as a fixture, and clear assertions in the suite.
+"""Loaded by pytest itself: the fake upstream as a fixture, and readable assertions in the suite.
 
-Nothing of the gateway is imported before a test asks for it.
+The gateway's modules are imported only when a test needs them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytest.register_assert_rewrite(
 
 @pytest_asyncio.fixture
 async def fake_upstream() -> AsyncIterator[FakeUpstream]:
-    """Give a scriptable upstream on loopback that speaks as the official services do."""
+    """A scriptable upstream on loopback that behaves like the real services."""
     from nexus_gateway.testing.upstream import FakeUpstream
 
     async with FakeUpstream() as upstream:

@@ -1,39 +1,38 @@
 """Every error of the gateway, as one tree.
 
-    GatewayError                 has a status, an OpenAI error object and headers
-    ├── InvalidRequest     400   the body or a header is wrong; `param` says where
+    GatewayError                 a response to the caller: status, OpenAI error object, headers
+    ├── InvalidRequest     400   the body or a header is wrong; `param` names it
+    │   ├── NotFound       404   no such path, model or instance
+    │   ├── MethodNotAllowed 405
+    │   ├── RequestTimeout 408   the caller stopped sending the body
+    │   ├── TooLarge       413   the body is larger than MAX_BODY_MB
+    │   └── UnsupportedMedia 415 the body's type or encoding is not supported
     ├── Unauthorized       401   no valid key
-    ├── Forbidden          403   the key is valid, the call is not allowed here
-    ├── NotFound           404   no such path, model or instance
-    ├── MethodNotAllowed   405
-    ├── RequestTimeout     408   the caller fell silent in the middle of the body
-    ├── TooLarge           413
-    ├── UnsupportedMedia   415
-    ├── UpstreamRefused    4xx   an upstream found fault with the request itself
-    ├── NoCandidate    429/503   nobody is left to serve the request
-    ├── Overloaded         503   the gateway has more to do than it may
-    ├── Draining           503   the gateway is about to exit
-    ├── DeadlinePassed     504   the caller's own time limit is over
+    ├── Forbidden          403   the key is valid, but the call is not allowed on this gateway
+    ├── UpstreamRefused    4xx   an upstream rejected the request for its content; passed through
+    ├── NoCandidate    429/503   no instance can serve the request now
+    ├── Overloaded         503   the gateway is at its limit of requests or file descriptors
+    ├── Draining           503   the gateway is shutting down
+    ├── DeadlinePassed     504   the caller's own time limit has passed
     ├── NotInstalled       501   the call needs an extra that is not installed
-    ├── HookFailed         500   a hook failed that must not; says nothing of the cause
-    └── InternalError      500   a fault of our own; says nothing but the request's id
-    ConfigError                  bad settings: stops the start (not an answer to a caller)
+    ├── HookFailed         500   a hook failed that must not; the cause is not disclosed
+    ├── InternalError      500   a bug in the gateway; only the request's id is disclosed
+    └── hooks.Rejected     4xx   a hook rejected the request
+    BrokenStream                 a response that broke after its first token
+    ├── TruncatedStream          it ended without finish_reason and [DONE]
+    ├── IdleStream               nothing arrived for IDLE_TIMEOUT_MS
+    ├── PluginBroke              the provider's plugin failed
+    └── ErrorEvent               it contained an error object
+    ConfigError                  wrong settings: stops the start, or a reload
 
-Whatever is raised towards a caller is a GatewayError; its texts are ours alone and never
-hold a key or the text of a foreign exception.
-
-How an answer may break after its first token, as one tree.
-
-BrokenStream                 an answer died after its first token
-├── TruncatedStream          it ended without finish_reason and [DONE]
-├── IdleStream               it said nothing for too long
-├── PluginBroke              the plugin that makes it failed
-└── ErrorEvent               it carried an error object
+The texts of a GatewayError are the gateway's own. They never contain a key or the text of a foreign
+exception.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 SHORTEST_RETRY_AFTER_S = 1
@@ -42,19 +41,19 @@ SHORTEST_RETRY_AFTER_S = 1
 def error_object(
     message: str, *, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    """Build OpenAI's error envelope; absent values are null."""
+    """Build OpenAI's error object; absent values are null."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class GatewayError(Exception):
-    """An answer that is an error.
+    """A response that is an error.
 
     Attributes:
         status: the HTTP status.
         kind: OpenAI's `type`.
         code: OpenAI's `code`, or None.
         param: the field at fault, or None.
-        headers: more headers for the answer.
+        headers: additional response headers.
     """
 
     status = 500
@@ -81,15 +80,38 @@ class GatewayError(Exception):
 
 
 class InvalidRequest(GatewayError):
-    """The caller's request is wrong."""
-
     status = 400
     kind = "invalid_request_error"
 
 
-class Unauthorized(GatewayError):
-    """The call needs a key that it does not have."""
+class NotFound(InvalidRequest):
+    status = 404
 
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(InvalidRequest):
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self) -> None:
+        super().__init__("Timed out while reading the request body.")
+
+
+class TooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMedia(InvalidRequest):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Unauthorized(GatewayError):
     status = 401
     kind = "authentication_error"
     code = "invalid_api_key"
@@ -99,53 +121,14 @@ class Unauthorized(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """The call is not allowed on this gateway as it is configured."""
-
     status = 403
     kind = "permission_error"
 
 
-class NotFound(InvalidRequest):
-    """There is no such path, model or instance."""
-
-    status = 404
-
-
-class MethodNotAllowed(InvalidRequest):
-    """The path exists, the method does not."""
-
-    status = 405
-    code = "method_not_allowed"
-
-
-class RequestTimeout(InvalidRequest):
-    """The caller fell silent in the middle of the body."""
-
-    status = 408
-    code = "request_timeout"
-
-    def __init__(self) -> None:
-        super().__init__("The body did not come to its end in time; send it again.")
-
-
-class TooLarge(InvalidRequest):
-    """The body is larger than MAX_BODY_MB."""
-
-    status = 413
-    code = "request_too_large"
-
-
-class UnsupportedMedia(InvalidRequest):
-    """The body has a type or an encoding that is not taken."""
-
-    status = 415
-    code = "unsupported_media_type"
-
-
 class UpstreamRefused(GatewayError):
-    """An upstream refused the request for what it says; passed on as it came."""
+    """An upstream's rejection of the request, passed through with its status and error object."""
 
-    code = "upstream_refused"  # for the log: the caller gets the upstream's own
+    code = "upstream_refused"  # for the log; the caller gets the upstream's own code
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
         super().__init__(str(error.get("message", "")))
@@ -153,7 +136,6 @@ class UpstreamRefused(GatewayError):
         self._error = dict(error)
 
     def body(self) -> dict[str, Any]:
-        """Return the upstream's own error object."""
         return {"error": self._error}
 
 
@@ -163,8 +145,8 @@ class NoCandidate(GatewayError):
     Args:
         message: what was tried and what to do.
         rate_limited: every candidate waits for a rate limit (429 instead of 503).
-        retry_after_s: the soonest moment a candidate returns, or None when none will.
-        should_retry: whether it is worth a caller's while to try again.
+        retry_after_s: how soon a candidate returns, None if none will.
+        should_retry: whether the caller should try again.
         code: OpenAI's `code`.
     """
 
@@ -181,15 +163,24 @@ class NoCandidate(GatewayError):
         self.kind = "rate_limit_error" if rate_limited else "server_error"
         headers = {"x-should-retry": "true" if should_retry else "false"}
         if retry_after_s is not None:
-            headers["Retry-After"] = str(max(SHORTEST_RETRY_AFTER_S, -int(-retry_after_s // 1)))
+            headers["Retry-After"] = str(max(SHORTEST_RETRY_AFTER_S, ceil(retry_after_s)))
         self.retry_after_s = retry_after_s
         code = code or ("rate_limit_exceeded" if rate_limited else "no_candidate")
         super().__init__(message, code=code, headers=headers)
 
 
-class Draining(GatewayError):
-    """The gateway is shutting down and takes nothing new."""
+class Overloaded(GatewayError):
+    status = 503
+    code = "overloaded"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "The gateway is at capacity; try again in a moment.",
+            headers={"Retry-After": "1", "x-should-retry": "true"},
+        )
+
+
+class Draining(GatewayError):
     status = 503
     code = "shutting_down"
 
@@ -201,86 +192,53 @@ class Draining(GatewayError):
 
 
 class DeadlinePassed(GatewayError):
-    """The time that the caller gave is over."""
-
     status = 504
     code = "deadline_exceeded"
 
     def __init__(self) -> None:
         super().__init__(
-            "The answer was not there within the X-Request-Timeout-Ms that the request gave; "
-            "allow more time, or leave the header out.",
+            "No response within the request's X-Request-Timeout-Ms; allow more time or omit the "
+            "header.",
             headers={"x-should-retry": "false"},
         )
 
 
-class Overloaded(GatewayError):
-    """The gateway serves as many requests as it may, or as it has file descriptors for."""
-
-    status = 503
-    code = "overloaded"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The gateway serves as many requests as it can; try again in a moment.",
-            headers={"Retry-After": "1", "x-should-retry": "true"},
-        )
-
-
 class NotInstalled(GatewayError):
-    """The call needs an extra of this package; `what` does, as a sentence begins."""
+    """The call needs an extra of this package; `feature` is a plural that begins a sentence."""
 
     status = 501
     code = "not_installed"
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, feature: str, extra: str) -> None:
         super().__init__(
-            f"{what} need an extra that is not installed here: "
-            f"in its clone, pip install '.[{extra}]', and start it again."
+            f"{feature} need the extra `{extra}`, which is not installed: run pip install "
+            f"'.[{extra}]' in the gateway's clone and restart the gateway."
         )
 
 
 class HookFailed(GatewayError):
-    """A hook failed, and nothing may pass without it."""
-
     code = "hook_failed"
 
     def __init__(self) -> None:
         super().__init__(
-            "A check that this gateway makes has failed, so the request was not served. Try again; "
-            "if it stays, the gateway's log has the details."
+            "A hook of this gateway failed, so the request was not processed. Try again; if the "
+            "error persists, the gateway's log has the details."
         )
 
 
 class InternalError(GatewayError):
-    """A fault of the gateway itself."""
-
     code = "internal_error"
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(
-            f"The gateway failed on this request. The log has the details under id {request_id}."
-        )
-
-
-class ConfigError(Exception):
-    """Settings that cannot be used.
-
-    Args:
-        problems: one line for each, naming its variable and never its value.
-    """
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        super().__init__(f"Internal error. The gateway's log has the details under {request_id}.")
 
 
 class BrokenStream(Exception):
-    """An answer that cannot be finished; the text is fit for the caller.
+    """A response that cannot be completed; its text is fit for the caller.
 
     Attributes:
         code: OpenAI's `code`.
-        reason: what happened, for operators, in our words: what an upstream says is left out.
+        reason: what happened, for operators, in the gateway's words and not the upstream's.
     """
 
     code = "upstream_stream_error"
@@ -292,33 +250,23 @@ class BrokenStream(Exception):
 
 
 class TruncatedStream(BrokenStream):
-    """The upstream ended before the answer did."""
-
     reason = "cut its answer off"
 
 
 class IdleStream(BrokenStream):
-    """The upstream fell silent in the middle of the answer."""
-
     code = "upstream_idle_timeout"
-    reason = "fell silent"
+    reason = "stopped sending"
 
     def __init__(self) -> None:
-        super().__init__("The upstream fell silent in the middle of its answer.")
+        super().__init__("The upstream stopped sending in the middle of its answer.")
 
 
 class PluginBroke(BrokenStream):
-    """The provider's plugin failed, or cannot go on."""
-
     reason = "the provider's plugin failed"
 
 
 class ErrorEvent(BrokenStream):
-    """The upstream sent an error object inside its stream.
-
-    Args:
-        error: the upstream's error, already in OpenAI's shape.
-    """
+    """`error` is the upstream's error, in OpenAI's shape."""
 
     reason = "sent an error instead of an answer"
 
@@ -327,5 +275,16 @@ class ErrorEvent(BrokenStream):
         self.error = dict(error)
 
     def body(self) -> dict[str, Any]:
-        """Return the upstream's own error object."""
         return {"error": self.error}
+
+
+class ConfigError(Exception):
+    """Settings that cannot be used.
+
+    Args:
+        problems: one line for each, with the variable's name and never its value.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)

@@ -1,4 +1,4 @@
-"""The hook contract: look at requests and answers on their way. Version 1, as for providers.
+"""The hook contract: inspect and change requests and answers. Version 1, as for providers.
 
 A hook is a class and an entry point in the group `nexus_gateway.hooks`:
 
@@ -6,14 +6,14 @@ A hook is a class and an entry point in the group `nexus_gateway.hooks`:
     nexus_gateway.hooks =
         no-secrets = nexus_acme:NoSecrets
 
-Whatever hook is installed is at work, in the order of the names. Each method that a class
-overrides is called; one that it does not override costs nothing. A hook that cannot be loaded
-stops the start: a gateway without it might let through what it should stop.
+Every installed hook is active; hooks are called in the order of their names. Only the methods that
+a class overrides are called; the others cost nothing. A hook that cannot be loaded stops the start,
+because a gateway without it might let through what it should stop.
 
-A hook that raises anything but `Rejected`, or is not done within `deadline_s`, has failed. Then the
-request is refused with a 500 that tells nothing of the cause (`fail_open = False`), or goes on as
-if the hook were not there (`fail_open = True`). `at_end` comes after the answer and can hold
-nothing up.
+A hook fails if it raises anything but `Rejected`, or takes longer than `deadline_s`. If `fail_open`
+is False (the default), the caller then gets a 500 that does not disclose the cause. If it is True,
+the request goes on as if the hook were not there. `at_end` runs after the answer; it delays
+nothing.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from nexus_gateway.provider import API_VERSION
 
 
 class Rejected(GatewayError):
-    """Raised by a hook: the caller gets this and nothing else.
+    """Raised by a hook to reject a request: the caller gets this error and nothing else.
 
     Args:
         message: for the caller.
-        status: 4xx.
+        status: a 4xx status; any other becomes 403.
         code: OpenAI's `code`.
-        param: the field at fault, if one is.
+        param: the field at fault, if there is one.
     """
 
     kind = "invalid_request_error"
@@ -47,19 +47,20 @@ class Rejected(GatewayError):
 
 @dataclass(slots=True)
 class HookRequest:
-    """A request on its way.
+    """A request, as hooks see it.
 
     Args:
         id: the request's id.
-        dialect: the endpoint that it came to: `chat`, `messages`, `responses`, `embeddings`, …
-        caller: who asks: `key-2` for the second of GATEWAY_KEYS, "" where none are set.
-        model: the model asked for, None when absent.
+        dialect: the endpoint that was called: `chat`, `messages`, `responses`, `embeddings`, …
+        caller: `key-2` for the second of GATEWAY_KEYS; "" if none are set.
+        model: the model that the request names, None if it names none.
         stream: whether the answer is streamed.
-        body: the request as a chat, whatever the dialect; where it has no such form the body as
-            it came, and None for a form with a file. Do not change it: return another.
-        own: the body as it came, in the caller's dialect. Where the backend speaks that dialect
-            and no hook changes `body`, this is what goes to it: it may say more than a chat can.
-        notes: for the hooks' own use, from the beginning of a request to its end.
+        body: the request as an OpenAI chat, whatever the dialect. If it has no such form
+            (embeddings, for example), the body as it came; None for a form with a file. Do not
+            change it: return another.
+        own: the body as it came, in the caller's dialect. This is what is sent if the backend
+            speaks that dialect and no hook changes `body`; it may contain more than a chat can.
+        notes: for the hooks' own use, from the beginning of the request to its end.
     """
 
     id: str
@@ -74,14 +75,15 @@ class HookRequest:
 
 @dataclass(frozen=True, slots=True)
 class HookResponse:
-    """An answer that is about to go to the caller.
+    """An answer that is about to be sent to the caller.
 
     Args:
-        instance: who answers.
+        instance: the name of the instance that answers.
         provider: that instance's provider.
         model: the upstream's name of the model.
-        attempts: how many it took.
-        body: a whole answer, in the caller's dialect; None for a stream (and for plain text).
+        attempts: the number of attempts so far.
+        body: a complete answer as a JSON value in the caller's dialect; None for a stream and for
+            an answer that is not JSON.
     """
 
     instance: str
@@ -93,18 +95,18 @@ class HookResponse:
 
 @dataclass(frozen=True, slots=True)
 class HookResult:
-    """What became of a request.
+    """The result of a request.
 
     Args:
-        instance: who answered or was asked last, "" when nobody was.
+        instance: the name of the instance that answered, or was tried last; "" if none was.
         provider: that instance's provider.
         model: the upstream's name of the model.
-        attempts: how many were made.
-        status: the HTTP status; 499 when the caller left.
+        attempts: the number of attempts.
+        status: the HTTP status; 499 if the caller disconnected.
         outcome: `success`, `failure`, `cancelled`, or an error's code.
-        usage: what was used, in OpenAI's shape; empty when unknown.
-        first_ms: until the first content, or the whole answer.
-        total_ms: until the end.
+        usage: the usage in OpenAI's shape; empty if unknown.
+        first_ms: time until the first content, or until the complete answer, in ms.
+        total_ms: time until the end, in ms.
     """
 
     instance: str
@@ -119,46 +121,48 @@ class HookResult:
 
 
 class Hook:
-    """Override what you need. One object serves all requests; it is made without arguments.
+    """The base class: override what you need.
+
+    One object serves all requests; it is created without arguments.
 
     Attributes:
-        api_version: the version of the plugin contract that it was written for.
-        deadline_s: how long each call may take.
-        fail_open: whether a request goes on when the hook fails.
+        api_version: the version of the plugin contract that the hook was written for.
+        deadline_s: the longest time that each call may take, in seconds.
+        fail_open: whether the request goes on if the hook fails.
     """
 
     api_version: ClassVar[int] = API_VERSION
     deadline_s: ClassVar[float] = 1.0
     fail_open: ClassVar[bool] = False
 
-    async def before_routing(self, exchange: HookRequest) -> Mapping[str, Any] | None:
-        """Look at a request before anybody is chosen for it.
+    async def before_routing(self, request: HookRequest) -> Mapping[str, Any] | None:
+        """Inspect a request before an instance is chosen for it.
 
         Returns:
-            A body to send instead (its `model` then counts as what the caller asked for), or
-            None to leave it. A changed body goes as a chat, whatever the caller's dialect.
+            A body to send instead, or None to keep it. Its `model` then counts as the one that the
+            caller named. A changed body is sent as a chat, whatever the caller's dialect.
 
         Raises:
-            Refused: the request goes no further.
+            Rejected: the request is not processed.
         """
         return None
 
-    async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> Any:
-        """Look at an answer before its first byte goes out: whole, or the beginning of a stream.
+    async def before_answer(self, request: HookRequest, response: HookResponse) -> Any:
+        """Inspect an answer before its first byte is sent: complete, or the start of a stream.
 
         Returns:
-            A body to send instead of a whole answer's, or None to leave it.
+            A body to send instead of a complete answer's, or None to keep it.
 
         Raises:
-            Refused: the caller gets this instead.
+            Rejected: the caller gets this error instead.
         """
         return None
 
-    async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
-        """Learn what became of a request, after its answer; failing here hurts nobody."""
+    async def at_end(self, request: HookRequest, result: HookResult) -> None:
+        """Use the result of a request, after its answer; a failure here affects no caller."""
 
 
 def overridden(hook: Hook) -> list[str]:
-    """Return the names of the methods that a hook overrides, and is called by."""
+    """Return the names of the methods that a hook overrides: only these are called."""
     names = ("before_routing", "before_answer", "at_end")
     return [name for name in names if getattr(type(hook), name) is not getattr(Hook, name)]

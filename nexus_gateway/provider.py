@@ -1,4 +1,4 @@
-"""The plugin contract: how to talk to one backend. Version 1.
+"""The provider contract: how to talk to one backend. Version 1.
 
 A plugin is a class and an entry point in the group `nexus_gateway.providers`:
 
@@ -6,25 +6,26 @@ A plugin is a class and an entry point in the group `nexus_gateway.providers`:
     nexus_gateway.providers =
         acme = nexus_acme:Acme
 
-The entry point's name is the provider's name: callers say `"model": "acme"`, and its
-settings are ACME_KEY_1, ACME_KEY_2, …, ACME_MODEL, ACME_BASE_URL (or, for one key alone,
-ACME_MODEL_2, ACME_BASE_URL_2).
+The entry point's name is the provider's name: callers send `"model": "acme"`, and its settings are
+ACME_KEY_1, ACME_KEY_2, …, ACME_MODEL, ACME_BASE_URL (or, for one key, ACME_MODEL_2,
+ACME_BASE_URL_2).
 
-Three kinds, one for each sort of backend:
+There are three base classes, one for each kind of backend:
 
-- `Provider`: speaks the OpenAI API. Attributes, no method. Its bytes pass untouched. What
-  else it takes (embeddings, say) stands in `endpoints`; a foible is mended in `prepare`.
-- `Translator`: speaks another wire format over HTTP. `encode` makes the request, `stream`
-  turns its SSE events into OpenAI chunks. It is always asked to stream; the gateway folds
-  the chunks when the caller wanted one object.
-- `InProcess`: is no HTTP service. `generate` yields OpenAI chunks.
+- `Provider`: speaks the OpenAI API. Set attributes; no method is needed. Its bytes are passed
+  through unchanged. Other endpoints that it supports (embeddings, for example) go into
+  `endpoints`; `prepare` adapts requests to its quirks.
+- `Translator`: speaks another wire format over HTTP. `encode` builds the request, `stream` turns
+  its SSE events into OpenAI chunks. It is always asked to stream; if the caller wants a single
+  object, the gateway builds it from the chunks.
+- `InProcess`: is not an HTTP service. `generate` yields OpenAI chunks.
 
-One provider object serves all its keys and many requests at once: keep the state of a
-request in local variables.
+One provider object serves all its keys and many requests at once: keep the state of a request in
+local variables.
 
-`rename_fields`, `drop_fields` and `rename_roles` are small changes to a chat, for `prepare`. Each
-returns the chat that it was given if there is nothing to change, so that the caller's own bytes
-can be sent.
+`rename_fields`, `drop_fields` and `rename_roles` are common changes to a chat, for `prepare`. Each
+returns the chat that it was given if there is nothing to change, so that the caller's own bytes can
+be sent.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ __all__ = [
     "rename_fields",
     "rename_roles",
 ]
-# Names by which a caller leaves the choice of a model to the gateway.
+# Values of `model` by which a caller lets the gateway choose.
 ANY_MODEL = frozenset({"auto", "nexus", ""})
 CHAT = "chat"
 API_VERSION = 1
@@ -75,26 +76,27 @@ Chat = Mapping[str, Any]
 
 
 class Outcome(Enum):
-    """How a lease ends."""
+    """How an attempt at an instance ends, and what that means for the instance."""
 
     SUCCESS = "success"
-    FAILURE = "failure"
-    RATE_LIMITED = "rate_limited"
-    BAD_KEY = "bad_key"
-    REFUSED = "refused"
-    CANCELLED = "cancelled"
+    FAILURE = "failure"  # counts against its health and its circuit
+    RATE_LIMITED = "rate_limited"  # it is parked
+    BAD_KEY = "bad_key"  # it is parked for longer
+    REFUSED = "refused"  # the request is at fault: the caller gets the upstream's error
+    CANCELLED = "cancelled"  # it does not count
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of an attempt.
+    """The result of an attempt.
 
     Args:
-        outcome: what it means to the instance.
-        reason: a short text for operators and callers, in our words: no key, no foreign text.
-        status: the upstream's HTTP status, 0 when there was none.
-        park_s: for RATE_LIMITED, and for a FAILURE that says so, how long the instance stays away.
-        error: the upstream's error in OpenAI's shape, where it goes on to the caller.
+        outcome: how it ended.
+        reason: a short text for operators and callers, without keys and foreign texts.
+        status: the upstream's HTTP status, 0 if there was none.
+        park_s: how long the instance gets no requests, in seconds; for RATE_LIMITED, and for a
+            FAILURE that asks for it.
+        error: the upstream's error in OpenAI's shape, if the caller is to get it.
     """
 
     outcome: Outcome
@@ -109,10 +111,10 @@ class Model:
     """A model that a provider serves.
 
     Args:
-        id: the name the upstream knows it by.
-        context: the context window in tokens, 0 when unknown.
-        images: whether it takes images.
-        kind: what it is for, one of KINDS.
+        id: the upstream's name of the model.
+        context: the context window in tokens, 0 if unknown.
+        images: whether it accepts images.
+        kind: the endpoint that it serves, one of KINDS.
     """
 
     id: str
@@ -123,12 +125,12 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where an instance asks, and with what.
+    """An instance's key, address and options.
 
     Args:
-        key: its key; empty for a provider that needs none.
-        base_url: the provider's base URL or the owner's override, without a trailing slash.
-        options: the values of the provider's own variables, by their names.
+        key: empty if the provider needs none.
+        base_url: the provider's base URL or the operator's override, without a trailing slash.
+        options: the values of the provider's own variables, by name (see `Provider.options`).
     """
 
     key: Secret
@@ -138,12 +140,12 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a provider is asked to do, for one attempt.
+    """One attempt at a chat.
 
     Args:
-        chat: the caller's chat as the upstream shall see it: `model` is the upstream's own
-            name and `stream` what is wanted of it. Shared between attempts: do not change it.
-        account: the instance's key and address.
+        chat: the caller's chat in OpenAI's shape, except that `model` is the upstream's name of the
+            model and `stream` is what the gateway wants. Shared between attempts: do not change it.
+        account: the instance's key, address and options.
     """
 
     chat: Mapping[str, Any]
@@ -161,18 +163,18 @@ class Call:
 
     @property
     def base_url(self) -> str:
-        """Where the API is, without a trailing slash."""
+        """The root of the API, without a trailing slash."""
         return self.account.base_url
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """An HTTP request to make: always a POST.
+    """An HTTP request; its method is POST.
 
     Args:
-        url: where to.
-        body: the bytes to send, or what gives them piece by piece.
-        headers: the headers to send, credentials included; nothing else is sent along.
+        url: the complete URL.
+        body: the bytes to send, or an iterator of them.
+        headers: all headers to send, including credentials.
     """
 
     url: str
@@ -181,9 +183,9 @@ class HttpRequest:
 
 
 class CannotServe(Exception):
-    """Raised by a plugin before its first chunk: the caller asks for what the backend lacks.
+    """Raised by a plugin before its first chunk: the backend does not support the request.
 
-    The caller gets a 400 with the message, and the instance is not blamed.
+    The caller gets a 400 with the message, and the instance's health is not affected.
 
     Args:
         message: what is wrong and what to do, for the caller.
@@ -201,21 +203,22 @@ class Provider:
 
     Attributes:
         api_version: the version of this contract that the plugin was written for.
-        title: the name people see: instances are called "Title (Key #1)".
-        base_url: the root of the API; empty where only the owner can know it: an instance
-            then needs NAME_BASE_URL.
-        default_model: the model of an instance, unless NAME_MODEL says otherwise; empty where
-            only the owner can know it.
-        models: what the provider serves, with context windows and modalities. The first of a
-            kind is that kind's default.
-        endpoints: which requests (of ENDPOINTS) the backend takes in their own form, and where
-            below `base_url`.
-        needs_key: False for a backend that needs no key: it then has one instance, or one for
-            each NAME_BASE_URL_n.
-        headers: more headers for each request.
-        options: more variables, NAME_…, with their defaults; their values: `Account.options`.
-        stream_usage: whether it takes `stream_options: {"include_usage": true}`. The gateway then
-            asks so for callers who do not, and keeps from them what they did not ask for.
+        title: the display name: instances are called "Title (Key #1)".
+        base_url: the root of the API, without a trailing slash. Empty if only the operator can
+            know it: an instance then needs NAME_BASE_URL.
+        default_model: the model of an instance unless NAME_MODEL is set; empty if only the
+            operator can know it.
+        models: what the provider serves, with context windows and modalities. The first of a kind
+            is the default of that kind.
+        endpoints: the endpoints (of ENDPOINTS) that the backend supports in their own format, each
+            with its path below `base_url`.
+        needs_key: False for a backend without keys: it has one instance, or one for each
+            NAME_BASE_URL_n.
+        headers: additional headers for each request.
+        options: additional variables, NAME_…, with their defaults; their values are in
+            `Account.options`.
+        stream_usage: whether it accepts `stream_options: {"include_usage": true}`. The gateway then
+            always asks for usage, and removes it for callers who did not ask.
     """
 
     api_version: ClassVar[int] = API_VERSION
@@ -234,117 +237,118 @@ class Provider:
         return {"Authorization": f"Bearer {key.reveal()}"} if key else {}
 
     def url(self, account: Account, endpoint: str, model: str) -> str:
-        """Return where to send a request for one of `endpoints`."""
+        """Return the URL of one of `endpoints`."""
         return account.base_url + self.endpoints[endpoint]
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Mend a chat that this backend would not take as it is.
+        """Adapt a chat to this backend's quirks.
 
         Args:
             chat: the body as it would be sent; shared, do not change it.
 
         Returns:
-            A new body; or what it was given, or None (the default), to send the caller's own
-            bytes. `nexus_gateway.provider` has the usual changes.
+            A new body; or the given one or None (the default), to send the caller's own bytes.
 
         Raises:
-            CannotServe: the caller asks for what the backend lacks.
+            CannotServe: the backend does not support the request.
         """
         return None
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
-        """Judge an answer that is not 2xx where this provider differs from the default.
+        """Classify a response that is not 2xx, if this provider differs from the default.
 
         Args:
             status: the HTTP status.
-            headers: the answer's headers, case-insensitive.
+            headers: the response's headers, case-insensitive.
             body: its first 64 KiB.
 
         Returns:
-            A verdict, or None to leave it to the gateway (see `classify.classify`).
+            A verdict, or None for the gateway's own rules (`nexus_gateway.upstream.failures`).
         """
         return None
 
     def read_quotas(self, headers: Mapping[str, str], now_s: float) -> Iterable[Quota]:
-        """Read what is left of rate limits where it is told in none of the forms of `rate_limit`.
+        """Read the remaining rate limits, if this provider uses other headers than the usual ones.
 
         Args:
-            headers: of any answer, case-insensitive.
+            headers: of any response, case-insensitive.
             now_s: the wall clock in Unix seconds.
         """
         return read_quotas(headers, now_s)
 
     @property
     def serves_chat(self) -> bool:
-        """Whether a chat can be had of it, in whatever form it is sent."""
+        """Whether it can answer a chat, in any format."""
         return CHAT in self.endpoints
 
 
 class Translator(Provider, ABC):
-    """A backend with a wire format of its own, spoken over HTTP and SSE.
+    """A backend with a wire format of its own, over HTTP and SSE.
 
-    Where that format is one that callers speak too, name it in `endpoints`: such a request
-    passes as it is, and only the others are translated.
+    If callers may speak that format too, name it in `endpoints`: such requests are then passed
+    through, and only the others are translated.
     """
 
     endpoints: ClassVar[Mapping[str, str]] = {}
 
     @property
     def serves_chat(self) -> bool:
-        """Whether a chat can be had of it: always."""
+        """Whether it can answer a chat: always."""
         return True
 
     @abstractmethod
     def encode(self, call: Call) -> HttpRequest:
-        """Make the HTTP request for a call; `call.chat["stream"]` is always true.
+        """Build the HTTP request of a call; `call.chat["stream"]` is always true.
 
-        CannotServe goes to the caller; any other exception is a failure of this provider.
+        Raises:
+            CannotServe: the backend does not support the request. Any other exception counts as a
+                failure of this provider.
         """
 
     @abstractmethod
     def stream(self, events: AsyncIterator[Event], answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        """Turn the backend's SSE events into OpenAI chunks, made with `answer`.
+        """Turn the backend's SSE events into OpenAI chunks, built with `answer`.
 
-        Write it as an async generator. End with `answer.finish(...)`: an answer without a
-        finish counts as cut off.
+        Write it as an async generator. End with `answer.finish(...)`: an answer without a finish
+        counts as truncated.
         """
 
 
 class InProcess(Provider, ABC):
-    """A backend that is no HTTP service: a library, or a demo."""
+    """A backend that is not an HTTP service: a library, or a demo."""
 
     endpoints: ClassVar[Mapping[str, str]] = {}
     needs_key: ClassVar[bool] = False
 
     @property
     def serves_chat(self) -> bool:
-        """Whether a chat can be had of it: always."""
+        """Whether it can answer a chat: always."""
         return True
 
     @abstractmethod
     def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        """Answer with OpenAI chunks, made with `answer`. Write it as an async generator."""
+        """Yield OpenAI chunks, built with `answer`. Write it as an async generator."""
 
 
 def json_request(
     call: Call, url: str, payload: Mapping[str, Any], headers: Mapping[str, str]
 ) -> HttpRequest:
-    """Make a POST with a JSON body, for a Translator's `encode`.
+    """Build a POST with a JSON body, for a Translator's `encode`.
 
     Args:
-        call: the call (its key is not added: say it in `headers`).
-        url: the path below `call.base_url`, or a whole URL.
-        payload: what to send.
-        headers: more headers, credentials included.
+        call: the call; its key is not added.
+        url: the path below `call.base_url`, or a complete URL.
+        payload: the body.
+        headers: additional headers, including credentials.
     """
-    whole = url if url.startswith(("http://", "https://")) else call.base_url + url
+    target = url if url.startswith(("http://", "https://")) else call.base_url + url
     return HttpRequest(
-        whole, json_codec.dumps(payload), {"Content-Type": "application/json", **headers}
+        target, json_codec.dumps(payload), {"Content-Type": "application/json", **headers}
     )
 
 
 def rename_fields(chat: Chat, **names: str) -> Chat:
-    """Give fields other names; where the new name is present too, it keeps its value.
+    """Rename fields; if the new name is present already, its value is kept.
 
     Args:
         chat: the body.
@@ -352,19 +356,19 @@ def rename_fields(chat: Chat, **names: str) -> Chat:
     """
     if not any(old in chat for old in names):
         return chat
-    moved = {new: chat[old] for old, new in names.items() if old in chat}
-    return {**moved, **{k: v for k, v in chat.items() if k not in names}}
+    renamed = {new: chat[old] for old, new in names.items() if old in chat}
+    return {**renamed, **{k: v for k, v in chat.items() if k not in names}}
 
 
 def drop_fields(chat: Chat, *names: str) -> Chat:
-    """Leave fields out."""
+    """Remove fields."""
     if not any(name in chat for name in names):
         return chat
     return {k: v for k, v in chat.items() if k not in names}
 
 
 def rename_roles(chat: Chat, **roles: str) -> Chat:
-    """Give messages other roles.
+    """Rename the roles of messages.
 
     Args:
         chat: the body.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-# A shorter one is no key that anybody issues, and masking it would garble ordinary words.
+# No service issues shorter keys, and masking them would garble ordinary words.
 SHORTEST_SECRET = 8
 
 
 class Secret:
-    """Hold a key; its str, repr and format are `***`. Only `reveal()` gives it away."""
+    """Hold a key. Its str, repr and format are `***`; only `reveal()` returns it."""
 
     __slots__ = ("_value",)
 
@@ -15,7 +15,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the key itself, for a header and nothing else."""
+        """Return the key itself, to be sent in a header and nowhere else."""
         return self._value
 
     def __bool__(self) -> bool:
@@ -28,4 +28,4 @@ class Secret:
         return "***"
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a Secret does not travel")
+        raise TypeError("Secret cannot be pickled")

@@ -1,7 +1,7 @@
-"""What is told once the gateway serves: a screen for people, or lines of the log as JSON.
+"""What `serve` prints once it listens: a start screen for people, or JSON lines for machines.
 
-Who reads the log by machine would stumble over a screen, so with LOG_FORMAT=json there is none:
-what it says is one line, and one more for each remark.
+With LOG_FORMAT=json there is no screen, as it would break a log parser: its content becomes one log
+line, and one more for each warning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEFT_OUT, NOTE, WARNING = "left out", "note", "WARNING"
 
 
 class Extras(TypedDict):
-    """What is installed beside providers, by name."""
+    """The plugins beside providers, by name."""
 
     policy_by_name: Mapping[str, Policy]
     hooks: Mapping[str, Hook]
@@ -42,11 +42,11 @@ class Prepared:
 
 
 class StartupReport(TypedDict):
-    """What is told at the start; a worker sends it to the supervisor, who tells it.
+    """What to print at the start. A worker sends it to the supervisor, so its keys never change.
 
     Args:
         screen: lines for people.
-        said: a message for the log, with its fields.
+        said: the fields of a log line.
         remarks: warnings for the log.
     """
 
@@ -56,60 +56,50 @@ class StartupReport(TypedDict):
 
 
 def startup_report(ready: Prepared, host: str, port: int, workers: int = 1) -> StartupReport:
-    """Return what is to be told.
-
-    Args:
-        ready: what serves.
-        host: where it listens.
-        port: where it listens.
-        workers: how many serve.
-    """
     if ready.settings.log_format != "json":
         return StartupReport(screen=[*_screen(ready, host, port, workers)], said={}, remarks=[])
-    found = _warnings(ready.settings, ready.pool, host)
-    # How grave it is, the log says in its own way.
-    remarks = [f"{kind}: {text}" if kind == LEFT_OUT else text for kind, text in found]
+    warnings = _warnings(ready.settings, ready.pool, host)
+    # The log has levels, so the words "note" and "WARNING" are not repeated.
+    remarks = [f"{kind}: {text}" if kind == LEFT_OUT else text for kind, text in warnings]
     return StartupReport(screen=[], said=_fields(ready, host, port, workers), remarks=remarks)
 
 
-def announce(start: StartupReport) -> None:
-    """Tell it on stderr."""
-    if start["screen"]:
-        show(start["screen"])
+def announce(report: StartupReport) -> None:
+    """Print the report on stderr, or log it."""
+    if report["screen"]:
+        show(report["screen"])
         return
-    logger.info("the gateway listens", extra={"fields": start["said"]})
-    for remark in start["remarks"]:
+    logger.info("the gateway listens", extra={"fields": report["said"]})
+    for remark in report["remarks"]:
         logger.warning("%s", remark)
 
 
 def _fields(ready: Prepared, host: str, port: int, workers: int) -> dict[str, Any]:
-    """Return what the screen shows, for a machine."""
     pool, plugins = ready.pool, ready.plugins
     return {
         "version": __version__,
-        "url": f"http://{_shown(host)}:{port}",
+        "url": f"http://{_bracketed(host)}:{port}",
         "control_center": f"http://{_reachable(host)}:{port}/",
         "workers": workers,
         "live": {instance.name: instance.model for instance in pool.instances},
-        "without_a_key": _absent(pool),
+        "without_a_key": _unconfigured(pool),
         "policies": [*plugins["policy_by_name"]],
         "hooks": [*plugins["hooks"]],
     }
 
 
 def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str]:
-    """Give the lines of the start screen."""
     settings, pool, plugins = ready.settings, ready.pool, ready.plugins
-    yield f"Nexus Gateway {__version__} listens on http://{_shown(host)}:{port}"
+    yield f"Nexus Gateway {__version__} listens on http://{_bracketed(host)}:{port}"
     if workers > 1:
         yield f"with {workers} workers"
     yield ""
     rows = [(i.name, i.model) for i in pool.instances]
-    yield from ("  " + line for line in table(("live", "model"), rows).splitlines())
-    yield from _at_work(plugins)
-    if absent := _absent(pool):
-        hint = f"(set {prefix(absent[0])}_KEY_1 or its like)"
-        yield from paragraph(f"without a key: {', '.join(absent)} {hint}", indent="  ", hang="    ")
+    yield from ("  " + line for line in table(("instance", "model"), rows).splitlines())
+    yield from _plugins(plugins)
+    if names := _unconfigured(pool):
+        hint = f"(to add one, set {prefix(names[0])}_KEY_1, for example)"
+        yield from paragraph(f"without a key: {', '.join(names)} {hint}", indent="  ", hang="    ")
     for kind, text in _warnings(settings, pool, host):
         yield from paragraph(f"{kind}: {text}" if kind else text, indent="  ", hang="    ")
     yield ""
@@ -118,7 +108,7 @@ def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str
     yield f"Control Center: {address}/{closed}"
     yield "Try it:"
     key = ' -H "Authorization: Bearer $GATEWAY_KEY"' if settings.gateway_keys else ""
-    flags = "-gN" if "[" in address else "-N"  # -g: brackets are no pattern
+    flags = "-gN" if "[" in address else "-N"  # -g: brackets are not a pattern
     yield (
         f"  curl {flags} {address}/v1/chat/completions{key} "
         """-d '{"messages":[{"role":"user","content":"Hello!"}]}'"""
@@ -126,53 +116,52 @@ def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str
     yield ""
 
 
-def _shown(host: str) -> str:
+def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
 def _reachable(host: str) -> str:
-    """Return by which name this machine reaches what listens there."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _shown(host))  # noqa: S104
+    """Return a host by which this machine reaches the gateway."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _bracketed(host))  # noqa: S104
 
 
 def _is_closed(settings: Settings, host: str) -> bool:
-    """Tell whether nobody may look: from elsewhere that takes a token, and there is none."""
+    """Return whether the Control Center needs a token and none is set."""
     return not (is_loopback(host) or settings.admin_token or settings.viewer_token)
 
 
-def _at_work(plugins: Extras) -> Iterator[str]:
-    """Say which ways to route there are beside ours, and which hooks see what."""
+def _plugins(plugins: Extras) -> Iterator[str]:
     if added := [name for name in plugins["policy_by_name"] if name not in OUR_POLICIES]:
-        yield f"  policies: also {', '.join(added)}"
+        yield f"  additional policies: {', '.join(added)}"
     for name, hook in plugins["hooks"].items():
         yield f"  hook {name}: {', '.join(overridden(hook)) or 'overrides nothing'}"
 
 
-def _absent(pool: Pool) -> list[str]:
-    """Name what could be live and is not."""
+def _unconfigured(pool: Pool) -> list[str]:
+    """Return the names of the installed providers that have no instance."""
     present = {i.provider_name for i in pool.instances}
     loaded = [p.name for p in pool.plugins if p.name not in present and p.name != DEMO]
     return [*pool.idle, *loaded]
 
 
 def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, str]]:
-    """Say what the owner should know, each with its kind."""
+    """Yield what the operator should know, each with its kind."""
     if {i.provider_name for i in pool.instances} == {DEMO} and not pool.problems:
-        yield "", "no key is set: the demo answers, and no model is asked"
+        yield "", "no API key configured; serving the built-in demo"
     for problem in pool.problems:
         yield LEFT_OUT, str(problem)
     for warning in pool.warnings:
         yield NOTE, warning
     if is_loopback(host):
         if settings.viewer_token and not settings.admin_token:
-            yield NOTE, "VIEWER_TOKEN locks nothing; ADMIN_TOKEN, which would, is not set"
+            yield NOTE, "VIEWER_TOKEN alone restricts nothing: set ADMIN_TOKEN as well"
         return
     if not settings.gateway_keys:
         yield (
             WARNING,
             f"{host} is open to others and GATEWAY_KEYS is not set: "
-            "whoever reaches this port uses your keys",
+            "anyone who reaches this port can use your keys",
         )
     if not settings.admin_token:
-        but = " to all but VIEWER_TOKEN" if settings.viewer_token else ""
-        yield "", f"admin calls are closed{but}: ADMIN_TOKEN is not set"
+        scope = " to all but VIEWER_TOKEN" if settings.viewer_token else ""
+        yield "", f"admin calls are closed{scope}: ADMIN_TOKEN is not set"

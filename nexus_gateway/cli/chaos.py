@@ -1,4 +1,4 @@
-"""`nexus-gateway chaos`."""
+"""`nexus-gateway chaos`: a campaign of faults, and its report."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from nexus_gateway.web.auth import is_loopback
 
 FAILED = 1
 INTERRUPTED = 130
-# So late, a good instance may look like a bad one.
+# With such a delay a good instance may look like a bad one.
 TOO_LATE_S = 0.5
 
 
 def chaos(arguments: argparse.Namespace) -> int:
-    """Run a campaign and tell what came of it; 1 where a promise was broken.
+    """Run a campaign and print its report; return 1 if a promise was broken.
 
     Raises:
         ConfigError: the arguments do not fit together.
     """
     if arguments.bad >= arguments.instances:
-        raise ConfigError(["--bad must be less than --instances: somebody has to be good."])
+        raise ConfigError(["--bad must be less than --instances: at least one has to work."])
     if arguments.mock and not arguments.url:
-        raise ConfigError(["--mock goes with --url; without it there is a mock of our own."])
+        raise ConfigError(
+            ["--mock requires --url; without --url the campaign starts its own mock."]
+        )
     url, mock = (_local(text, flag) for flag, text in _addresses(arguments))
-    wanted = Campaign(
+    plan = Campaign(
         requests=arguments.requests,
         instances=arguments.instances,
         bad=arguments.bad,
@@ -45,10 +47,10 @@ def chaos(arguments: argparse.Namespace) -> int:
         time_limit_s=arguments.time_limit,
     )
     running = (
-        campaign.run(wanted, _say) if url is None else campaign.run_against(wanted, url, mock, _say)
+        campaign.run(plan, _log) if url is None else campaign.run_against(plan, url, mock, _log)
     )
     try:
-        tally = asyncio.run(_until_told(running))
+        tally = asyncio.run(_until_signal(running))
     except asyncio.CancelledError:
         return INTERRUPTED
     except RuntimeError as error:
@@ -57,7 +59,7 @@ def chaos(arguments: argparse.Namespace) -> int:
     except (aiohttp.ClientError, OSError) as error:
         print(f"nexus-gateway: --mock does not answer: {error}", file=sys.stderr)
         return FAILED
-    print("\n".join(report(wanted, tally)))
+    print("\n".join(report(plan, tally)))
     return 0 if tally.kept else FAILED
 
 
@@ -67,10 +69,10 @@ def _addresses(arguments: argparse.Namespace) -> Iterator[tuple[str, str | None]
 
 
 def _local(text: str | None, flag: str) -> str | None:
-    """Return an address without what follows the port; None for none.
+    """Return the root of an address.
 
     Raises:
-        ConfigError: it is no http address on loopback.
+        ConfigError: it is not an http address on loopback.
     """
     if text is None:
         return None
@@ -84,8 +86,8 @@ def _local(text: str | None, flag: str) -> str | None:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _until_told(running: Coroutine[None, None, Tally]) -> Tally:
-    """Run a campaign; whatever signal ends us, it ends what it has started."""
+async def _until_signal(running: Coroutine[None, None, Tally]) -> Tally:
+    """Run a campaign; on a signal, cancel it so that it ends what it has started."""
     task = asyncio.ensure_future(running)
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if number := getattr(signal, name, None):
@@ -93,13 +95,13 @@ async def _until_told(running: Coroutine[None, None, Tally]) -> Tally:
     return await task
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print("\n".join(paragraph(line)), file=sys.stderr, flush=True)
 
 
-def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
-    """Tell what was survived and what was not."""
-    yield f"chaos: seed {wanted.seed}, {tally.requests} requests in {tally.took_s:.1f} s"
+def report(plan: Campaign, tally: Tally) -> Iterator[str]:
+    """Yield the lines of the report."""
+    yield f"chaos: seed {plan.seed}, {tally.requests} requests in {tally.took_s:.1f} s"
     yield ""
     rows = [(tally.endings[ending], str(ending)) for ending in Ending]
     rows += [(tally.endings[promise], f"BROKEN: {promise}") for promise in tally.broken()]
@@ -109,12 +111,12 @@ def report(wanted: Campaign, tally: Tally) -> Iterator[str]:
     if tally.befallen:
         by_count = sorted(tally.befallen.items(), key=lambda pair: (-pair[1], pair[0]))
         yield ""
-        met = ", ".join(f"{name}{TIE}{count}" for name, count in by_count)
-        yield from paragraph(f"faults met: {met}")
+        counts = ", ".join(f"{name}{TIE}{count}" for name, count in by_count)
+        yield from paragraph(f"faults hit: {counts}")
     yield from _health(tally)
     yield ""
     for promise in tally.broken():
-        yield f"BROKEN: {promise} ({tally.endings[promise]}), for one:"
+        yield f"BROKEN: {promise} ({tally.endings[promise]}), for example:"
         yield f"  {tally.examples[promise]}"
     if tally.late_s > TOO_LATE_S:
         yield f"note: this machine is so busy that the mock was late by up to {tally.late_s:.1f} s"
@@ -126,9 +128,9 @@ def _fail_overs(tally: Tally) -> Iterator[str]:
     if hits := sum(tally.hits.values()):
         each = ", ".join(f"{number}: {count}" for number, count in sorted(tally.hits.items()))
         share = hits / max(tally.requests, 1)
-        yield f"upstream requests: {hits}, {share:.3f} for each request; by instance:"
+        yield f"upstream requests: {hits}, {share:.3f} per request; by instance:"
         yield f"  {each}"
-    yield "time to the first content or the whole answer, ms:"
+    yield "time to the first token, or to a complete answer, in ms:"
     head = ("  answered", "requests", "p50", "p99")
     rows = [
         (f"  {name}", len(values), _ms(percentile(values, 0.5)), _ms(percentile(values, 0.99)))

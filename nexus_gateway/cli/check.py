@@ -1,7 +1,4 @@
-"""One tiny real request to every instance: does its key work, and how fast?
-
-`nexus-gateway check`.
-"""
+"""`nexus-gateway check`: one tiny request to every instance. Does its key work, and how fast?"""
 
 from __future__ import annotations
 
@@ -25,56 +22,15 @@ from nexus_gateway.upstream.client import open_client
 from nexus_gateway.upstream.failures import failure
 from nexus_gateway.wire import json_codec
 
-PROBE = {
-    "messages": [{"role": "user", "content": "ping"}],
-    "max_tokens": 1,
-    "stream": True,
-}
+FAILED = 1
 LONGEST_S = 10.0
+CHAT = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1, "stream": True}
+# An instance, the time to its first token in ms (None if it failed), and `ok` or the reason.
 Result = tuple[Instance, float | None, str]
 
 
-async def probe_all(settings: Settings, pool: Pool) -> list[Result]:
-    """Ask every instance at once.
-
-    Returns:
-        For each: itself, the time to its first token in ms (None when it failed), and `ok` or
-        the reason.
-    """
-    async with open_client() as client:
-        upstream = Upstream(client, settings)
-        return list(await asyncio.gather(*(_probe(upstream, i) for i in pool.instances)))
-
-
-async def _probe(upstream: Upstream, instance: Instance) -> Result:
-    begun_s = time.monotonic()
-    try:
-        await (_ask if instance.provider.serves_chat else _ask_for_vectors)(upstream, instance)
-    except AttemptFailed as failed:
-        return instance, None, failed.verdict.reason
-    return instance, (time.monotonic() - begun_s) * 1000, "ok"
-
-
-async def _ask(upstream: Upstream, instance: Instance) -> None:
-    request = CHAT_COMPLETIONS.parse(json_codec.dumps(PROBE), {})
-    stream = await upstream.stream(instance, instance.model, request)
-    await stream.close()
-
-
-async def _ask_for_vectors(upstream: Upstream, instance: Instance) -> None:
-    """Ask one who has no chat; what else there is to ask costs more than a word."""
-    model = instance.model_for(EMBEDDINGS.kind)
-    request = EMBEDDINGS.parse(json_codec.dumps({"model": model, "input": "ping"}), {})
-    if not request.can_pass_through(instance.provider.endpoints):
-        raise failure("offers nothing that could be checked")
-    await upstream.full(instance, model, request, LONGEST_S)
-
-
-FAILED = 1
-
-
 def check(arguments: argparse.Namespace) -> int:
-    """Ask every instance for one token; 1 if one fails."""
+    """Check every instance; return 1 if one fails."""
     settings, pool = configure(environment(arguments.env_file), demo=False)
     if all(i.provider_name == DEMO for i in pool.instances):
         print("nexus-gateway: there is no key to check: set one.", file=sys.stderr)
@@ -87,3 +43,34 @@ def check(arguments: argparse.Namespace) -> int:
     ]
     print(table(("instance", "model", "result", "first token", "reason"), rows))
     return FAILED if any(ms is None for _, ms, _ in results) else 0
+
+
+async def probe_all(settings: Settings, pool: Pool) -> list[Result]:
+    """Send a request to every instance at once."""
+    async with open_client() as client:
+        upstream = Upstream(client, settings)
+        return list(await asyncio.gather(*(_probe(upstream, i) for i in pool.instances)))
+
+
+async def _probe(upstream: Upstream, instance: Instance) -> Result:
+    begun_s = time.monotonic()
+    try:
+        await (_chat if instance.provider.serves_chat else _embed)(upstream, instance)
+    except AttemptFailed as failed:
+        return instance, None, failed.verdict.reason
+    return instance, (time.monotonic() - begun_s) * 1000, "ok"
+
+
+async def _chat(upstream: Upstream, instance: Instance) -> None:
+    request = CHAT_COMPLETIONS.parse(json_codec.dumps(CHAT), {})
+    stream = await upstream.stream(instance, instance.model, request)
+    await stream.close()
+
+
+async def _embed(upstream: Upstream, instance: Instance) -> None:
+    """Check an instance without chat; other endpoints would cost more than one token."""
+    model = instance.model_for(EMBEDDINGS.kind)
+    request = EMBEDDINGS.parse(json_codec.dumps({"model": model, "input": "ping"}), {})
+    if not request.can_pass_through(instance.provider.endpoints):
+        raise failure("supports no endpoint that can be checked")
+    await upstream.full(instance, model, request, LONGEST_S)

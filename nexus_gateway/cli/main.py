@@ -1,4 +1,4 @@
-"""The commands. The only place that reads the process's environment and prints."""
+"""The entry point of all commands."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from nexus_gateway.cli.environment import WRONG_SETTINGS
 from nexus_gateway.cli.parser import parser
 from nexus_gateway.errors import ConfigError
 
-# What a shell says of a program that SIGPIPE ended.
-NOBODY_READS = 141
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 STDOUT, STDERR = 1, 2
 
 
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; None for the process's own.
 
     Returns:
-        The exit code: 2 for wrong settings, 1 for what failed, 130 after Ctrl-C, 141 where
-        whoever read what is printed has gone (as `head` does), else 0.
+        The exit code: 0; 1 if the command failed, 2 for wrong settings, 130 after Ctrl-C, 141 if
+        the reader of the output closed it (as `head` does).
     """
     arguments = parser().parse_args(argv)
     arguments.words = None if argv is None else list(argv)
@@ -36,52 +36,53 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"nexus-gateway: {problem}", file=sys.stderr)
         return WRONG_SETTINGS
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def _print(arguments: argparse.Namespace) -> int:
-    """Run a command that prints, as long as somebody reads it."""
+    """Run a command that prints, until its reader closes the pipe."""
     try:
         code = _run(arguments)
         print(end="", flush=True)
     except BrokenPipeError:
-        # What is not written yet would fail once more when the interpreter ends.
+        # The interpreter would fail to write the rest when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOBODY_READS
+        return BROKEN_PIPE
     return code
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run a command: the function of its name in the module of its name."""
+    """Run the function that is named like the command, in the module of that name."""
     name = arguments.command.replace("-", "_")
     code: int = getattr(import_module(f"nexus_gateway.cli.{name}"), name)(arguments)
     return code
-
-
-def _fill_standard_places() -> None:
-    """Put nothing where stdin, stdout or stderr was closed, or a socket would take its place.
-
-    uvloop ends the process when such a socket is closed, and what is printed would go to a caller.
-    """
-    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
-        pass
-    os.close(number)
-    # Python has no such stream where it found none.
-    sys.stdout = sys.stdout or os.fdopen(STDOUT, "w", encoding="utf-8")
-    sys.stderr = sys.stderr or os.fdopen(STDERR, "w", encoding="utf-8")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     from nexus_gateway.cli import workers
     from nexus_gateway.server.process import block_sighup
 
-    _fill_standard_places()
+    _open_standard_streams()
     if not arguments.reload:
         block_sighup()
-    if place := workers.place(os.environ):
-        return workers.work(arguments, place)
-    if not arguments.reload and (settings := workers.settings_of_several(arguments)):
+    if spec := workers.take_spec(os.environ):
+        return workers.work(arguments, spec)
+    if not arguments.reload and (settings := workers.settings_if_several(arguments)):
         return workers.supervise(arguments, settings)
     from nexus_gateway.cli import serve
 
     return serve.reload(arguments) if arguments.reload else serve.serve(arguments)
+
+
+def _open_standard_streams() -> None:
+    """Open the null device as stdin, stdout or stderr if they are closed.
+
+    Otherwise a socket would get their number: uvloop ends the process when such a socket is closed,
+    and a caller would receive what is printed.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(number)
+    # Python sets a stream that was closed at its start to None.
+    sys.stdout = sys.stdout or os.fdopen(STDOUT, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(STDERR, "w", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`nexus-gateway mock`."""
+"""`nexus-gateway mock`: a fake provider with configurable faults."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MOST_INSTANCES = 1000
 
 
 def mock(arguments: argparse.Namespace) -> int:
-    """Be a provider until a signal ends it.
+    """Run the mock until a signal ends it.
 
     Raises:
         ConfigError: a fault, the script or the address cannot be used.
     """
     count = arguments.instances
     if count > MOST_INSTANCES or (arguments.port and arguments.port + count - 1 > 65535):
-        raise ConfigError(["--instances: so many do not fit behind that port."])
+        raise ConfigError([f"--instances: at most {MOST_INSTANCES}, and no port above 65535."])
     server = Mock(count, host=arguments.host, port=arguments.port, seed=arguments.seed)
     try:
         for number, faults in assign(arguments.fault, count).items():
@@ -67,12 +67,12 @@ async def _run(server: Mock, steps: list[Step]) -> int:
 
 def _screen(server: Mock) -> Iterator[str]:
     count = len(server.instances)
-    yield f"Nexus Gateway {__version__}: a mock of {count} instance{'s' if count > 1 else ''}"
+    yield f"Nexus Gateway {__version__}: a mock with {count} instance{'s' if count > 1 else ''}"
     yield ""
     rows = [(i.number, server.url(i.number), _written(i.faults)) for i in server.instances]
     yield from ("  " + line for line in table(("", "base URL", "faults"), rows).splitlines())
     yield ""
-    yield "Put a gateway before it:"
+    yield "Start a gateway in front of it:"
     words = [f"{name}={value}" for name, value in server.environment().items()]
     for at in range(0, len(words), 3):
         yield f"  {words[at]} \\"
@@ -80,7 +80,7 @@ def _screen(server: Mock) -> Iterator[str]:
     yield "  nexus-gateway serve"
     yield ""
     control = server.url(1).replace("https:", "http:").removesuffix("/v1")
-    yield "Switch faults while it runs (nexus-gateway mock --help lists them):"
+    yield "Change faults while it runs (nexus-gateway mock --help lists them):"
     yield f'  curl -X PUT {control}/faults/{count} -d \'{{"status": 500, "chance": 0.3}}\''
     yield f"  curl -X DELETE {control}/faults"
     yield f"  curl {control}/stats"
@@ -88,7 +88,7 @@ def _screen(server: Mock) -> Iterator[str]:
 
 
 def _written(faults: object) -> str:
-    """Write a set of faults as it is said on the command line."""
+    """Format faults as on the command line."""
     assert isinstance(faults, dict)
     return " ".join(name if v is None else f"{name}={v}" for name, v in faults.items()) or "none"
 
@@ -98,4 +98,4 @@ def _summary(server: Mock) -> Iterator[str]:
         (i.number, i.requests, i.connections, " ".join(f"{n}: {c}" for n, c in i.hit.items()))
         for i in server.instances
     ]
-    yield table(("", "requests", "connections", "befallen by"), rows)
+    yield table(("", "requests", "connections", "faults hit"), rows)

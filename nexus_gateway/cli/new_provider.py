@@ -1,4 +1,4 @@
-"""`nexus-gateway new-provider`."""
+"""`nexus-gateway new-provider`: write a plugin from the templates in `scaffold/`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nexus_gateway.discovery import NAME, OURS, PROVIDERS, prefix
 from nexus_gateway.errors import ConfigError
 
 _OUR_PACKAGES = frozenset({"nexus_gateway", "nexus_gateway_plugins"})
-# What the written tests import from elsewhere than the contract.
+# What the written tests import beside the contract.
 _IN_TESTS = frozenset({"Chunk", "ProviderConformance", "Received", "Recording", "Wire"})
 _SUFFIX = ".tmpl"
-# Where a file goes whose template cannot have its name: it depends on the provider's, or is hidden.
-_PLACES = {
+# Files whose template has another name: hidden, or named after the provider.
+_PATHS = {
     "gitignore": ".gitignore",
     "module.py": "$module.py",
     "test.py": "tests/test_$identifier.py",
@@ -34,14 +34,15 @@ def new_provider(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: the name cannot be used, or the folder cannot.
     """
-    words = _words(_fit(arguments.name))
+    _check_name(arguments.name)
+    words = _words(arguments.name)
     folder = Path(arguments.dir or words["distribution"])
     files = dict(sorted(_files(arguments.dialect, words)))
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError([f"{str(folder)!r} is there already and is not an empty folder."])
-        for place, text in files.items():
-            path = folder / place
+            raise ConfigError([f"{str(folder)!r} exists and is not an empty folder."])
+        for name, text in files.items():
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -50,30 +51,24 @@ def new_provider(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(name: str) -> str:
-    """Return a name that a new provider may have.
-
-    Raises:
-        ConfigError: it may not.
-    """
+def _check_name(name: str) -> None:
+    """Raise ConfigError if a new provider cannot have this name."""
+    taken = next((ours for ours in _our_names() if prefix(ours) == prefix(name)), None)
     if not NAME.fullmatch(name):
-        raise ConfigError(
-            [
-                f"a provider cannot be called {name!r}: its name begins with a letter, ends with "
-                "a letter or digit and holds only a-z, 0-9, - and _."
-            ]
+        reason = (
+            "a name begins with a letter, ends with a letter or digit and contains only a-z, 0-9, "
+            "- and _"
         )
-    if name in PROVIDERS.reserved or _module(name) in _OUR_PACKAGES:
-        raise ConfigError([f"a provider cannot be called {name!r}: that name is reserved."])
-    if taken := next((ours for ours in _ours() if prefix(ours) == prefix(name)), None):
-        raise ConfigError(
-            [f"a provider cannot be called {name!r}: {taken} comes with the gateway."]
-        )
-    return name
+    elif name in PROVIDERS.reserved or _module(name) in _OUR_PACKAGES:
+        reason = "that name is reserved"
+    elif taken:
+        reason = f"{taken} comes with the gateway"
+    else:
+        return
+    raise ConfigError([f"a provider cannot be called {name!r}: {reason}."])
 
 
-def _ours() -> Iterator[str]:
-    """Give the names of the providers that come with the gateway."""
+def _our_names() -> Iterator[str]:
     for point in metadata.entry_points(group=PROVIDERS.group):
         if point.dist and point.dist.name == OURS:
             yield point.name
@@ -84,7 +79,7 @@ def _module(name: str) -> str:
 
 
 def _words(name: str) -> dict[str, str]:
-    """Return what stands in the templates' places."""
+    """Return the templates' variables."""
     parts = [part.capitalize() for part in re.split(r"[-_]+", name)]
     return {
         "name": name,
@@ -100,29 +95,28 @@ def _words(name: str) -> dict[str, str]:
 
 
 def _class_name(joined: str) -> str:
-    """Return a name for the class that nothing else in the written modules has."""
+    """Return a class name that clashes with no other name in the written modules."""
     taken = keyword.iskeyword(joined) or joined in _IN_TESTS or hasattr(provider, joined)
     return f"Nexus{joined}" if taken else joined
 
 
 def _files(dialect: str, words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Give the text of every file by its place in the folder."""
+    """Yield the path and the text of every file."""
     scaffold = resources.files("nexus_gateway.cli") / "scaffold"
     for part in ("common", dialect):
         for template in (scaffold / part).iterdir():
             name = template.name.removesuffix(_SUFFIX)
             if name != template.name:
                 text = Template(template.read_text(encoding="utf-8"))
-                place = Template(_PLACES.get(name, name)).substitute(words)
-                yield place, text.substitute(words)
+                path = Template(_PATHS.get(name, name)).substitute(words)
+                yield path, text.substitute(words)
 
 
 def _report(folder: Path, files: Mapping[str, str]) -> Iterator[str]:
-    """Give the lines that tell what was written and what to do next."""
     yield f"wrote into {folder}:"
-    yield from (f"  {place}" for place in files)
+    yield from (f"  {name}" for name in files)
     yield "\nnext:"
     yield f"  cd {shlex.quote(str(folder))}"
     yield "  pip install -e '.[test]'"
     yield "  pytest"
-    yield '\nThen change what is marked "CHANGE ME"; README.md has the rest.'
+    yield '\nThen change what is marked "CHANGE ME". README.md describes the rest.'

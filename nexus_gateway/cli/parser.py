@@ -1,47 +1,19 @@
-"""The command line: what can be said, and its help.
-
-What `nexus-gateway usage` may be told.
-"""
+"""The command line: commands, options and their help."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TypeAlias
 
 from nexus_gateway import __version__
 from nexus_gateway.cli.environment import DEFAULT_ENV_FILE
 from nexus_gateway.telemetry.usage import BY
 
-DESCRIPTION = """\
-Tell what was used, from the ledger of all runs: requests, tokens, costs, times.
-Days, hours and dates are in local time (GET /v1/usage has them in UTC).
-"""
-EPILOG = """\
-examples:
-  nexus-gateway usage --since 7d --by day
-  nexus-gateway usage --since yesterday --until today --by model
-  nexus-gateway usage --by key --format csv > usage.csv
-  nexus-gateway usage --prune-before 90d    remove what is older
-"""
-
-
-def add(command: argparse.ArgumentParser) -> None:
-    """Add what `usage` may be told."""
-    moment = "24h or 7d (ago), today, yesterday, or a date or time such as 2026-01-31"
-    command.add_argument("--since", metavar="TIME", help=f"from when on: {moment}")
-    command.add_argument("--until", metavar="TIME", help="until when, itself not included")
-    command.add_argument("--by", choices=BY, default="instance", help="what to tell apart")
-    command.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    command.add_argument("--ledger", metavar="FILE", help="the ledger to read (LEDGER)")
-    command.add_argument(
-        "--prune-before", metavar="TIME", help="remove what ended before, and tell nothing else"
-    )
-
-
 _EPILOG = """\
 settings:
-  Everything else is set by environment variables, or in a file .env (the
-  environment wins). Keys of a provider are NAME_KEY_1, NAME_KEY_2, ...:
+  All other settings are environment variables, or lines of a file .env (the
+  environment wins). The keys of a provider are NAME_KEY_1, NAME_KEY_2, ...:
 
     GROQ_KEY_1=gsk_...  GEMINI_KEY_1=...  nexus-gateway serve
 
@@ -53,54 +25,68 @@ examples:
   nexus-gateway serve --host 0.0.0.0       serve on all addresses (set
                                            GATEWAY_KEYS and ADMIN_TOKEN first)
   nexus-gateway serve --workers 2          serve with two processes on one port
-  nexus-gateway providers                  which plugins are installed, and
-                                           which keys were found
-  nexus-gateway check                      does every key work?
-  nexus-gateway new-provider acme          write a provider of your own, with
-                                           its tests, into ./nexus-acme
-  nexus-gateway mock                       a provider that is not there, with
-                                           faults to choose from; needs no key
-  nexus-gateway chaos                      does this gateway survive them all?
+  nexus-gateway providers                  list the installed plugins and the
+                                           keys found
+  nexus-gateway check                      check that every key works
+  nexus-gateway usage --since 7d --by day  show requests, tokens and costs
+  nexus-gateway new-provider acme          write a provider plugin, with its
+                                           tests, into ./nexus-acme
+  nexus-gateway mock                       run a fake provider with
+                                           configurable faults; needs no key
+  nexus-gateway chaos                      test this gateway with all faults
 """
 
 _SERVE = """\
 Serve the OpenAI API on one port, in front of every configured provider.
-SIGTERM or Ctrl-C drains: nothing new is accepted, streams may end for
-SHUTDOWN_TIMEOUT_MS; a second signal ends at once. SIGHUP reads .env anew,
-and no call is lost by it; more than one worker are replaced one by one.
+SIGTERM or Ctrl-C drains: new requests are rejected, and running streams have
+SHUTDOWN_TIMEOUT_MS to end; a second signal ends at once. SIGHUP reads .env
+again and interrupts no request; several workers are replaced one by one.
+"""
+
+_USAGE = """\
+Show the usage of all runs, from the ledger: requests, tokens, costs, times.
+Days, hours and dates are in local time (GET /v1/usage has them in UTC).
+"""
+
+_USAGE_EPILOG = """\
+examples:
+  nexus-gateway usage --since 7d --by day
+  nexus-gateway usage --since yesterday --until today --by model
+  nexus-gateway usage --by key --format csv > usage.csv
+  nexus-gateway usage --prune-before 90d    remove older requests
 """
 
 _NEW_PROVIDER = """\
-Write a distribution with a provider of your own, that can be installed,
-tested and published. Its tests pass as they are; what has to be changed
-is marked "CHANGE ME".
+Write a distribution with a provider plugin, ready to be installed, tested and
+published. Its tests pass as they are; what has to be changed is marked
+"CHANGE ME".
 """
 
 _MOCK = """\
-A provider that is not there: N instances on loopback that say back the last
-message they are sent, and misbehave as told. It needs no key. Put a gateway
-before it with the variables that it prints. Each instance has a port of its
-own, the first one's is --port.
+Run a fake provider: N instances on loopback that echo the last message, and
+misbehave as configured. It needs no key. To start a gateway in front of it,
+use the variables that it prints. Each instance has its own port; the first
+one's is --port.
 
-A fault is NAME or NAME=VALUE, for one instance N:NAME=VALUE:
+A fault is NAME or NAME=VALUE; for one instance, N:NAME=VALUE:
 
   nexus-gateway mock --instances 3 --fault delay=200 --fault 2:status=500
 
-While it runs, faults are read and switched outside /v1, on any of the ports:
+While it runs, faults are read and changed outside /v1, on any of the ports:
 
-  curl localhost:9000/faults                                which hold
-  curl -X PUT localhost:9000/faults/2 -d '{"cut": 3}'       instead of those
-                                                            that 2 has
-  curl -X PUT localhost:9000/faults -d '{"delay": 200}'     the same for all
-  curl -X DELETE localhost:9000/faults                      none any more
-  curl localhost:9000/stats                                 what came so far
+  curl localhost:9000/faults                                the current faults
+  curl -X PUT localhost:9000/faults/2 -d '{"cut": 3}'       replace those of
+                                                            instance 2
+  curl -X PUT localhost:9000/faults -d '{"delay": 200}'     replace all
+  curl -X DELETE localhost:9000/faults                      remove all
+  curl localhost:9000/stats                                 requests so far
 """
 
 _SCRIPT = """
 script:
   Each line of FILE is a wait, counted from the line before, and the faults
-  that hold from then on, as after --fault; `ok` takes them away. What a line
-  names no fault for stays as it is:
+  from then on, as after --fault; `ok` removes them. Instances that a line
+  does not name keep theirs:
 
     10s           2:status=500
     200requests   2:ok 3:cut=2 3:drip=20
@@ -108,23 +94,23 @@ script:
 """
 
 _CHAOS = """\
-A bounded campaign of faults on loopback: starts a mock of some instances, of
-which some misbehave in ways that change, and this gateway before it, sends
-requests, looks at every answer, and tells what was survived. What goes wrong
-when is the same for the same seed. A gateway of its own serves each round,
-as a circuit that has opened stays open for longer than a round takes. It has
-no variable of yours but settings, such as DIRECT_PATH or WEB_CONCURRENCY.
+Run a bounded campaign of faults on loopback: start a mock with several
+instances, some of which misbehave in changing ways, and this gateway in front
+of it; send requests, check every answer, and print a report. The same seed
+gives the same faults at the same requests. Each round has a gateway of its
+own, because an open circuit stays open for longer than a round takes. Of your
+variables it has only settings, such as DIRECT_PATH or WEB_CONCURRENCY.
 
-Exit 1 where a promise is broken, each with an example: an error that a
-perfect gateway had avoided, an answer that is short or wrong without a word,
-an error that has not OpenAI's shape, an upstream's 401 that a caller sees, a
-hang, a request that never ends inside, a key in an answer or in the log, an
-exit that is not 0.
+Exit 1 if a promise is broken, each with an example: an error that a perfect
+gateway had avoided, an answer that is silently short or wrong, an error that
+is not in OpenAI's format, an upstream's 401 that a caller sees, a hang, a
+request that never ends inside, a key in an answer or in the log, an exit code
+other than 0.
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose help may end with what takes a moment to load."""
+    """A parser whose help may end with text that is expensive to load."""
 
     more: Callable[[], str] = staticmethod(str)
 
@@ -132,46 +118,40 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + self.more()
 
 
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
 def _mock_more() -> str:
     from nexus_gateway.testing.faults import described
 
-    return (
-        "\nfaults (with what VALUE is, and its default):\n"
-        + "\n".join(described())
-        + "\n"
-        + _SCRIPT
-    )
+    return "\nfaults (and their defaults):\n" + "\n".join(described()) + "\n" + _SCRIPT
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = _Parser(
+    command_line = _Parser(
         prog="nexus-gateway",
-        description="An AI gateway: one OpenAI-compatible door in front of many provider keys.",
+        description="An AI gateway: one OpenAI-compatible API in front of many provider keys.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"nexus-gateway {__version__}")
-    _add_commands(
-        made.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    command_line.add_argument("--version", action="version", version=f"nexus-gateway {__version__}")
+    commands = command_line.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands"
     )
-    return made
-
-
-def _add_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     shared = _Parser(add_help=False)
     shared.add_argument(
         "--env-file",
         metavar="FILE",
         default=DEFAULT_ENV_FILE,
-        help="read settings from FILE",
+        help="read settings from FILE (.env)",
     )
     _add_serve(commands, shared)
     commands.add_parser(
         "providers",
         parents=[shared],
         help="list the installed plugins and the keys found",
-        description="List the installed provider plugins, the keys found, and what failed.",
+        description="List the installed plugins, the keys found, and what failed to load.",
     )
     commands.add_parser(
         "check",
@@ -183,22 +163,30 @@ def _add_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     _add_new_provider(commands)
     _add_mock(commands)
     _add_chaos(commands)
+    return command_line
 
 
-def _add_usage(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
-    add(
-        commands.add_parser(
-            "usage",
-            parents=[shared],
-            help="tell what was used: requests, tokens, costs",
-            description=DESCRIPTION,
-            epilog=EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+def _add_usage(commands: _Commands, shared: _Parser) -> None:
+    usage = commands.add_parser(
+        "usage",
+        parents=[shared],
+        help="show requests, tokens and costs",
+        description=_USAGE,
+        epilog=_USAGE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    moment = "24h or 7d (ago), today, yesterday, or a date or time such as 2026-01-31"
+    usage.add_argument("--since", metavar="TIME", help=f"start, inclusive: {moment}")
+    usage.add_argument("--until", metavar="TIME", help="end, exclusive")
+    usage.add_argument("--by", choices=BY, default="instance", help="group by (instance)")
+    usage.add_argument("--format", choices=("table", "json", "csv"), default="table")
+    usage.add_argument("--ledger", metavar="FILE", help="the ledger to read (LEDGER)")
+    usage.add_argument(
+        "--prune-before", metavar="TIME", help="remove requests that ended before; show no usage"
     )
 
 
-def _add_serve(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -> None:
+def _add_serve(commands: _Commands, shared: _Parser) -> None:
     serve = commands.add_parser(
         "serve",
         parents=[shared],
@@ -222,27 +210,27 @@ def _add_serve(commands: argparse._SubParsersAction[_Parser], shared: _Parser) -
     )
 
 
-def _add_new_provider(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_new_provider(commands: _Commands) -> None:
     command = commands.add_parser(
         "new-provider",
-        help="write a provider of your own",
+        help="write a provider plugin",
         description=_NEW_PROVIDER,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("name", metavar="NAME", help='what callers will say: "model": "NAME"')
+    command.add_argument("name", metavar="NAME", help='as callers will write it: "model": "NAME"')
     command.add_argument(
         "--dialect",
         choices=("openai", "custom"),
         default="openai",
-        help="what it speaks: the OpenAI API (openai) or a wire format of its own (custom)",
+        help="its API: OpenAI's (openai) or a wire format of its own (custom)",
     )
     command.add_argument("--dir", metavar="DIR", help="write into DIR (./nexus-NAME)")
 
 
-def _add_mock(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_mock(commands: _Commands) -> None:
     command = commands.add_parser(
         "mock",
-        help="be a provider, with faults to choose from",
+        help="run a fake provider with configurable faults",
         description=_MOCK,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -252,56 +240,60 @@ def _add_mock(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--port", type=_port, default=9000, help="first instance's port (9000); 0 for free ones"
     )
     command.add_argument(
-        "--instances", metavar="N", type=_count, default=1, help="how many instances (1)"
+        "--instances", metavar="N", type=_count, default=1, help="number of instances (1)"
     )
     command.add_argument(
-        "--fault", metavar="FAULT", action="append", default=[], help="a fault; may be repeated"
+        "--fault", metavar="FAULT", action="append", default=[], help="add a fault; may be repeated"
     )
-    command.add_argument("--script", metavar="FILE", help="change faults as FILE says")
-    command.add_argument("--seed", metavar="N", type=int, default=0, help="of all chance (0)")
+    command.add_argument(
+        "--script", metavar="FILE", help="change faults over time, as FILE defines"
+    )
+    command.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="seed of all random choices (0)"
+    )
 
 
-def _add_chaos(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_chaos(commands: _Commands) -> None:
     command = commands.add_parser(
         "chaos",
-        help="try faults on a gateway",
+        help="test a gateway with faults",
         description=_CHAOS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, metavar, default, text in (
-        ("--requests", "N", 5000, "how many"),
-        ("--instances", "N", 5, "how many, the bad ones among them"),
-        ("--bad", "N", 2, "how many misbehave"),
-        ("--concurrency", "N", 50, "callers at once"),
-        ("--rounds", "N", 20, "how many gateways serve one after the other"),
-        ("--time-limit", "S", 300, "seconds after which nothing is sent any more; that is exit 1"),
+        ("--requests", "N", 5000, "number of requests"),
+        ("--instances", "N", 5, "number of instances, including the bad ones"),
+        ("--bad", "N", 2, "number of instances that misbehave"),
+        ("--concurrency", "N", 50, "concurrent callers"),
+        ("--rounds", "N", 20, "number of rounds, each with a new gateway"),
+        ("--time-limit", "S", 300, "seconds after which it stops sending, and exits with 1"),
     ):
         command.add_argument(
             name, metavar=metavar, type=_count, default=default, help=f"{text} ({default})"
         )
-    command.add_argument("--seed", metavar="N", type=int, default=0, help="of all chance (0)")
+    command.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="seed of all random choices (0)"
+    )
     command.add_argument(
         "--url",
-        help="a gateway that runs already, on loopback and before a mock, instead of one of our "
-        "own; only what callers see is looked at",
+        help="a gateway that is already running, on loopback and in front of a mock; only what "
+        "callers see is checked",
     )
     command.add_argument(
         "--mock",
         metavar="URL",
-        help="with --url: the mock, such as http://127.0.0.1:9000, whose faults are to change; "
-        "without it they stay as they are",
+        help="with --url: the mock whose faults the campaign changes, such as "
+        "http://127.0.0.1:9000; without it they stay as they are",
     )
 
 
 def _count(text: str) -> int:
-    """Read a number of things."""
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= 1_000_000:
         raise argparse.ArgumentTypeError("must be a whole number from 1 to 1000000")
     return int(text)
 
 
 def _port(text: str) -> int:
-    """Read a port."""
     if not (text.isascii() and text.isdigit()) or not 0 <= int(text[:9]) <= 65535:
         raise argparse.ArgumentTypeError("must be a whole number from 0 to 65535")
     return int(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -13,13 +14,12 @@ from urllib.parse import urlsplit
 
 from nexus_gateway.cli import banner
 from nexus_gateway.cli.banner import Extras, Prepared
-from nexus_gateway.cli.environment import WRONG_SETTINGS, serve_environment
-from nexus_gateway.cli.main import main
-from nexus_gateway.discovery import prefix
+from nexus_gateway.cli.environment import WRONG_SETTINGS, own_command, serve_environment
+from nexus_gateway.discovery import PROVIDERS, discover, load, prefix
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.proxy.hook_runner import HOOKS, hooks
+from nexus_gateway.proxy.hook_runner import HOOKS
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.policies import POLICIES, policies
+from nexus_gateway.routing.policies import POLICIES
 from nexus_gateway.routing.pool import DEMO, Pool, build_pool
 from nexus_gateway.server import process
 from nexus_gateway.server.reload import LoadedConfig, keep_fixed, secrets_of
@@ -44,52 +44,52 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     """Read the settings, load the plugins, and set up logging.
 
     Raises:
-        ConfigError: something of it cannot be used, or nobody could serve.
+        ConfigError: something cannot be used, or there is no instance.
     """
     env = serve_environment(arguments)
     settings, pool = configure(env, demo=arguments.demo)
     plugins = _policies_and_hooks(pool)
     if not pool.instances:
-        raise ConfigError(["no provider is usable: set a key such as GROQ_KEY_1, or --demo."])
+        raise ConfigError(["no provider is usable: set a key such as GROQ_KEY_1, or use --demo."])
     log.configure(settings.log_level, settings.log_format, secrets_of(settings, pool))
-    # OpenTelemetry's SDK reads the process's environment itself, and knows no .env.
+    # OpenTelemetry's SDK reads os.environ itself and knows no .env.
     os.environ.update({k: v for k, v in env.items() if k.startswith("OTEL_") and v})
     return Prepared(settings, pool, plugins)
 
 
 def reread(arguments: argparse.Namespace, running: Prepared) -> LoadedConfig:
-    """Read the settings once more, for a gateway that serves.
+    """Read the settings again, for a running gateway.
 
     Raises:
-        ConfigError: something of it cannot be used, or nobody could serve.
+        ConfigError: something cannot be used, or there is no instance.
     """
     env = serve_environment(arguments)
     settings, pool = configure(env, demo=arguments.demo, running=running.settings)
     if has_keys(running.pool):
         check_keys(pool)
-    # Policies and hooks are loaded at the start only, and so is what was wrong with them.
+    # Policies and hooks are loaded at the start only, so their problems stay.
     pool.problems += [p for p in running.pool.problems if p.kind == POLICIES.word]
     fixed = keep_fixed(Settings.from_env(env), running.settings)[1]
     return LoadedConfig(settings, pool, (*fixed, *_late_plugins(running, pool)))
 
 
 def has_keys(pool: Pool) -> bool:
-    """Tell whether anybody but the demo is there."""
+    """Return whether there is any instance but the demo."""
     return any(instance.provider_name != DEMO for instance in pool.instances)
 
 
 def check_keys(pool: Pool) -> None:
-    """Check that a gateway which had real keys does not begin to answer with the demo.
+    """Prevent a gateway that had real keys from falling back to the demo.
 
     Raises:
-        ConfigError: no key is left; that looks like a file that is just being written.
+        ConfigError: no key is left; most likely the file is being written right now.
     """
     if not has_keys(pool):
-        raise ConfigError(["no provider has a key any more; to do without, start it again."])
+        raise ConfigError(["no provider has a key any more; restart to serve without keys."])
 
 
 def _late_plugins(running: Prepared, pool: Pool) -> Iterator[str]:
-    """Name the plugins that were installed or removed meanwhile, where that takes a start."""
+    """Name the plugins that were installed, removed or updated, and that need a restart."""
     loaded = {plugin.name: plugin.origin for plugin in running.pool.plugins}
     for plugin in pool.plugins:
         if loaded.get(plugin.name, plugin.origin) != plugin.origin:
@@ -109,23 +109,23 @@ def _policies_and_hooks(pool: Pool) -> Extras:
     Raises:
         ConfigError: a hook cannot be used.
     """
-    made_policies, found_policies = policies()
-    made_hooks, found_hooks = hooks()
+    policies, found_policies = load(POLICIES)
+    hooks, found_hooks = load(HOOKS)
     pool.problems += found_policies.problems
     if found_hooks.problems:
-        raise ConfigError([f"the {p}; mend it or uninstall it." for p in found_hooks.problems])
-    return {"policy_by_name": made_policies, "hooks": made_hooks}
+        raise ConfigError([f"the {p}; fix it or uninstall it." for p in found_hooks.problems])
+    return {"policy_by_name": policies, "hooks": hooks}
 
 
 def configure(
     env: dict[str, str], *, demo: bool, running: Settings | None = None
 ) -> tuple[Settings, Pool]:
-    """Read everything that can be set.
+    """Build the settings and the pool from the environment.
 
     Args:
         env: the environment.
         demo: serve the demo also beside other instances.
-        running: what is set now, where a gateway runs: some of it stays.
+        running: the current settings of a running gateway; the fixed ones are kept.
 
     Raises:
         ConfigError: with the problems of the settings and of the providers together.
@@ -148,9 +148,9 @@ def configure(
 
 
 def _own_addresses(settings: Settings, pool: Pool) -> Iterator[str]:
-    """Tell which instances would ask this very gateway: each request would go round for ever.
+    """Find instances whose upstream is this gateway: each request would loop for ever.
 
-    Easily done: a shell that sends its clients here by OPENAI_BASE_URL sends us here as well.
+    It happens easily: OPENAI_BASE_URL, set to send clients here, is read by the gateway as well.
     """
     for name in dict.fromkeys(i.provider_name for i in pool.instances if _is_own(i, settings)):
         variable = f"{prefix(name)}_BASE_URL"
@@ -165,19 +165,19 @@ def _is_own(instance: Instance, settings: Settings) -> bool:
 
 
 def reload(arguments: argparse.Namespace) -> int:
-    """Serve, and start again whenever the code or the .env file changes."""
+    """Serve, and restart whenever the code or the .env file changes."""
     try:
         import watchfiles
     except ImportError:
         print(
-            "nexus-gateway: --reload needs the extra dev: in the clone, pip install '.[dev]'",
+            "nexus-gateway: --reload needs the extra `dev`: run pip install '.[dev]' in the clone",
             file=sys.stderr,
         )
         return WRONG_SETTINGS
     if arguments.workers not in (None, "1"):
-        raise ConfigError(["--reload serves with one worker; leave --workers out."])
-    # Said last, it holds whatever WEB_CONCURRENCY says.
-    command = [*(word for word in sys.argv[1:] if word != "--reload"), "--workers", "1"]
+        raise ConfigError(["--reload supports only one worker; omit --workers."])
+    # The last option wins over WEB_CONCURRENCY.
+    command = [word for word in own_command(arguments) if word != "--reload"] + ["--workers", "1"]
     env_file = Path(arguments.env_file).resolve()
     packages = [Path(__file__).resolve().parents[1], *_plugin_folders()]
 
@@ -186,9 +186,8 @@ def reload(arguments: argparse.Namespace) -> int:
 
     watchfiles.run_process(
         *dict.fromkeys([*packages, env_file.parent]),
-        target=main,
-        args=(command,),
-        target_type="function",
+        target=shlex.join(command),
+        target_type="command",
         watch_filter=matters,
         recursive=True,
     )
@@ -196,8 +195,5 @@ def reload(arguments: argparse.Namespace) -> int:
 
 
 def _plugin_folders() -> list[Path]:
-    """Return where the installed plugins' code lies."""
-    from nexus_gateway.discovery import PROVIDERS, discover
-
     modules = {sys.modules[plugin.cls.__module__] for plugin in discover(PROVIDERS).plugins}
     return sorted({Path(m.__file__).resolve().parent for m in modules if m.__file__})

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 
 WIDTH = 80
-# Between two words that must not be parted.
+# Between two words that must stay on one line.
 TIE = "\N{NO-BREAK SPACE}"
 
 
@@ -24,29 +24,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def folded(row: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    """Lay a row of a table out over as many rows as its longest cell needs.
-
-    Args:
-        row: the cells.
-        widths: how wide each may be.
-    """
+    """Wrap the cells of a table's row to the given widths, over as many rows as needed."""
     cells = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
     yield from zip_longest(*cells, fillvalue="")
 
 
 def paragraph(text: str, *, indent: str = "", hang: str = "  ") -> list[str]:
-    """Break a text into lines that fit a terminal.
-
-    Args:
-        text: what is said.
-        indent: stands before the first line.
-        hang: stands before each further one.
-    """
+    """Break a text into lines that fit a terminal; `hang` indents all but the first."""
     return _wrapped(text, WIDTH, indent, hang)
 
 
 def _wrapped(text: str, width: int, indent: str = "", hang: str = "") -> list[str]:
-    """Break a text between its words; one that is longer than a line stays whole."""
     lines = textwrap.wrap(
         text,
         width,
@@ -59,6 +47,6 @@ def _wrapped(text: str, width: int, indent: str = "", hang: str = "") -> list[st
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print lines on stderr; nobody may be reading, which is no reason not to serve."""
+    """Print lines on stderr, even if it is closed: that is no reason not to serve."""
     with contextlib.suppress(OSError, ValueError):
         print("\n".join(lines), file=sys.stderr, flush=True)

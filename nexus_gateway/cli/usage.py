@@ -1,4 +1,4 @@
-"""`nexus-gateway usage`."""
+"""`nexus-gateway usage`: sums of the ledger, as a table, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -40,44 +40,44 @@ _SHOWN = [name for name in FIGURES if name not in ("attempts", "unpriced")]
 
 
 def usage(arguments: argparse.Namespace) -> int:
-    """Tell what was used, or remove what is old.
+    """Print the usage, or remove old requests.
 
     Raises:
-        ConfigError: an argument is wrong, or no ledger is kept.
+        ConfigError: an argument is wrong, or the ledger is off.
     """
     path = _path(arguments)
     now_s = time.time()
     try:
         if arguments.prune_before is not None:
             before_s = _moment_s(arguments.prune_before, "--prune-before", now_s)
-            print(f"{ledger.prune(path, before_s)} requests removed from {path}")
+            print(f"requests removed from {path}: {ledger.prune(path, before_s)}")
             return 0
-        question = UsageQuery(
+        query = UsageQuery(
             arguments.by,
             _moment_s(arguments.since, "--since", now_s) if arguments.since else None,
             _moment_s(arguments.until, "--until", now_s) if arguments.until else None,
             is_local=True,
         )
-        answer = ledger.ask(path, question)
+        report = ledger.ask(path, query) or NOTHING
     except (OSError, sqlite3.Error, ledger.LedgerRefused) as error:
         print(f"nexus-gateway: {path} cannot be used: {error}.", file=sys.stderr)
         return FAILED
-    _TELL[arguments.format](path, question, answer or NOTHING)
+    _PRINT[arguments.format](path, query, report)
     return 0
 
 
 def _path(arguments: argparse.Namespace) -> str:
-    given: str | None = arguments.ledger
-    if given and not given.startswith(URL[:7]):
-        return given
-    source = "--ledger" if given else "LEDGER"
-    text = given or with_ledger(environment(arguments.env_file))["LEDGER"]
+    option: str | None = arguments.ledger
+    if option and not option.startswith(URL[:7]):
+        return option
+    source = "--ledger" if option else "LEDGER"
+    text = option or with_ledger(environment(arguments.env_file))["LEDGER"]
     try:
         path = parse_ledger_url(text)
     except ValueError as error:
         raise ConfigError([f"{source} {error}."]) from None
     if not path:
-        raise ConfigError(["LEDGER is off, so nothing was noted; --ledger FILE reads another."])
+        raise ConfigError(["LEDGER is off, so nothing is recorded; --ledger FILE reads another."])
     return path
 
 
@@ -88,15 +88,15 @@ def _moment_s(text: str, flag: str, now_s: float) -> float:
         raise ConfigError([f"{flag} {error}."]) from None
 
 
-def _tell_table(path: str, question: UsageQuery, answer: UsageReport) -> None:
-    if not answer.rows:
-        when = "in that time" if question.since_s or question.until_s else "yet"
-        print(f"No request is noted in {path} {when}.")
+def _print_table(path: str, query: UsageQuery, report: UsageReport) -> None:
+    if not report.rows:
+        when = "in that period" if query.since_s or query.until_s else "yet"
+        print(f"No requests are recorded in {path} {when}.")
         return
-    head = (question.by, *(HEADS.get(name, name) for name in _SHOWN))
-    rows = [(name or "(none)", *_cells(figures)) for name, figures in answer.rows]
-    print(table(head, [*rows, ("total", *_cells(answer.total))]))
-    for note in _notes(answer.total):
+    head = (query.by, *(HEADS.get(name, name) for name in _SHOWN))
+    rows = [(name or "(none)", *_cells(figures)) for name, figures in report.rows]
+    print(table(head, [*rows, ("total", *_cells(report.total))]))
+    for note in _notes(report.total):
         print(note)
 
 
@@ -117,23 +117,23 @@ def _cell(name: str, value: float | None) -> str:
 def _notes(total: Figures) -> Iterator[str]:
     unpriced = dict(zip(FIGURES, total, strict=True))["unpriced"]
     if unpriced and find_spec("genai_prices") is None:
-        yield "Costs need the extra prices: in the clone, pip install '.[prices]'."
+        yield "Costs need the extra `prices`: run pip install '.[prices]' in the clone."
     elif unpriced:
-        yield f"The price of {unpriced:,} of these requests is not known."
+        yield f"The price of {unpriced:,} of these requests is unknown."
 
 
-def _tell_json(path: str, question: UsageQuery, answer: UsageReport) -> None:
-    print(json.dumps(as_json(question, answer), indent=2))
+def _print_json(path: str, query: UsageQuery, report: UsageReport) -> None:
+    print(json.dumps(as_json(query, report), indent=2))
 
 
-def _tell_csv(path: str, question: UsageQuery, answer: UsageReport) -> None:
+def _print_csv(path: str, query: UsageQuery, report: UsageReport) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow((question.by, *FIGURES))
-    writer.writerows((name, *figures) for name, figures in answer.rows)
+    writer.writerow((query.by, *FIGURES))
+    writer.writerows((name, *figures) for name, figures in report.rows)
 
 
-_TELL: dict[str, Callable[[str, UsageQuery, UsageReport], None]] = {
-    "table": _tell_table,
-    "json": _tell_json,
-    "csv": _tell_csv,
+_PRINT: dict[str, Callable[[str, UsageQuery, UsageReport], None]] = {
+    "table": _print_table,
+    "json": _print_json,
+    "csv": _print_csv,
 }

@@ -1,4 +1,7 @@
-"""`nexus-gateway serve` with several workers: the supervisor's part of it, and a worker's."""
+"""`nexus-gateway serve` with several workers: the supervisor's part, and a worker's.
+
+The supervisor must not load aiohttp: what needs it is imported in `work` only.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ import argparse
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any
 
-from nexus_gateway.cli.environment import WRONG_SETTINGS, serve_environment
+from nexus_gateway.cli.environment import WRONG_SETTINGS, own_command, serve_environment
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.server.channel import PLACE, WorkerSpec
 from nexus_gateway.server.sockets import can_share_a_port, listen, os_error_text
@@ -22,22 +24,22 @@ logger = logging.getLogger("nexus_gateway")
 CANNOT_LISTEN = 1
 
 
-def place(environ: MutableMapping[str, str]) -> WorkerSpec | None:
-    """Return this process's place among workers; None where it is none.
+def take_spec(environ: MutableMapping[str, str]) -> WorkerSpec | None:
+    """Return this process's specification if it is a worker, and remove it from the environment.
 
-    It is taken out of the environment, as what a plugin starts is no worker.
+    Programs that a plugin starts are not workers.
     """
     text = environ.pop(PLACE, "")
     return WorkerSpec.from_text(text) if text else None
 
 
-def settings_of_several(arguments: argparse.Namespace) -> Settings | None:
-    """Return the settings where they ask for several workers.
+def settings_if_several(arguments: argparse.Namespace) -> Settings | None:
+    """Return the settings if they ask for several workers.
 
-    None also where they are wrong: one process tells everything that is, at once.
+    Returns None also if they are wrong: a single process then reports all problems at once.
 
     Raises:
-        ConfigError: this platform can have only one.
+        ConfigError: this platform supports only one worker.
     """
     try:
         settings = Settings.from_env(serve_environment(arguments))
@@ -53,7 +55,7 @@ def settings_of_several(arguments: argparse.Namespace) -> Settings | None:
 
 
 def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Keep several workers until a signal ends them."""
+    """Run the supervisor until a signal ends it."""
     from nexus_gateway.cli import banner
     from nexus_gateway.server.supervisor import Supervisor, WorkerSpawner
     from nexus_gateway.telemetry import log
@@ -62,44 +64,37 @@ def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         sockets = listen(settings.host, settings.port, settings.web_concurrency)
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        logger.error("cannot listen on %s: %s", where, os_error_text(error))
+        address = f"{settings.host}:{settings.port}"
+        logger.error("cannot listen on %s: %s", address, os_error_text(error))
         return CANNOT_LISTEN
 
     def announce(introduction: dict[str, Any]) -> None:
         banner.announce(introduction["start"])
 
     async def run() -> int:
-        nursery = WorkerSpawner(_command(arguments), os.environ, settings.host, sockets)
-        return await Supervisor(nursery, announce).run()
+        spawner = WorkerSpawner(own_command(arguments), os.environ, settings.host, sockets)
+        return await Supervisor(spawner, announce).run()
 
     return asyncio.run(run())
 
 
-def _command(arguments: argparse.Namespace) -> list[str]:
-    """Return what runs this command once more."""
-    if arguments.words is None:
-        return [sys.executable, *sys.orig_argv[1:]]
-    return [sys.executable, "-m", "nexus_gateway", *arguments.words]
-
-
-def work(arguments: argparse.Namespace, place: WorkerSpec) -> int:
-    """Be a worker until the supervisor ends it."""
+def work(arguments: argparse.Namespace, spec: WorkerSpec) -> int:
+    """Run a worker until the supervisor ends it."""
     from nexus_gateway.cli import banner, serve
     from nexus_gateway.server import process, worker
 
     try:
         ready = serve.prepare(arguments)
-        if place.keyed:
+        if spec.keyed:
             serve.check_keys(ready.pool)
     except ConfigError as error:
-        place.refuse(error.problems)
+        spec.refuse(error.problems)
         return WRONG_SETTINGS
     written = ready.settings
-    # The sockets are where they are, whatever .env says by now; who may call depends on it.
-    settings = replace(written, host=place.host, port=place.port)
+    # The sockets stay where they are, whatever .env contains by now; access rules depend on it.
+    settings = replace(written, host=spec.host, port=spec.port)
     introduction = {
-        "start": banner.startup_report(ready, place.host, place.port, written.web_concurrency),
+        "start": banner.startup_report(ready, spec.host, spec.port, written.web_concurrency),
         "keyed": serve.has_keys(ready.pool),
         "shutdown_timeout_ms": written.shutdown_timeout_ms,
         "HOST": written.host,
@@ -109,6 +104,6 @@ def work(arguments: argparse.Namespace, place: WorkerSpec) -> int:
     return process.run_application(
         settings,
         ready.pool,
-        lambda app: worker.work(app, place, introduction),
+        lambda app: worker.work(app, spec, introduction),
         **ready.plugins,
     )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from typing import Any, TypeVar
 
 from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.dialects.body import Body, validated
 from nexus_gateway.dialects.chat import check_messages
-from nexus_gateway.discovery import Discovered, PluginKind, discover, make, version_fault
+from nexus_gateway.discovery import PluginKind, version_error
 from nexus_gateway.errors import HookFailed
 from nexus_gateway.hooks import Hook, HookRequest, HookResponse, HookResult, Rejected, overridden
 from nexus_gateway.provider import CHAT
@@ -28,27 +27,12 @@ def _contract_errors(cls: object) -> Iterator[str]:
     if not (isinstance(cls, type) and issubclass(cls, Hook)):
         yield "it is not a subclass of nexus_gateway.hooks.Hook"
         return
-    yield from version_fault(cls)
+    yield from version_error(cls)
     if not isinstance(cls.deadline_s, (int, float)) or cls.deadline_s <= 0:
         yield "its `deadline_s` is not a number of seconds"
 
 
 HOOKS: PluginKind[Hook] = PluginKind("hook", "nexus_gateway.hooks", _contract_errors)
-
-
-def hooks(
-    entry_points: Iterable[metadata.EntryPoint] | None = None,
-) -> tuple[dict[str, Hook], Discovered[Hook]]:
-    """Make the installed hooks.
-
-    Args:
-        entry_points: those to load; None for all that are installed.
-
-    Returns:
-        The hooks by name, in the order in which they are called; and what was found.
-    """
-    found = discover(HOOKS, entry_points)
-    return make(HOOKS, found), found
 
 
 CLOSE_S = 2.0

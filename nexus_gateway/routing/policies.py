@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from random import Random
 from typing import ClassVar
 
-from nexus_gateway.discovery import OURS, Discovered, PluginKind, discover, make, version_fault
+from nexus_gateway.discovery import PluginKind, version_error
 from nexus_gateway.provider import API_VERSION
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.quotas import quota_factor
@@ -145,23 +144,14 @@ def _contract_errors(cls: object) -> Iterator[str]:
     if not (isinstance(cls, type) and issubclass(cls, Policy)):
         yield "it is not a subclass of nexus_gateway.routing.Policy"
         return
-    yield from version_fault(cls)
+    yield from version_error(cls)
     if getattr(cls, "__abstractmethods__", None):
         yield "it does not define choose"
 
 
-POLICIES: PluginKind[Policy] = PluginKind("policy", "nexus_gateway.policies", _contract_errors)
-
-
-def policies(
-    entry_points: Iterable[metadata.EntryPoint] | None = None,
-) -> tuple[dict[str, Policy], Discovered[Policy]]:
-    """Load the installed policies: by name, the default first, then ours, then others."""
-    discovered = discover(POLICIES, entry_points)
-    loaded = make(POLICIES, discovered)
-    ours = {plugin.name for plugin in discovered.plugins if plugin.distribution == OURS}
-    order = sorted(loaded, key=lambda name: (name != DEFAULT_POLICY, name not in ours))
-    return {name: loaded[name] for name in order}, discovered
+POLICIES: PluginKind[Policy] = PluginKind(
+    "policy", "nexus_gateway.policies", _contract_errors, default=DEFAULT_POLICY
+)
 
 
 def draw(

@@ -1,18 +1,20 @@
-"""The line between the supervisor and one worker: JSON, a message a line, over a socket pair.
+"""The control channel between the supervisor and one worker: JSON lines over a socket pair.
 
-    supervisor says   share   what all others know (`shared_state`); how many workers serve, and
-                              whether all there was to show was told as news
-                      news    what is new with the others (`news`)
-                      listen  on whose sockets to accept: its own, and those of absent workers
-                      retire  somebody takes your place: accept no more, end what you have
-                      drain   the gateway ends
-    worker says       ready   it accepts
-                      refused its settings are wrong
-                      share   what it knows
-                      news    what is new with it
-                      leave   it was asked by a signal to go
+    from the supervisor  share    the state of all other workers (`WorkerState`), how many workers
+                                  serve, and whether this worker has received all recent requests
+                         news     events of the other workers (`RecentEvents`)
+                         listen   the slots to accept on: the worker's own and the vacant ones
+                         retire   the worker was replaced: accept no more, finish what is running
+                         drain    the gateway shuts down
+    from the worker      ready    it accepts connections
+                         refused  its settings are wrong
+                         share    its state
+                         news     its events
+                         leave    it received a signal and asks to be replaced
 
-When the other end is gone the line ends; a worker then leaves as well.
+Supervisor and worker may be of different versions: a reload starts workers from the code that is
+installed by then. So kinds and keys stay as they are, and unknown ones are ignored. Without a
+supervisor a worker shuts down.
 """
 
 from __future__ import annotations
@@ -25,23 +27,24 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-# Names a worker's place; set by the supervisor for its workers alone.
+# The environment variable by which the supervisor passes a `WorkerSpec`.
 PLACE = "NEXUS_GATEWAY_WORKER"
+VERSION = 1  # of the messages; part of `ready`
 LONGEST_MESSAGE = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is born with.
+    """What a worker needs to start.
 
     Args:
         slot: its number, from 0.
-        control: the descriptor of its end of the line.
-        listening: for each slot the descriptors of its sockets.
-        host: as the supervisor was told.
+        control: the file descriptor of its end of the channel.
+        listening: the file descriptors of the listening sockets, by slot.
+        host: HOST as the supervisor read it.
         port: where the sockets listen.
-        salt: see `shared_state.Names`, in hex.
-        keyed: whether the gateway has real keys, and so must not begin to serve the demo alone.
+        salt: of the instances' identities (`sync.InstanceSync`), in hex.
+        keyed: whether the gateway has real keys, and so must not fall back to the demo.
     """
 
     slot: int
@@ -53,29 +56,28 @@ class WorkerSpec:
     keyed: bool = False
 
     def as_text(self) -> str:
-        """Write it for the environment."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """Read it from the environment; no child of the worker inherits what it names."""
-        place = cls(**json.loads(text))
-        for number in (place.control, *(n for slot in place.listening for n in slot)):
+        """Parse `as_text`'s result; child processes of the worker inherit no descriptor of it."""
+        spec = cls(**json.loads(text))
+        for number in (spec.control, *(n for slot in spec.listening for n in slot)):
             os.set_inheritable(number, False)
-        return place
+        return spec
 
     def refuse(self, problems: tuple[str, ...]) -> None:
-        """Say that the settings are wrong, before there is a loop."""
+        """Report wrong settings, before there is an event loop."""
         with socket.socket(fileno=self.control) as end:
-            end.sendall(_line("refused", {"problems": problems}))
+            end.sendall(_encode("refused", {"problems": problems}))
 
 
-def _line(kind: str, more: dict[str, Any]) -> bytes:
-    return json.dumps({"kind": kind, **more}).encode() + b"\n"
+def _encode(kind: str, fields: dict[str, Any]) -> bytes:
+    return json.dumps({"kind": kind, **fields}).encode() + b"\n"
 
 
 class ControlChannel:
-    """One end of the line."""
+    """One end of the channel."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -83,30 +85,29 @@ class ControlChannel:
 
     @classmethod
     async def open(cls, end: socket.socket) -> Self:
-        """Make one of an end of a socket pair."""
         return cls(*await asyncio.open_unix_connection(sock=end, limit=LONGEST_MESSAGE))
 
     @property
     def is_clear(self) -> bool:
-        """Whether all that was said has gone out; if not, the other end is slow."""
+        """Whether everything sent has left the buffer; if not, the other end is slow."""
         return self._writer.transport.get_write_buffer_size() == 0
 
-    def send(self, kind: str, **more: Any) -> None:
-        """Say something; never waits, and is lost when the other end is gone."""
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send a message without waiting; it is lost if the other end is gone."""
         if not self._writer.transport.is_closing():
-            self._writer.write(_line(kind, more))
+            self._writer.write(_encode(kind, fields))
 
     async def messages(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Give what the other end says, by kind, until it is gone."""
+        """Yield the kind and the fields of each message until the other end is gone."""
         try:
             while (line := await self._reader.readline()).endswith(b"\n"):
-                found: dict[str, Any] = json.loads(line)
-                yield found.pop("kind"), found
+                fields: dict[str, Any] = json.loads(line)
+                yield fields.pop("kind"), fields
         except ConnectionError:
             pass
 
     async def close(self) -> None:
-        """Send what was said, and close."""
+        """Flush and close."""
         self._writer.close()
         try:
             await self._writer.wait_closed()

@@ -1,12 +1,8 @@
-"""The process: listen, serve, drain on SIGTERM, exit.
+"""One process from start to exit: listen, serve, reload on SIGHUP, drain on SIGTERM.
 
-File descriptors: as many as the system grants, and what happens when there are no more.
-
-Each connection takes one, and a streamed answer two. When all are taken, new callers wait in the
-listen queue (uvloop turns them away) until some are free again; whoever is being served notices
-nothing, and no instance is blamed for what this process lacks.
-
-Who sent SIGHUP: somebody who wants the settings read anew, or a terminal that is gone.
+Each connection needs a file descriptor, and a streamed response two. When none are left, new
+connections wait in the listen queue (uvloop rejects them) until some are free again. Requests in
+flight go on, and no instance's health suffers from a limit of this process.
 """
 
 from __future__ import annotations
@@ -33,81 +29,23 @@ from nexus_gateway.web.app import build_app
 from nexus_gateway.web.connections import Runner
 from nexus_gateway.web.gateway import GATEWAY, Drain, Gateway
 
-logger = logging.getLogger("nexus_gateway")
-
 try:
     import resource
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
-
-SAY_AGAIN_S = 60.0
-
-
-def raise_limit() -> None:
-    """Let this process have as many as it may: the soft limit is often 1024."""
-    if resource is None:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            logger.debug("the limit of file descriptors stays at %d", soft)
-
-
-class FdExhaustionHandler:
-    """Says that there are none left once in a while, where a loop would for each caller."""
-
-    def __init__(self) -> None:
-        self._next_s = 0.0
-
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Take what the loop could not handle (an asyncio exception handler)."""
-        error = context.get("exception")
-        if not isinstance(error, OSError) or not exhausted(error):
-            loop.default_exception_handler(context)
-        elif loop.time() >= self._next_s:
-            self._next_s = loop.time() + SAY_AGAIN_S
-            logger.error(
-                "no file descriptors are left: new callers have to wait; raise the limit "
-                "(ulimit -n) or lower MAX_CONCURRENT"
-            )
-
-
-STDIN = 0
-
-
-def block_sighup() -> None:
-    """Let SIGHUP wait: until it is heeded it would end the process, and none must be lost."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-
-
-def unblock_sighup() -> None:
-    """Let it come, as there is a handler now."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-
-
-class Terminal:
-    """The terminal that the process was started from, if any."""
-
-    def __init__(self) -> None:
-        self._was_there = os.isatty(STDIN)
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether there was one, and it hung up."""
-        return self._was_there and not os.isatty(STDIN)
-
+logger = logging.getLogger("nexus_gateway")
 
 Announce = Callable[[str, int], None]
 Main = Callable[[web.Application], Coroutine[Any, Any, int]]
 CANNOT_LISTEN = 1
 FORCED = 130
+STDIN = 0
 GARBAGE_THRESHOLD = 10_000
-# After the drain nothing is left to wait for but handlers that say goodbye.
+LOG_EVERY_S = 60.0
+# After the drain only handlers remain that send their last event.
 CLOSE_S = 0.5
-GOODBYES_S = 1.5
+ABORT_S = 1.5
 
 
 def run(
@@ -131,50 +69,19 @@ def run_application(
     policy_by_name: Mapping[str, Policy] | None = None,
     hooks: Mapping[str, Hook] | None = None,
 ) -> int:
-    """Build the application and run it, in a loop of its own.
-
-    Args:
-        settings: what the owner set.
-        pool: the instances.
-        main: serves the application until it is to end; returns the exit code.
-        policy_by_name: the ways to route; None for those that are installed.
-        hooks: what looks at requests, by name.
-
-    Returns:
-        The exit code.
-    """
+    """Build the application and run `main` with it in a new event loop; return its exit code."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         app = build_app(settings, pool, policy_by_name=policy_by_name, hooks=hooks)
         return runner.run(main(app))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop where it is installed (the extra `fast`)."""
+    """Return uvloop's loop if it is installed (the extra `fast`)."""
     try:
         import uvloop
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-@contextlib.asynccontextmanager
-async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
-    """Make the process and the running loop ready to serve an application; it listens nowhere."""
-    raise_limit()
-    asyncio.get_running_loop().set_exception_handler(FdExhaustionHandler())
-    runner = Runner(app, shutdown_timeout=CLOSE_S)
-    await runner.setup()
-    recorder = app[GATEWAY].recorder
-    recorder.later = asyncio.get_running_loop().call_later
-    # What is here now stays: the collector need not walk it for each few hundred requests.
-    gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
-    try:
-        yield runner
-    finally:
-        recorder.later = None
-        recorder.flush()
-        await runner.cleanup()
 
 
 async def serve(
@@ -187,20 +94,20 @@ async def serve(
 
     Args:
         app: the application.
-        settings: what the owner set.
-        announce: told the host and the port once it listens.
-        read: reads the settings anew on SIGHUP; None where they stay as they are.
+        settings: the settings at the start.
+        announce: called with the host and the port once it listens.
+        read: reads the settings again on SIGHUP; None to ignore SIGHUP.
 
     Returns:
-        The exit code: 0 after a drain, 1 when the port can't be had.
+        The exit code: 0 after a drain, 1 if the port is not available.
     """
     async with application_runner(app) as runner:
         site = web.TCPSite(runner, settings.host, settings.port, backlog=QUEUE)
         try:
             await site.start()
         except OSError as error:
-            where = f"{settings.host}:{settings.port}"
-            logger.error("cannot listen on %s: %s", where, os_error_text(error))
+            address = f"{settings.host}:{settings.port}"
+            logger.error("cannot listen on %s: %s", address, os_error_text(error))
             return CANNOT_LISTEN
         gateway = app[GATEWAY]
         stop = _on_signals()
@@ -212,32 +119,43 @@ async def serve(
 
 
 @contextlib.asynccontextmanager
-async def _reloading(
-    gateway: Gateway, read: Callable[[], LoadedConfig] | None, stop: asyncio.Event
-) -> AsyncIterator[None]:
-    """Reload on SIGHUP; but where the terminal itself hung up, stop. Afterwards it does nothing."""
-    terminal = Terminal()
-    reload = Reload(gateway, read) if read is not None else None
-
-    def on_hangup() -> None:
-        if terminal.is_gone:
-            stop.set()
-        elif reload is not None:
-            reload.ask()
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
-    unblock_sighup()
-    working = asyncio.create_task(reload.work()) if reload is not None else None
+async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    """Prepare the process and the running loop to serve an application; it does not listen yet."""
+    raise_limit()
+    asyncio.get_running_loop().set_exception_handler(FdExhaustionHandler())
+    runner = Runner(app, shutdown_timeout=CLOSE_S)
+    await runner.setup()
+    recorder = app[GATEWAY].recorder
+    recorder.later = asyncio.get_running_loop().call_later
+    # What exists now stays: the collector need not traverse it every few hundred requests.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     try:
-        yield
+        yield runner
     finally:
-        if working is not None:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+        recorder.later = None
+        recorder.flush()
+        await runner.cleanup()
+
+
+async def drain(requests: Drain, limit_s: float) -> None:
+    """Wait for the requests in flight; after the limit, abort those that are left.
+
+    The listener stays open meanwhile: new requests get a 503 instead of a closed port.
+    """
+    requests.begin()
+    logger.info("draining: %d requests in flight", requests.in_flight)
+    if not await requests.wait(limit_s):
+        logger.warning("shutdown timeout: aborting %d requests", requests.in_flight)
+        requests.expire()
+        await requests.wait(ABORT_S)
+
+
+# Signals
 
 
 def _on_signals() -> asyncio.Event:
-    """Return an event that SIGTERM or SIGINT sets; the second one ends the process at once."""
+    """Return an event that SIGTERM or SIGINT sets; the second signal ends the process at once."""
     stop = asyncio.Event()
 
     def on_signal() -> None:
@@ -251,14 +169,83 @@ def _on_signals() -> asyncio.Event:
     return stop
 
 
-async def drain(requests: Drain, limit_s: float) -> None:
-    """Let what runs end; at the limit, say goodbye to the rest.
+@contextlib.asynccontextmanager
+async def _reloading(
+    gateway: Gateway, read: Callable[[], LoadedConfig] | None, stop: asyncio.Event
+) -> AsyncIterator[None]:
+    """Reload on SIGHUP; if the terminal hung up, stop instead. Afterwards SIGHUP is ignored."""
+    terminal = Terminal()
+    reload = Reload(gateway, read) if read is not None else None
 
-    The listener stays open meanwhile: a caller gets an honest 503 instead of a closed port.
+    def on_hangup() -> None:
+        if terminal.is_gone:
+            stop.set()
+        elif reload is not None:
+            reload.request()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
+    unblock_sighup()
+    task = asyncio.create_task(reload.run()) if reload is not None else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+class Terminal:
+    """The terminal that the process was started from, if any: it sends SIGHUP when it closes."""
+
+    def __init__(self) -> None:
+        self._was_there = os.isatty(STDIN)
+
+    @property
+    def is_gone(self) -> bool:
+        return self._was_there and not os.isatty(STDIN)
+
+
+def block_sighup() -> None:
+    """Keep SIGHUP pending until there is a handler: its default action ends the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def unblock_sighup() -> None:
+    """Deliver SIGHUP from now on, and the one that is pending."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+
+
+# File descriptors
+
+
+def raise_limit() -> None:
+    """Raise the soft limit of file descriptors, often 1024, to the hard limit."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            logger.debug("the limit of file descriptors stays at %d", soft)
+
+
+class FdExhaustionHandler:
+    """An exception handler of the loop that logs a lack of descriptors once a minute.
+
+    The loop itself would log every connection that it cannot accept.
     """
-    requests.begin()
-    logger.info("draining: %d requests in flight", requests.in_flight)
-    if not await requests.wait(limit_s):
-        logger.warning("the time is up: ending %d requests", requests.in_flight)
-        requests.expire()
-        await requests.wait(GOODBYES_S)
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or not exhausted(error):
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._next_s:
+            self._next_s = loop.time() + LOG_EVERY_S
+            logger.error(
+                "no file descriptors are left: new connections have to wait; raise the limit "
+                "(ulimit -n) or lower MAX_CONCURRENT"
+            )

@@ -1,16 +1,15 @@
-"""The settings, read anew while the gateway serves.
+"""New settings without a restart.
 
-What stays, stays as it is: an instance with the same key at the same address keeps its health, its
-circuit, its rate limits and whether it is switched on. Requests that run end with the settings and
-the instance that they began with. A key that was refused gets another chance. What cannot be used
-is refused as a whole, and the old settings go on.
+An unchanged instance (same key, same address) keeps its health, circuit, rate limits and toggle.
+Requests in flight end with the settings and the instance that they began with. A refused key gets
+another chance. If anything is wrong, nothing is applied and the old settings stay.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from nexus_gateway.errors import ConfigError
@@ -24,18 +23,18 @@ from nexus_gateway.web.gateway import Gateway
 
 logger = logging.getLogger("nexus_gateway")
 
-# What the sockets that are open were made with, and what counts since the start.
+# Read at the start only: the open sockets depend on them, or counters that began with the process.
 FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """What was read.
+    """Settings and plugins as they were read.
 
     Args:
-        settings: what the owner set, with what is fixed as it was at the start.
-        pool: the instances, all of them new.
-        late: the names of what has changed and is read at the start only.
+        settings: the fixed ones as they were at the start.
+        pool: new instances.
+        late: what has changed and needs a restart, by name.
     """
 
     settings: Settings
@@ -44,93 +43,95 @@ class LoadedConfig:
 
 
 def keep_fixed(settings: Settings, running: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """Return the settings with what is fixed as it runs, and the names of what differed."""
-    differ = tuple(name for name in changed(settings, running) if name in FIXED)
-    return replace(settings, **{n.lower(): getattr(running, n.lower()) for n in differ}), differ
+    """Return the settings with the running values of FIXED, and the names that differed."""
+    fixed = tuple(name for name in changed(settings, running) if name in FIXED)
+    return replace(settings, **{n.lower(): getattr(running, n.lower()) for n in fixed}), fixed
 
 
-def changed(one: Settings, other: Settings) -> list[str]:
-    """Return the names of the variables in which two settings differ."""
+def changed(settings: Settings, other: Settings) -> list[str]:
+    """Return the names of the variables that differ."""
     names = [variable.name for variable in VARIABLES]
-    return [n for n in names if _plain(one, n.lower()) != _plain(other, n.lower())]
+    return [n for n in names if _plain(settings, n.lower()) != _plain(other, n.lower())]
 
 
 def _plain(settings: Settings, field: str) -> object:
     value = getattr(settings, field)
     if isinstance(value, tuple):
-        return tuple(one.reveal() for one in value)
+        return tuple(secret.reveal() for secret in value)
     return value.reveal() if isinstance(value, Secret) else value
 
 
 def secrets_of(settings: Settings, pool: Pool) -> list[Secret]:
-    """Return what must never be written."""
+    """Return what must never be logged."""
     return [*settings.secrets, *(i.key for i in pool.instances)]
 
 
 class Reload:
-    """Reads the settings anew whenever asked.
+    """Applies the settings of `read` on request.
 
     Args:
-        gateway: what serves.
-        read: reads them; raises ConfigError. It is called in a thread: it reads files, and may
-            import a provider that nobody needed before.
+        gateway: the running gateway.
+        read: raises ConfigError. It runs in a thread: it reads files and may import a provider.
     """
 
     def __init__(self, gateway: Gateway, read: Callable[[], LoadedConfig]) -> None:
         self._gateway = gateway
         self._read = read
-        self._asked = asyncio.Event()
-        # What was a key may still stand in a line about a request that began with it.
+        self._requested = asyncio.Event()
+        # Log lines about requests in flight may still contain a former key.
         self._secrets = secrets_of(gateway.settings, gateway.pool)
 
-    def ask(self) -> None:
-        """Ask for it; however often within one reading, it is done once more."""
-        self._asked.set()
+    def request(self) -> None:
+        """Request a reload; several requests during one reload make one more."""
+        self._requested.set()
 
-    async def work(self) -> None:
-        """Do as asked, for ever."""
+    async def run(self) -> None:
         while True:
-            await self._asked.wait()
-            self._asked.clear()
+            await self._requested.wait()
+            self._requested.clear()
             await self.once()
 
     async def once(self) -> bool:
-        """Read, and serve with what was read; False where that cannot be."""
+        """Read and apply the settings; return False if they are wrong."""
         try:
-            fresh = await asyncio.to_thread(self._read)
+            config = await asyncio.to_thread(self._read)
         except ConfigError as error:
             for problem in error.problems:
-                logger.error("not reloaded, the old settings go on: %s", problem)
+                logger.error("reload failed, keeping the old settings: %s", problem)
             return False
         except Exception:
-            logger.exception("not reloaded, the old settings go on")
+            logger.exception("reload failed, keeping the old settings")
             return False
-        self.apply(fresh)
+        self.apply(config)
         return True
 
-    def apply(self, fresh: LoadedConfig) -> None:
-        """Serve from now on with what was read, and say what that changed."""
-        gateway, settings = self._gateway, fresh.settings
-        self._know(secrets_of(settings, fresh.pool))
+    def apply(self, config: LoadedConfig) -> None:
+        """Serve with new settings from now on, and log what changed."""
+        gateway, settings = self._gateway, config.settings
+        self._mask(secrets_of(settings, config.pool))
         log.configure(settings.log_level, settings.log_format, self._secrets)
         names = changed(settings, gateway.settings)
-        warnings = [w for w in fresh.pool.warnings if w not in gateway.pool.warnings]
-        problems = [str(p) for p in fresh.pool.problems]
-        warnings += [f"left out: {p}" for p in problems if p not in map(str, gateway.pool.problems)]
-        if "GATEWAY_KEYS" in names and not (settings.gateway_keys or is_loopback(settings.host)):
-            warnings.append(f"{settings.host} is open to others and GATEWAY_KEYS is not set")
-        succession = gateway.pool.replace_with(fresh.pool)
+        warnings = [*self._warnings(config, names)]
+        changes = gateway.pool.replace_with(config.pool)
         gateway.settings = settings
         gateway.targets = ModelResolver(gateway.pool, strict=settings.strict_models)
         assert gateway.make_relay is not None
         gateway.relay = gateway.make_relay(settings)
-        what = {**succession.as_fields(), "settings": ", ".join(names) or None}
-        logger.info("reloaded", extra={"fields": what})
+        fields = {**changes.as_fields(), "settings": ", ".join(names) or None}
+        logger.info("reloaded", extra={"fields": fields})
         for warning in warnings:
             logger.warning("%s", warning)
-        if fresh.late:
-            logger.warning("%s: changed, but read at the start only", ", ".join(fresh.late))
 
-    def _know(self, secrets: Iterable[Secret]) -> None:
+    def _warnings(self, config: LoadedConfig, names: list[str]) -> Iterator[str]:
+        running, settings = self._gateway.pool, config.settings
+        yield from (w for w in config.pool.warnings if w not in running.warnings)
+        known = [str(problem) for problem in running.problems]
+        yield from (f"left out: {p}" for p in map(str, config.pool.problems) if p not in known)
+        if "GATEWAY_KEYS" in names and not (settings.gateway_keys or is_loopback(settings.host)):
+            yield f"{settings.host} is open to others and GATEWAY_KEYS is not set"
+        if config.late:
+            yield f"{', '.join(config.late)}: changed, but read at the start only"
+
+    def _mask(self, secrets: list[Secret]) -> None:
         known = {secret.reveal() for secret in self._secrets}
         self._secrets += [secret for secret in secrets if secret.reveal() not in known]

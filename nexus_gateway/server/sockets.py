@@ -1,12 +1,13 @@
-"""The sockets of several workers behind one port.
+"""The listening sockets of several workers behind one port.
 
-Each worker has its own, by SO_REUSEPORT, and the kernel (Linux; others may send all to one)
-spreads the connections over them. The supervisor holds them all as long as it runs: what waits in
-a socket's queue when a worker dies is taken by the next one, so nothing is refused or reset.
+Each worker has sockets of its own, by SO_REUSEPORT, and the kernel (Linux; others may use only one)
+spreads the connections over them. The supervisor holds all of them as long as it runs: if a worker
+dies, the next one accepts what waits in its queue, so nothing is refused or reset.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 
@@ -14,62 +15,47 @@ QUEUE = 1024  # connections that may wait, also while a worker is being replaced
 
 
 def can_share_a_port() -> bool:
-    """Tell whether the platform has what several workers need."""
+    """Return whether the platform supports several workers."""
     return all(hasattr(socket, name) for name in ("SO_REUSEPORT", "AF_UNIX"))
 
 
 def os_error_text(error: OSError) -> str:
-    """Say why a port can't be had; what a loop makes of it repeats the address."""
-    number = error.errno or 0  # negative where a name is not found
+    """Return why listening failed; asyncio's own text would repeat the address."""
+    number = error.errno or 0  # negative if a host name is not found
     return os.strerror(number).lower() if number > 0 else "no such address"
 
 
 def listen(host: str, port: int, slots: int) -> list[list[socket.socket]]:
-    """Listen on one port once for each slot.
+    """Listen on one port, once for each slot.
 
     Args:
-        host: an address, or a name: then on all its addresses.
+        host: an address, or a name that stands for all its addresses.
         port: 0 for any free one, the same for all.
-        slots: how many times.
+        slots: how many workers.
 
     Returns:
         For each slot its sockets, one for each address.
 
     Raises:
-        OSError: it cannot be had, or somebody listens there already.
+        OSError: the address is not available, or another process listens there.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = list(dict.fromkeys((family, at[:2]) for family, _, _, _, at in found))
-    opened: list[list[socket.socket]] = []
-    try:
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = list(dict.fromkeys((family, str(address[0])) for family, *_, address in infos))
+    listeners: list[list[socket.socket]] = []
+    with contextlib.ExitStack() as on_error:
         for family, address in addresses if port else ():
-            # With SO_REUSEPORT a second gateway would take a share of the calls without a word.
-            _bound(family, str(address[0]), port, shared=False).close()
+            # With SO_REUSEPORT a second gateway would silently take a share of the connections.
+            socket.create_server((address, port), family=family).close()
         for _ in range(slots):
-            opened.append([])
+            listeners.append([])
             for family, address in addresses:
-                one = _bound(family, str(address[0]), port, shared=True)
-                opened[-1].append(one)
-                port = port or one.getsockname()[1]
-                one.listen(QUEUE)
-    except OSError:
-        for one in (one for slot in opened for one in slot):
-            one.close()
-        raise
-    return opened
-
-
-def _bound(family: int, host: str, port: int, *, shared: bool) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind((host, port))
-    except OSError:
-        one.close()
-        raise
-    one.setblocking(False)
-    return one
+                listener = on_error.enter_context(
+                    socket.create_server(
+                        (address, port), family=family, backlog=QUEUE, reuse_port=True
+                    )
+                )
+                listener.setblocking(False)
+                listeners[-1].append(listener)
+                port = port or listener.getsockname()[1]
+        on_error.pop_all()
+    return listeners

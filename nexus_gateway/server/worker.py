@@ -1,7 +1,7 @@
-"""One worker of several: serves like a process of its own, and keeps in step with the others.
+"""One worker of several: serves like a single process, and shares its state with the others.
 
-It takes its orders from the supervisor and from nobody else: a signal that somebody sends to all
-processes at once must not count twice. Asked by a signal to go, it asks to be replaced.
+Only the supervisor's messages control it, so that a signal sent to all processes at once does not
+count twice. SIGTERM makes a worker ask for its replacement; it ignores other signals.
 """
 
 from __future__ import annotations
@@ -18,93 +18,79 @@ from typing import Any
 from aiohttp import web
 
 from nexus_gateway.server import process
-from nexus_gateway.server.channel import ControlChannel, WorkerSpec
+from nexus_gateway.server.channel import VERSION, ControlChannel, WorkerSpec
 from nexus_gateway.server.process import unblock_sighup
 from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.server.sync import InstanceSync, RecentEvents
-from nexus_gateway.telemetry.feed import Feed
 from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, REQUESTS_IN_FLIGHT, WorkerState
-from nexus_gateway.web.gateway import GATEWAY, Gateway, gateway_of
+from nexus_gateway.web.gateway import GATEWAY, gateway_of
 from nexus_gateway.web.handlers.events import FEED
 
 PUBLISH_EVERY_S = 0.2
-# Thousands of instances have much to tell: it takes no more than a twentieth of the time.
+# With thousands of instances, publishing takes no more than a twentieth of the time.
 PUBLISH_REST = 20
-# A caller who keeps a connection busy comes by within that time and is asked to connect anew.
+# A client that uses its connection within that time is asked to connect again.
 LINGER_S = 2.0
 LOOK_EVERY_S = 0.05
-# Nobody waits for a worker that was replaced, so its streams have all the time they need.
+# Nothing waits for a replaced worker, so its streams have all the time they need.
 LONGEST_RETIREMENT_S = 600.0
 
 
-async def work(app: web.Application, place: WorkerSpec, introduction: Mapping[str, Any]) -> int:
-    """Serve an application in the running loop until the supervisor ends it, or is gone.
+async def work(app: web.Application, spec: WorkerSpec, introduction: Mapping[str, Any]) -> int:
+    """Serve until the supervisor ends it or is gone; return the exit code.
 
     Args:
         app: the application.
-        place: what the supervisor gave it.
-        introduction: what to tell the supervisor once it accepts.
-
-    Returns:
-        The exit code: 0.
+        spec: from the supervisor.
+        introduction: the fields of the `ready` message.
     """
-    line = await ControlChannel.open(socket.socket(fileno=place.control))
-    app.on_response_prepare.append(_see_off)
-    async with contextlib.AsyncExitStack() as end:
-        end.push_async_callback(line.close)
-        runner = await end.enter_async_context(process.application_runner(app))
-        await Worker(app[GATEWAY], app[FEED], runner, place, line).work(introduction)
+    channel = await ControlChannel.open(socket.socket(fileno=spec.control))
+    app.on_response_prepare.append(_close_on_retire)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(channel.close)
+        runner = await stack.enter_async_context(process.application_runner(app))
+        await Worker(app, runner, spec, channel).work(introduction)
     return 0
 
 
-async def _see_off(request: web.Request, response: web.StreamResponse) -> None:
-    """Ask a caller to connect anew, to another worker, when this one goes."""
+async def _close_on_retire(request: web.Request, response: web.StreamResponse) -> None:
+    """Make the client connect again, to another worker, if this one is leaving."""
     if gateway_of(request).drain.leaving.is_set():
         response.headers["Connection"] = "close"
         response.force_close()
 
 
 class Worker:
-    """A worker at work.
-
-    Args:
-        gateway: what it serves.
-        feed: what its listeners hear.
-        runner: serves it; set up, and listening nowhere yet.
-        place: what the supervisor gave it.
-        line: to the supervisor.
-    """
+    """A running worker; `runner` is set up and does not listen yet."""
 
     def __init__(
         self,
-        gateway: Gateway,
-        feed: Feed,
+        app: web.Application,
         runner: web.AppRunner,
-        place: WorkerSpec,
-        line: ControlChannel,
+        spec: WorkerSpec,
+        channel: ControlChannel,
     ) -> None:
-        self._gateway = gateway
-        self._feed = feed
-        self._drain = gateway.drain
+        self._gateway = app[GATEWAY]
+        self._feed = app[FEED]
+        self._drain = self._gateway.drain
         self._runner = runner
-        self._place = place
-        self._line = line
-        self._names = InstanceSync(gateway.pool.instances, bytes.fromhex(place.salt))
+        self._spec = spec
+        self._channel = channel
+        self._sync = InstanceSync(self._gateway.pool.instances, bytes.fromhex(spec.salt))
         self._sites: dict[int, list[tuple[socket.socket, web.SockSite]]] = {}
-        self._informed = asyncio.Event()
-        self._told: dict[str, Any] = {}
+        self._has_state = asyncio.Event()
+        self._published: dict[str, Any] = {}
 
     async def work(self, introduction: Mapping[str, Any]) -> None:
-        """Serve until told to go."""
         self._on_signals()
-        orders = asyncio.create_task(self._obey())
-        telling = asyncio.create_task(self._tell())
+        receiving = asyncio.create_task(self._receive())
+        publishing = asyncio.create_task(self._publish_changes())
         try:
-            # What is switched off, or parked, is known before the first request.
-            await self._informed.wait()
+            # Toggles and parks of the others apply to the first request already.
+            await self._has_state.wait()
             if not self._drain.leaving.is_set():
-                await self._listen([self._place.slot])
-                self._line.send("ready", **introduction)
+                await self._listen([self._spec.slot])
+                self._channel.send("ready", version=VERSION, **introduction)
             await self._drain.leaving.wait()
             if not self._drain.begun.is_set():
                 await self._retire()
@@ -112,26 +98,28 @@ class Worker:
                 limit_s = self._gateway.settings.shutdown_timeout_ms / 1000
                 await process.drain(self._drain, limit_s)
         finally:
-            for task in (orders, telling):
+            for task in (receiving, publishing):
                 task.cancel()
-            await asyncio.gather(orders, telling, return_exceptions=True)
-            self._tell_news(whoever_listens=True)
-            self.tell()
+            await asyncio.gather(receiving, publishing, return_exceptions=True)
+            self._publish_events(with_requests=True)
+            self.publish()
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._line.send, "leave")
+        loop.add_signal_handler(signal.SIGTERM, self._channel.send, "leave")
         for number in (signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
         unblock_sighup()
 
-    async def _obey(self) -> None:
-        """Do as the supervisor says; without one, leave, and leave the port to its successor."""
-        async for kind, message in self._line.messages():
+    async def _receive(self) -> None:
+        """Follow the supervisor's messages; without a supervisor, close the port and drain."""
+        async for kind, message in self._channel.messages():
             if kind == "share":
-                self._heed(message)
+                self._apply(message)
             elif kind == "news":
-                self._hear_news(RecentEvents.from_json(message))
+                events = RecentEvents.from_json(message)
+                self._feed.merge(events.requests)
+                self._sync.merge_first_tokens(events.first_tokens_ms)
             elif kind == "listen":
                 await self._listen(message["slots"])
             elif kind == "retire":
@@ -140,31 +128,25 @@ class Worker:
                 self._drain.begin()
         await self._listen([])
         self._drain.begin()
-        self._informed.set()
+        self._has_state.set()
 
-    def _heed(self, message: dict[str, Any]) -> None:
-        self._gateway.workers = message.pop("workers")
-        shown = message.pop("shown")
-        others = WorkerState.from_json(message)
+    def _apply(self, message: dict[str, Any]) -> None:
+        self._gateway.workers = message["workers"]
         handed_over = self._hands_over
-        self._gateway.others = others
-        self._names.heed(others)
-        (self._feed.whole.set if shown else self._feed.whole.clear)()
+        self._gateway.others = WorkerState.from_json(message)
+        self._sync.apply(self._gateway.others)
+        (self._feed.whole.set if message["shown"] else self._feed.whole.clear)()
         if self._hands_over and not handed_over:
-            self._gateway.decided.set()  # somebody waits for it
-        self._informed.set()
-
-    def _hear_news(self, news: RecentEvents) -> None:
-        self._feed.merge(news.requests)
-        self._names.hear_first_tokens(news.first_tokens_ms)
+            self._gateway.decided.set()  # a client waits for the requests of all workers
+        self._has_state.set()
 
     @property
     def _hands_over(self) -> bool:
-        """Whether somebody listens to the live events, at whichever worker."""
+        """Whether a client listens to the live events, at any worker."""
         elsewhere = self._gateway.others.gauges.get(LISTENERS, 0)
         return self._feed.listeners + elsewhere > 0
 
-    async def _tell(self) -> None:
+    async def _publish_changes(self) -> None:
         decided = self._gateway.decided
         pause_s = PUBLISH_EVERY_S
         while True:
@@ -172,52 +154,51 @@ class Worker:
                 async with asyncio.timeout(pause_s):
                     await decided.wait()
             decided.clear()
-            # A supervisor that is slow hears the latest when it has caught up.
-            if self._line.is_clear:
+            # A slow supervisor gets the latest state when it has caught up.
+            if self._channel.is_clear:
                 begun_s = time.thread_time()
-                self.tell()
+                self.publish()
                 spent_s = time.thread_time() - begun_s
                 pause_s = max(PUBLISH_EVERY_S, spent_s * PUBLISH_REST)
 
-    def _tell_news(self, *, whoever_listens: bool = False) -> None:
-        wanted = self._hands_over or whoever_listens
-        requests = self._feed.unpublished() if wanted else []
-        if news := RecentEvents(requests, self._names.first_tokens_ms()):
-            self._line.send("news", **news.as_json())
-
-    def tell(self) -> None:
-        """Tell the supervisor what this worker knows, if there is anything new."""
-        self._tell_news()
-        said = self._names.said_of()
-        said.gauges[REQUESTS_IN_FLIGHT] = self._drain.in_flight
+    def publish(self) -> None:
+        """Send the supervisor what is new in this worker."""
+        self._publish_events(with_requests=self._hands_over)
+        state = self._sync.local_state()
+        state.gauges[REQUESTS_IN_FLIGHT] = self._drain.in_flight
         if self._hands_over:
-            said.gauges[HANDING_OVER] = 1
+            state.gauges[HANDING_OVER] = 1
         for share in self._gateway.shares:
-            share(said)
-        told = said.as_json()
-        if told != self._told:
-            self._told = told
-            self._line.send("share", **told)
+            share(state)
+        fields = state.as_json()
+        if fields != self._published:
+            self._published = fields
+            self._channel.send("share", **fields)
+
+    def _publish_events(self, *, with_requests: bool) -> None:
+        requests = self._feed.unpublished() if with_requests else []
+        if events := RecentEvents(requests, self._sync.new_first_tokens_ms()):
+            self._channel.send("news", **events.as_json())
 
     async def _listen(self, slots: list[int]) -> None:
-        """Accept on the sockets of some slots, and on no others."""
+        """Accept on the sockets of these slots, and on no others."""
         for slot in self._sites.keys() - set(slots):
-            for shared, site in self._sites.pop(slot):
-                # A connection that asyncio has accepted and not yet made anything of would be
-                # lost with its server: accept no more, let it be made, and only then close.
-                asyncio.get_running_loop().remove_reader(shared.fileno())
+            for listener, site in self._sites.pop(slot):
+                # Closing the server would lose a connection that asyncio has accepted and not set
+                # up yet: stop accepting, let it be set up, and only then close.
+                asyncio.get_running_loop().remove_reader(listener.fileno())
                 await asyncio.sleep(0)
                 await site.stop()
         for slot in set(slots) - self._sites.keys():
             self._sites[slot] = []
-            for number in self._place.listening[slot]:
-                shared = socket.socket(fileno=os.dup(number))
-                site = web.SockSite(self._runner, shared, backlog=QUEUE)
+            for number in self._spec.listening[slot]:
+                listener = socket.socket(fileno=os.dup(number))
+                site = web.SockSite(self._runner, listener, backlog=QUEUE)
                 await site.start()
-                self._sites[slot].append((shared, site))
+                self._sites[slot].append((listener, site))
 
     async def _retire(self) -> None:
-        """Accept no more; serve those who are here until they are served and gone elsewhere."""
+        """Accept no more; serve open connections until they are idle or closed."""
         await self._listen([])
         loop = asyncio.get_running_loop()
         until_s = loop.time() + LONGEST_RETIREMENT_S

@@ -14,10 +14,11 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from nexus_gateway.discovery import load
 from nexus_gateway.hooks import Hook
 from nexus_gateway.provider import Account, Provider
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.policies import Policy, policies
+from nexus_gateway.routing.policies import POLICIES, Policy
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.secret import Secret
 from nexus_gateway.server.sockets import QUEUE
@@ -59,9 +60,9 @@ def instance_of(
 
 
 @cache
-def _installed_policies() -> Mapping[str, type[Policy]]:
-    # Cached, as the lookup takes longer than many tests.
-    return {name: type(policy) for name, policy in policies()[0].items()}
+def _policies() -> Mapping[str, type[Policy]]:
+    """Return the installed policies; looked up once, as that takes longer than many a test."""
+    return {name: type(made) for name, made in load(POLICIES)[0].items()}
 
 
 class Served:
@@ -124,7 +125,7 @@ async def serving(
     app = build_app(
         Settings(**settings),
         Pool(instances=list(instances)),
-        policy_by_name=policy_by_name or {n: cls() for n, cls in _installed_policies().items()},
+        policy_by_name=policy_by_name or {n: cls() for n, cls in _policies().items()},
         hooks=hooks,
         clock=clock,
         rng=random.Random(7),

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from aiohttp import web
 
 from nexus_gateway.dialects import DIALECTS
+from nexus_gateway.discovery import load
 from nexus_gateway.hooks import Hook
 from nexus_gateway.proxy.hook_runner import HookRunner
 from nexus_gateway.proxy.relay import Relay
 from nexus_gateway.proxy.resumption import Resuming
-from nexus_gateway.routing.policies import Policy, policies
+from nexus_gateway.routing.policies import POLICIES, Policy
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
@@ -91,7 +92,7 @@ def build_app(
         clock: monotonic seconds.
         rng: chance, for routing and backoff.
     """
-    known = policies()[0] if policy_by_name is None else policy_by_name
+    known = load(POLICIES)[0] if policy_by_name is None else policy_by_name
     scheduler = Scheduler(clock, rng or random.Random(), known)
     app = web.Application(
         middlewares=[guard],

@@ -195,7 +195,7 @@ def test_a_wide_open_gateway_is_warned_of(served, capsys):
 @pytest.mark.parametrize(
     ("host", "admin", "line"),
     [
-        ("127.0.0.1", "", "note: VIEWER_TOKEN locks nothing; ADMIN_TOKEN, which would, is not set"),
+        ("127.0.0.1", "", "note: VIEWER_TOKEN alone restricts nothing: set ADMIN_TOKEN as well"),
         ("0.0.0.0", "", "admin calls are closed to all but VIEWER_TOKEN: ADMIN_TOKEN is not set"),
         ("127.0.0.1", "an-admin", ""),
         ("0.0.0.0", "an-admin", ""),

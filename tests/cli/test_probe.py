@@ -37,7 +37,7 @@ async def result(upstream: FakeUpstream, provider: type[Fake]) -> tuple[bool, st
         (Fake, Reply(status=401), (False, "the key was refused (401)")),
         (Vectors, Reply(), (True, "ok")),
         (Vectors, Reply(status=500), (False, "answered 500")),
-        (Ears, Reply(), (False, "offers nothing that could be checked")),
+        (Ears, Reply(), (False, "supports no endpoint that can be checked")),
     ],
 )
 async def test_what_is_told_of_an_instance(

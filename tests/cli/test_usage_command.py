@@ -57,7 +57,7 @@ def test_a_table(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert first.split() == ["key-2", "3", "1", "24", "0", "6", "0", "1,234.50", "5", "9"]
     assert second.split()[:7] == ["(none)", "1", "0", "12", "0", "3", "0"]
     assert total.split()[:4] == ["total", "4", "1", "36"]
-    assert note == "The price of 1 of these requests is not known."
+    assert note == "The price of 1 of these requests is unknown."
 
 
 def test_since_and_by(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,7 +67,9 @@ def test_since_and_by(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert "0.000250" in told(capsys, "--since", "1h")
     assert told(capsys, "--until", "1h").splitlines()[-1].split()[:2] == ["total", "1"]
-    assert told(capsys, "--until", "7d") == "No request is noted in ledger.db in that time.\n"
+    assert (
+        told(capsys, "--until", "7d") == "No requests are recorded in ledger.db in that period.\n"
+    )
 
 
 def test_csv(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +89,7 @@ def test_json(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_empty_ledger(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys) == "No request is noted in ledger.db yet.\n"
+    assert told(capsys) == "No requests are recorded in ledger.db yet.\n"
     assert json.loads(told(capsys, "--format", "json"))["total"]["requests"] == 0
     assert len(told(capsys, "--format", "csv").splitlines()) == 1
 
@@ -100,7 +102,7 @@ def test_another_ledger(filled: None, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_pruning(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, "--prune-before", "2d") == "1 requests removed from ledger.db\n"
+    assert told(capsys, "--prune-before", "2d") == "requests removed from ledger.db: 1\n"
     assert told(capsys).splitlines()[-2].split()[:2] == ["total", "3"]
 
 

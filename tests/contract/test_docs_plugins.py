@@ -46,7 +46,7 @@ def test_the_groups_are_documented() -> None:
 def test_the_policy_chooses_the_least_busy() -> None:
     pair = [make_instance(), make_instance(number=2)]
     pair[0].in_flight = 3
-    assert [*POLICIES.faults(NAMES["LeastBusy"])] == []
+    assert [*POLICIES.contract_errors(NAMES["LeastBusy"])] == []
     assert NAMES["LeastBusy"]().choose(pair, Random(1)) is pair[1]
 
 
@@ -71,7 +71,7 @@ async def test_the_hook_masks_and_rejects(
         if path == "/v1/responses":
             del body["max_tokens"]
         assert (await served.post(path, body))[0] == status
-    assert [*HOOKS.faults(NAMES["NoCards"])] == []
+    assert [*HOOKS.contract_errors(NAMES["NoCards"])] == []
     if status == 200:
         assert b"4111" not in upstream.requests[0].raw
         assert hook.tokens[""] > 0

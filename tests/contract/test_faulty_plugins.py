@@ -11,6 +11,7 @@ import pytest
 from fakes import HELLO, make_instance, serving
 from plugin_points import Acme, fit, point
 
+from nexus_gateway.discovery import load
 from nexus_gateway.provider import (
     Account,
     Call,
@@ -21,7 +22,7 @@ from nexus_gateway.provider import (
     Translator,
     json_request,
 )
-from nexus_gateway.routing.policies import POLICIES, Policy, choose, policies
+from nexus_gateway.routing.policies import POLICIES, Policy, choose
 from nexus_gateway.routing.pool import Pool, build_pool
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.wire.chunks import Answer
@@ -202,7 +203,7 @@ class ChoosesNobody(Policy):
 
 
 async def test_a_policy_of_anothers_is_taken_by_its_name(upstream: FakeUpstream) -> None:
-    made, found = policies([point("last", Last), *POINTS])
+    made, found = load(POLICIES, [point("last", Last), *POINTS])
     assert list(made) == ["smart", "fastest", "round-robin", "last"]
     assert found.problems == []
     pair = make_instance(upstream), make_instance(upstream, 2)
@@ -243,7 +244,7 @@ def test_a_policy_that_fails_costs_nothing_but_its_choice(
     ],
 )
 def test_a_broken_policy_is_left_out(found: object, reason: str) -> None:
-    made, told = policies([point("faulty", found, "nexus-faulty"), *POINTS])
+    made, told = load(POLICIES, [point("faulty", found, "nexus-faulty"), *POINTS])
     assert list(made) == ["smart", "fastest", "round-robin"]
     (problem,) = told.problems
     assert str(problem).startswith("policy faulty (nexus-faulty 0.1")

@@ -247,7 +247,7 @@ def test_a_folder_that_holds_something_is_left_alone(
     for place in (tmp_path, tmp_path / "mine.txt"):
         assert write(place, "acme") == 2
         assert capsys.readouterr().err == (
-            f"nexus-gateway: {str(place)!r} is there already and is not an empty folder.\n"
+            f"nexus-gateway: {str(place)!r} exists and is not an empty folder.\n"
         )
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -62,7 +62,7 @@ def test_one_that_fails_to_load_is_told_in_one_line(error, said):
         (fit(models=(Model("acme-e", kind="embeddings"),)), "needs 'embeddings'"),
         (fit(endpoints={"embedding": "/e"}), "'embedding' is not known"),
         (fit(endpoints={"chat": "chat/completions"}), "begins with /"),
-        (fit(endpoints=5), "does not keep the contract"),
+        (fit(endpoints=5), "breaks the contract"),
         (fit(options={"MODEL": ""}), "'MODEL'"),
         (fit(options={"KEY_1": ""}), "'KEY_1'"),
         (fit(options={"region": ""}), "'region'"),

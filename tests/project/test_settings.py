@@ -115,7 +115,7 @@ def test_no_value_holds_two_rights(first, second):
     theirs = "a-good-key,same-value" if second == "GATEWAY_KEYS" else "same-value"
     (problem,) = problems(**{first: "same-value", second: theirs})
 
-    assert problem == f"{first} and {second} hold the same value; each needs one of its own."
+    assert problem == f"{first} and {second} have the same value; each needs its own."
 
 
 def test_credentials_that_differ_are_fine():

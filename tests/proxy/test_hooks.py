@@ -12,9 +12,10 @@ import pytest
 from fakes import HELLO, make_instance, serving
 from plugin_points import point
 
+from nexus_gateway.discovery import load
 from nexus_gateway.hooks import Hook, HookRequest, HookResponse, HookResult, Rejected
 from nexus_gateway.provider import API_VERSION
-from nexus_gateway.proxy.hook_runner import hooks
+from nexus_gateway.proxy.hook_runner import HOOKS
 from nexus_gateway.secret import Secret
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -311,7 +312,8 @@ def test_hooks_come_by_their_names_and_broken_ones_are_told() -> None:
     class Hasty(Hook):
         deadline_s = 0
 
-    made, found = hooks(
+    made, found = load(
+        HOOKS,
         [
             point("b", Witness),
             point("a", Guard),
@@ -320,7 +322,7 @@ def test_hooks_come_by_their_names_and_broken_ones_are_told() -> None:
             point("unmade", Unmade),
             point("hasty", Hasty),
             point("odd", dict),
-        ]
+        ],
     )
     assert list(made) == ["a", "b"]
     reasons = {p.name: p.reason for p in found.problems}

@@ -30,7 +30,7 @@ BREAKS = {
     "broke in the middle of its answer: sent an error instead of an answer": Reply(
         error_after=2, delay_s=0.02, error={"message": "what it says itself"}
     ),
-    "broke in the middle of its answer: fell silent": Reply(hang_after=2),
+    "broke in the middle of its answer: stopped sending": Reply(hang_after=2),
     "broke in the middle of its answer: sent something that is not an answer": Reply(
         garbage_after=2, delay_s=0.02
     ),

@@ -11,10 +11,11 @@ from fakes import Other, make_instance
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus_gateway.discovery import load
 from nexus_gateway.routing.instance import Instance
-from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart, policies
+from nexus_gateway.routing.policies import POLICIES, Fastest, RoundRobin, Smart
 
-INSTALLED = policies()[0]
+INSTALLED = load(POLICIES)[0]
 
 
 def make_pool() -> list[Instance]:
@@ -29,7 +30,7 @@ def slow(instance: Instance, latency_ms: float) -> None:
 
 
 def test_the_policies_by_name() -> None:
-    found, _ = policies()
+    found, _ = load(POLICIES)
     assert list(found) == ["smart", "fastest", "round-robin"]
 
 

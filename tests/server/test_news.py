@@ -43,27 +43,27 @@ def times(news: RecentEvents) -> list[int]:
 
 def test_a_request_is_told_once_and_never_back() -> None:
     board = EventBoard()
-    board.hear(ONE, at(1, 2))
-    assert times(board.tell(OTHER, listens=True)) == [1, 2]
-    board.hear(ONE, at(4))
-    board.hear(OTHER, at(3))
-    assert times(board.tell(OTHER, listens=True)) == [4]
-    assert times(board.tell(ONE, listens=True)) == [3]
-    assert not any(board.tell(worker, listens=True) for worker in (ONE, OTHER))
+    board.add(ONE, at(1, 2))
+    assert times(board.new_for(OTHER, with_requests=True)) == [1, 2]
+    board.add(ONE, at(4))
+    board.add(OTHER, at(3))
+    assert times(board.new_for(OTHER, with_requests=True)) == [4]
+    assert times(board.new_for(ONE, with_requests=True)) == [3]
+    assert not any(board.new_for(worker, with_requests=True) for worker in (ONE, OTHER))
 
 
 def test_who_does_not_listen_is_told_when_it_does() -> None:
     board = EventBoard()
-    board.hear(ONE, at(1))
-    assert not board.tell(OTHER, listens=False)
-    assert times(board.tell(OTHER, listens=True)) == [1]
+    board.add(ONE, at(1))
+    assert not board.new_for(OTHER, with_requests=False)
+    assert times(board.new_for(OTHER, with_requests=True)) == [1]
 
 
 def test_of_all_requests_the_last_ended_are_kept_whoever_tells_last() -> None:
     board = EventBoard()
-    board.hear(ONE, at(*range(1000, 1000 + MOST_REQUESTS - 1)))
-    board.hear(OTHER, at(*range(MOST_REQUESTS)))
-    assert times(board.tell(THIRD, listens=True)) == [
+    board.add(ONE, at(*range(1000, 1000 + MOST_REQUESTS - 1)))
+    board.add(OTHER, at(*range(MOST_REQUESTS)))
+    assert times(board.new_for(THIRD, with_requests=True)) == [
         MOST_REQUESTS - 1,
         *range(1000, 1000 + MOST_REQUESTS - 1),
     ]
@@ -89,10 +89,10 @@ def test_what_went_badly_is_kept_for_longer_and_once() -> None:
 
 def test_what_the_gone_told_stays() -> None:
     board = EventBoard()
-    board.hear(ONE, at(1))
-    board.hear(ONE, RecentEvents(first_tokens_ms={"a": [5.0]}))
-    board.forget(ONE)
-    assert board.tell(OTHER, listens=True) == RecentEvents(at(1).requests, {"a": [5.0]})
+    board.add(ONE, at(1))
+    board.add(ONE, RecentEvents(first_tokens_ms={"a": [5.0]}))
+    board.remove(ONE)
+    assert board.new_for(OTHER, with_requests=True) == RecentEvents(at(1).requests, {"a": [5.0]})
 
 
 def test_times_to_the_first_token_reach_all_others_and_no_other_key() -> None:
@@ -103,10 +103,10 @@ def test_times_to_the_first_token_reach_all_others_and_no_other_key() -> None:
 
     def exchange() -> None:
         for number, name in enumerate(names):
-            told = json.loads(json.dumps(RecentEvents([], name.first_tokens_ms()).as_json()))
-            board.hear(number, RecentEvents.from_json(told))
+            told = json.loads(json.dumps(RecentEvents([], name.new_first_tokens_ms()).as_json()))
+            board.add(number, RecentEvents.from_json(told))
         for number, name in enumerate(names):
-            name.hear_first_tokens(board.tell(number, listens=False).first_tokens_ms)
+            name.merge_first_tokens(board.new_for(number, with_requests=False).first_tokens_ms)
 
     instances[0].health.observe_first_token(100)
     instances[1].health.observe_first_token(900)
@@ -119,9 +119,9 @@ def test_times_to_the_first_token_reach_all_others_and_no_other_key() -> None:
     assert percentiles == [[100, 900], [100, 900], [None, None]]
     for _ in range(3 * WINDOW):
         instances[0].health.observe_first_token(200)
-    said = names[0].first_tokens_ms()
+    said = names[0].new_first_tokens_ms()
     assert list(said.values()) == [[200] * WINDOW]
-    assert names[0].first_tokens_ms() == {}
+    assert names[0].new_first_tokens_ms() == {}
 
 
 class Worker:
@@ -158,10 +158,10 @@ def exchange(board: EventBoard, workers: list[Worker]) -> None:
     """Tell all that is new, as where somebody listens."""
     for worker in workers:
         news = json.loads(json.dumps(RecentEvents(worker.feed.unpublished()).as_json()))
-        board.hear(worker.number, RecentEvents.from_json(news))
+        board.add(worker.number, RecentEvents.from_json(news))
     for worker in workers:
         listens = worker.shown is not None
-        worker.feed.merge(board.tell(worker.number, listens=listens).requests)
+        worker.feed.merge(board.new_for(worker.number, with_requests=listens).requests)
         worker.hear()
 
 
@@ -178,15 +178,15 @@ def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any
         elif op == "listen" and worker.shown is None:
             exchange(board, workers)  # what the snapshot waits for
             worker.shown = []
-            worker.feed.merge(board.tell(worker.number, listens=True).requests)
+            worker.feed.merge(board.new_for(worker.number, with_requests=True).requests)
             worker.reload()
         elif op == "leave":
             worker.shown = None
         elif op == "exchange":
             exchange(board, workers)
         elif op == "replace":
-            board.hear(worker.number, RecentEvents(worker.feed.unpublished()))  # its last words
-            board.forget(worker.number)
+            board.add(worker.number, RecentEvents(worker.feed.unpublished()))  # its last words
+            board.remove(worker.number)
             workers[which] = Worker(next(numbers))
     exchange(board, workers)
     all_served = [str(id) for id in range(next(ids))]

@@ -34,11 +34,11 @@ class Worker:
         self.names = InstanceSync([self.instance], SALT)
 
     def say(self) -> None:
-        said = json.loads(json.dumps(self.names.said_of().as_json()))
-        self.hub.hear(self.number, WorkerState.from_json(said))
+        state = json.loads(json.dumps(self.names.local_state().as_json()))
+        self.hub.merge(self.number, WorkerState.from_json(state))
 
     def hear(self) -> Instance:
-        self.names.heed(self.hub.tell(self.number))
+        self.names.apply(self.hub.state_for(self.number))
         return self.instance
 
 
@@ -208,8 +208,8 @@ def test_what_the_gone_counted_stays_and_the_new_one_knows_all(
     one.instance.in_flight = 2
     one.instance.disable()
     one.say()
-    hub.forget(one.number)
-    hub.forget(one.number)
+    hub.remove(one.number)
+    hub.remove(one.number)
     heard = Worker(hub, clock).hear()
     assert (heard.enabled, heard.elsewhere.total_requests) == (False, 3)
     assert heard.elsewhere.in_flight == 0
@@ -233,7 +233,7 @@ def test_no_key_is_in_it(hub: Hub, clock: FakeClock) -> None:
     worker = Worker(hub, clock)
     serve(worker.instance)
     worker.instance.park(5)
-    said = worker.names.said_of()
+    said = worker.names.local_state()
     assert len(said.marks) == 1
     assert KEYS[0] not in str(said)
 
@@ -250,9 +250,9 @@ def test_neither_order_nor_repetition_of_marks_counts(
 ) -> None:
     once, again = WorkerState(), WorkerState()
     for marks in said:
-        once.heed_marks(marks)
+        once.merge_marks(marks)
     for marks in rng.sample(said * 2, len(said) * 2):
-        again.heed_marks(marks)
+        again.merge_marks(marks)
     assert once.marks == again.marks
 
 

@@ -22,7 +22,7 @@ from waiting import until
 from nexus_gateway.cli import workers
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server import worker
-from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
+from nexus_gateway.server.channel import PLACE, VERSION, ControlChannel, WorkerSpec
 from nexus_gateway.server.sync import RecentEvents
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, WorkerState
@@ -76,16 +76,16 @@ async def hired(upstream: FakeUpstream) -> AsyncIterator[Hired]:
             closing.callback(os.close, number)
         text = WorkerSpec(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
         environ = {PLACE: text}
-        place = workers.place(environ)
+        place = workers.take_spec(environ)
         assert place is not None
-        assert workers.place(environ) is None
+        assert workers.take_spec(environ) is None
         app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
         hired = Hired(await ControlChannel.open(ours), f"http://127.0.0.1:{port}", sockets)
         hired.gateway = app[GATEWAY]
         hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
         hired.line.send("share", **NOTHING_NEW)
         async with aiohttp.ClientSession() as hired.session:
-            await hired.hears("ready")
+            assert (await hired.hears("ready"))["version"] == VERSION
             hired.line.send("listen", slots=[0, 1])  # nobody else is there
             yield hired
             await hired.line.close()

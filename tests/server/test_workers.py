@@ -250,8 +250,8 @@ async def test_the_page_shows_what_all_workers_serve_and_outlives_each(
     gateway: Supervised, upstream: FakeUpstream
 ) -> None:
     ids = [f"call-{number:02}" for number in range(48)]
-    switchboard = gateway.supervisor._switchboard
-    known = switchboard._board._requests._kept
+    broker = gateway.supervisor._broker
+    known = broker._board._requests._entries
     upstream.script(Reply(first_delay_s=0.5))
     await ask_anew(gateway, ids[:16])
 
@@ -271,7 +271,7 @@ async def test_the_page_shows_what_all_workers_serve_and_outlives_each(
         await until(lambda: _is(len(known) == 32))
         assert len({worker for _, worker, _ in known}) == 2, "both served"
         (listened_at,) = (
-            w for w in gateway.supervisor._workers if switchboard._hub.listens(w.number)
+            w for w in gateway.supervisor._workers if broker._hub.has_listeners(w.number)
         )
         listened_at.kill()
         await until(lambda: _is(page.snapshots == 2))
@@ -340,10 +340,10 @@ async def test_wrong_settings_are_told_once(tmp_path: Path) -> None:
 
 async def worker_pids(gateway: Process) -> list[int]:
     async def both() -> bool:
-        return len(re.findall(r"serves", "".join(gateway.log))) == 2
+        return len(re.findall(r"is serving", "".join(gateway.log))) == 2
 
     await until(both)
-    return [int(pid) for pid in re.findall(r"\(pid (\d+)\) serves", "".join(gateway.log))]
+    return [int(pid) for pid in re.findall(r"\(pid (\d+)\) is serving", "".join(gateway.log))]
 
 
 def alive(pid: int) -> bool:
@@ -424,7 +424,7 @@ def test_a_port_is_never_shared_with_another_gateway() -> None:
     [
         (["--workers", "0"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
         (["--workers", "two"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
-        (["--workers", "2", "--reload"], "--reload serves with one worker"),
+        (["--workers", "2", "--reload"], "--reload supports only one worker"),
         (["--workers", "2"], "no SO_REUSEPORT"),
     ],
 )

@@ -473,4 +473,4 @@ def test_a_plugin_says_yes_or_no() -> None:
     class Vague(Fake):
         stream_usage = "sometimes"  # type: ignore[assignment]
 
-    assert [*PROVIDERS.faults(Vague)] == ["its `stream_usage` is neither True nor False"]
+    assert [*PROVIDERS.contract_errors(Vague)] == ["its `stream_usage` is neither True nor False"]

@@ -87,7 +87,7 @@ class InProcessConformance:
 
     async def test_class_follows_the_contract(self) -> None:
         """As checked when the gateway loads the plugin."""
-        assert [*PROVIDERS.faults(self.provider)] == []
+        assert [*PROVIDERS.contract_errors(self.provider)] == []
         chat_models = [m.id for m in self.provider.models if m.kind == "chat"]
         if self.provider.default_model and chat_models:
             assert self.provider.default_model in chat_models, "`models` must contain it"
