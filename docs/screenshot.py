@@ -29,6 +29,7 @@ from playwright.async_api import Browser, async_playwright
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.attempts import Attempt
+from nexus_gateway.telemetry.ledger_writer import LedgerWriter
 from nexus_gateway.telemetry.pricing import Spent
 from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
 from nexus_gateway.testing.reply import Reply
@@ -74,10 +75,8 @@ async def gateway() -> AsyncIterator[Served]:
             yield served
 
 
-class FixedCost:
+class FixedCost(LedgerWriter):
     """A ledger whose cost is always the same."""
-
-    is_refused = False
 
     def spent(self, elsewhere: Mapping[str, float]) -> Spent:
         """Return the cost, and the share of requests with a known price."""
@@ -87,13 +86,13 @@ class FixedCost:
 def fill_timelines(served: Served) -> None:
     """Record 15 minutes of generated requests."""
     rng = random.Random(5)
-    observe = served.gateway.observers[0]
-    served.gateway.ledger = FixedCost()
+    feed = served.gateway.feed
+    served.gateway.ledger = FixedCost("")
     now_s = time.time()
-    observe.__self__.since_s = now_s - 3600  # type: ignore[attr-defined]
+    feed.since_s = now_s - 3600
     for age_s in range(895, 12, -1):
         for _ in range(rng.choice((0, 1, 1, 2)) + (age_s < 500) + (rng.random() < 0.002) * 12):
-            observe(past_request(served, rng, now_s - age_s, age_s))
+            feed.observe(past_request(served, rng, now_s - age_s, age_s))
 
 
 def past_attempt(

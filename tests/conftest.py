@@ -11,7 +11,7 @@ import pytest
 
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.upstream.client import open_client
-from nexus_gateway.web import app
+from nexus_gateway.web import gateway
 from nexus_gateway.web.responder import Responder
 
 pytest_plugins = ("running",)
@@ -38,6 +38,6 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Run a test with the direct path, and once more as with DIRECT_PATH=false."""
     way: str = request.param
     if way == "plain":
-        monkeypatch.setattr(app, "open_client", lambda direct: open_client(direct=False))
+        monkeypatch.setattr(gateway, "open_client", lambda direct: open_client(direct=False))
         monkeypatch.setattr(Responder, "_is_raw", lambda sink: False)
     return way

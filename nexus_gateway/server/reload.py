@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import VARIABLES, Settings
 from nexus_gateway.telemetry import log
@@ -113,10 +112,7 @@ class Reload:
         names = changed(settings, gateway.settings)
         warnings = [*self._warnings(config, names)]
         changes = gateway.pool.replace_with(config.pool)
-        gateway.settings = settings
-        gateway.targets = ModelResolver(gateway.pool, strict=settings.strict_models)
-        assert gateway.make_relay is not None
-        gateway.relay = gateway.make_relay(settings)
+        gateway.configure(settings)
         fields = {**changes.as_fields(), "settings": ", ".join(names) or None}
         logger.info("reloaded", extra={"fields": fields})
         for warning in warnings:

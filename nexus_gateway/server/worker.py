@@ -24,7 +24,6 @@ from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.server.sync import InstanceSync, RecentEvents
 from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, REQUESTS_IN_FLIGHT, WorkerState
 from nexus_gateway.web.gateway import GATEWAY, gateway_of
-from nexus_gateway.web.handlers.events import FEED
 
 PUBLISH_EVERY_S = 0.2
 # With thousands of instances, publishing takes no more than a twentieth of the time.
@@ -71,7 +70,7 @@ class Worker:
         channel: ControlChannel,
     ) -> None:
         self._gateway = app[GATEWAY]
-        self._feed = app[FEED]
+        self._feed = self._gateway.feed
         self._drain = self._gateway.drain
         self._runner = runner
         self._spec = spec
@@ -101,6 +100,7 @@ class Worker:
             for task in (receiving, publishing):
                 task.cancel()
             await asyncio.gather(receiving, publishing, return_exceptions=True)
+            self._gateway.recorder.flush()
             self._publish_events(with_requests=True)
             self.publish()
 
@@ -131,10 +131,10 @@ class Worker:
         self._has_state.set()
 
     def _apply(self, message: dict[str, Any]) -> None:
-        self._gateway.workers = message["workers"]
         handed_over = self._hands_over
-        self._gateway.others = WorkerState.from_json(message)
-        self._sync.apply(self._gateway.others)
+        others = WorkerState.from_json(message)
+        self._gateway.merge(others, message["workers"])
+        self._sync.apply(others)
         (self._feed.whole.set if message["shown"] else self._feed.whole.clear)()
         if self._hands_over and not handed_over:
             self._gateway.decided.set()  # a client waits for the requests of all workers
@@ -163,13 +163,14 @@ class Worker:
 
     def publish(self) -> None:
         """Send the supervisor what is new in this worker."""
+        self._gateway.recorder.flush()
         self._publish_events(with_requests=self._hands_over)
         state = self._sync.local_state()
         state.gauges[REQUESTS_IN_FLIGHT] = self._drain.in_flight
         if self._hands_over:
             state.gauges[HANDING_OVER] = 1
-        for share in self._gateway.shares:
-            share(state)
+        for contribute in self._gateway.contributors:
+            contribute(state)
         fields = state.as_json()
         if fields != self._published:
             self._published = fields

@@ -18,9 +18,11 @@ from typing import Any
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.telemetry.shared import (
+    LISTENERS,
     MOST_REQUESTS,
     MOST_TROUBLED,
     Ended,
+    WorkerState,
     ended_ms,
     is_troubled,
     to_keep,
@@ -145,6 +147,12 @@ class Feed:
         self._number += 1
         self._requests.observe(self._number, record)
         self.timelines.observe(record)
+
+    def contribute(self, state: WorkerState) -> None:
+        """Add this worker's figures to the state that it publishes."""
+        if self.listeners:
+            state.gauges[LISTENERS] = self.listeners
+        self.timelines.publish(state.counts)
 
     def merge(self, requests: list[Ended]) -> None:
         """Add requests of other workers, none of which was added before."""

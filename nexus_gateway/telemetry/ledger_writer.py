@@ -120,7 +120,7 @@ class LedgerWriter:
         unpriced = self._unpriced + self._overflow
         return {SPENT_USD: self._spent_usd, PRICED: self._priced, UNPRICED: unpriced}
 
-    def share(self, state: WorkerState) -> None:
+    def contribute(self, state: WorkerState) -> None:
         """Add what requests have cost to what this process publishes."""
         state.counts.update(self._counts())
 

@@ -23,8 +23,8 @@ class Recorder:
         later: calls a function after so many seconds, such as `loop.call_later`.
     """
 
-    def __init__(self) -> None:
-        self.observers: list[Observer] = []
+    def __init__(self, observers: list[Observer]) -> None:
+        self.observers = observers
         self.later: Later | None = None
         self._batch: list[RequestRecord] = []
 

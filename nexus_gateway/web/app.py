@@ -1,8 +1,7 @@
-"""The one aiohttp application: routes, middlewares, resources."""
+"""The aiohttp application: its routes, and who may call them."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,21 +11,12 @@ from aiohttp import web
 from nexus_gateway.dialects import DIALECTS
 from nexus_gateway.discovery import load
 from nexus_gateway.hooks import Hook
-from nexus_gateway.proxy.hook_runner import HookRunner
-from nexus_gateway.proxy.relay import Relay
-from nexus_gateway.proxy.resumption import Resuming
 from nexus_gateway.routing.policies import POLICIES, Policy
 from nexus_gateway.routing.pool import Pool
-from nexus_gateway.routing.resolver import ModelResolver
-from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.settings import Settings
-from nexus_gateway.telemetry.ledger_writer import LedgerWriter
-from nexus_gateway.telemetry.log import log_request
-from nexus_gateway.upstream.attempt import Upstream
-from nexus_gateway.upstream.client import open_client
 from nexus_gateway.web.auth import Access
 from nexus_gateway.web.endpoint import DialectEndpoint
-from nexus_gateway.web.gateway import GATEWAY, Drain, Gateway
+from nexus_gateway.web.gateway import GATEWAY, open_gateway
 from nexus_gateway.web.handlers import events, health, metrics, models, page, providers, usage
 from nexus_gateway.web.middleware import (
     ROUTE_OF,
@@ -36,23 +26,7 @@ from nexus_gateway.web.middleware import (
 )
 from nexus_gateway.web.request import expect
 
-
-async def keep_ledger(app: web.Application) -> AsyncIterator[None]:
-    """Keep the ledger as long as an application runs (for `cleanup_ctx`)."""
-    gateway = app[GATEWAY]
-    if not gateway.settings.ledger:
-        yield
-        return
-    writer = LedgerWriter(gateway.settings.ledger)
-    writer.start()
-    gateway.observers.append(writer.observe)
-    gateway.shares.append(writer.share)
-    gateway.ledger = writer
-    yield
-    await asyncio.to_thread(writer.close)
-
-
-# Every route there is, and who may call it.
+# Every route, and who may call it.
 ROUTES: tuple[Route, ...] = (
     *(
         Route("POST", path, DialectEndpoint(d).answer, Access.CALLER, d)
@@ -82,62 +56,30 @@ def build_app(
     clock: Callable[[], float] = time.monotonic,
     rng: random.Random | None = None,
 ) -> web.Application:
-    """Build the application.
+    """Build the application; it opens its gateway when it starts.
 
     Args:
-        settings: what the owner set.
+        settings: of the gateway.
         pool: the instances.
-        policy_by_name: the ways to route; None for those that are installed.
-        hooks: what looks at requests, by name.
+        policy_by_name: the routing policies; None for those that are installed.
+        hooks: by name, in the order in which they are called.
         clock: monotonic seconds.
-        rng: chance, for routing and backoff.
+        rng: randomness for routing and backoff.
     """
-    known = load(POLICIES)[0] if policy_by_name is None else policy_by_name
-    scheduler = Scheduler(clock, rng or random.Random(), known)
-    app = web.Application(
-        middlewares=[guard],
-        client_max_size=settings.max_body_mb * 1024 * 1024,
-    )
-    chain = HookRunner(hooks) if hooks else None
-    targets = ModelResolver(pool, strict=settings.strict_models)
-    app[GATEWAY] = Gateway(settings, pool, scheduler, Drain(), targets, chain)
-    app[events.FEED] = events.feed_of(app[GATEWAY])
-    metrics.count(app)
-    app[GATEWAY].observers.append(log_request)
+    policies = load(POLICIES)[0] if policy_by_name is None else policy_by_name
+    app = web.Application(middlewares=[guard], client_max_size=settings.max_body_mb * 1024 * 1024)
+
+    async def gateway(app: web.Application) -> AsyncIterator[None]:
+        opening = open_gateway(settings, pool, policies, hooks or {}, clock, rng or random.Random())
+        async with opening as app[GATEWAY]:
+            yield
+
+    app.cleanup_ctx.append(gateway)
     by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
     app[ROUTE_OF] = by_handler
     for route in ROUTES:
-        # Load balancers ask by HEAD; a GET route answers both.
+        # Load balancers send HEAD; a GET route answers both.
         add = app.router.add_get if route.method == "GET" else app.router.add_post
         add(route.path, route.handler, expect_handler=expect)
     app.on_response_prepare.append(add_common_headers)
-    app.cleanup_ctx.extend([_relay, keep_ledger])
-    if settings.traces:
-        app.cleanup_ctx.append(_traces)
     return app
-
-
-async def _relay(app: web.Application) -> AsyncIterator[None]:
-    """Open the way to the upstreams, and close it at the end."""
-    gateway = app[GATEWAY]
-    async with open_client(direct=gateway.settings.direct_path) as client:
-        scheduler = gateway.scheduler
-
-        def make_relay(settings: Settings) -> Relay:
-            kind = Resuming if settings.resume else Relay
-            return kind(scheduler, Upstream(client, settings), settings)
-
-        gateway.make_relay, gateway.relay = make_relay, make_relay(gateway.settings)
-        yield
-    if gateway.hooks is not None:
-        await gateway.hooks.close()
-
-
-async def _traces(app: web.Application) -> AsyncIterator[None]:
-    """Open the way to the collector, and close it at the end."""
-    from nexus_gateway.telemetry.export import open_tracing
-
-    async with open_tracing() as tracing:
-        app[GATEWAY].tracing = tracing
-        yield
-        app[GATEWAY].tracing = None

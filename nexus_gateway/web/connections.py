@@ -173,7 +173,6 @@ class Runner(web.AppRunner):
             shutdown_timeout=shutdown_timeout,
             lingering_time=LINGER_S,
         )
-        self._gateway = app[GATEWAY]
         self._timer: asyncio.TimerHandle | None = None
 
     async def _make_server(self) -> web.Server:
@@ -188,7 +187,7 @@ class Runner(web.AppRunner):
                 loop=asyncio.get_running_loop(),
                 **server._kwargs,
             )
-            watched.gateway = self._gateway
+            watched.gateway = self.app[GATEWAY]
             watched()
         except (AttributeError, TypeError):
             logger.warning(
@@ -201,7 +200,7 @@ class Runner(web.AppRunner):
 
     def _check(self, server: web.Server) -> None:
         loop = asyncio.get_running_loop()
-        write_s = self._gateway.settings.write_timeout_ms / 1000  # a reload may change it
+        write_s = self.app[GATEWAY].settings.write_timeout_ms / 1000  # a reload may change it
         self._timer = loop.call_later(min(write_s, HEAD_S) / CHECKS, self._check, server)
         now = loop.time()
         for connection in server.connections:

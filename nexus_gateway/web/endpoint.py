@@ -130,14 +130,13 @@ class DialectEndpoint:
             responder.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
             while True:
-                assert gateway.relay is not None
-                resolver = gateway.targets
+                resolver = gateway.resolver
                 target = resolver.of(parsed)
                 try:
                     return await gateway.relay.serve(context, parsed, target, options, responder)
                 except NoCandidate:
                     # Once more if a reload has brought other instances in the meantime.
-                    if resolver is gateway.targets or not parsed.replayable:
+                    if resolver is gateway.resolver or not parsed.replayable:
                         raise
                     context.new_round()
         finally:

@@ -1,41 +1,50 @@
-"""The time between SIGTERM and exit: nothing new begins, what runs may end.
-
-Every request in flight is tracked. When the time is up, what is left is cancelled with
-`expired` set, by which its handler knows to say goodbye instead of just stopping.
-
-A worker process that is replaced leaves without a drain: it answers whoever still comes by, and
-asks them to connect anew.
-"""
+"""The running gateway: built complete by `open_gateway`, and closed with it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from aiohttp import web
-from multidict import CIMultiDictProxy
 
+from nexus_gateway.hooks import Hook
 from nexus_gateway.proxy.hook_runner import HookRunner
-from nexus_gateway.proxy.record import Observer, Trace
 from nexus_gateway.proxy.relay import Relay
+from nexus_gateway.proxy.resumption import Resuming
+from nexus_gateway.routing.policies import Policy
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.settings import Settings
-from nexus_gateway.telemetry.pricing import Spent
+from nexus_gateway.telemetry.feed import Feed
+from nexus_gateway.telemetry.ledger_writer import LedgerWriter
+from nexus_gateway.telemetry.log import log_request
+from nexus_gateway.telemetry.metrics.meter import Meter, is_installed
 from nexus_gateway.telemetry.recorder import Recorder
 from nexus_gateway.telemetry.shared import WorkerState
+from nexus_gateway.upstream.attempt import Upstream
+from nexus_gateway.upstream.client import Client, open_client
+
+if TYPE_CHECKING:
+    from nexus_gateway.telemetry.tracing import Tracing
+
+Contributor = Callable[[WorkerState], None]
 
 
 class Drain:
-    """Track requests in flight, and wait for their end.
+    """The requests in flight, and the time between SIGTERM and exit.
+
+    A worker that is replaced leaves without a drain: it still answers, and asks callers to connect
+    again.
 
     Attributes:
-        begun: nothing new is accepted.
-        leaving: this process goes, with or without a drain.
-        expired: the time is up.
+        begun: new requests are refused.
+        leaving: this process ends, with or without a drain.
+        expired: the time limit is over; what is left was cancelled and ends with an error.
     """
 
     def __init__(self) -> None:
@@ -48,16 +57,14 @@ class Drain:
 
     @property
     def in_flight(self) -> int:
-        """How many requests are being served."""
         return len(self._tasks)
 
     def begin(self) -> None:
-        """Accept nothing new from now on."""
         self.begun.set()
         self.leaving.set()
 
     def __enter__(self) -> None:
-        """Count the current task as a request in flight, until the `with` block ends."""
+        """Count the current task as a request in flight until the block ends."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -71,7 +78,7 @@ class Drain:
             self._idle.set()
 
     async def wait(self, limit_s: float) -> bool:
-        """Wait until no request is in flight; False when the time was not enough."""
+        """Wait until no request is in flight; False if the time is over before."""
         try:
             async with asyncio.timeout(limit_s):
                 await self._idle.wait()
@@ -80,78 +87,113 @@ class Drain:
         return True
 
     def expire(self) -> None:
-        """The time is up: cancel what is left."""
+        """Cancel what is left."""
         self.expired = True
         for task in list(self._tasks):
             task.cancel()
 
 
-class Ledger(Protocol):
-    """Notes what every request used."""
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether its place cannot be used, so that none is kept."""
-
-    def spent(self, elsewhere: Mapping[str, float]) -> Spent:
-        """Return what requests have cost since it began; told what the other processes counted."""
-
-
-class Tracing(Protocol):
-    """Follows requests."""
-
-    def begin(self, headers: CIMultiDictProxy[str], endpoint: str, path: str) -> Trace:
-        """Begin to follow one that has just come, by a door and its path."""
-
-
 @dataclass(slots=True)
 class Gateway:
-    """The running gateway, as the handlers know it.
+    """The parts of the running gateway.
 
-    Args:
-        settings: what the owner set.
-        pool: the instances.
-        scheduler: gives leases on them.
-        drain: the requests in flight, and their end.
-        targets: who may serve a request.
-        hooks: what looks at requests.
-        relay: serves them; there once the application runs.
-        make_relay: makes another one for other settings; there as long as `relay` is.
+    A reload replaces `settings`, `resolver` and `relay`, and changes the instances of the pool.
+
+    Attributes:
+        recorder: passes the records of ended requests to their observers.
+        contributors: each adds figures to the state that this worker publishes to the others.
+        meter: counts for /metrics, if METRICS is on and its extra is installed.
         workers: how many processes serve.
-        others: what the others of them counted; a figure of this process is added to it.
-        decided: set when something was decided that the others must know at once.
-        recorder: passes the record of every request that has ended to its observers.
-        refused: told of every other answer that is an error: its status, and its code or type.
-        shares: each adds its figures to what this process tells the others.
-        ledger: notes what they use, where that is wanted.
-        tracing: follows every request, where there is a collector.
+        others: the state of the other workers; figures of this one are added to it.
+        decided: set if the other workers must know something at once.
     """
 
     settings: Settings
     pool: Pool
+    resolver: ModelResolver
+    relay: Relay
     scheduler: Scheduler
+    client: Client
     drain: Drain
-    targets: ModelResolver
-    hooks: HookRunner | None = None
-    relay: Relay | None = None
-    make_relay: Callable[[Settings], Relay] | None = None
+    recorder: Recorder
+    contributors: list[Contributor]
+    feed: Feed
+    meter: Meter | None
+    ledger: LedgerWriter | None
+    hooks: HookRunner | None
+    tracing: Tracing | None
     workers: int = 1
     others: WorkerState = field(default_factory=WorkerState)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
-    recorder: Recorder = field(default_factory=Recorder)
-    refused: Callable[[int, str], None] | None = None
-    shares: list[Callable[[WorkerState], None]] = field(default_factory=list)
-    ledger: Ledger | None = None
-    tracing: Tracing | None = None
 
-    @property
-    def observers(self) -> list[Observer]:
-        return self.recorder.observers
+    def configure(self, settings: Settings) -> None:
+        """Serve with new settings from now on; requests in flight keep the former ones."""
+        self.settings = settings
+        self.resolver = ModelResolver(self.pool, strict=settings.strict_models)
+        self.relay = _relay(self.scheduler, self.client, settings)
+
+    def merge(self, others: WorkerState, workers: int) -> None:
+        """Take over the state of the other workers."""
+        self.workers, self.others = workers, others
+        names = [instance.name for instance in self.pool.instances]
+        self.feed.timelines.merge(others.counts, names, self.feed.wall())
 
 
 GATEWAY = web.AppKey("gateway", Gateway)
 
 
 def gateway_of(request: web.Request) -> Gateway:
-    """Return the gateway that serves a request."""
     return request.app[GATEWAY]
+
+
+@asynccontextmanager
+async def open_gateway(
+    settings: Settings,
+    pool: Pool,
+    policies: Mapping[str, Policy],
+    hooks: Mapping[str, Hook],
+    clock: Callable[[], float],
+    rng: random.Random,
+) -> AsyncIterator[Gateway]:
+    """Open what the gateway needs, and close it at the end: the recorder first, the client last."""
+    scheduler = Scheduler(clock, rng, policies)
+    feed = Feed(pool)
+    meter = Meter(pool, scheduler) if settings.metrics and is_installed() else None
+    ledger = LedgerWriter(settings.ledger) if settings.ledger else None
+    runner = HookRunner(hooks) if hooks else None
+    parts = [part for part in (feed, meter, ledger) if part is not None]
+    recorder = Recorder([*(part.observe for part in parts), log_request])
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(open_client(direct=settings.direct_path))
+        tracing = None
+        if settings.traces:
+            from nexus_gateway.telemetry.export import open_tracing
+
+            tracing = await stack.enter_async_context(open_tracing())
+        if runner is not None:
+            stack.push_async_callback(runner.close)
+        if ledger is not None:
+            ledger.start()
+            stack.push_async_callback(asyncio.to_thread, ledger.close)
+        stack.callback(recorder.flush)
+        yield Gateway(
+            settings,
+            pool,
+            ModelResolver(pool, strict=settings.strict_models),
+            _relay(scheduler, client, settings),
+            scheduler,
+            client,
+            Drain(),
+            recorder,
+            [part.contribute for part in parts],
+            feed,
+            meter,
+            ledger,
+            runner,
+            tracing,
+        )
+
+
+def _relay(scheduler: Scheduler, client: Client, settings: Settings) -> Relay:
+    kind = Resuming if settings.resume else Relay
+    return kind(scheduler, Upstream(client, settings), settings)

@@ -61,8 +61,8 @@ def note_refusal(
     if RECORDED in request:
         return
     reason = error.code or error.kind
-    if gateway.refused is not None:
-        gateway.refused(status, reason)
+    if gateway.meter is not None:
+        gateway.meter.refuse(status, reason)
     is_http = request.method != NO_METHOD
     fields = {
         "id": request_id(request),

@@ -33,7 +33,7 @@ async def test_the_whole_story(upstream: FakeUpstream) -> None:
     async with serving(
         make_instance(upstream), make_instance(upstream, 2), gateway_keys=keys
     ) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         head = {**ROUND, "Authorization": "Bearer another", "X-Request-Id": "mine"}
         await served.chat({**HELLO, "model": "fake", "stream": True}, headers=head)
     (record,) = told
@@ -65,7 +65,7 @@ async def test_how_it_may_end(
     upstream.default = reply
     told: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         await served.chat()
     assert (told[0].status, told[0].outcome) == (status, outcome)
     assert [a.outcome.value for a in told[0].attempts] == attempts
@@ -79,7 +79,7 @@ async def test_a_caller_who_leaves(upstream: FakeUpstream) -> None:
     upstream.default = Reply(hang=True)
     told: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         asking = asyncio.create_task(served.chat())
         while not upstream.hits():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
@@ -96,7 +96,7 @@ async def test_an_observer_that_fails_costs_nothing(upstream: FakeUpstream) -> N
 
     told: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.observers.extend([fail, told.append])
+        served.gateway.recorder.observers.extend([fail, told.append])
         assert (await served.chat())[0] == 200
     assert len(told) == 1
 
@@ -104,7 +104,7 @@ async def test_an_observer_that_fails_costs_nothing(upstream: FakeUpstream) -> N
 async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstream) -> None:
     told: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         assert (await served.chat({"messages": 1}))[0] == 400
     assert (told[0].status, told[0].instance, told[0].attempts) == (400, "", ())
 

@@ -112,7 +112,7 @@ async def test_a_first_content_keeps_its_time_where_nobody_can_go_on(
     told: list[RequestRecord] = []
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances, resume=True, max_attempts=max_attempts) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         await served.chat(headers=ROUND)
     (record,) = told
     assert [attempt.status for attempt in record.attempts] == [200, 500, 500][:max_attempts]

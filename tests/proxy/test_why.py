@@ -65,7 +65,7 @@ async def test_a_stream_that_breaks_says_why_and_when(
     upstream.default = BREAKS[why]
     idle_timeout_ms = 100 if "silent" in why else 60_000
     async with serving(make_instance(upstream), idle_timeout_ms=idle_timeout_ms) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         await served.chat()
     (record,), (line,) = told, lines(caplog, "chat")
     (attempt,) = record.attempts
@@ -84,7 +84,7 @@ async def test_what_was_gone_on_with_says_who_broke(
     upstream.defaults[KEYS[2]] = Reply(status=500)
     instances = [make_instance(upstream, n) for n in (1, 2, 3)]
     async with serving(*instances, resume=True) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         await served.chat(headers=ROUND)
         for instance in instances[1:]:
             instance.disable()
@@ -108,7 +108,7 @@ async def test_a_fail_over_says_why_and_what_went_well_at_once_says_nothing(
 ) -> None:
     upstream.script(Reply(status=500), key=KEYS[0])
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         for _ in range(2):
             await served.chat({**HELLO, "model": "fake"}, headers=ROUND)
     moved, good = lines(caplog, "chat")
@@ -128,7 +128,7 @@ async def test_where_nobody_is_asked_it_says_what_stands_in_the_way(
     clock = FakeClock()
     refused, limited, off = (make_instance(upstream, n, clock) for n in (1, 2, 3))
     async with serving(refused, limited, off, clock=clock) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         refused.park_bad_key()
         limited.park(20)
         off.disable()
@@ -152,7 +152,7 @@ async def test_after_attempts_those_are_named_who_could_not_be_asked(
     clock = FakeClock()
     instances = [make_instance(upstream, n, clock) for n in (1, 2)]
     async with serving(*instances, clock=clock, queue_timeout_ms=queue_timeout_ms) as served:
-        served.gateway.observers.append(told.append)
+        served.gateway.recorder.observers.append(told.append)
         instances[1].park(30)
         await served.chat()
     (record,) = told

@@ -81,11 +81,11 @@ async def hired(upstream: FakeUpstream) -> AsyncIterator[Hired]:
         assert workers.take_spec(environ) is None
         app = build_app(Settings(shutdown_timeout_ms=300), Pool([make_instance(upstream)]))
         hired = Hired(await ControlChannel.open(ours), f"http://127.0.0.1:{port}", sockets)
-        hired.gateway = app[GATEWAY]
         hired.working = asyncio.create_task(worker.work(app, place, {"screen": []}))
         hired.line.send("share", **NOTHING_NEW)
         async with aiohttp.ClientSession() as hired.session:
             assert (await hired.hears("ready"))["version"] == VERSION
+            hired.gateway = app[GATEWAY]
             hired.line.send("listen", slots=[0, 1])  # nobody else is there
             yield hired
             await hired.line.close()

@@ -143,7 +143,7 @@ async def test_what_is_noted(upstream: FakeUpstream, path: Path) -> None:
 
 async def test_without_a_ledger_nothing_is_kept(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        assert not any("ledger" in str(observer) for observer in served.gateway.observers)
+        assert not any("ledger" in str(observer) for observer in served.gateway.recorder.observers)
         async with served.session.get(served.url + "/v1/usage") as response:
             assert response.status == 404
             assert (await response.json())["error"]["code"] == "ledger_off"
@@ -369,7 +369,7 @@ async def test_a_file_that_cannot_be_used_is_left_alone(
             error = (await response.json())["error"]
         assert error["code"] == "ledger_unreadable"
         assert "log" in error["message"]
-        feed = served.gateway.observers[0].__self__  # type: ignore[attr-defined]
+        feed = served.gateway.feed  # type: ignore[attr-defined]
         found = figures(served.gateway, feed)
         assert (found["spentUsd"], found["priced"]) == (None, None)
     (line,) = caplog.messages

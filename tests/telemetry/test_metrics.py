@@ -30,7 +30,7 @@ from nexus_gateway.telemetry.metrics.exposition import render
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.web.handlers import metrics
+from nexus_gateway.web import gateway
 
 ONE, TWO = "Fake (Key #1)", "Fake (Key #2)"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -406,10 +406,10 @@ async def test_only_admins_and_viewers_may_scrape() -> None:
 async def test_nothing_is_counted_if_metrics_are_off_or_not_installed(
     installed: bool, wanted: bool, status: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "is_installed", lambda: installed)
+    monkeypatch.setattr(gateway, "is_installed", lambda: installed)
     async with serving(make_instance(provider=Fake), metrics=wanted) as served:
-        assert not any("metrics" in str(o) for o in served.gateway.observers)
-        assert not any("metrics" in str(s) for s in served.gateway.shares)
+        assert not any("metrics" in str(o) for o in served.gateway.recorder.observers)
+        assert not any("metrics" in str(s) for s in served.gateway.contributors)
         async with served.session.get(served.url + "/metrics") as answer:
             assert answer.status == status
             assert message in (await answer.json())["error"]["message"]

@@ -180,7 +180,7 @@ async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_pa
     gpt = make_instance(upstream, provider=Fake, name="openai", model="gpt-4o-mini")
     ours = make_instance(upstream, provider=Fake, name="ours", model="ours-1")
     async with serving(gpt, ours, ledger=str(tmp_path / "ledger.sqlite3")) as served:
-        feed = served.gateway.observers[0].__self__
+        feed = served.gateway.feed
 
         def told() -> tuple[float | None, float | None]:
             found = figures(served.gateway, feed)

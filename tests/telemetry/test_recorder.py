@@ -13,7 +13,7 @@ from nexus_gateway.telemetry.recorder import BATCH_S, MAX_BATCH, Recorder
 
 @pytest.fixture
 def recorder() -> Recorder:
-    return Recorder()
+    return Recorder([])
 
 
 @pytest.fixture

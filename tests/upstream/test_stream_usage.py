@@ -79,7 +79,7 @@ def with_nulls(chunks: list[Chunk]) -> list[Chunk]:
 
 def recording(served: Served) -> list[RequestRecord]:
     records: list[RequestRecord] = []
-    served.gateway.observers.append(records.append)
+    served.gateway.recorder.observers.append(records.append)
     return records
 
 

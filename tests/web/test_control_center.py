@@ -201,7 +201,7 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
 async def test_a_late_request_from_another_worker_is_sorted_by_its_end(browser: Any) -> None:
     async with two_instances() as (served, _), opened(browser, served.url) as tab:
         await tab.is_live()
-        feed = served.gateway.observers[0].__self__
+        feed = served.gateway.feed
         for at_s, model in ((20, "third"), (10, "first")):
             feed.observe(ended(ended_s=float(at_s), asked_model=model))
             await expect(tab.requests.filter(has_text=model)).to_have_count(1)
@@ -584,7 +584,7 @@ async def test_a_page_without_access_shows_why(browser: Any) -> None:
 async def test_a_row_in_use_neither_moves_nor_disappears(browser: Any) -> None:
     """With a row open, the keyboard focus in the list, and 200 newer requests."""
     async with two_instances() as (served, _):
-        feed = served.gateway.observers[0].__self__
+        feed = served.gateway.feed
         feed.observe(ended(ended_s=1.5, asked_model="broke", outcome="failure"))
         for at_s in range(1, 200):
             feed.observe(ended(ended_s=float(at_s), asked_model=f"at-{at_s}"))
@@ -623,7 +623,7 @@ async def test_a_request_that_another_worker_repeats_is_not_new(browser: Any) ->
     """After a reconnect another worker sends requests, some of which the page has already."""
     async with two_instances() as (served, _), opened(browser, served.url) as tab:
         await tab.is_live()
-        feed, pause = served.gateway.observers[0].__self__, tab.page.locator("#pause")
+        feed, pause = served.gateway.feed, tab.page.locator("#pause")
         first, second, third = (
             request_json(ended(ended_s=at_s, asked_model=f"at-{at_s:.0f}"))
             for at_s in (1.0, 2.0, 3.0)
@@ -641,7 +641,7 @@ async def test_a_request_that_another_worker_repeats_is_not_new(browser: Any) ->
 async def test_a_row_has_text_for_all_it_shows(browser: Any) -> None:
     async with two_instances() as (served, _), opened(browser, served.url) as tab:
         await tab.is_live()
-        feed = served.gateway.observers[0].__self__
+        feed = served.gateway.feed
         none = {"attempts": (), "instance": "", "outcome": "no_candidate"}
         requests = [
             request_json(ended(ended_s=1.0, outcome="failure")),
@@ -719,7 +719,7 @@ async def test_the_page_fits_every_screen_and_unfolds_on_a_narrow_one(browser: A
         upstream.defaults[KEYS[1]] = Reply(status=429, headers={"Retry-After": "60"})
         both = [make_instance(upstream, number, provider=Long) for number in (1, 2)]
         async with serving(*both) as served:
-            feed = served.gateway.observers[0].__self__
+            feed = served.gateway.feed
             for at_s in range(120):
                 feed.observe(ended(ended_s=float(at_s), asked_model=Long.default_model))
             await served.chat({**HELLO, "model": "fake-large"}, headers=ROUND_ROBIN)

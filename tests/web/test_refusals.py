@@ -21,11 +21,11 @@ from waiting import until
 
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.metrics import definitions
-from nexus_gateway.telemetry.metrics.counting import OTHER, REASONS, Counting
+from nexus_gateway.telemetry.metrics.counting import OTHER, REASONS
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.web.handlers import metrics
+from nexus_gateway.web import gateway
 
 CHAT, TOGGLE = "POST /v1/chat/completions", "POST /v1/providers/toggle"
 JSON = "Content-Type: application/json"
@@ -81,10 +81,12 @@ def port_of(served: Served) -> int:
 
 def counted(served: Served) -> Counter[tuple[str, ...]]:
     """Return what both figures hold."""
-    meter = served.gateway.observers[1]
-    assert isinstance(meter, Counting)
+    meter = served.gateway.meter
+    assert meter is not None
     names = (definitions.REQUESTS.name, definitions.REFUSED.name)
-    return Counter({k: int(n[0]) for k, n in meter.counts.numbers.items() if k[0] in names})
+    return Counter(
+        {k: int(n[0]) for k, n in meter._counting.counts.numbers.items() if k[0] in names}
+    )
 
 
 @pytest.mark.parametrize(("sent", "status", "reason"), AT_THE_DOOR)
@@ -174,7 +176,7 @@ async def test_what_is_said_makes_no_label(upstream: FakeUpstream) -> None:
             line = f"{'GET' if number % 2 else 'PROPFIND'} /path-{number}?q={number}"
             assert (await raw(served.url, request(line)))[0] == 404
         assert counted(served) == {(definitions.REFUSED.name, "404", "unknown_path"): 50}
-        served.gateway.refused(404, "a_code_of_a_plugin")  # type: ignore[misc]
+        served.gateway.meter.refuse(404, "a_code_of_a_plugin")  # type: ignore[union-attr]
         assert counted(served)[(definitions.REFUSED.name, "404", OTHER)] == 1
 
 
@@ -190,9 +192,9 @@ async def test_what_may_come_in_waves_is_there_before_the_first(upstream: FakeUp
 async def test_without_metrics_nobody_counts(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "is_installed", lambda: False)
+    monkeypatch.setattr(gateway, "is_installed", lambda: False)
     async with serving(make_instance(upstream), **LOCKS) as served:
-        assert served.gateway.refused is None
+        assert served.gateway.meter is None
         for sent, status, _ in AT_THE_DOOR[:2] + AT_THE_DOOR[-2:]:
             assert str((await raw(served.url, sent))[0]) == status
 

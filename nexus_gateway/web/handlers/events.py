@@ -29,32 +29,13 @@ from nexus_gateway import __version__
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.feed import EVERY_S, Feed
 from nexus_gateway.telemetry.pricing import Spent
-from nexus_gateway.telemetry.shared import LISTENERS, REQUESTS_IN_FLIGHT, WorkerState
+from nexus_gateway.telemetry.shared import REQUESTS_IN_FLIGHT
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.web.handlers.health import status_of
 
 TICK_S = 1.0
 # The other workers take a quarter of a second to hand over their requests; one may hang.
 LONGEST_WAIT_S = 1.0
-FEED = web.AppKey("feed", Feed)
-
-
-def feed_of(gateway: Gateway) -> Feed:
-    """Make a gateway's feed, which observes its requests and is in step with the other workers."""
-    feed = Feed(gateway.pool)
-    alone = gateway.others
-
-    def share(state: WorkerState) -> None:
-        if feed.listeners:
-            state.gauges[LISTENERS] = feed.listeners
-        feed.timelines.publish(state.counts)
-        if gateway.others is not alone:
-            names = [instance.name for instance in gateway.pool.instances]
-            feed.timelines.merge(gateway.others.counts, names, feed.wall())
-
-    gateway.observers.append(feed.observe)
-    gateway.shares.append(share)
-    return feed
 
 
 async def events(request: web.Request) -> web.StreamResponse:
@@ -98,7 +79,7 @@ class _Listener:
 
     def __init__(self, request: web.Request, response: EventSourceResponse) -> None:
         self._gateway = gateway_of(request)
-        self._feed = request.config_dict[FEED]
+        self._feed = self._gateway.feed
         self._response = response
         self._last_id = request.headers.get("Last-Event-ID")
         self._sent = 0
@@ -136,6 +117,7 @@ class _Listener:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_WAIT_S):
                 await self._feed.whole.wait()
+        self._gateway.recorder.flush()
         newest = self._feed.refresh()
         number = self._feed.number_of(self._last_id)
         if number is not None:
