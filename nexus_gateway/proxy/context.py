@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nexus_gateway.dialects.base import FullResponse, Request
-from nexus_gateway.proxy.record import MAX_MODEL, MAX_WHY, RequestRecord, Trace, billed_usd
+from nexus_gateway.proxy.record import MAX_MODEL, MAX_WHY, RequestRecord, Trace
 from nexus_gateway.routing.attempts import AttemptHistory
 from nexus_gateway.upstream.streams import ResponseWriter
-from nexus_gateway.wire.usage import parse_usage
+from nexus_gateway.wire.usage import billed_usd, parse_usage
 
 
 class CallerGone(Exception):
@@ -75,11 +75,13 @@ class RequestContext:
 
     def latency_ms(self) -> tuple[float, float]:
         """Return the time to the first content, else to the last failure, and the upstream's part."""
-        timed = self.history.timed
-        if timed is None:
-            return 0.0, 0.0
-        upstream_ms = timed.latency_ms
-        return (timed.started_s - self.started_s) * 1000 + upstream_ms, upstream_ms
+        attempt = self.history.answer
+        if attempt is None:
+            attempt = next((a for a in reversed(self.history.attempts) if a.reason), None)
+            if attempt is None:
+                return 0.0, 0.0
+        at_s = attempt.first_content_s or attempt.ended_s
+        return (at_s - self.started_s) * 1000, (at_s - attempt.started_s) * 1000
 
     def why(self) -> str | None:
         """Return which attempts failed and why, and why no other instance could be tried."""

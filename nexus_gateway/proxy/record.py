@@ -8,16 +8,15 @@ with the record once the request has ended, and must neither wait nor fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from nexus_gateway.routing.attempts import Attempt, Span
 from nexus_gateway.wire.usage import TokenUsage
 
 MAX_MODEL = 200
 MAX_WHY = 1000
-MAX_USD = 1_000_000
 
 
 class RequestRecord(NamedTuple):
@@ -116,11 +115,3 @@ class Trace(Protocol):
         """Start the span of an attempt."""
 
     def end(self, record: RequestRecord) -> None: ...
-
-
-def billed_usd(usage: Mapping[str, Any]) -> float | None:
-    """Return the price that an upstream states in its usage."""
-    cost = usage.get("cost")
-    if isinstance(cost, bool) or not isinstance(cost, int | float):
-        return None
-    return float(cost) if 0 <= cost < MAX_USD else None

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.discovery import prefix
 from nexus_gateway.errors import BrokenStream, NoCandidate, UpstreamRefused
-from nexus_gateway.provider import Outcome
+from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.proxy.context import RequestContext, RequestOptions, Sink
 from nexus_gateway.proxy.hedging import HedgedAttempt
 from nexus_gateway.proxy.queue import RequestQueue
-from nexus_gateway.routing.attempts import SUCCESS, Attempt, AttemptFailed, warn_once
+from nexus_gateway.routing.attempts import BROKE, SUCCESS, Attempt, AttemptFailed, warn_once
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream.attempt import Upstream
@@ -138,7 +138,8 @@ class Relay:
             limits = self._first_token_ms, self._max_attempts
             race = HedgedAttempt(delivery, self.scheduler, self._open, self._judge, limits)
             winner, stream = await race.run(attempt)
-            await self._deliver(delivery, winner, stream)
+            with winner:
+                await self._deliver(delivery, winner, stream)
         else:
             await self._deliver(delivery, attempt, await self._open(delivery, attempt))
 
@@ -153,8 +154,10 @@ class Relay:
 
     async def _open(self, delivery: Delivery, attempt: Attempt) -> AnswerStream:
         """Send the request; return the stream once its first content has come."""
-        request = _traced(delivery, attempt)
-        attempt.start()
+        request = delivery.request
+        if delivery.context.trace is not None:
+            request = _traced(delivery, attempt)
+        attempt.started_s = self._clock()
         return await self._upstream.stream(attempt.instance, attempt.model, request)
 
     async def _open_full(self, delivery: Delivery, attempt: Attempt) -> FullResponse:
@@ -163,8 +166,10 @@ class Relay:
         It gets half of the time that is left if another instance could still be tried: a full
         response has no first token that tells slow from dead, and the next attempt needs time too.
         """
-        request = _traced(delivery, attempt)
-        attempt.start()
+        request = delivery.request
+        if delivery.context.trace is not None:
+            request = _traced(delivery, attempt)
+        attempt.started_s = self._clock()
         limit_s = max(delivery.patience_s - attempt.started_s, 0.001)
         others = len(delivery.target.instances) - len(delivery.context.history.attempts) - 1
         if others > 0:
@@ -176,18 +181,19 @@ class Relay:
         context, sink = delivery.context, delivery.sink
         attempt.content(self._first_token_ms, stream=True)
         try:
-            with attempt:
-                try:
-                    await sink.start(context)
-                    await stream.write_to(sink)
-                finally:
-                    attempt.usage = stream.used()
-        except BrokenStream as broken:
-            error = masked(broken.body(), attempt.instance.key)
-        else:
+            try:
+                await sink.start(context)
+                await stream.write_to(sink)
+            finally:
+                attempt.usage = stream.used()
+            attempt.end(SUCCESS)
+            context.outcome = SUCCESS.outcome.value
             return
+        except BrokenStream as broken:
+            attempt.end(Verdict(Outcome.FAILURE, BROKE + broken.reason))
+            context.outcome = Outcome.FAILURE.value
+            error = masked(broken.body(), attempt.instance.key)
         finally:
-            context.outcome = attempt.outcome.value
             await stream.close()
         await sink.fail(BROKEN_STATUS, error)
 
@@ -217,9 +223,8 @@ class Relay:
 
 
 def _traced(delivery: Delivery, attempt: Attempt) -> Request:
-    """Return the request; if it is traced, with the headers that let the upstream continue."""
+    """Start the attempt's span; return the request with the headers that let the upstream continue."""
     request, trace = delivery.request, delivery.context.trace
-    if trace is None:
-        return request
+    assert trace is not None
     attempt.span = span = trace.attempt(attempt, stream=request.stream)
     return request.traced(span.headers)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nexus_gateway.dialects.base import FullResponse, Request
+from nexus_gateway.dialects.base import Request
 from nexus_gateway.dialects.body import Body, validated
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.errors import BrokenStream, GatewayError
@@ -38,7 +38,6 @@ _PLAIN_VALUES: Mapping[str, object] = {
     "response_format": {"type": "text"},
     "modalities": ["text"],
 }
-_LIMITS = ("max_tokens", "max_completion_tokens")
 _NOT_TEXT = frozenset({"tool_calls", "function_call", "refusal", "audio"})
 Continue = Callable[["PartialAnswer", Sink], Awaitable[None]]
 
@@ -120,7 +119,7 @@ class ContinuingSink:
     def __init__(self, sink: KeepingSink, answer: PartialAnswer) -> None:
         self._sink = sink
         self._answer = answer
-        self.fail = sink.fail
+        self.fail, self.pipe, self.full = sink.fail, sink.pipe, sink.full
 
     async def start(self, context: RequestContext) -> None:
         assert context.history.latest is not None
@@ -133,12 +132,6 @@ class ContinuingSink:
 
     async def end(self, data: bytes = b"") -> None:
         await self._sink.end(under_head(data, self._answer))
-
-    def pipe(self) -> None:
-        return None  # each block has to be read
-
-    async def full(self, context: RequestContext, response: FullResponse) -> None:
-        raise NotImplementedError("only streams are resumed")
 
 
 def is_plain_text(request: Request) -> bool:
@@ -173,17 +166,13 @@ def read_answer(blocks: Iterable[bytes]) -> PartialAnswer | None:
 
 
 def continued(request: Request, answer: PartialAnswer) -> Request:
-    """Return the request for the rest of an answer.
-
-    Raises:
-        InvalidRequest: the text so far has no JSON form, as it holds half a character.
-    """
+    """Return the request for the rest; InvalidRequest if the text so far ends in half a character."""
     assert request.chat is not None
     fields = dict(request.chat.fields)
     if answer.text:
         so_far = {"role": "assistant", "content": answer.text}
         fields["messages"] = [*fields["messages"], so_far, {"role": "user", "content": CONTINUE}]
-    for name in _LIMITS:
+    for name in ("max_tokens", "max_completion_tokens"):
         if isinstance(fields.get(name), int):
             fields[name] = max(1, fields[name] - answer.pieces)
     body = validated(Body(fields, True), request.model)
@@ -191,11 +180,7 @@ def continued(request: Request, answer: PartialAnswer) -> Request:
 
 
 def under_head(block: bytes, answer: PartialAnswer) -> bytes:
-    """Return the next instance's events with the first answer's head.
-
-    Raises:
-        BrokenStream: one of them is no chunk.
-    """
+    """Return the next instance's events with the first head; BrokenStream if one is no chunk."""
     events: list[bytes] = []
     for event in sse.split(block):
         data = sse.parse_event(event).data

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from nexus_gateway.errors import BrokenStream
 from nexus_gateway.provider import RATE_LIMIT_PARK_S, Outcome, Verdict
 from nexus_gateway.routing.breaker import Permit
 from nexus_gateway.routing.instance import Instance
@@ -56,9 +55,9 @@ class Span(Protocol):
 class Attempt:
     """One try at one instance, made by the scheduler.
 
-    As a context manager it ends by how the block is left: without an exception SUCCESS, by
-    AttemptFailed its verdict, by BrokenStream FAILURE, by anything else CANCELLED, as a caller that
-    leaves is no failure of the instance.
+    As a context manager it ends by how the block is left, unless it has ended before: without an
+    exception SUCCESS, by AttemptFailed its verdict, by anything else CANCELLED, as a caller that leaves
+    is no failure of the instance.
 
     Attributes:
         started_s: when it was sent, by `clock`.
@@ -97,11 +96,8 @@ class Attempt:
         instance.in_flight += 1
         instance.total_requests += 1
         history.begun += 1
+        history.latest = self
         history.running.append(self)
-
-    def start(self) -> None:
-        """Start its clock: the request is sent now."""
-        self.started_s = self._clock()
 
     def content(self, limit_ms: float, *, stream: bool) -> None:
         """Record the first content of a stream, or a full response.
@@ -111,7 +107,11 @@ class Attempt:
             stream: whether the rest of the answer follows.
         """
         self.first_content_s = self._clock()
-        latency_ms = self.latency_ms
+        history = self._history
+        history.latest = self
+        if history.answer is None:
+            history.answer = self
+        latency_ms = (self.first_content_s - self.started_s) * 1000
         health = self.instance.health
         health.observe_latency(latency_ms, limit_ms)
         if stream:
@@ -130,7 +130,10 @@ class Attempt:
         """End it as if it had not been made: the history does not keep it."""
         if self.verdict is None:
             self.end(verdict)
-            self._history.attempts.remove(self)
+            history = self._history
+            history.attempts.remove(self)
+            if history.latest is self:
+                history.latest = next(iter(reversed((*history.attempts, *history.running))), None)
 
     def end(self, verdict: Verdict) -> None:
         """End it; a second end is ignored."""
@@ -218,8 +221,6 @@ class Attempt:
                 self.end(SUCCESS)
             case AttemptFailed(verdict=verdict):
                 self.end(verdict)
-            case BrokenStream():
-                self.end(Verdict(Outcome.FAILURE, BROKE + error.reason))
             case _:
                 self.end(CANCELLED)
 
@@ -266,6 +267,8 @@ class AttemptHistory:
         attempts: those that have ended, in order. One that lost a race is left out.
         running: those that have not.
         begun: how many were begun, those that lost a race included.
+        latest: the one that answers, or the last one that was begun.
+        answer: the first one that had its first content.
         hedged: whether two ran at a time.
     """
 
@@ -275,6 +278,8 @@ class AttemptHistory:
     attempts: list[Attempt] = field(default_factory=list)
     running: list[Attempt] = field(default_factory=list)
     begun: int = 0
+    latest: Attempt | None = None
+    answer: Attempt | None = None
     hedged: bool = False
     _earlier: int = 0
 
@@ -318,27 +323,15 @@ class AttemptHistory:
         """Return which instances failed and why."""
         return summary(self.attempts)
 
-    @property
-    def latest(self) -> Attempt | None:
-        """The attempt that answers, or the last one that was made."""
-        attempts = self.running or self.attempts
-        return attempts[-1] if attempts else None
-
-    @property
-    def timed(self) -> Attempt | None:
-        """The attempt with the first content; if there is none, the last one that failed."""
-        for attempt in (*self.attempts, *self.running):
-            if attempt.first_content_s is not None:
-                return attempt
-        return next((a for a in reversed(self.attempts) if a.reason), None)
-
     def usage(self) -> Mapping[str, Any]:
         """Return what the answer used, in OpenAI's shape.
 
         If several attempts answered, one after the other, their token counts are added. Details and
         costs are left out then: they are known of each part alone.
         """
-        parts = [attempt.usage for attempt in (*self.attempts, *self.running) if attempt.usage]
+        if len(self.attempts) == 1:
+            return self.attempts[0].usage
+        parts = [attempt.usage for attempt in self.attempts if attempt.usage]
         if len(parts) < 2:
             return parts[0] if parts else NO_USAGE
         total: dict[str, int] = {}

@@ -23,7 +23,7 @@ from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import CHAT, Outcome
 from nexus_gateway.routing import explain
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
-from nexus_gateway.routing.breaker import Permit, State
+from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.policies import Policy, choose, draw
 
@@ -76,13 +76,15 @@ class RoutingTarget:
         return instance.enabled
 
     def capable(self) -> list[Instance]:
-        if not self.images:
-            return [i for i in self.instances if i.enabled]
         return [i for i in self.instances if self.is_capable(i)]
 
     def admits(self, instance: Instance) -> bool:
         """Whether an instance is a candidate now."""
-        return self.is_capable(instance) and _admits(instance)
+        return (
+            (self.is_capable(instance) if self.images else instance.enabled)
+            and instance.parked_for_s() == 0
+            and instance.breaker.admits()
+        )
 
 
 class RetryBudget:
@@ -217,7 +219,8 @@ class Scheduler:
         if decision is not None:
             _explain(history, number, "hedge", decision.chosen(chosen.name))
         history.hedged = True
-        return self._begin(chosen, target, history, chosen.breaker.acquire())
+        permit = chosen.breaker.acquire()
+        return Attempt(chosen, target.model_of(chosen), permit, history, self.clock)
 
     def explain_unavailable(
         self, target: RoutingTarget, policy: str, history: AttemptHistory
@@ -263,9 +266,10 @@ class Scheduler:
             drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
             if drawn is not None:
                 self.retries.request()
-                return self._begin(drawn, target, history, drawn.breaker.acquire())
-        capable = target.capable()
-        best = _by_history([i for i in capable if _admits(i)], history)
+                permit = drawn.breaker.acquire()
+                return Attempt(drawn, target.model_of(drawn), permit, history, self.clock)
+        candidates = list(filter(target.admits, target.instances))
+        best = _by_history(candidates, history) if is_retry else _with_quota_left(candidates)
         may_retry = self.retries.allows() if is_retry else True
         if not may_retry:
             best = self._healthy(best)
@@ -273,28 +277,22 @@ class Scheduler:
             chosen = choose(self.policies[policy], best, self._rng)
             permit = chosen.breaker.acquire()
         else:
-            early = self._closest_to_its_probe(capable, history) if may_retry else None
+            early = self._closest_to_its_probe(target, history) if may_retry else None
             if early is None:
                 raise self.no_candidate(target, history)
             self._early_probe_s = self.clock()
             chosen, permit = early, early.breaker.acquire_early()
         self.retries.retry() if is_retry else self.retries.request()
-        return self._begin(chosen, target, history, permit)
-
-    def _begin(
-        self, instance: Instance, target: RoutingTarget, history: AttemptHistory, permit: Permit
-    ) -> Attempt:
-        return Attempt(instance, target.model_of(instance), permit, history, self.clock)
+        return Attempt(chosen, target.model_of(chosen), permit, history, self.clock)
 
     def _decision(
         self, target: RoutingTarget, policy: str, history: AttemptHistory
     ) -> explain.Decision:
         """Capture what `_attempt` chooses from, changing nothing."""
-        capable = target.capable()
-        best = _by_history([i for i in capable if _admits(i)], history)
+        best = _by_history(list(filter(target.admits, target.instances)), history)
         if history.attempts and not self.retries.allows():
             best = [i for i in best if i.breaker.is_healthy]
-        return explain.Decision.capture(policy, target.instances, capable, best, history)
+        return explain.Decision.capture(policy, target.instances, target.capable(), best, history)
 
     def _healthy(self, candidates: list[Instance]) -> list[Instance]:
         """Return the candidates that a retry beyond the budget may go to.
@@ -307,7 +305,7 @@ class Scheduler:
         return healthy
 
     def _closest_to_its_probe(
-        self, capable: list[Instance], history: AttemptHistory
+        self, target: RoutingTarget, history: AttemptHistory
     ) -> Instance | None:
         """Return the instance to probe early, if open circuits alone are in the way.
 
@@ -317,7 +315,7 @@ class Scheduler:
             return None
         is_open = [
             i
-            for i in capable
+            for i in target.capable()
             if i.parked_for_s() == 0 and i.breaker.state() is State.OPEN and not history.tried(i)
         ]
         return min(is_open, key=lambda i: i.breaker.ready_in_s(), default=None)
@@ -339,10 +337,6 @@ def has_quota_left(instance: Instance) -> bool:
     """Whether something is left of an instance's rate limits, as far as is known."""
     left = instance.quota_left()
     return left is None or left > 0
-
-
-def _admits(instance: Instance) -> bool:
-    return instance.parked_for_s() == 0 and instance.breaker.admits()
 
 
 def _by_history(candidates: list[Instance], history: AttemptHistory) -> list[Instance]:

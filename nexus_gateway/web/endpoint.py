@@ -16,6 +16,7 @@ from nexus_gateway.errors import (
     GatewayError,
     InternalError,
     NoCandidate,
+    Overloaded,
 )
 from nexus_gateway.proxy.context import CallerGone, RequestContext, RequestOptions
 from nexus_gateway.proxy.hook_runner import RequestHooks
@@ -26,7 +27,6 @@ from nexus_gateway.web.request import (
     EXPLAINED,
     RECORDED,
     IncomingBody,
-    admit,
     parse_options,
     request_id,
 )
@@ -50,7 +50,9 @@ class DialectEndpoint:
         responder = Responder(request, self.dialect, gateway, hooks)
         status = 200
         try:
-            admit(gateway)
+            limit = gateway.settings.max_concurrent
+            if limit and gateway.drain.in_flight >= limit:
+                raise Overloaded
             with gateway.drain:
                 await self._serve(request, gateway, context, responder, hooks)
         except CallerGone:
@@ -140,7 +142,8 @@ class DialectEndpoint:
                         raise
                     context.new_round()
         finally:
-            await responder.stop_keepalive()
+            if gateway.settings.keepalive_ms:
+                await responder.stop_keepalive()
 
     def _end(
         self,

@@ -27,7 +27,7 @@ from nexus_gateway.errors import (
 from nexus_gateway.proxy.context import CallerGone
 from nexus_gateway.settings import parse_bool
 from nexus_gateway.web.auth import Access, check
-from nexus_gateway.web.gateway import gateway_of
+from nexus_gateway.web.gateway import GATEWAY, gateway_of
 from nexus_gateway.web.request import (
     CALLER,
     EXPLAIN,
@@ -110,11 +110,12 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def authenticate(request: web.Request) -> None:
     """Refuse a request during a drain, and one without valid credentials."""
-    gateway = gateway_of(request)
-    access = route_of(request, request.match_info).access
+    gateway = request.app[GATEWAY]
+    access = request.app[ROUTE_OF].get(request.match_info.handler, _NOT_FOUND).access
     if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
         raise Draining
-    request[CALLER] = check(request.headers, access, gateway.settings)
+    is_open = access is Access.CALLER and not gateway.settings.gateway_keys
+    request[CALLER] = "" if is_open else check(request.headers, access, gateway.settings)
     if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
         check(request.headers, Access.VIEWER, gateway.settings)
         request[EXPLAINED] = True

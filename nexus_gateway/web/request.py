@@ -15,7 +15,6 @@ from multidict import CIMultiDictProxy
 from nexus_gateway.errors import (
     GatewayError,
     InvalidRequest,
-    Overloaded,
     RequestTimeout,
     TooLarge,
     UnsupportedMedia,
@@ -41,13 +40,6 @@ NO_METHOD = "UNKNOWN"  # aiohttp's method of what is not HTTP
 POLICY = "X-Routing-Mode"
 HEDGE = "X-Nexus-Hedge"
 TIMEOUT = "X-Request-Timeout-Ms"
-
-
-def admit(gateway: Gateway) -> None:
-    """Refuse a request beyond MAX_CONCURRENT, before its body is read."""
-    limit = gateway.settings.max_concurrent
-    if limit and gateway.drain.in_flight >= limit:
-        raise Overloaded
 
 
 def note_refusal(

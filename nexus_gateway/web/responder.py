@@ -25,7 +25,7 @@ from nexus_gateway.proxy.context import CallerGone, RequestContext
 from nexus_gateway.proxy.hook_runner import RequestHooks
 from nexus_gateway.upstream.streams import RawWriter
 from nexus_gateway.web.gateway import Gateway, gateway_of
-from nexus_gateway.web.request import EXPLAIN, request_id
+from nexus_gateway.web.request import EXPLAIN, REQUEST_ID, request_id
 from nexus_gateway.wire import sse
 
 _EXPOSED = "X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, Server-Timing"
@@ -101,7 +101,9 @@ class Responder:
 
     def _new(self, head: dict[str, str], body: bytes | None = None) -> RawResponse:
         request, gateway = self._request, self._gateway
-        head |= id_headers(request, self._dialect)
+        head["X-Request-Id"] = id = request[REQUEST_ID]
+        if self._dialect.id_header:
+            head[self._dialect.id_header] = id
         if "Origin" in request.headers:
             head |= cors_headers(request, for_all=True)
         leaving = gateway.drain.leaving.is_set()  # callers shall connect to another process
@@ -185,6 +187,7 @@ def attempt_headers(context: RequestContext) -> dict[str, str]:
     return head
 
 
+@lru_cache(maxsize=1024)
 def _printable(text: str, limit: int) -> str:
     """Make a text fit for a header: a model's name may come from the caller."""
     return _NOT_PRINTABLE.sub("?", text[:limit])
@@ -319,7 +322,7 @@ class RawResponse(web.StreamResponse):
 
 
 def _head(headers: Mapping[str, str], length: str, *, keep_alive: bool) -> bytes:
-    lines = [f"{name}: {value}" for name, value in headers.items()]
+    lines = [*map("{}: {}".format, headers, headers.values())]
     if not keep_alive:
         lines.append("Connection: close")
     text = "\r\n".join(("HTTP/1.1 200 OK", *lines, length, f"Date: {_date(int(time.time()))}"))

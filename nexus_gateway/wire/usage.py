@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 # A larger count is an upstream's mistake, and would spoil every sum.
 MOST = 10**9
+MAX_USD = 1_000_000
 
 
 class TokenUsage(NamedTuple):
@@ -79,3 +80,11 @@ def counted(usage: Mapping[str, Any] | None, events: int) -> Mapping[str, Any]:
     if usage is not None and completion_tokens(usage) is not None:
         return usage
     return {**(usage or {}), "completion_tokens": events}
+
+
+def billed_usd(usage: Mapping[str, Any]) -> float | None:
+    """Return the price that an upstream states in its usage."""
+    cost = usage.get("cost")
+    if isinstance(cost, bool) or not isinstance(cost, int | float):
+        return None
+    return float(cost) if 0 <= cost < MAX_USD else None

@@ -391,7 +391,7 @@ async def test_a_fault_beyond_all_handlers_is_told_in_openais_shape(
         raise RuntimeError("internal detail")
 
     async with serving(make_instance(upstream)) as served:
-        monkeypatch.setattr("nexus_gateway.web.middleware.gateway_of", fail)
+        monkeypatch.setattr("nexus_gateway.web.middleware.authenticate", fail)
         monkeypatch.setattr("nexus_gateway.web.middleware.request_id", fail)
         seen = await say(served, asking())
         assert (seen.statuses, seen.closed) == ([500], True)

@@ -148,6 +148,7 @@ async def test_a_fault_beyond_all_handlers_is_counted_too(
         raise RuntimeError("a fault of ours")
 
     async with serving(make_instance(upstream)) as served:
+        monkeypatch.setattr("nexus_gateway.web.middleware.authenticate", fail)
         monkeypatch.setattr("nexus_gateway.web.middleware.gateway_of", fail)
         assert (await raw(served.url, request("GET /health")))[0] == 500
         assert counted(served) == {(definitions.REFUSED.name, "500", "internal_error"): 1}
