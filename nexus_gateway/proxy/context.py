@@ -74,7 +74,7 @@ class RequestContext:
         self.unavailable = ""
 
     def latency_ms(self) -> tuple[float, float]:
-        """Return the time to the first content, else to the last failure, and the upstream's part."""
+        """Return the time to the first content or else to the last failure, and the upstream's."""
         attempt = self.history.answer
         if attempt is None:
             attempt = next((a for a in reversed(self.history.attempts) if a.reason), None)

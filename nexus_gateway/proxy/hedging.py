@@ -1,9 +1,9 @@
 """Hedging: if the first token is unusually late, ask a second instance; the first to answer wins.
 
-As in "The Tail at Scale" (Dean and Barroso, 2013): a second request that is sent only after the 95th
-percentile of the usual time costs a few percent more and takes most of the tail away. Here it also
-costs tokens, so the operator or the caller asks for it, only a healthy instance gets it, and the
-loser is cancelled at once.
+As in "The Tail at Scale" (Dean and Barroso, 2013): a second request that is sent only after the
+95th percentile of the usual time costs a few percent more and takes most of the tail away. Here it
+also costs tokens, so the operator or the caller asks for it, only a healthy instance gets it, and
+the loser is cancelled at once.
 """
 
 from __future__ import annotations

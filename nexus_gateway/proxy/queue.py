@@ -1,8 +1,8 @@
 """Requests that wait for an instance: bounded in number and time, in order.
 
 Without a queue a request is refused at once if all its instances are parked or broken. With one
-(QUEUE_TIMEOUT_MS) it waits if the first of them returns soon enough: first come, first served, among
-the requests for the same target.
+(QUEUE_TIMEOUT_MS) it waits if the first of them returns soon enough: first come, first served,
+among the requests for the same target.
 """
 
 from __future__ import annotations

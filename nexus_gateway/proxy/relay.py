@@ -113,7 +113,7 @@ class Relay:
             raise
 
     def _choose(self, delivery: Delivery) -> Attempt:
-        """Start the next attempt; while a request waits for it, failures of before are forgotten."""
+        """Start the next attempt; while a request waits for it, its failures are forgotten."""
         history = delivery.context.history
         try:
             return self.scheduler.attempt(delivery.target, delivery.options.policy, history)
@@ -223,7 +223,7 @@ class Relay:
 
 
 def _traced(delivery: Delivery, attempt: Attempt) -> Request:
-    """Start the attempt's span; return the request with the headers that let the upstream continue."""
+    """Start the attempt's span; return the request with the trace's headers."""
     request, trace = delivery.request, delivery.context.trace
     assert trace is not None
     attempt.span = span = trace.attempt(attempt, stream=request.stream)

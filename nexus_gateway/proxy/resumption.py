@@ -1,8 +1,9 @@
 """RESUME: another instance continues a stream that broke, so that the caller sees one answer.
 
-`Resuming` wraps the relay. The sink that it passes on keeps what was sent of a plain chat, and if the
-stream breaks, it asks the relay again: the chat, the answer so far as the assistant's own message,
-and the wish to continue. What the next instance sends goes out under the first answer's id.
+`Resuming` wraps the relay. The sink that it passes on keeps what was sent of a plain chat, and if
+the stream breaks, it asks the relay again: the chat, the answer so far as the assistant's own
+message, and the wish to continue. What the next instance sends goes out under the first answer's
+id.
 
 A stream that does not break costs nothing but the memory of its bytes. It is off by default: an
 answer of two models is not always wanted, and the prompt is paid twice.
@@ -80,7 +81,7 @@ class PartialAnswer:
 
 
 class KeepingSink:
-    """A sink that keeps what it sends; if the stream breaks, the rest comes from another instance."""
+    """Keeps what it sends; if the stream breaks, the rest comes from another instance."""
 
     def __init__(self, sink: Sink, resume: Continue) -> None:
         self._sink = sink
@@ -166,7 +167,7 @@ def read_answer(blocks: Iterable[bytes]) -> PartialAnswer | None:
 
 
 def continued(request: Request, answer: PartialAnswer) -> Request:
-    """Return the request for the rest; InvalidRequest if the text so far ends in half a character."""
+    """Return the request for the rest; InvalidRequest if the text ends in half a character."""
     assert request.chat is not None
     fields = dict(request.chat.fields)
     if answer.text:

@@ -2,8 +2,8 @@
 
 An `Attempt` lasts from the choice of its instance to the end of the answer's body and ends exactly
 once. Until then the instance counts it as in flight; at its end the instance's health, circuit and
-parks are updated. `AttemptHistory` keeps what was tried for a request, in order: the scheduler reads
-it to choose the next instance, and the request's record is made of it.
+parks are updated. `AttemptHistory` keeps what was tried for a request, in order: the scheduler
+reads it to choose the next instance, and the request's record is made of it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Attempt:
     """One try at one instance, made by the scheduler.
 
     As a context manager it ends by how the block is left, unless it has ended before: without an
-    exception SUCCESS, by AttemptFailed its verdict, by anything else CANCELLED, as a caller that leaves
-    is no failure of the instance.
+    exception SUCCESS, by AttemptFailed its verdict, by anything else CANCELLED, as a caller that
+    leaves is no failure of the instance.
 
     Attributes:
         started_s: when it was sent, by `clock`.
@@ -122,7 +122,7 @@ class Attempt:
                 self.span.first_content()
 
     def lose(self, limit_ms: float) -> None:
-        """End it because another attempt was faster; its latency is at least what it took so far."""
+        """End it because another attempt was faster; its latency is at least the time so far."""
         self.instance.health.observe_latency((self._clock() - self.started_s) * 1000, limit_ms)
         self.withdraw(LOST_RACE)
 
@@ -161,7 +161,7 @@ class Attempt:
             logger.info("circuit closed", extra={"fields": self._log_fields()})
         instance.health.success()
         instance.good_key()
-        # An attempt from before the circuit opened, or before the park, does not disprove the reason.
+        # An attempt from before the circuit opened, or the park began, disproves no reason.
         if instance.last_reason is not None and counts and not instance.parked_for_s():
             instance.last_reason = None
         if self._is_stream and self.first_content_s is not None:
@@ -243,7 +243,7 @@ class Attempt:
 
     @property
     def latency_ms(self) -> float:
-        """To its first content or full response, else to its failure; 0 if it was cancelled before."""
+        """To its first content or full response, else to its failure; 0 if cancelled before."""
         if self.first_content_s is not None:
             return (self.first_content_s - self.started_s) * 1000
         return (self.ended_s - self.started_s) * 1000 if self.reason else 0.0
@@ -311,7 +311,7 @@ class AttemptHistory:
         return next(outcomes, None)
 
     def failures_of(self, provider_name: str) -> int:
-        """Count a provider's failures. A bad key or a rate limit concerns one key, so it is none."""
+        """Count a provider's failures; a bad key or a rate limit concerns one key alone."""
         if not self.attempts:
             return 0
         return sum(

@@ -36,8 +36,8 @@ Numbered = tuple[int, RequestRecord]
 class LastRequests:
     """The last requests of this worker, and those that other workers have published.
 
-    Each has a number in the order in which it became known here, which is not always the order of the
-    ends. A request of this worker is turned into JSON only when the feed is read.
+    Each has a number in the order in which it became known here, which is not always the order of
+    the ends. A request of this worker is turned into JSON only when the feed is read.
     """
 
     def __init__(self) -> None:
@@ -118,8 +118,8 @@ Change = tuple[int, str, Any]
 class Feed:
     """The changes of the instances and the last requests.
 
-    The instances are compared with their former state when a listener reads, not by a timer: without
-    listeners the feed costs no more than to keep a record.
+    The instances are compared with their former state when a listener reads, not by a timer:
+    without listeners the feed costs no more than to keep a record.
 
     Attributes:
         listeners: how many read it.
@@ -191,7 +191,8 @@ class Feed:
     def since(self, number: int) -> list[Change]:
         """Return what came after a number: for each its number, its kind and its present state.
 
-        An instance that changed several times occurs once; of the requests those that fit on a page.
+        An instance that changed several times occurs once; of the requests those that fit on a
+        page.
         If an instance was removed, it is one snapshot, with the newest number.
         """
         latest = {name: n for n, name in self._changes if n > number}

@@ -1,4 +1,4 @@
-"""Passes the records of ended requests to their observers, many at a time, off the answer's path."""
+"""Passes records of ended requests to their observers, in batches, off the answer's path."""
 
 from __future__ import annotations
 

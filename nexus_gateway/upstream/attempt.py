@@ -1,7 +1,7 @@
 """One attempt at one instance over HTTP: build the request, send it, wait for the first content.
 
-There are two ways. If the backend takes the caller's own dialect, the bytes go there and back as they
-are. Else the request goes as a chat, to an OpenAI-compatible backend or through a plugin's
+There are two ways. If the backend takes the caller's own dialect, the bytes go there and back as
+they are. Else the request goes as a chat, to an OpenAI-compatible backend or through a plugin's
 translation, and the answer's chunks are encoded in the caller's dialect.
 """
 
@@ -165,8 +165,9 @@ class Upstream:
     ) -> HttpResponse:
         """Ask for a stream, and for its usage if only the caller does not ask for that.
 
-        A backend that refuses `stream_options` is asked again without, and is not asked for usage from
-        then on, even if the second try fails: otherwise each stream would go on costing two requests.
+        A backend that refuses `stream_options` is asked again without, and is not asked for usage
+        from then on, even if the second try fails: otherwise each stream would go on costing two
+        requests.
         """
         usage = self._asks_usage and instance.asks_usage and request.lacks_usage
         http = build(instance, model, request, usage=usage)

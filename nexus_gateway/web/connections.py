@@ -2,8 +2,8 @@
 
 aiohttp waits without a limit for the rest of a request's head, and for a caller to take what is
 written; bytes that are not HTTP it answers in plain text and with its version. Here each connection
-records since when a head is awaited, and one timer for all connections checks them: a request costs no
-timer, a chunk nothing.
+records since when a head is awaited, and one timer for all connections checks them: a request costs
+no timer, a chunk nothing.
 
 Only this file uses parts of aiohttp's server that are not documented. If a version of aiohttp has
 moved them, connections are aiohttp's own, and a warning says so.
@@ -130,8 +130,8 @@ class ClientConnection(web.RequestHandler):
 def _untaken(transport: Any) -> int:
     """Return how many bytes wait for the caller, in this process and in the kernel's queue.
 
-    The kernel takes more only if a good part of its queue, which may be megabytes, is empty: without
-    it a slow caller would seem to take nothing for minutes.
+    The kernel takes more only if a good part of its queue, which may be megabytes, is empty:
+    without it a slow caller would seem to take nothing for minutes.
     """
     waiting: int = transport.get_write_buffer_size()
     if waiting and fcntl is not None:
@@ -156,8 +156,8 @@ class _Server(web.Server):
 class Runner(web.AppRunner):
     """Runs the application.
 
-    A caller that leaves cancels its handler, so that the upstream does not run on. Compressed bodies are
-    not unpacked, as they are refused.
+    A caller that leaves cancels its handler, so that the upstream does not run on. Compressed
+    bodies are not unpacked, as they are refused.
 
     Args:
         app: the application.

@@ -1,7 +1,7 @@
 """What every request passes: authentication, and errors as JSON.
 
-Authentication depends on the matched route: each is registered with the access that it requires, and a
-path without a route has no handler.
+Authentication depends on the matched route: each is registered with the access that it requires,
+and a path without a route has no handler.
 """
 
 from __future__ import annotations

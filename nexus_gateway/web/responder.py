@@ -1,10 +1,11 @@
 """What is written as the answer of a request.
 
-`Responder` is the relay's sink for an aiohttp request. `RawResponse` writes to the caller's transport
-itself: aiohttp's own response builds its head from many parts and writes through several layers, each
-of which costs as much as a chunk of a stream. Here the head waits for the first bytes of the body, a
-chunk is one `write`, and bytes at hand are sent without a task. It relies on what aiohttp documents:
-a response may override `prepare`, `write` and `write_eof`, and a request has a transport and a writer.
+`Responder` is the relay's sink for an aiohttp request. `RawResponse` writes to the caller's
+transport itself: aiohttp's own response builds its head from many parts and writes through several
+layers, each of which costs as much as a chunk of a stream. Here the head waits for the first bytes
+of the body, a chunk is one `write`, and bytes at hand are sent without a task. It relies on what
+aiohttp documents: a response may override `prepare`, `write` and `write_eof`, and a request has a
+transport and a writer.
 """
 
 from __future__ import annotations
@@ -174,9 +175,10 @@ def attempt_headers(context: RequestContext) -> dict[str, str]:
     """Return the headers with the attempt that answers, or the last one, and the time so far."""
     history = context.history
     total_ms, upstream_ms = context.latency_ms()
+    own_ms = total_ms - upstream_ms
     head = {
         "X-Nexus-Attempts": str(history.begun),
-        "Server-Timing": f"gateway;dur={total_ms - upstream_ms:.1f}, upstream;dur={upstream_ms:.1f}",
+        "Server-Timing": f"gateway;dur={own_ms:.1f}, upstream;dur={upstream_ms:.1f}",
     }
     if (latest := history.latest) is not None:
         head["X-Nexus-Provider"] = _printable(latest.instance.name, MAX_HEADER)
@@ -194,7 +196,7 @@ def _printable(text: str, limit: int) -> str:
 
 
 def id_headers(request: web.Request, dialect: Dialect) -> dict[str, str]:
-    """Return the headers with the request's id, the name that the dialect's clients know included."""
+    """Return the headers with the request's id, under the dialect's name for it too."""
     id = request_id(request)
     headers = {"X-Request-Id": id}
     if dialect.id_header:

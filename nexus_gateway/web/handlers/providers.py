@@ -1,7 +1,8 @@
 """GET /v1/providers and POST /v1/providers/toggle.
 
 The first returns all that an operator may want to know of the instances and of the settings, and no
-secret. Of an address only the host is shown: the rest of a URL may hold credentials or resource names.
+secret. Of an address only the host is shown: the rest of a URL may hold credentials or resource
+names.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def overview(gateway: Gateway) -> dict[str, Any]:
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """Return the settings by variable; of a secret only whether it is set, or how many there are."""
+    """Return the settings by variable; of secrets only whether they are set, or how many."""
     return {v.name: _shown(getattr(settings, v.name.lower())) for v in VARIABLES}
 
 
