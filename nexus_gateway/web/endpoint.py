@@ -50,9 +50,6 @@ class DialectEndpoint:
         responder = Responder(request, self.dialect, gateway, hooks)
         status = 200
         try:
-            limit = gateway.settings.max_concurrent
-            if limit and gateway.drain.in_flight >= limit:
-                raise Overloaded
             with gateway.drain:
                 await self._serve(request, gateway, context, responder, hooks)
         except CallerGone:
@@ -105,6 +102,9 @@ class DialectEndpoint:
         responder: Responder,
         hooks: RequestHooks | None,
     ) -> None:
+        limit = gateway.settings.max_concurrent
+        if limit and gateway.drain.in_flight > limit:  # this request included
+            raise Overloaded
         options = parse_options(request.headers, gateway)
         if options.timeout_s is None:
             await self._relay(request, gateway, context, options, responder, hooks)
