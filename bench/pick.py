@@ -39,7 +39,7 @@ def pool(size: int) -> RoutingTarget:
     scheduler = Scheduler(time.monotonic, random.Random(1), load(POLICIES)[0])
     for number, instance in enumerate(instances):
         lease = scheduler.attempt(RoutingTarget((instance,)), "smart", AttemptHistory())
-        lease.content(LIMIT_MS, stream=True)
+        lease.first_content(LIMIT_MS, stream=True)
         lease.instance.health.observe_latency(100.0 + number % 50, LIMIT_MS)
         lease.instance.health.observe_speed(50, 1.0)
         lease.end(DONE)

@@ -1,4 +1,4 @@
-"""The commands. Only this package reads `os.environ` and prints."""
+"""The commands. Only this package prints."""
 
 from nexus_gateway.cli.main import main
 

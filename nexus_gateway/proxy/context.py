@@ -40,13 +40,13 @@ class RequestContext:
         endpoint: `chat`, `messages`, …
         caller: the gateway key it came with, `key-2`; "" if none was needed.
         clock: monotonic seconds.
-        started_s: its arrival, by the clock.
+        started_s: when it arrived, by the clock.
         history: the attempts.
         trace: traces it, if traces are on.
         asked_model, stream, policy: known once it is read.
-        unavailable: why no instance, or no other one, could be tried.
+        unavailable: why no instance, or no other one, could be tried: for `why`.
         outcome: how it ended.
-        before: attempts that do not count towards MAX_ATTEMPTS.
+        before: attempts before a reload, which do not count towards MAX_ATTEMPTS.
     """
 
     endpoint: str
@@ -62,19 +62,18 @@ class RequestContext:
     outcome: str = "cancelled"
     before: int = 0
 
-    def read(self, request: Request, options: RequestOptions) -> None:
-        """Take over what is known once the request is read."""
+    def set_request(self, request: Request, options: RequestOptions) -> None:
         self.asked_model, self.stream = request.model, request.stream
         self.policy = options.policy
 
-    def new_round(self) -> None:
-        """Serve it again: other instances exist by now, or the same ones may be tried again."""
+    def restart(self) -> None:
+        """Serve it again, as a reload has brought other instances."""
         self.history.new_round()
         self.before = len(self.history.attempts)
         self.unavailable = ""
 
     def latency_ms(self) -> tuple[float, float]:
-        """Return the time to the first content or else to the last failure, and the upstream's."""
+        """Return the time to the first content, else the last failure, and the upstream's part."""
         attempt = self.history.answer
         if attempt is None:
             attempt = next((a for a in reversed(self.history.attempts) if a.reason), None)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 UNUSUAL = 0.95
 _LACKING = Verdict(Outcome.CANCELLED, "this process lacks resources for two attempts at a time")
 Open = Callable[["Delivery", Attempt], Coroutine[Any, Any, AnswerStream]]
-Judge = Callable[["Delivery", Attempt], None]
+RaiseRefusal = Callable[["Delivery", Attempt], None]
 
 
 class HedgedAttempt:
@@ -34,7 +34,7 @@ class HedgedAttempt:
         delivery: the request.
         scheduler: chooses the second instance.
         open: makes an attempt.
-        judge: called after an attempt has failed; may raise to end the request.
+        raise_refusal: called after an attempt has failed; may raise to end the request.
         limits: how long a first token may take, in ms; how many attempts may be made.
     """
 
@@ -43,13 +43,13 @@ class HedgedAttempt:
         delivery: Delivery,
         scheduler: Scheduler,
         open: Open,
-        judge: Judge,
+        raise_refusal: RaiseRefusal,
         limits: tuple[float, int],
     ) -> None:
         self._delivery = delivery
         self._scheduler = scheduler
         self._open = open
-        self._judge = judge
+        self._raise_refusal = raise_refusal
         self._limit_ms, self._max_attempts = limits
         self._running: dict[asyncio.Task[AnswerStream], Attempt] = {}
 
@@ -122,7 +122,7 @@ class HedgedAttempt:
         if isinstance(error, AttemptFailed):
             del self._running[task]
             attempt.end(error.verdict)
-            self._judge(self._delivery, attempt)
+            self._raise_refusal(self._delivery, attempt)
         stream = task.result()
         del self._running[task]
         return stream

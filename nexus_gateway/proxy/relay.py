@@ -1,8 +1,9 @@
-"""The relay serves one request: attempts until one answers, then its bytes through.
+"""The relay serves one request: it makes attempts until one answers, then forwards the bytes.
 
-- Until an attempt has its first content, nothing was sent to the caller: every failure before it
-  costs only time, and the next instance is tried.
-- After it there is no other attempt. What breaks then ends the stream with an error event.
+- Until an attempt has its first content, nothing of an answer is sent (with KEEPALIVE_MS, comments
+  may be): every failure before it costs only time, and another instance is tried.
+- After it the sink's `fail` ends a stream that breaks: with an error event, unless
+  `resumption.Resuming` lets another instance continue.
 - Every attempt ends exactly once. A caller that leaves closes the upstream at once, and no instance
   is blamed for it.
 
@@ -33,12 +34,13 @@ BROKEN_STATUS = 500
 
 @dataclass(slots=True)
 class Delivery:
-    """What the relay is to bring, and where to.
+    """One request for the relay, and where its answer goes.
 
     Attributes:
         until_s: no attempt begins after it, by the scheduler's clock.
-        patience_s: the same without the caller's own limit: attempts get their share of it.
-        refusal: of an upstream that does not know the model; the answer if none knows it.
+        answer_by_s: when RESPONSE_TIMEOUT_MS is over; limits a full response. The caller's own
+            limit is kept by the endpoint.
+        refusal: the first one by an upstream that does not know the model; the answer if none does.
     """
 
     context: RequestContext
@@ -47,7 +49,7 @@ class Delivery:
     options: RequestOptions
     sink: Sink
     until_s: float
-    patience_s: float
+    answer_by_s: float
     refusal: UpstreamRefused | None = None
 
 
@@ -79,18 +81,18 @@ class Relay:
             GatewayError: there is no answer, and nothing was sent.
             CallerGone: the caller left.
         """
-        until_s = patience_s = self._clock() + self._response_ms / 1000
+        until_s = answer_by_s = self._clock() + self._response_ms / 1000
         if options.timeout_s is not None:
             until_s = min(until_s, context.started_s + options.timeout_s)
-        delivery = Delivery(context, request, target, options, sink, until_s, patience_s)
+        delivery = Delivery(context, request, target, options, sink, until_s, answer_by_s)
         try:
             while True:
                 attempt = await self._next_attempt(delivery)
                 try:
                     with attempt:
-                        return await self._make(delivery, attempt)
+                        return await self._run(delivery, attempt)
                 except AttemptFailed:
-                    self._judge(delivery, attempt)
+                    self._raise_refusal(delivery, attempt)
         except NoCandidate:
             if delivery.refusal is None:
                 raise
@@ -113,7 +115,11 @@ class Relay:
             raise
 
     def _choose(self, delivery: Delivery) -> Attempt:
-        """Start the next attempt; while a request waits for it, its failures are forgotten."""
+        """Begin the next attempt.
+
+        If no instance is available, but one returns later, this request's failures are forgotten,
+        so that the same instances may be tried again. They still count towards MAX_ATTEMPTS.
+        """
         history = delivery.context.history
         try:
             return self.scheduler.attempt(delivery.target, delivery.options.policy, history)
@@ -122,23 +128,24 @@ class Relay:
                 history.new_round()
             raise
 
-    async def _make(self, delivery: Delivery, attempt: Attempt) -> None:
-        """Make an attempt and deliver its answer."""
+    async def _run(self, delivery: Delivery, attempt: Attempt) -> None:
+        """Send an attempt's request and deliver its answer."""
         context, request = delivery.context, delivery.request
         if context.history.attempts:
+            # After the choice, as the pause depends on the chosen instance's provider.
             await self._back_off(delivery, attempt)
         if not request.stream:
             response = await self._open_full(delivery, attempt)
-            attempt.content(self._response_ms, stream=False)
+            attempt.first_content(self._response_ms, stream=False)
             attempt.usage = response.usage
             attempt.end(SUCCESS)
             context.outcome = SUCCESS.outcome.value
             await delivery.sink.full(context, response)
         elif delivery.options.hedge and request.replayable:
             limits = self._first_token_ms, self._max_attempts
-            race = HedgedAttempt(delivery, self.scheduler, self._open, self._judge, limits)
+            race = HedgedAttempt(delivery, self.scheduler, self._open, self._raise_refusal, limits)
             winner, stream = await race.run(attempt)
-            with winner:
+            with winner:  # `attempt` may have ended by now: a second end is ignored
                 await self._deliver(delivery, winner, stream)
         else:
             await self._deliver(delivery, attempt, await self._open(delivery, attempt))
@@ -153,7 +160,7 @@ class Relay:
         await asyncio.sleep(pause_s)
 
     async def _open(self, delivery: Delivery, attempt: Attempt) -> AnswerStream:
-        """Send the request; return the stream once its first content has come."""
+        """Send the request; return the stream once its first content has arrived."""
         request = delivery.request
         if delivery.context.trace is not None:
             request = _traced(delivery, attempt)
@@ -170,7 +177,7 @@ class Relay:
         if delivery.context.trace is not None:
             request = _traced(delivery, attempt)
         attempt.started_s = self._clock()
-        limit_s = max(delivery.patience_s - attempt.started_s, 0.001)
+        limit_s = max(delivery.answer_by_s - attempt.started_s, 0.001)
         others = len(delivery.target.instances) - len(delivery.context.history.attempts) - 1
         if others > 0:
             limit_s /= 2
@@ -179,7 +186,7 @@ class Relay:
     async def _deliver(self, delivery: Delivery, attempt: Attempt, stream: AnswerStream) -> None:
         """Send the stream to the caller; if it breaks, end it with an error event."""
         context, sink = delivery.context, delivery.sink
-        attempt.content(self._first_token_ms, stream=True)
+        attempt.first_content(self._first_token_ms, stream=True)
         try:
             try:
                 await sink.start(context)
@@ -197,11 +204,10 @@ class Relay:
             await stream.close()
         await sink.fail(BROKEN_STATUS, error)
 
-    def _judge(self, delivery: Delivery, attempt: Attempt) -> None:
-        """After a failure: another instance is tried, unless the request itself was refused.
+    def _raise_refusal(self, delivery: Delivery, attempt: Attempt) -> None:
+        """Raise the upstream's refusal of a request, unless another instance may answer it.
 
-        Raises:
-            UpstreamRefused: that is the answer.
+        That is so for a 404 of a model that the gateway chose: the instance's model is wrong.
         """
         verdict, target = attempt.verdict, delivery.target
         if verdict is None or verdict.outcome is not Outcome.REFUSED:

@@ -7,7 +7,7 @@
 - `policies`: smart, fastest, round-robin
 - `resolver`: which instances a request's `model` means
 - `scheduler`: chooses among them; retry and hedge budgets, backoff
-- `lease`: an instance given to one attempt
+- `attempts`: an attempt at one instance, and the attempts of one request
 - `explain`: why the scheduler chose as it did
 - `pool`: the instances that the environment configures
 """

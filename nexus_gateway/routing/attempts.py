@@ -22,7 +22,7 @@ from nexus_gateway.wire.usage import parse_usage
 logger = logging.getLogger("nexus_gateway")
 
 SUCCESS = Verdict(Outcome.SUCCESS, "ok")
-CANCELLED = Verdict(Outcome.CANCELLED, "the caller left")
+CANCELLED = Verdict(Outcome.CANCELLED, "ended without a result")
 LOST_RACE = Verdict(Outcome.CANCELLED, "another attempt was faster")
 BROKE = "broke in the middle of its answer: "
 NO_USAGE: Mapping[str, Any] = {}
@@ -53,21 +53,21 @@ class Span(Protocol):
 
 
 class Attempt:
-    """One try at one instance, made by the scheduler.
+    """One try at one instance, begun by the scheduler.
 
-    As a context manager it ends by how the block is left, unless it has ended before: without an
-    exception SUCCESS, by AttemptFailed its verdict, by anything else CANCELLED, as a caller that
-    leaves is no failure of the instance.
+    Used as a context manager, an attempt that has not ended yet ends with SUCCESS if the block
+    raises nothing, with the verdict of an AttemptFailed, else with CANCELLED: a caller that leaves
+    and a fault of the gateway are no failures of the instance.
 
     Attributes:
-        started_s: when it was sent, by `clock`.
+        started_s: when its request was sent; until then, when the instance was chosen.
         first_content_s: when the first content of a stream, or a full response, had come.
         verdict: how it ended; None while it runs.
         usage: of the answer, in OpenAI's shape; empty if unknown.
         span: traces it if the request is traced.
         circuit: "opened" or "closed" if its end did that to the instance's circuit. A failed probe
             did neither: the circuit was open, and is again.
-        failures_in_a_row: since the last success, if it opened the circuit.
+        failures_in_a_row: how many, if this attempt opened the circuit; else 0.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Attempt:
         history.latest = self
         history.running.append(self)
 
-    def content(self, limit_ms: float, *, stream: bool) -> None:
+    def first_content(self, limit_ms: float, *, stream: bool) -> None:
         """Record the first content of a stream, or a full response.
 
         Args:
@@ -161,7 +161,8 @@ class Attempt:
             logger.info("circuit closed", extra={"fields": self._log_fields()})
         instance.health.success()
         instance.good_key()
-        # An attempt from before the circuit opened, or the park began, disproves no reason.
+        # A success that began before the circuit opened or the park began does not show that the
+        # reason has passed.
         if instance.last_reason is not None and counts and not instance.parked_for_s():
             instance.last_reason = None
         if self._is_stream and self.first_content_s is not None:

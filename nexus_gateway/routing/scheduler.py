@@ -153,7 +153,7 @@ class HedgeBudget:
 
 
 class Scheduler:
-    """Starts attempts.
+    """Chooses an instance for each attempt of a request, and begins it.
 
     Args:
         clock: monotonic seconds.
@@ -161,8 +161,8 @@ class Scheduler:
         policies: by name, the default first.
 
     Attributes:
-        retries: how many further attempts may be made.
-        hedges: how many attempts may be made beside a running one.
+        retries: the budget of further attempts.
+        hedges: the budget of attempts beside a running one.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class Scheduler:
     def explain_unavailable(
         self, target: RoutingTarget, policy: str, history: AttemptHistory
     ) -> str:
-        """Return in one line why no instance could be chosen, those in the history left out."""
+        """Return in one line why no instance could be chosen, apart from those that were tried."""
         return explain.unavailable(policy, target.instances, target.capable(), history)
 
     def backoff_s(self, attempt: Attempt, history: AttemptHistory) -> float:
@@ -244,7 +244,7 @@ class Scheduler:
             return _none_capable(target)
         refused = [i for i in capable if history.last_outcome(i) is Outcome.REFUSED]
         waits_s = [i.available_in_s() or 0.0 for i in capable if i not in refused]
-        if not waits_s:  # nor will any return, for this request
+        if not waits_s:  # every instance has refused this request
             return NoCandidate(f"No instance could serve this; GET /health shows why.{tried}")
         soonest_s = min(waits_s)
         if all(_is_rate_limited(i, history) for i in capable):
@@ -269,10 +269,10 @@ class Scheduler:
                 permit = drawn.breaker.acquire()
                 return Attempt(drawn, target.model_of(drawn), permit, history, self.clock)
         candidates = list(filter(target.admits, target.instances))
-        best = _by_history(candidates, history) if is_retry else _with_quota_left(candidates)
-        may_retry = self.retries.allows() if is_retry else True
+        best = _by_history(candidates, history)
+        may_retry = not is_retry or self.retries.allows()
         if not may_retry:
-            best = self._healthy(best)
+            best = self._within_budget(best)
         if best:
             chosen = choose(self.policies[policy], best, self._rng)
             permit = chosen.breaker.acquire()
@@ -294,7 +294,7 @@ class Scheduler:
             best = [i for i in best if i.breaker.is_healthy]
         return explain.Decision.capture(policy, target.instances, target.capable(), best, history)
 
-    def _healthy(self, candidates: list[Instance]) -> list[Instance]:
+    def _within_budget(self, candidates: list[Instance]) -> list[Instance]:
         """Return the candidates that a retry beyond the budget may go to.
 
         A retry on a healthy instance is what a gateway is for, and multiplies no load.

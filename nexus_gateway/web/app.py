@@ -59,7 +59,7 @@ def build_app(
     """Build the application; it opens its gateway when it starts.
 
     Args:
-        settings: of the gateway.
+        settings: the gateway's.
         pool: the instances.
         policy_by_name: the routing policies; None for those that are installed.
         hooks: by name, in the order in which they are called.

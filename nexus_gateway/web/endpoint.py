@@ -1,4 +1,4 @@
-"""POST of a request in one dialect: read it, relay it, record what became of it."""
+"""The handler of a dialect's route: reads a request, relays it, and records what became of it."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ class DialectEndpoint:
                 await self._serve(request, gateway, context, responder, hooks)
         except CallerGone:
             status = 499
+            if responder.response is None:
+                raise
         except asyncio.CancelledError:
             status = 499
             if not gateway.drain.expired:
@@ -78,8 +80,7 @@ class DialectEndpoint:
             responder.abort()
         finally:
             self._end(request, gateway, context, status, hooks)
-        if responder.response is None:
-            raise CallerGone
+        assert responder.response is not None
         return responder.response
 
     def _begin(self, request: web.Request, gateway: Gateway) -> RequestContext:
@@ -127,7 +128,7 @@ class DialectEndpoint:
         parsed = await self.dialect.read(IncomingBody(request, gateway))
         if hooks is not None:
             parsed = await hooks.before_routing(parsed, context.history.id, context.caller)
-        context.read(parsed, options)
+        context.set_request(parsed, options)
         if parsed.stream and gateway.settings.keepalive_ms:
             responder.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
@@ -140,7 +141,7 @@ class DialectEndpoint:
                     # Once more if a reload has brought other instances in the meantime.
                     if resolver is gateway.resolver or not parsed.replayable:
                         raise
-                    context.new_round()
+                    context.restart()
         finally:
             if gateway.settings.keepalive_ms:
                 await responder.stop_keepalive()
@@ -153,14 +154,14 @@ class DialectEndpoint:
         status: int,
         hooks: RequestHooks | None,
     ) -> None:
-        """Make the request's record and pass it to all who keep count."""
+        """Make the request's record, and pass it to the recorder, the hooks and the trace."""
         record = context.record(status, time.time())
         gateway.recorder.record(record)
         if hooks is not None:
             hooks.at_end(record, context.history.usage())
         if context.trace is not None:
             context.trace.end(record)
-        if status >= 400:
+        if status >= 400:  # `guard` must not log it a second time
             request[RECORDED] = True
 
 

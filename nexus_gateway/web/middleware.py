@@ -56,15 +56,8 @@ _BELOW_V1 = (
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route that there is.
-
-    Args:
-        method: GET or POST.
-        path: as aiohttp writes it.
-        handler: who answers.
-        access: who may call it.
-        dialect: in which words its errors are told.
-    """
+    """One route: its method (GET or POST), path and handler, who may call it, and the dialect of
+    its error responses."""
 
     method: str
     path: str

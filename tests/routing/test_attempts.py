@@ -94,7 +94,7 @@ def test_a_probe_that_begins_to_answer_has_closed_it_when_it_ends_well(
     for verdict, turned in ((FAILED, None), (OK, ("closed", 0))):
         clock.advance(60)
         probe = lease(instance)
-        probe.content(1000, stream=True)
+        probe.first_content(1000, stream=True)
         assert (instance.breaker.state(), change(probe)) == (State.CLOSED, None)
         probe.end(verdict)
         assert change(probe) == turned
@@ -106,7 +106,7 @@ def test_where_the_probes_caller_leaves_the_next_good_answer_tells_that_it_close
     ended(instance, FAILED, FAILED, FAILED)
     clock.advance(60)
     probe = lease(instance)
-    probe.content(1000, stream=True)
+    probe.first_content(1000, stream=True)
     probe.end(LEFT)
     assert (instance.breaker.state(), change(probe)) == (State.CLOSED, None)
     assert ended(instance, LEFT, OK, OK) == [None, ("closed", 0), None]
@@ -125,7 +125,7 @@ def test_whoever_makes_it_open_again_before_that_is_told_with_all_that_failed(
     ended(instance, FAILED, FAILED, FAILED)
     clock.advance(60)
     probe = lease(instance)
-    probe.content(1000, stream=True)
+    probe.first_content(1000, stream=True)
     assert ended(instance, FAILED) == [("opened", 4)]
     probe.end(OK)
     assert change(probe) is None

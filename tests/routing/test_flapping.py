@@ -79,7 +79,7 @@ class Simulation:
         if lease.instance is self.flapper and self.fails(self.clock(), self.rng):
             self.at(self.clock() + latency_s, lambda: self.fail(lease, trail))
         else:
-            self.at(self.clock() + latency_s, lambda: lease.content(8000, stream=True))
+            self.at(self.clock() + latency_s, lambda: lease.first_content(8000, stream=True))
             self.at(self.clock() + latency_s + 1, lambda: self.succeed(lease))
 
     def succeed(self, lease: Attempt) -> None:

@@ -167,7 +167,7 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def first_token(self, data: st.DataObject) -> None:
         running = data.draw(self.any_of_them())
-        running.lease.content(8000, stream=True)
+        running.lease.first_content(8000, stream=True)
         if running.probe and running.era == running.model.era:
             running.model.turned(self.clock(), False, failures=2)
             running.era, running.probe = running.model.era, False
@@ -295,7 +295,7 @@ def test_circuits_that_half_open_together_get_a_probe_each(policy: str, count: i
         with pytest.raises(NoCandidate):
             scheduler.attempt(target, policy, AttemptHistory())
     for probe in probes:
-        probe.content(8000, stream=True)
+        probe.first_content(8000, stream=True)
     assert len([scheduler.attempt(target, policy, AttemptHistory()) for _ in range(100)]) == 100
 
 

@@ -263,7 +263,7 @@ def test_a_probes_first_token_lets_the_others_in() -> None:
     probe = house.attempt()
     with pytest.raises(NoCandidate):
         house.attempt()
-    probe.content(8000, stream=True)
+    probe.first_content(8000, stream=True)
     house.attempt()
     probe.end(FAILED)  # still on probation
     assert house.instances[0].breaker.state() is State.OPEN
