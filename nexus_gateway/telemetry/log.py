@@ -1,4 +1,4 @@
-"""Logging: one line for each event, as text or as JSON, on stderr, with every known secret masked."""
+"""Logging: a line for each event, as text or as JSON, on stderr, with every known secret masked."""
 
 from __future__ import annotations
 
@@ -50,12 +50,7 @@ def log_request(record: RequestRecord) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a log record as one line.
-
-    Args:
-        style: text or json.
-        secrets: masked wherever they occur.
-    """
+    """Formats a log record as one line of text or JSON, and masks the secrets in it."""
 
     def __init__(self, style: str, secrets: Iterable[Secret]) -> None:
         super().__init__()
@@ -136,13 +131,7 @@ def _is_not_bad_http(record: logging.LogRecord) -> bool:
 
 
 def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
-    """Set up logging for the process; again while it serves, after a reload.
-
-    Args:
-        level: debug, info, warning or error.
-        style: text or json.
-        secrets: masked wherever they occur.
-    """
+    """Set up logging for the process; again while it serves, after a reload."""
     logging.raiseExceptions = False  # a closed or full stderr must not fail requests
     # What no line shows need not be looked up (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

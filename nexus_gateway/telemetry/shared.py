@@ -79,23 +79,16 @@ class WorkerState:
 
 
 def ended_ms(request: Ended) -> int:
-    """Return when a request ended, in Unix ms."""
     at_ms: int = request["endedAt"]
     return at_ms
 
 
 def is_troubled(request: Ended) -> bool:
-    """Return whether a request failed or was moved to another instance."""
     return bool(request["failed"] or request["failedOver"])
 
 
 def to_keep(entries: Sequence[T], request_of: Callable[[T], Ended]) -> list[T]:
-    """Return the most recent entries, and before them older ones with trouble.
-
-    Args:
-        entries: the oldest first.
-        request_of: returns the request of an entry.
-    """
+    """Return the most recent entries, and before them older ones with trouble, oldest first."""
     older, recent = entries[:-MOST_REQUESTS], entries[-MOST_REQUESTS:]
     if not older:
         return list(recent)

@@ -39,9 +39,12 @@ def instance_json(instance: Instance) -> dict[str, Any]:
     }
 
 
+def _rounded(number: float | None, digits: int | None = None) -> float | None:
+    return None if number is None else round(number, digits)
+
+
 def _metrics(instance: Instance) -> dict[str, Any]:
     health = instance.health
-    speed = health.tokens_per_s()
     return {
         "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
         "judged": health.is_judged,
@@ -49,14 +52,10 @@ def _metrics(instance: Instance) -> dict[str, Any]:
         "avgLatencyMs": _rounded(health.latency_ms()),
         "latencyShare": percent(health.latency_share()),
         "healthScore": percent(health.score()),
-        "tokensPerSecond": None if speed is None else round(speed, 1),
+        "tokensPerSecond": _rounded(health.tokens_per_s(), 1),
         "ttftP50Ms": _rounded(health.first_token_ms(0.5, of_at_least=1)),
         "ttftP95Ms": _rounded(health.first_token_ms(0.95, of_at_least=1)),
     }
-
-
-def _rounded(number: float | None) -> int | None:
-    return None if number is None else round(number)
 
 
 def request_json(record: RequestRecord) -> dict[str, Any]:

@@ -100,7 +100,6 @@ class Trace:
         return AttemptSpan(self._tracer.start_span(name, context, kind, attributes))
 
     def end(self, record: RequestRecord) -> None:
-        """End the span (a `proxy.record.Observer`)."""
         span = self._span
         if not span.is_recording():
             return
