@@ -29,17 +29,11 @@ FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER")
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """Settings and plugins as they were read.
+    """Settings and plugins as they were read."""
 
-    Args:
-        settings: the fixed ones as they were at the start.
-        pool: new instances.
-        late: what has changed and needs a restart, by name.
-    """
-
-    settings: Settings
+    settings: Settings  # the fixed ones as they were at the start
     pool: Pool
-    late: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()  # what has changed and needs a restart, by name
 
 
 def keep_fixed(settings: Settings, running: Settings) -> tuple[Settings, tuple[str, ...]]:
@@ -67,11 +61,9 @@ def secrets_of(settings: Settings, pool: Pool) -> list[Secret]:
 
 
 class Reload:
-    """Applies the settings of `read` on request.
+    """Applies the settings of `read` on request; it raises ConfigError if they are wrong.
 
-    Args:
-        gateway: the running gateway.
-        read: raises ConfigError. It runs in a thread: it reads files and may import a provider.
+    `read` runs in a thread: it reads files and may import a provider.
     """
 
     def __init__(self, gateway: Gateway, read: Callable[[], LoadedConfig]) -> None:
@@ -108,10 +100,12 @@ class Reload:
     def apply(self, config: LoadedConfig) -> None:
         """Serve with new settings from now on, and log what changed."""
         gateway, settings = self._gateway, config.settings
-        self._mask(secrets_of(settings, config.pool))
+        known = {secret.reveal() for secret in self._secrets}
+        new = (s for s in secrets_of(settings, config.pool) if s.reveal() not in known)
+        self._secrets.extend(new)
         log.configure(settings.log_level, settings.log_format, self._secrets)
         names = changed(settings, gateway.settings)
-        warnings = [*self._warnings(config, names)]
+        warnings = list(self._warnings(config, names))
         changes = gateway.pool.replace_with(config.pool)
         gateway.settings = settings
         gateway.targets = ModelResolver(gateway.pool, strict=settings.strict_models)
@@ -131,7 +125,3 @@ class Reload:
             yield f"{settings.host} is open to others and GATEWAY_KEYS is not set"
         if config.late:
             yield f"{', '.join(config.late)}: changed, but read at the start only"
-
-    def _mask(self, secrets: list[Secret]) -> None:
-        known = {secret.reveal() for secret in self._secrets}
-        self._secrets += [secret for secret in secrets if secret.reveal() not in known]
