@@ -15,14 +15,8 @@ from typing import Any, Self
 
 from nexus_gateway.routing.health import MEANS, WINDOW
 from nexus_gateway.routing.instance import MARKS, Instance, InstanceState
-from nexus_gateway.telemetry.shared import (
-    HANDING_OVER,
-    LISTENERS,
-    Ended,
-    WorkerState,
-    ended_ms,
-    to_keep,
-)
+from nexus_gateway.telemetry import shared
+from nexus_gateway.telemetry.shared import Ended, WorkerState
 
 # Marks that belong to an instance's name whatever its key: the operator toggled it by name.
 _BY_NAME = frozenset({"toggle"})
@@ -109,10 +103,11 @@ class Hub:
     def has_listeners(self, worker: int) -> bool:
         """Whether a client listens to the live events at a worker."""
         state = self._states.get(worker)
-        return state is not None and state.gauges.get(LISTENERS, 0) > 0
+        return state is not None and state.gauges.get(shared.LISTENERS, 0) > 0
 
     def others_hand_over(self, worker: int) -> bool:
-        return all(s.gauges.get(HANDING_OVER) for n, s in self._states.items() if n != worker)
+        others = (state for number, state in self._states.items() if number != worker)
+        return all(state.gauges.get(shared.HANDING_OVER) for state in others)
 
     def free_bad_keys(self, now_s: float) -> None:
         """Give every refused key another chance, as enabling its instance does."""
@@ -170,8 +165,8 @@ _Entry = tuple[int, int, Any]  # its number, the worker that added it, the item
 
 
 def _recent_requests(entries: list[_Entry]) -> list[_Entry]:
-    entries.sort(key=lambda entry: ended_ms(entry[2]))
-    return to_keep(entries, lambda entry: entry[2])
+    entries.sort(key=lambda entry: shared.ended_ms(entry[2]))
+    return shared.to_keep(entries, lambda entry: entry[2])
 
 
 class _Recent:

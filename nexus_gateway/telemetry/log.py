@@ -120,10 +120,6 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {_printable(line)[:MAX_TRACE_LINE]}" for line in text.splitlines())
 
 
-class LineHandler(logging.StreamHandler[Any]):
-    """Our handler on stderr, told apart from those of others."""
-
-
 def _is_not_bad_http(record: logging.LogRecord) -> bool:
     """Leave out aiohttp's tracebacks of what was not HTTP: its refusal is logged as info."""
     error = record.exc_info[1] if record.exc_info else None
@@ -136,7 +132,7 @@ def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
     # What no line shows need not be looked up (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = LineHandler()
+    handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(style, secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Self, TypeVar
 
 from nexus_gateway.routing.health import Sample
@@ -40,6 +41,7 @@ MOST_REQUESTS = 200
 MOST_TROUBLED = 100
 
 Ended = dict[str, Any]  # an ended request as the page shows it, without any content
+ended_ms = itemgetter("endedAt")
 T = TypeVar("T")
 
 
@@ -76,11 +78,6 @@ class WorkerState:
             self.means[name] = self.means[name].plus(mean) if name in self.means else mean
         for name, gauge in other.gauges.items() if living else ():
             self.gauges[name] = self.gauges.get(name, 0) + gauge
-
-
-def ended_ms(request: Ended) -> int:
-    at_ms: int = request["endedAt"]
-    return at_ms
 
 
 def is_troubled(request: Ended) -> bool:

@@ -25,13 +25,7 @@ from nexus_gateway import __version__
 from nexus_gateway.provider import InProcess, Outcome, Verdict
 from nexus_gateway.proxy.record import MAX_MODEL, RequestRecord
 from nexus_gateway.routing.attempts import Attempt
-from nexus_gateway.telemetry.semconv import (
-    error_type,
-    instance_attributes,
-    operation_of,
-    request_attributes,
-    usage_attributes,
-)
+from nexus_gateway.telemetry import semconv
 from nexus_gateway.wire.usage import parse_usage
 
 logger = logging.getLogger("nexus_gateway")
@@ -72,7 +66,7 @@ class Tracing:
         # An empty context: no span that may be current in this process is the parent.
         context = _PROPAGATOR.extract(headers, Context(), _GETTER)
         span = self._tracer.start_span(f"POST {path}", context, SpanKind.SERVER, attributes)
-        return Trace(self._tracer, span, operation_of(endpoint))
+        return Trace(self._tracer, span, semconv.operation_of(endpoint))
 
 
 class Trace:
@@ -90,7 +84,7 @@ class Trace:
         instance, model = attempt.instance, attempt.model[:MAX_MODEL]
         if not self._span.is_recording():
             return AttemptSpan(self._span)
-        attributes = instance_attributes(instance, self._operation)
+        attributes = semconv.instance_attributes(instance, self._operation)
         attributes["gen_ai.request.model"] = model
         if stream:
             attributes["gen_ai.request.stream"] = True
@@ -103,7 +97,7 @@ class Trace:
         span = self._span
         if not span.is_recording():
             return
-        span.set_attributes(request_attributes(record))
+        span.set_attributes(semconv.request_attributes(record))
         if record.status >= 500 or record.outcome == "failure":
             span.set_attribute("error.type", record.outcome or str(record.status))
             span.set_status(StatusCode.ERROR, record.why or "")
@@ -133,10 +127,10 @@ class AttemptSpan:
         if not self._span.is_recording():
             return
         try:
-            self._span.set_attributes(usage_attributes(parse_usage(usage)))
+            self._span.set_attributes(semconv.usage_attributes(parse_usage(usage)))
             self._span.set_attribute("nexus.outcome", verdict.outcome.value)
             if verdict.outcome not in (Outcome.SUCCESS, Outcome.CANCELLED):
-                self._span.set_attribute("error.type", error_type(verdict))
+                self._span.set_attribute("error.type", semconv.error_type(verdict))
                 self._span.set_status(StatusCode.ERROR, verdict.reason)
             self._span.end()
         except Exception:  # the attempt's own end must go on
