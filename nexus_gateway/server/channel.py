@@ -20,6 +20,7 @@ supervisor a worker shuts down.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -35,8 +36,6 @@ LONGEST_MESSAGE = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker needs to start."""
-
     slot: int  # its number, from 0
     control: int  # the file descriptor of its end of the channel
     listening: list[list[int]]  # the file descriptors of the listening sockets, by slot
@@ -87,16 +86,12 @@ class ControlChannel:
 
     async def messages(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the kind and the fields of each message until the other end is gone."""
-        try:
+        with contextlib.suppress(ConnectionError):
             while (line := await self._reader.readline()).endswith(b"\n"):
                 fields: dict[str, Any] = json.loads(line)
                 yield fields.pop("kind"), fields
-        except ConnectionError:
-            pass
 
     async def close(self) -> None:
         self._writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass

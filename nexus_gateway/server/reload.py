@@ -29,8 +29,6 @@ FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER")
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """Settings and plugins as they were read."""
-
     settings: Settings  # the fixed ones as they were at the start
     pool: Pool
     late: tuple[str, ...] = ()  # what has changed and needs a restart, by name
@@ -56,7 +54,6 @@ def _plain(settings: Settings, field: str) -> object:
 
 
 def secrets_of(settings: Settings, pool: Pool) -> list[Secret]:
-    """Return what must never be logged."""
     return [*settings.secrets, *(i.key for i in pool.instances)]
 
 

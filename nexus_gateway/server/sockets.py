@@ -15,7 +15,6 @@ QUEUE = 1024  # connections that may wait, also while a worker is being replaced
 
 
 def can_share_a_port() -> bool:
-    """Return whether the platform supports several workers."""
     return all(hasattr(socket, name) for name in ("SO_REUSEPORT", "AF_UNIX"))
 
 

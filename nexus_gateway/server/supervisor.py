@@ -128,7 +128,6 @@ class Supervisor:
             self.reload()
 
     def reload(self) -> None:
-        """Replace all workers, one by one."""
         self._reload.set()
 
     async def _drain(self) -> None:
@@ -283,8 +282,6 @@ def pause_s(early_deaths: int) -> float:
 
 @dataclass
 class WorkerSpawner:
-    """Spawns worker processes."""
-
     command: Sequence[str]
     env: Mapping[str, str]  # without a `WorkerSpec`
     host: str  # HOST as the supervisor read it
@@ -346,10 +343,8 @@ class WorkerProcess:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
-        except ProcessLookupError:
-            pass
 
 
 PUBLISH_AFTER_S = 0.1

@@ -74,8 +74,6 @@ def _mark_name(instance: Instance, identity: str, mark: str) -> str:
 
 
 class Hub:
-    """The states of all workers."""
-
     def __init__(self) -> None:
         self._states: dict[int, WorkerState] = {}  # by worker number
         # The marks of all workers, and the counts and means of those that ended.
@@ -117,8 +115,6 @@ class Hub:
 
 @dataclass(slots=True)
 class RecentEvents:
-    """What happened since the last message."""
-
     requests: list[Ended] = field(default_factory=list)  # the oldest first
     first_tokens_ms: dict[str, list[float]] = field(default_factory=dict)  # by identity
 

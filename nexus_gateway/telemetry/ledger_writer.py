@@ -53,8 +53,6 @@ def _storable(text: str) -> str:
 
 
 class LedgerWriter:
-    """Writes a ledger until it is closed."""
-
     def __init__(self, path: str) -> None:
         self.is_refused = False  # the file is unusable, and no ledger is kept
         self._path = path
@@ -89,7 +87,6 @@ class LedgerWriter:
 
     @property
     def waiting(self) -> int:
-        """How many requests are not written yet."""
         return len(self._rows) + len(self._queue)
 
     @property

@@ -30,8 +30,6 @@ _Calculator = Callable[[int, int, int, int], float | None]
 
 
 class Spent(NamedTuple):
-    """What requests have cost."""
-
     usd: float | None  # the known costs; None if none is known
     priced: float | None  # the share of requests with a known cost, from 0 to 1; None without any
 

@@ -65,7 +65,6 @@ class WorkerState:
         return cls(fields["marks"], fields["counts"], fields["gauges"], means)
 
     def merge_marks(self, marks: dict[str, list[Any]]) -> None:
-        """Take over the marks that are larger than its own."""
         for name, mark in marks.items():
             if name not in self.marks or mark > self.marks[name]:
                 self.marks[name] = mark

@@ -49,8 +49,6 @@ class Bucket:
 
 
 class Timeline:
-    """The buckets of one instance, or of all."""
-
     def __init__(self) -> None:
         self.counted = Bucket(0)  # the sum of what ended in this process since it started
         self._buckets: deque[Bucket] = deque(maxlen=BUCKETS)

@@ -55,8 +55,6 @@ _GETTER = _RequestHeaders()
 
 
 class Tracing:
-    """Begins a trace for each request."""
-
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("nexus_gateway", __version__)
 
@@ -80,7 +78,6 @@ class Trace:
         self.trace_id = format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
 
     def attempt(self, attempt: Attempt, *, stream: bool) -> AttemptSpan:
-        """Begin the span of an attempt, below this one."""
         instance, model = attempt.instance, attempt.model[:MAX_MODEL]
         if not self._span.is_recording():
             return AttemptSpan(self._span)
@@ -94,14 +91,12 @@ class Trace:
         return AttemptSpan(self._tracer.start_span(name, context, kind, attributes))
 
     def end(self, record: RequestRecord) -> None:
-        span = self._span
-        if not span.is_recording():
-            return
-        span.set_attributes(semconv.request_attributes(record))
-        if record.status >= 500 or record.outcome == "failure":
-            span.set_attribute("error.type", record.outcome or str(record.status))
-            span.set_status(StatusCode.ERROR, record.why or "")
-        span.end()
+        if self._span.is_recording():
+            self._span.set_attributes(semconv.request_attributes(record))
+            if record.status >= 500 or record.outcome == "failure":
+                self._span.set_attribute("error.type", record.outcome or str(record.status))
+                self._span.set_status(StatusCode.ERROR, record.why or "")
+            self._span.end()
 
 
 class AttemptSpan:

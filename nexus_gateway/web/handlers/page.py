@@ -55,7 +55,6 @@ def files() -> dict[str, File]:
 
 
 async def page(request: web.Request) -> web.StreamResponse:
-    """Return the page, or one of its files."""
     name = request.match_info.get("name", "index.html")
     file = files().get(name)
     if file is None:
@@ -63,6 +62,5 @@ async def page(request: web.Request) -> web.StreamResponse:
     headers = {**_HEADERS, "ETag": f'"{file.tag}"'}
     if any(tag.value == file.tag for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
-    return web.Response(
-        body=file.body, content_type=file.content_type, charset="utf-8", headers=headers
-    )
+    kind = file.content_type
+    return web.Response(body=file.body, content_type=kind, charset="utf-8", headers=headers)
