@@ -27,7 +27,7 @@ from typing import Any
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
-from nexus_gateway.server.process import Terminal, unblock_sighup
+from nexus_gateway.server.process import FORCED, Terminal, unblock_sighup
 from nexus_gateway.server.sync import EventBoard, Hub, RecentEvents
 from nexus_gateway.telemetry.shared import WorkerState
 
@@ -42,7 +42,6 @@ TOGETHER_S = 0.1  # a signal to all processes arrives within that time
 ABORT_S = 5.0
 LAST_MESSAGES_S = 1.0
 DIED = 1
-FORCED = 130
 
 # They belong to the port, and so to the supervisor.
 FIXED = ("HOST", "PORT", "WEB_CONCURRENCY")

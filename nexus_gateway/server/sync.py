@@ -100,8 +100,7 @@ class Hub:
 
     def has_listeners(self, worker: int) -> bool:
         """Whether a client listens to the live events at a worker."""
-        state = self._states.get(worker)
-        return state is not None and state.gauges.get(shared.LISTENERS, 0) > 0
+        return self._states.get(worker, WorkerState()).gauges.get(shared.LISTENERS, 0) > 0
 
     def others_hand_over(self, worker: int) -> bool:
         others = (state for number, state in self._states.items() if number != worker)

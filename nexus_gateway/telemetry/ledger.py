@@ -107,21 +107,11 @@ class LedgerFile:
         return False
 
     def _create_table(self) -> None:
-        with self._transaction():
+        with self._connection:  # ends the transaction
+            self._connection.execute("BEGIN IMMEDIATE")
             if not self._has_table():  # another process may have been faster
                 for statement in (*SCHEMA, f"PRAGMA user_version = {VERSION}"):
                     self._connection.execute(statement)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
 
     @property
     def is_gone(self) -> bool:
@@ -131,7 +121,8 @@ class LedgerFile:
     def write(self, rows: Sequence[Row]) -> None:
         """Write rows, all or none."""
         at = 0
-        with self._transaction():
+        with self._connection:  # ends the transaction
+            self._connection.execute("BEGIN IMMEDIATE")
             for size in AT_ONCE:
                 while len(rows) - at >= size:
                     values = chain.from_iterable(rows[at : at + size])

@@ -117,9 +117,8 @@ def _model(snapshot: Any, provider_name: str, model: str) -> tuple[Any, Any] | N
         provider = snapshot.find_provider(None, provider_name, None)
     except LookupError:
         return None
-    match = provider.find_model(model.lower(), all_providers=snapshot.providers)
-    if match is None:
-        match = next((m for m in provider.models if m.id.endswith("/" + model.lower())), None)
+    same = (m for m in provider.models if m.id.endswith("/" + model.lower()))
+    match = provider.find_model(model.lower(), all_providers=snapshot.providers) or next(same, None)
     return None if match is None else (provider, match)
 
 

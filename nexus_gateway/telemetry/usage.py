@@ -96,20 +96,13 @@ def queries(query: UsageQuery) -> tuple[str, str, tuple[float, ...]]:
     limits = {"ended_s >= ?": query.since_s, "ended_s < ?": query.until_s}
     conditions = {where: at for where, at in limits.items() if at is not None}
     rows = f"FROM requests WHERE {' AND '.join(conditions) or 'TRUE'}"
-    order = "1" if query.by in _TIME_FORMS else "2 DESC, 1"
-    return (
-        f"SELECT {_group(query)}, {figures} {rows} GROUP BY 1 ORDER BY {order}",
-        f"SELECT {figures} {rows}",
-        tuple(conditions.values()),
-    )
-
-
-def _group(query: UsageQuery) -> str:
-    form = _TIME_FORMS.get(query.by)
-    if form is None:
-        return f"NULLIF({query.by}, '')"
-    zone = ", 'localtime'" if query.is_local else ""
-    return f"strftime('{form}', ended_s, 'unixepoch'{zone})"
+    if form := _TIME_FORMS.get(query.by):
+        zone = ", 'localtime'" if query.is_local else ""
+        group, order = f"strftime('{form}', ended_s, 'unixepoch'{zone})", "1"
+    else:
+        group, order = f"NULLIF({query.by}, '')", "2 DESC, 1"
+    by_group = f"SELECT {group}, {figures} {rows} GROUP BY 1 ORDER BY {order}"
+    return by_group, f"SELECT {figures} {rows}", tuple(conditions.values())
 
 
 def report_of(rows: Iterable[Sequence[Any]], total: Figures) -> UsageReport:
