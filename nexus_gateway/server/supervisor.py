@@ -77,7 +77,10 @@ class Supervisor:
         # The first starts alone, so that wrong settings are reported once.
         first = await self._start(0)
         if first.introduction is None:
-            return await self._fail(first)
+            code = await first.process.wait()
+            if first.problems:
+                raise ConfigError(list(first.problems))
+            return 0 if self._stop.is_set() else max(code, DIED)
         self._place(first)
         self._first = first.introduction
         self._spawner.keyed = self._first["keyed"]
@@ -88,12 +91,6 @@ class Supervisor:
         await self._stop.wait()
         await self._drain()
         return 0
-
-    async def _fail(self, first: WorkerProcess) -> int:
-        code = await first.process.wait()
-        if first.problems:
-            raise ConfigError(list(first.problems))
-        return 0 if self._stop.is_set() else max(code, DIED)
 
     def _begin(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)

@@ -34,8 +34,8 @@ Numbered = tuple[int, RequestRecord]
 class LastRequests:
     """The last requests of this worker, and those that other workers have published.
 
-    They are numbered as they became known here, which is not always the order of their ends. A
-    request of this worker is turned into JSON only when the feed is read.
+    Each has a number in the order in which it became known here, which is not always the order of
+    the ends. A request of this worker is turned into JSON only when the feed is read.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,8 @@ class Feed:
         """Return what came after a number: for each its number, its kind and its present state.
 
         An instance that changed several times occurs once; of the requests those that fit on a
-        page. If an instance was removed, it is one snapshot, with the newest number.
+        page.
+        If an instance was removed, it is one snapshot, with the newest number.
         """
         latest = {name: n for n, name in self._changes if n > number}
         if _REMOVED in latest:

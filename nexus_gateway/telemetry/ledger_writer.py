@@ -99,6 +99,7 @@ class LedgerWriter:
         return {SPENT_USD: self._spent_usd, PRICED: self._priced, UNPRICED: unpriced}
 
     def share(self, state: WorkerState) -> None:
+        """Add what requests have cost to what this process publishes."""
         state.counts.update(self._counts())
 
     def spent(self, elsewhere: Mapping[str, float]) -> Spent:

@@ -1,4 +1,4 @@
-"""Logging: a line for each event, as text or as JSON, on stderr, with every known secret masked."""
+"""Logging: one line an event, as text or as JSON, on stderr, with every known secret masked."""
 
 from __future__ import annotations
 
