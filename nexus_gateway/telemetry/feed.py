@@ -99,7 +99,7 @@ REMEMBERED = 1000
 # A page shows no more at once; the log has every request.
 AT_ONCE = 50
 # These count down by themselves, which is no change.
-_RUNNING_DOWN = ("parkedForMs", "probeInMs")
+_RUNNING_DOWN = {"parkedForMs", "probeInMs"}
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _REMOVED = ""  # no instance has this name
 Change = tuple[int, str, Any]
@@ -152,7 +152,7 @@ class Feed:
         for instance in self._pool.instances:
             now, before = instance_json(instance), self._seen.get(instance.name, {})
             self._seen[instance.name] = now
-            if _lasting(before) != _lasting(now):
+            if any(before.get(key) != now[key] for key in now.keys() - _RUNNING_DOWN):
                 self._note(instance.name)
         if gone := self._seen.keys() - {instance.name for instance in self._pool.instances}:
             for name in gone:
@@ -203,7 +203,3 @@ class Feed:
         oldest = self._changes[0][0] if self._changes else 1
         is_known = oldest - 1 <= number <= self._number
         return number if is_known and self._requests.count_since(number) <= AT_ONCE else None
-
-
-def _lasting(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if name not in _RUNNING_DOWN}
