@@ -45,13 +45,12 @@ class InstanceSync:
     def apply(self, others: WorkerState) -> None:
         for instance, identity in self._identities:
             marks = {mark: _mark_name(instance, identity, mark) for mark in MARKS}
+            means = {name: f"{identity} {name}" for name in MEANS}
             state = InstanceState(
                 marks={m: others.marks[n] for m, n in marks.items() if n in others.marks},
                 total_requests=int(others.counts.get(f"{identity} requests", 0)),
                 in_flight=int(others.gauges.get(f"{identity} in_flight", 0)),
-                means={
-                    m: others.means[n] for m in MEANS if (n := f"{identity} {m}") in others.means
-                },
+                means={m: others.means[n] for m, n in means.items() if n in others.means},
             )
             instance.merge_state(state)
 
