@@ -20,6 +20,7 @@ supervisor a worker shuts down.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -35,25 +36,13 @@ LONGEST_MESSAGE = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker needs to start.
-
-    Args:
-        slot: its number, from 0.
-        control: the file descriptor of its end of the channel.
-        listening: the file descriptors of the listening sockets, by slot.
-        host: HOST as the supervisor read it.
-        port: where the sockets listen.
-        salt: of the instances' identities (`sync.InstanceSync`), in hex.
-        keyed: whether the gateway has real keys, and so must not fall back to the demo.
-    """
-
-    slot: int
-    control: int
-    listening: list[list[int]]
-    host: str
+    slot: int  # its number, from 0
+    control: int  # the file descriptor of its end of the channel
+    listening: list[list[int]]  # the file descriptors of the listening sockets, by slot
+    host: str  # HOST as the supervisor read it
     port: int
-    salt: str
-    keyed: bool = False
+    salt: str  # of the instances' identities (`sync.InstanceSync`), in hex
+    keyed: bool = False  # the gateway has real keys, and so must not fall back to the demo
 
     def as_text(self) -> str:
         return json.dumps(asdict(self))
@@ -77,8 +66,6 @@ def _encode(kind: str, fields: dict[str, Any]) -> bytes:
 
 
 class ControlChannel:
-    """One end of the channel."""
-
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
@@ -99,17 +86,12 @@ class ControlChannel:
 
     async def messages(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the kind and the fields of each message until the other end is gone."""
-        try:
+        with contextlib.suppress(ConnectionError):
             while (line := await self._reader.readline()).endswith(b"\n"):
                 fields: dict[str, Any] = json.loads(line)
                 yield fields.pop("kind"), fields
-        except ConnectionError:
-            pass
 
     async def close(self) -> None:
-        """Flush and close."""
         self._writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass

@@ -90,16 +90,10 @@ async def serve(
     announce: Announce,
     read: Callable[[], LoadedConfig] | None = None,
 ) -> int:
-    """Serve an application in the running loop until a signal ends it.
+    """Serve an application in the running loop until a signal ends it; return the exit code.
 
-    Args:
-        app: the application.
-        settings: the settings at the start.
-        announce: called with the host and the port once it listens.
-        read: reads the settings again on SIGHUP; None to ignore SIGHUP.
-
-    Returns:
-        The exit code: 0 after a drain, 1 if the port is not available.
+    `announce` is called with the host and the port once it listens. Without `read`, which reads the
+    settings again, SIGHUP is ignored.
     """
     async with application_runner(app) as runner:
         site = web.TCPSite(runner, settings.host, settings.port, backlog=QUEUE)

@@ -28,17 +28,9 @@ FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER")
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """Settings and plugins as they were read.
-
-    Args:
-        settings: the fixed ones as they were at the start.
-        pool: new instances.
-        late: what has changed and needs a restart, by name.
-    """
-
-    settings: Settings
+    settings: Settings  # the fixed ones as they were at the start
     pool: Pool
-    late: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()  # what has changed and needs a restart, by name
 
 
 def keep_fixed(settings: Settings, running: Settings) -> tuple[Settings, tuple[str, ...]]:
@@ -61,16 +53,13 @@ def _plain(settings: Settings, field: str) -> object:
 
 
 def secrets_of(settings: Settings, pool: Pool) -> list[Secret]:
-    """Return what must never be logged."""
     return [*settings.secrets, *(i.key for i in pool.instances)]
 
 
 class Reload:
-    """Applies the settings of `read` on request.
+    """Applies the settings of `read` on request; it raises ConfigError if they are wrong.
 
-    Args:
-        gateway: the running gateway.
-        read: raises ConfigError. It runs in a thread: it reads files and may import a provider.
+    `read` runs in a thread: it reads files and may import a provider.
     """
 
     def __init__(self, gateway: Gateway, read: Callable[[], LoadedConfig]) -> None:
@@ -107,10 +96,12 @@ class Reload:
     def apply(self, config: LoadedConfig) -> None:
         """Serve with new settings from now on, and log what changed."""
         gateway, settings = self._gateway, config.settings
-        self._mask(secrets_of(settings, config.pool))
+        known = {secret.reveal() for secret in self._secrets}
+        new = (s for s in secrets_of(settings, config.pool) if s.reveal() not in known)
+        self._secrets.extend(new)
         log.configure(settings.log_level, settings.log_format, self._secrets)
         names = changed(settings, gateway.settings)
-        warnings = [*self._warnings(config, names)]
+        warnings = list(self._warnings(config, names))
         changes = gateway.pool.replace_with(config.pool)
         gateway.configure(settings)
         fields = {**changes.as_fields(), "settings": ", ".join(names) or None}
@@ -127,7 +118,3 @@ class Reload:
             yield f"{settings.host} is open to others and GATEWAY_KEYS is not set"
         if config.late:
             yield f"{', '.join(config.late)}: changed, but read at the start only"
-
-    def _mask(self, secrets: list[Secret]) -> None:
-        known = {secret.reveal() for secret in self._secrets}
-        self._secrets += [secret for secret in secrets if secret.reveal() not in known]

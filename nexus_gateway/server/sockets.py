@@ -15,7 +15,6 @@ QUEUE = 1024  # connections that may wait, also while a worker is being replaced
 
 
 def can_share_a_port() -> bool:
-    """Return whether the platform supports several workers."""
     return all(hasattr(socket, name) for name in ("SO_REUSEPORT", "AF_UNIX"))
 
 
@@ -26,18 +25,10 @@ def os_error_text(error: OSError) -> str:
 
 
 def listen(host: str, port: int, slots: int) -> list[list[socket.socket]]:
-    """Listen on one port, once for each slot.
+    """Listen on one port, once for each slot; return for each slot a socket for each address.
 
-    Args:
-        host: an address, or a name that stands for all its addresses.
-        port: 0 for any free one, the same for all.
-        slots: how many workers.
-
-    Returns:
-        For each slot its sockets, one for each address.
-
-    Raises:
-        OSError: the address is not available, or another process listens there.
+    A host name stands for all its addresses. Port 0 is any free one, the same for all. Raises
+    OSError if an address is not available, or if another process listens there.
     """
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = list(dict.fromkeys((family, str(address[0])) for family, *_, address in infos))
@@ -49,13 +40,10 @@ def listen(host: str, port: int, slots: int) -> list[list[socket.socket]]:
         for _ in range(slots):
             listeners.append([])
             for family, address in addresses:
-                listener = on_error.enter_context(
-                    socket.create_server(
-                        (address, port), family=family, backlog=QUEUE, reuse_port=True
-                    )
-                )
+                at = (address, port)
+                listener = socket.create_server(at, family=family, backlog=QUEUE, reuse_port=True)
                 listener.setblocking(False)
-                listeners[-1].append(listener)
+                listeners[-1].append(on_error.enter_context(listener))
                 port = port or listener.getsockname()[1]
         on_error.pop_all()
     return listeners

@@ -27,7 +27,7 @@ from typing import Any
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
-from nexus_gateway.server.process import Terminal, unblock_sighup
+from nexus_gateway.server.process import FORCED, Terminal, unblock_sighup
 from nexus_gateway.server.sync import EventBoard, Hub, RecentEvents
 from nexus_gateway.telemetry.shared import WorkerState
 
@@ -42,7 +42,6 @@ TOGETHER_S = 0.1  # a signal to all processes arrives within that time
 ABORT_S = 5.0
 LAST_MESSAGES_S = 1.0
 DIED = 1
-FORCED = 130
 
 # They belong to the port, and so to the supervisor.
 FIXED = ("HOST", "PORT", "WEB_CONCURRENCY")
@@ -51,12 +50,7 @@ Introduction = dict[str, Any]  # the fields of a worker's `ready` message
 
 
 class Supervisor:
-    """Keeps the workers.
-
-    Args:
-        spawner: starts them.
-        announce: called with the first worker's introduction once it accepts.
-    """
+    """Keeps the workers; `announce` gets the first one's introduction once it accepts."""
 
     def __init__(self, spawner: WorkerSpawner, announce: Callable[[Introduction], None]) -> None:
         self._spawner = spawner
@@ -65,7 +59,7 @@ class Supervisor:
         self._locks = [asyncio.Lock() for _ in self._slots]
         self._early_deaths = [0 for _ in self._slots]
         self._workers: set[WorkerProcess] = set()
-        self._broker = StateBroker(self._workers, self._count_serving)
+        self._broker = StateBroker(self._workers, self._slots)
         self._first: Introduction = {}
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
@@ -74,20 +68,19 @@ class Supervisor:
         self._terminal = Terminal()
 
     async def run(self) -> int:
-        """Serve until a signal ends it.
+        """Serve until a signal ends it; return 0, or the first worker's code if it cannot start.
 
-        Returns:
-            The exit code: 0 after a drain, else that of the first worker if it cannot start.
-
-        Raises:
-            ConfigError: the first worker refused its settings.
-            OSError: the system cannot start another process.
+        Raises ConfigError if the first worker refused its settings, OSError if the system cannot
+        start another process.
         """
         self._on_signals()
         # The first starts alone, so that wrong settings are reported once.
         first = await self._start(0)
         if first.introduction is None:
-            return await self._fail(first)
+            code = await first.process.wait()
+            if first.problems:
+                raise ConfigError(list(first.problems))
+            return 0 if self._stop.is_set() else max(code, DIED)
         self._place(first)
         self._first = first.introduction
         self._spawner.keyed = self._first["keyed"]
@@ -98,12 +91,6 @@ class Supervisor:
         await self._stop.wait()
         await self._drain()
         return 0
-
-    async def _fail(self, first: WorkerProcess) -> int:
-        code = await first.process.wait()
-        if first.problems:
-            raise ConfigError(list(first.problems))
-        return 0 if self._stop.is_set() else max(code, DIED)
 
     def _begin(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)
@@ -137,15 +124,14 @@ class Supervisor:
             self.reload()
 
     def reload(self) -> None:
-        """Replace all workers, one by one."""
         self._reload.set()
 
     async def _drain(self) -> None:
         """Wait until all workers have ended, and kill those that hang."""
         for task in self._tasks:
             task.cancel()
-        introductions = [w.introduction for w in self._workers if w.introduction]
-        limit_s = max([i["shutdown_timeout_ms"] / 1000 for i in introductions], default=0.0)
+        limits_ms = [w.introduction["shutdown_timeout_ms"] for w in self._workers if w.introduction]
+        limit_s = max(limits_ms, default=0) / 1000
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s + ABORT_S):
                 await self._all_gone()
@@ -194,7 +180,7 @@ class Supervisor:
         self._assign_sockets()
         if not self._stop.is_set():
             logger.warning("%s ended with %s and is being replaced", worker, code)
-            is_early = worker.age_s < EARLY_DEATH_S
+            is_early = time.monotonic() - worker.started_s < EARLY_DEATH_S
             deaths = self._early_deaths[worker.slot]
             self._early_deaths[worker.slot] = deaths + 1 if is_early else 0
             self._begin(self._fill(worker.slot))
@@ -250,9 +236,6 @@ class Supervisor:
                 worker.channel.send("listen", slots=[worker.slot, *vacant])
         self._broker.publish_soon()
 
-    def _count_serving(self) -> int:
-        return sum(worker is not None for worker in self._slots)
-
     async def _replace(self, worker: WorkerProcess) -> None:
         """Replace a worker that received a signal, unless all processes received it."""
         await asyncio.sleep(TOGETHER_S)
@@ -282,8 +265,7 @@ class Supervisor:
     def _warn_of_fixed(self, worker: WorkerProcess | None) -> None:
         if worker is None or worker.introduction is None or worker.slot:
             return
-        fixed = [n for n in FIXED if worker.introduction[n] != self._first[n]]
-        if fixed:
+        if fixed := [n for n in FIXED if worker.introduction[n] != self._first[n]]:
             logger.warning("%s: changed, but read at the start only", ", ".join(fixed))
 
 
@@ -296,21 +278,11 @@ def pause_s(early_deaths: int) -> float:
 
 @dataclass
 class WorkerSpawner:
-    """Spawns worker processes.
-
-    Args:
-        command: the command line of a worker.
-        env: its environment, without its `WorkerSpec`.
-        host: HOST as the supervisor read it.
-        sockets: the listening sockets of each slot.
-        keyed: whether the gateway has real keys; known once the first worker is ready.
-    """
-
     command: Sequence[str]
-    env: Mapping[str, str]
-    host: str
-    sockets: Sequence[Sequence[socket.socket]]
-    keyed: bool = False
+    env: Mapping[str, str]  # without a `WorkerSpec`
+    host: str  # HOST as the supervisor read it
+    sockets: Sequence[Sequence[socket.socket]]  # the listening sockets of each slot
+    keyed: bool = False  # the gateway has real keys; known once the first worker is ready
     _salt: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
@@ -318,36 +290,26 @@ class WorkerSpawner:
         port: int = self.sockets[0][0].getsockname()[1]
         return port
 
-    async def spawn(self, number: int) -> WorkerProcess:
-        """Start a worker for a slot.
-
-        Raises:
-            OSError: the system cannot start another process.
-        """
+    async def spawn(self, slot: int) -> WorkerProcess:
+        """Start a worker for a slot; raises OSError if the system starts no more processes."""
         ours, theirs = socket.socketpair()
         with theirs:
-            spec = WorkerSpec(
-                slot=number,
-                control=theirs.fileno(),
-                listening=[[listener.fileno() for listener in slot] for slot in self.sockets],
-                host=self.host,
-                port=self.port,
-                salt=self._salt,
-                keyed=self.keyed,
-            )
+            control, port = theirs.fileno(), self.port
+            listening = [[listener.fileno() for listener in sockets] for sockets in self.sockets]
+            spec = WorkerSpec(slot, control, listening, self.host, port, self._salt, self.keyed)
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self.command,
                     stdin=asyncio.subprocess.DEVNULL,
                     env={**self.env, PLACE: spec.as_text()},
-                    pass_fds=[spec.control, *(n for slot in spec.listening for n in slot)],
+                    pass_fds=[control, *itertools.chain(*listening)],
                     # Ctrl-C in a terminal reaches the supervisor alone, which drains the workers.
                     start_new_session=True,
                 )
             except OSError:
                 ours.close()
                 raise
-        return WorkerProcess(number, process, await ControlChannel.open(ours))
+        return WorkerProcess(slot, process, await ControlChannel.open(ours))
 
 
 @dataclass(eq=False)
@@ -368,10 +330,6 @@ class WorkerProcess:
     def __str__(self) -> str:
         return f"worker {self.slot + 1} (pid {self.process.pid})"
 
-    @property
-    def age_s(self) -> float:
-        return time.monotonic() - self.started_s
-
     def drain(self) -> None:
         self.channel.send("drain")
         if self.introduction is None:
@@ -381,10 +339,8 @@ class WorkerProcess:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
-        except ProcessLookupError:
-            pass
 
 
 PUBLISH_AFTER_S = 0.1
@@ -393,18 +349,13 @@ PUBLISH_REST = 10
 
 
 class StateBroker:
-    """Merges the states and events of all workers, and publishes to each those of the others.
-
-    Args:
-        workers: the living ones.
-        count_serving: returns how many of them serve.
-    """
+    """Merges the states and events of all workers, and publishes to each those of the others."""
 
     def __init__(
-        self, workers: Collection[WorkerProcess], count_serving: Callable[[], int]
+        self, workers: Collection[WorkerProcess], slots: Sequence[WorkerProcess | None]
     ) -> None:
         self._workers = workers
-        self._count_serving = count_serving
+        self._slots = slots
         self._hub = Hub()
         self._board = EventBoard()
         self._timer: asyncio.TimerHandle | None = None
@@ -434,7 +385,7 @@ class StateBroker:
             worker.channel.send("news", **events.as_json())
         state = {
             **self._hub.state_for(worker.number).as_json(),
-            "workers": self._count_serving(),
+            "workers": sum(worker is not None for worker in self._slots),
             "shown": listens and self._hub.others_hand_over(worker.number),
         }
         if state != worker.published:

@@ -15,32 +15,20 @@ from typing import Any, Self
 
 from nexus_gateway.routing.health import MEANS, WINDOW
 from nexus_gateway.routing.instance import MARKS, Instance, InstanceState
-from nexus_gateway.telemetry.shared import (
-    HANDING_OVER,
-    LISTENERS,
-    Ended,
-    WorkerState,
-    ended_ms,
-    to_keep,
-)
+from nexus_gateway.telemetry import shared
+from nexus_gateway.telemetry.shared import Ended, WorkerState
 
 # Marks that belong to an instance's name whatever its key: the operator toggled it by name.
 _BY_NAME = frozenset({"toggle"})
 
 
 class InstanceSync:
-    """Exports and applies the state of one worker's instances.
-
-    Args:
-        instances: those of this worker.
-        salt: a secret that all workers share.
-    """
+    """Exports and applies the state of a worker's instances; the workers share the secret salt."""
 
     def __init__(self, instances: Iterable[Instance], salt: bytes) -> None:
         self._identities = [(instance, _identity(instance, salt)) for instance in instances]
 
     def local_state(self) -> WorkerState:
-        """Return what this worker knows of the instances."""
         state = WorkerState()
         for instance, identity in self._identities:
             own = instance.export_state()
@@ -55,7 +43,6 @@ class InstanceSync:
         return state
 
     def apply(self, others: WorkerState) -> None:
-        """Apply what the other workers know of the instances."""
         for instance, identity in self._identities:
             marks = {mark: _mark_name(instance, identity, mark) for mark in MARKS}
             means = {name: f"{identity} {name}" for name in MEANS}
@@ -68,12 +55,11 @@ class InstanceSync:
             instance.merge_state(state)
 
     def new_first_tokens_ms(self) -> dict[str, list[float]]:
-        """Return the times to the first token since the last call, by identity."""
+        """Return those since the last call, by identity."""
         new = {i: instance.health.new_first_tokens_ms() for instance, i in self._identities}
         return {identity: times_ms for identity, times_ms in new.items() if times_ms}
 
     def merge_first_tokens(self, times_ms: Mapping[str, list[float]]) -> None:
-        """Add the times to the first token that other workers observed."""
         for instance, identity in self._identities if times_ms else ():
             instance.health.merge_first_tokens(times_ms.get(identity, ()))
 
@@ -88,15 +74,12 @@ def _mark_name(instance: Instance, identity: str, mark: str) -> str:
 
 
 class Hub:
-    """The states of all workers, by worker number."""
-
     def __init__(self) -> None:
-        self._states: dict[int, WorkerState] = {}
+        self._states: dict[int, WorkerState] = {}  # by worker number
         # The marks of all workers, and the counts and means of those that ended.
         self._merged = WorkerState()
 
     def merge(self, worker: int, state: WorkerState) -> None:
-        """Replace a worker's state."""
         self._states[worker] = state
         self._merged.merge_marks(state.marks)
 
@@ -116,14 +99,12 @@ class Hub:
         return others
 
     def has_listeners(self, worker: int) -> bool:
-        """Return whether a client listens to the live events at a worker."""
-        state = self._states.get(worker)
-        return state is not None and state.gauges.get(LISTENERS, 0) > 0
+        """Whether a client listens to the live events at a worker."""
+        return self._states.get(worker, WorkerState()).gauges.get(shared.LISTENERS, 0) > 0
 
     def others_hand_over(self, worker: int) -> bool:
-        """Return whether all other workers hand over their requests."""
-        others = [state for number, state in self._states.items() if number != worker]
-        return all(state.gauges.get(HANDING_OVER) for state in others)
+        others = (state for number, state in self._states.items() if number != worker)
+        return all(state.gauges.get(shared.HANDING_OVER) for state in others)
 
     def free_bad_keys(self, now_s: float) -> None:
         """Give every refused key another chance, as enabling its instance does."""
@@ -133,15 +114,8 @@ class Hub:
 
 @dataclass(slots=True)
 class RecentEvents:
-    """What happened since the last message.
-
-    Args:
-        requests: those that ended, the oldest first.
-        first_tokens_ms: times to the first token, by the instance's identity.
-    """
-
-    requests: list[Ended] = field(default_factory=list)
-    first_tokens_ms: dict[str, list[float]] = field(default_factory=dict)
+    requests: list[Ended] = field(default_factory=list)  # the oldest first
+    first_tokens_ms: dict[str, list[float]] = field(default_factory=dict)  # by identity
 
     def __bool__(self) -> bool:
         return bool(self.requests or self.first_tokens_ms)
@@ -159,10 +133,11 @@ class EventBoard:
 
     def __init__(self) -> None:
         self._requests = _Recent(_recent_requests)
-        self._first_tokens: dict[str, _Recent] = defaultdict(lambda: _Recent(_last))
+        self._first_tokens: dict[str, _Recent] = defaultdict(
+            lambda: _Recent(lambda entries: entries[-WINDOW:])
+        )
 
     def add(self, worker: int, events: RecentEvents) -> None:
-        """Add a worker's events."""
         self._requests.add(worker, events.requests)
         for identity, times_ms in events.first_tokens_ms.items():
             self._first_tokens[identity].add(worker, times_ms)
@@ -184,35 +159,25 @@ class EventBoard:
 _Entry = tuple[int, int, Any]  # its number, the worker that added it, the item
 
 
-def _last(entries: list[_Entry]) -> list[_Entry]:
-    return entries[-WINDOW:]
-
-
 def _recent_requests(entries: list[_Entry]) -> list[_Entry]:
-    entries.sort(key=lambda entry: ended_ms(entry[2]))
-    return to_keep(entries, lambda entry: entry[2])
+    entries.sort(key=lambda entry: shared.ended_ms(entry[2]))
+    return shared.to_keep(entries, lambda entry: entry[2])
 
 
 class _Recent:
-    """The recent items of one kind, and the last number that each worker was sent.
-
-    Args:
-        select: returns the entries to keep.
-    """
+    """The recent items of one kind; `select` returns the entries to keep."""
 
     def __init__(self, select: Callable[[list[_Entry]], list[_Entry]]) -> None:
         self._select = select
         self._number = 0
-        self._sent: dict[int, int] = {}
+        self._sent: dict[int, int] = {}  # the last number that each worker was sent
         self._entries: list[_Entry] = []
 
     def add(self, worker: int, items: Sequence[Any]) -> None:
-        if not items:
-            return
-        for item in items:
-            self._number += 1
-            self._entries.append((self._number, worker, item))
-        self._entries[:] = self._select(self._entries)
+        if items:
+            self._entries += [(n, worker, item) for n, item in enumerate(items, self._number + 1)]
+            self._entries[:] = self._select(self._entries)
+            self._number += len(items)
 
     def new_for(self, worker: int) -> list[Any]:
         """Return what others added and this worker lacks; from now on it has it."""

@@ -36,13 +36,7 @@ LONGEST_RETIREMENT_S = 600.0
 
 
 async def work(app: web.Application, spec: WorkerSpec, introduction: Mapping[str, Any]) -> int:
-    """Serve until the supervisor ends it or is gone; return the exit code.
-
-    Args:
-        app: the application.
-        spec: from the supervisor.
-        introduction: the fields of the `ready` message.
-    """
+    """Serve until the supervisor ends it or is gone; `introduction` is the fields of `ready`."""
     channel = await ControlChannel.open(socket.socket(fileno=spec.control))
     app.on_response_prepare.append(_close_on_retire)
     async with contextlib.AsyncExitStack() as stack:
@@ -63,11 +57,7 @@ class Worker:
     """A running worker; `runner` is set up and does not listen yet."""
 
     def __init__(
-        self,
-        app: web.Application,
-        runner: web.AppRunner,
-        spec: WorkerSpec,
-        channel: ControlChannel,
+        self, app: web.Application, runner: web.AppRunner, spec: WorkerSpec, channel: ControlChannel
     ) -> None:
         self._gateway = app[GATEWAY]
         self._feed = self._gateway.feed

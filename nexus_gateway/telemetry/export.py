@@ -54,13 +54,10 @@ async def open_tracing() -> AsyncIterator[Tracing | None]:
 
 
 def _open_provider() -> TracerProvider | None:
-    env = os.environ
-    if env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if _env("OTEL_SDK_DISABLED") == "true" or _env("OTEL_TRACES_EXPORTER") == "none":
         return None
-    if env.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower() == "none":
-        return None
-    protocol = env.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
-    if env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol).strip().lower() == "grpc":
+    protocol = _env("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if _env("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol) == "grpc":
         logger.warning(_OFF, "only OTLP over HTTP is supported; set the protocol to http/protobuf")
         return None
     try:
@@ -87,6 +84,10 @@ def _open_provider() -> TracerProvider | None:
     return provider
 
 
+def _env(name: str, default: str = "") -> str:
+    return os.environ.get(name, default).strip().lower()
+
+
 async def _shut_down(provider: TracerProvider) -> None:
     """Send the spans that wait, for FLUSH_S at most, in a thread that no exit waits for."""
     thread = threading.Thread(target=provider.shutdown, name="trace-flush", daemon=True)
@@ -99,10 +100,8 @@ async def _shut_down(provider: TracerProvider) -> None:
 class _SdkLogHandler(logging.Handler):
     """Logs the SDK's warnings, which repeat with each batch, once in QUIET_S."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._logged_s = float("-inf")
-        self._suppressed = 0
+    _logged_s = float("-inf")
+    _suppressed = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         now_s = time.monotonic()
@@ -119,5 +118,5 @@ class _SdkLogHandler(logging.Handler):
 def _log_sdk_errors() -> None:
     sdk_logger = logging.getLogger("opentelemetry")
     if not any(isinstance(handler, _SdkLogHandler) for handler in sdk_logger.handlers):
-        sdk_logger.addHandler(_SdkLogHandler())
+        sdk_logger.addHandler(_SdkLogHandler(logging.WARNING))
     sdk_logger.propagate = False

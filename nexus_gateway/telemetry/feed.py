@@ -52,12 +52,7 @@ class LastRequests:
             self._troubled.append((number, record))
 
     def merge(self, number: int, requests: list[Ended]) -> int:
-        """Add requests of other workers, oldest first; return the last number given.
-
-        Args:
-            number: the last one given so far.
-            requests: none of which was added before.
-        """
+        """Add new requests of other workers, oldest first; take and return the last number."""
         self._elsewhere += enumerate(requests, number + 1)
         self._elsewhere.sort(key=lambda entry: ended_ms(entry[1]))
         self._elsewhere = to_keep(self._elsewhere, lambda entry: entry[1])
@@ -73,9 +68,7 @@ class LastRequests:
     def since(self, number: int, most: int) -> list[tuple[int, Ended]]:
         """Return what became known after a number, in order.
 
-        Args:
-            number: the last one that the listener has.
-            most: how many of the newest, and how many more of the newest that went badly.
+        These are at most `most` of the newest, and so many more of the newest that went badly.
         """
         entries = [entry for entry in self._elsewhere if entry[0] > number]
         entries += [(n, request_json(record)) for n, record in self._here_since(number)]
@@ -93,7 +86,6 @@ class LastRequests:
         return to_keep(sorted(requests, key=ended_ms), lambda request: request)
 
     def _here_since(self, number: int) -> list[Numbered]:
-
         def after(entries: Iterable[Numbered]) -> list[Numbered]:
             return list(takewhile(lambda entry: entry[0] > number, entries))
 
@@ -109,7 +101,7 @@ REMEMBERED = 1000
 # A page shows no more at once; the log has every request.
 AT_ONCE = 50
 # These count down by themselves, which is no change.
-_RUNNING_DOWN = ("parkedForMs", "probeInMs")
+_RUNNING_DOWN = {"parkedForMs", "probeInMs"}
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _REMOVED = ""  # no instance has this name
 Change = tuple[int, str, Any]
@@ -120,11 +112,6 @@ class Feed:
 
     The instances are compared with their former state when a listener reads, not by a timer:
     without listeners the feed costs no more than to keep a record.
-
-    Attributes:
-        listeners: how many read it.
-        since_s: when it began, in Unix seconds.
-        whole: set while it has the requests of all workers.
     """
 
     def __init__(self, pool: Pool, wall: Callable[[], float] = time.time) -> None:
@@ -132,7 +119,7 @@ class Feed:
         self.since_s = wall()
         self.timelines = Timelines()
         self.listeners = 0
-        self.whole = asyncio.Event()
+        self.whole = asyncio.Event()  # set while it has the requests of all workers
         self.whole.set()  # there may be no other worker
         self._pool = pool
         self._run = secrets.token_hex(4)
@@ -159,7 +146,6 @@ class Feed:
         self._number = self._requests.merge(self._number, requests)
 
     def unpublished(self) -> list[Ended]:
-        """Return the requests of this worker since the last call."""
         return self._requests.unpublished()
 
     def refresh(self) -> int:
@@ -172,13 +158,11 @@ class Feed:
             return self._number
         self._refreshed_s = now_s
         for instance in self._pool.instances:
-            now = instance_json(instance)
-            before = self._seen.get(instance.name, {})
+            now, before = instance_json(instance), self._seen.get(instance.name, {})
             self._seen[instance.name] = now
-            if _lasting(before) != _lasting(now):
+            if any(before.get(key) != now[key] for key in now.keys() - _RUNNING_DOWN):
                 self._note(instance.name)
-        names = {instance.name for instance in self._pool.instances}
-        if gone := self._seen.keys() - names:
+        if gone := self._seen.keys() - {instance.name for instance in self._pool.instances}:
             for name in gone:
                 del self._seen[name]
             self._note(_REMOVED)
@@ -213,7 +197,6 @@ class Feed:
         return self.timelines.as_json(now_s - (BUCKETS if whole else 1) * BUCKET_S)
 
     def rate(self) -> float:
-        """Return how many requests ended in each of the last seconds."""
         return self.timelines.rate.at(self.wall())
 
     def id_of(self, number: int) -> str:
@@ -221,15 +204,10 @@ class Feed:
 
     def number_of(self, id: str | None) -> int | None:
         """Return the number of an event id; None if too much was missed to go on from it."""
-        run, _, number = (id or "").partition("-")
-        if run != self._run or not _NUMBER.fullmatch(number):
+        run, _, text = (id or "").partition("-")
+        if run != self._run or not _NUMBER.fullmatch(text):
             return None
+        number = int(text)
         oldest = self._changes[0][0] if self._changes else 1
-        if not oldest - 1 <= int(number) <= self._number:
-            return None
-        missed = self._requests.count_since(int(number))
-        return int(number) if missed <= AT_ONCE else None
-
-
-def _lasting(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if name not in _RUNNING_DOWN}
+        is_known = oldest - 1 <= number <= self._number
+        return number if is_known and self._requests.count_since(number) <= AT_ONCE else None

@@ -23,25 +23,13 @@ VERSION = 1
 SCHEMA = (
     """
     CREATE TABLE requests (
-        ended_s REAL NOT NULL,
-        id TEXT NOT NULL,
-        key TEXT NOT NULL,
-        endpoint TEXT NOT NULL,
-        asked_model TEXT,
-        stream INTEGER NOT NULL,
-        instance TEXT NOT NULL,
-        provider TEXT NOT NULL,
-        model TEXT NOT NULL,
-        prompt_tokens INTEGER,
-        cached_tokens INTEGER,
-        completion_tokens INTEGER,
-        reasoning_tokens INTEGER,
-        cost_usd REAL,
-        first_ms REAL NOT NULL,
-        total_ms REAL NOT NULL,
-        attempts INTEGER NOT NULL,
-        status INTEGER NOT NULL,
-        outcome TEXT NOT NULL
+        ended_s REAL NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL, endpoint TEXT NOT NULL,
+        asked_model TEXT, stream INTEGER NOT NULL,
+        instance TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
+        prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+        reasoning_tokens INTEGER, cost_usd REAL,
+        first_ms REAL NOT NULL, total_ms REAL NOT NULL, attempts INTEGER NOT NULL,
+        status INTEGER NOT NULL, outcome TEXT NOT NULL
     )
     """,
     "CREATE INDEX requests_by_time ON requests (ended_s)",
@@ -73,11 +61,8 @@ class LedgerRefused(Exception):
 
 def is_transient(error: Exception) -> bool:
     """Whether an error may pass, such as a lock or a full disk."""
-    if isinstance(error, sqlite3.Error):
-        # An extended code holds the plain one in its lowest byte.
-        code: int = getattr(error, "sqlite_errorcode", 0)
-        return code & 0xFF in _TRANSIENT
-    return False
+    # An extended code holds the plain one in its lowest byte.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT
 
 
 def is_storage_error(error: Exception) -> bool:
@@ -122,23 +107,11 @@ class LedgerFile:
         return False
 
     def _create_table(self) -> None:
-        with self._transaction():
-            if self._has_table():  # another process was faster
-                return
-            for statement in SCHEMA:
-                self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {VERSION}")
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+        with self._connection:  # ends the transaction
+            self._connection.execute("BEGIN IMMEDIATE")
+            if not self._has_table():  # another process may have been faster
+                for statement in (*SCHEMA, f"PRAGMA user_version = {VERSION}"):
+                    self._connection.execute(statement)
 
     @property
     def is_gone(self) -> bool:
@@ -148,11 +121,12 @@ class LedgerFile:
     def write(self, rows: Sequence[Row]) -> None:
         """Write rows, all or none."""
         at = 0
-        with self._transaction():
+        with self._connection:  # ends the transaction
+            self._connection.execute("BEGIN IMMEDIATE")
             for size in AT_ONCE:
                 while len(rows) - at >= size:
-                    values = tuple(chain.from_iterable(rows[at : at + size]))
-                    self._connection.execute(insert(size), values)
+                    values = chain.from_iterable(rows[at : at + size])
+                    self._connection.execute(insert(size), tuple(values))
                     at += size
 
     def close(self) -> None:

@@ -37,28 +37,14 @@ SPENT_USD, PRICED, UNPRICED = "spent_usd", "spent_on", "spent_on_unknown"
 
 
 def row_of(record: RequestRecord, cost_usd: float | None) -> Row:
-    tokens = record.tokens
-    return (
-        record.ended_s,
-        record.id,
-        record.caller,
-        record.endpoint,
-        None if record.asked_model is None else _storable(record.asked_model),
-        record.stream,
-        record.instance,
-        record.provider,
-        _storable(record.model),
-        tokens.prompt,
-        tokens.cached,
-        tokens.completion,
-        tokens.reasoning,
-        cost_usd,
-        record.first_ms,
-        record.total_ms,
-        len(record.attempts),
-        record.status,
-        record.outcome,
-    )
+    """Return the columns of `ledger.SCHEMA`, in their order."""
+    r, tokens = record, record.tokens
+    asked_model = None if r.asked_model is None else _storable(r.asked_model)
+    request = (r.ended_s, r.id, r.caller, r.endpoint, asked_model, r.stream)
+    instance = (r.instance, r.provider, _storable(r.model))
+    usage = (tokens.prompt, tokens.cached, tokens.completion, tokens.reasoning, cost_usd)
+    result = (r.first_ms, r.total_ms, len(r.attempts), r.status, r.outcome)
+    return (*request, *instance, *usage, *result)
 
 
 def _storable(text: str) -> str:
@@ -67,21 +53,14 @@ def _storable(text: str) -> str:
 
 
 class LedgerWriter:
-    """Writes a ledger until it is closed.
-
-    Attributes:
-        is_refused: the file is unusable, and no ledger is kept.
-    """
-
     def __init__(self, path: str) -> None:
-        self.is_refused = False
+        self.is_refused = False  # the file is unusable, and no ledger is kept
         self._path = path
         self._limit = MOST_WAITING
         self._queue: deque[RequestRecord] = deque()
         self._rows: list[Row] = []
-        # One counter for each thread that counts.
-        self._overflow = 0  # the queue was full
-        self._lost = 0  # no row could be made of it, or written
+        # One counter for each thread that counts: the queue was full; no row was made or written.
+        self._overflow = self._lost = 0
         self._file: LedgerFile | None = None
         self._prices = Prices()
         self._spent_usd = 0.0
@@ -101,14 +80,13 @@ class LedgerWriter:
         """Queue a request that has ended (a `proxy.record.Observer`)."""
         if len(self._queue) >= self._limit:
             self._overflow += 1
-            return
-        self._queue.append(record)
-        if not self._wake.is_set():
-            self._wake.set()
+        else:
+            self._queue.append(record)
+            if not self._wake.is_set():
+                self._wake.set()
 
     @property
     def waiting(self) -> int:
-        """How many requests are not written yet."""
         return len(self._rows) + len(self._queue)
 
     @property
@@ -187,17 +165,18 @@ class LedgerWriter:
     def _open(self) -> LedgerFile:
         from nexus_gateway.telemetry import ledger
 
-        if self._file is not None and self._file.is_gone:
+        if self._file is not None:
+            if not self._file.is_gone:
+                return self._file
             logger.warning("the ledger %s was moved or removed; starting a new one", self._path)
             self._file.close()
             self._file = None
-        if self._file is None:
-            try:
-                self._file = ledger.LedgerFile(self._path)
-            except Exception as error:
-                self.is_refused = not (self._was_opened or ledger.is_transient(error))
-                raise
-            self._was_opened = True
+        try:
+            self._file = ledger.LedgerFile(self._path)
+        except Exception as error:
+            self.is_refused = not (self._was_opened or ledger.is_transient(error))
+            raise
+        self._was_opened = True
         return self._file
 
     def _gather(self) -> None:
@@ -213,8 +192,7 @@ class LedgerWriter:
     def _cost_usd(self, record: RequestRecord) -> float | None:
         """Price a request and count it, as priced or not, even if pricing fails."""
         cost_usd = None
-        try:
-            # A process that is closing has no time to load the price list.
+        try:  # a process that is closing has no time to load the price list
             if self._prices.is_loaded or not self._closing.is_set():
                 cost_usd = self._prices.cost_usd(record)
         finally:

@@ -50,12 +50,7 @@ def log_request(record: RequestRecord) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats a log record as one line.
-
-    Args:
-        style: text or json.
-        secrets: masked wherever they occur.
-    """
+    """Formats a log record as one line of text or JSON, and masks the secrets in it."""
 
     def __init__(self, style: str, secrets: Iterable[Secret]) -> None:
         super().__init__()
@@ -125,10 +120,6 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {_printable(line)[:MAX_TRACE_LINE]}" for line in text.splitlines())
 
 
-class LineHandler(logging.StreamHandler[Any]):
-    """Our handler on stderr, told apart from those of others."""
-
-
 def _is_not_bad_http(record: logging.LogRecord) -> bool:
     """Leave out aiohttp's tracebacks of what was not HTTP: its refusal is logged as info."""
     error = record.exc_info[1] if record.exc_info else None
@@ -136,18 +127,12 @@ def _is_not_bad_http(record: logging.LogRecord) -> bool:
 
 
 def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
-    """Set up logging for the process; again while it serves, after a reload.
-
-    Args:
-        level: debug, info, warning or error.
-        style: text or json.
-        secrets: masked wherever they occur.
-    """
+    """Set up logging for the process; again while it serves, after a reload."""
     logging.raiseExceptions = False  # a closed or full stderr must not fail requests
     # What no line shows need not be looked up (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = LineHandler()
+    handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(style, secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -30,15 +30,8 @@ _Calculator = Callable[[int, int, int, int], float | None]
 
 
 class Spent(NamedTuple):
-    """What requests have cost.
-
-    Args:
-        usd: the known costs; None if none is known.
-        priced: the share of the requests whose cost is known, from 0 to 1; None without any.
-    """
-
-    usd: float | None
-    priced: float | None
+    usd: float | None  # the known costs; None if none is known
+    priced: float | None  # the share of requests with a known cost, from 0 to 1; None without any
 
 
 def spent_on(usd: float, priced: float, unpriced: float, *, may_know: bool) -> Spent:
@@ -66,7 +59,6 @@ class Prices:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether costs are known without delay."""
         return self._snapshot is not None
 
     def cost_usd(self, record: RequestRecord) -> float | None:
@@ -89,24 +81,20 @@ class Prices:
                 if len(self._calculators) >= MOST_KNOWN:
                     self._calculators.clear()
                 self._calculators[key] = self._find(record)
-            calculate = self._calculators[key]
-            if calculate is None:
-                return None
-            cached = min(tokens.cached or 0, prompt)
-            written = min(tokens.cache_written or 0, prompt - cached)
-            return calculate(prompt, cached, written, tokens.completion or 0)
+            if calculate := self._calculators[key]:
+                cached = min(tokens.cached or 0, prompt)
+                written = min(tokens.cache_written or 0, prompt - cached)
+                return calculate(prompt, cached, written, tokens.completion or 0)
         except Exception:  # a fault of the price list must not cost a row
             logger.exception("no price for %s", record.model)
             self._calculators[key] = None
-            return None
+        return None
 
     def _find(self, record: RequestRecord) -> _Calculator | None:
         if self._snapshot is None:
             self._snapshot = _price_list()
-        if not self._snapshot:
-            return None
-        match = _model(self._snapshot, record.provider, record.model)
-        if match is None:
+        match = self._snapshot and _model(self._snapshot, record.provider, record.model)
+        if not match:
             return None
         return _proportional(partial(_ask, *match, datetime.fromtimestamp(record.ended_s, UTC)))
 
@@ -129,9 +117,8 @@ def _model(snapshot: Any, provider_name: str, model: str) -> tuple[Any, Any] | N
         provider = snapshot.find_provider(None, provider_name, None)
     except LookupError:
         return None
-    match = provider.find_model(model.lower(), all_providers=snapshot.providers)
-    if match is None:
-        match = next((m for m in provider.models if m.id.endswith("/" + model.lower())), None)
+    same = (m for m in provider.models if m.id.endswith("/" + model.lower()))
+    match = provider.find_model(model.lower(), all_providers=snapshot.providers) or next(same, None)
     return None if match is None else (provider, match)
 
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Self, TypeVar
 
 from nexus_gateway.routing.health import Sample
@@ -40,6 +41,7 @@ MOST_REQUESTS = 200
 MOST_TROUBLED = 100
 
 Ended = dict[str, Any]  # an ended request as the page shows it, without any content
+ended_ms = itemgetter("endedAt")
 T = TypeVar("T")
 
 
@@ -63,7 +65,6 @@ class WorkerState:
         return cls(fields["marks"], fields["counts"], fields["gauges"], means)
 
     def merge_marks(self, marks: dict[str, list[Any]]) -> None:
-        """Take over the marks that are larger than its own."""
         for name, mark in marks.items():
             if name not in self.marks or mark > self.marks[name]:
                 self.marks[name] = mark
@@ -78,24 +79,12 @@ class WorkerState:
             self.gauges[name] = self.gauges.get(name, 0) + gauge
 
 
-def ended_ms(request: Ended) -> int:
-    """Return when a request ended, in Unix ms."""
-    at_ms: int = request["endedAt"]
-    return at_ms
-
-
 def is_troubled(request: Ended) -> bool:
-    """Return whether a request failed or was moved to another instance."""
     return bool(request["failed"] or request["failedOver"])
 
 
 def to_keep(entries: Sequence[T], request_of: Callable[[T], Ended]) -> list[T]:
-    """Return the most recent entries, and before them older ones with trouble.
-
-    Args:
-        entries: the oldest first.
-        request_of: returns the request of an entry.
-    """
+    """Return the most recent entries, and before them older ones with trouble, oldest first."""
     older, recent = entries[:-MOST_REQUESTS], entries[-MOST_REQUESTS:]
     if not older:
         return list(recent)

@@ -20,7 +20,7 @@ def percent(share: float) -> str:
 
 def instance_json(instance: Instance) -> dict[str, Any]:
     """Return an instance's state; no key, no part of one."""
-    quota_left = instance.quota_left()
+    health, quota_left = instance.health, instance.quota_left()
     state = instance.breaker.state()
     probe_in_s = instance.breaker.ready_in_s() if state is State.OPEN else 0.0
     return {
@@ -35,28 +35,22 @@ def instance_json(instance: Instance) -> dict[str, Any]:
         "parkReason": instance.park_reason(),
         "quotaLeft": None if quota_left is None else percent(quota_left),
         "lastReason": instance.last_reason,
-        "metrics": _metrics(instance),
+        "metrics": {
+            "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
+            "judged": health.is_judged,
+            "successRate": percent(health.success_rate()),
+            "avgLatencyMs": _rounded(health.latency_ms()),
+            "latencyShare": percent(health.latency_share()),
+            "healthScore": percent(health.score()),
+            "tokensPerSecond": _rounded(health.tokens_per_s(), 1),
+            "ttftP50Ms": _rounded(health.first_token_ms(0.5, of_at_least=1)),
+            "ttftP95Ms": _rounded(health.first_token_ms(0.95, of_at_least=1)),
+        },
     }
 
 
-def _metrics(instance: Instance) -> dict[str, Any]:
-    health = instance.health
-    speed = health.tokens_per_s()
-    return {
-        "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
-        "judged": health.is_judged,
-        "successRate": percent(health.success_rate()),
-        "avgLatencyMs": _rounded(health.latency_ms()),
-        "latencyShare": percent(health.latency_share()),
-        "healthScore": percent(health.score()),
-        "tokensPerSecond": None if speed is None else round(speed, 1),
-        "ttftP50Ms": _rounded(health.first_token_ms(0.5, of_at_least=1)),
-        "ttftP95Ms": _rounded(health.first_token_ms(0.95, of_at_least=1)),
-    }
-
-
-def _rounded(number: float | None) -> int | None:
-    return None if number is None else round(number)
+def _rounded(number: float | None, digits: int | None = None) -> float | None:
+    return None if number is None else round(number, digits)
 
 
 def request_json(record: RequestRecord) -> dict[str, Any]:

@@ -7,7 +7,7 @@ instance and without any text: memory is bounded whatever callers send.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from operator import add
 
@@ -49,14 +49,8 @@ class Bucket:
 
 
 class Timeline:
-    """The buckets of one instance, or of all.
-
-    Attributes:
-        counted: the sum of what ended in this process since it started.
-    """
-
     def __init__(self) -> None:
-        self.counted = Bucket(0)
+        self.counted = Bucket(0)  # the sum of what ended in this process since it started
         self._buckets: deque[Bucket] = deque(maxlen=BUCKETS)
 
     def at(self, at_s: float) -> Bucket:
@@ -74,7 +68,6 @@ class Timeline:
         return self._buckets[-1]
 
     def add(self, at_s: float, counts: Counts) -> None:
-        """Count what ended in this process."""
         self.at(at_s).add(counts)
         self.counted.add(counts)
 
@@ -108,14 +101,8 @@ class Timelines:
 
     def __init__(self) -> None:
         self.rate = Rate()
-        self.of: dict[str, Timeline] = {ALL: Timeline()}
+        self.of: defaultdict[str, Timeline] = defaultdict(Timeline, {ALL: Timeline()})
         self._merged: dict[str, list[int]] | None = None
-
-    def _line(self, name: str) -> Timeline:
-        line = self.of.get(name)
-        if line is None:
-            line = self.of[name] = Timeline()
-        return line
 
     def observe(self, record: RequestRecord) -> None:
         self.rate.add(record.ended_s)
@@ -130,14 +117,13 @@ class Timelines:
     def _observe_attempt(self, attempt: Attempt, record: RequestRecord, tokens: int) -> None:
         name, outcome = attempt.instance.name, attempt.outcome.value
         hurt = outcome in HURTING
-        line = self._line(name)
+        line = self.of[name]
         if attempt is not record.attempts[-1] or name != record.instance:
             line.add(record.ended_s, (1, hurt, 0, 0, 0, 0))
             return
         firsts = record.stream and outcome == "success"
         first_ms = attempt.duration_ms if firsts else 0
-        counts = (1, hurt, bool(record.failovers), tokens, first_ms, firsts)
-        line.add(record.ended_s, counts)
+        line.add(record.ended_s, (1, hurt, bool(record.failovers), tokens, first_ms, firsts))
 
     def publish(self, counts: dict[str, float]) -> None:
         """Add this process's totals to what the other processes get."""
@@ -161,7 +147,7 @@ class Timelines:
         for name, now in self._merged.items():
             growth = [max(0, n - b) for n, b in zip(now, before.get(name, now), strict=True)]
             if any(growth):
-                self._line(name).at(now_s).add(growth)
+                self.of[name].at(now_s).add(growth)
                 if name == ALL:
                     self.rate.add(now_s, growth[0])
 

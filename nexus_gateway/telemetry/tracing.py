@@ -25,13 +25,7 @@ from nexus_gateway import __version__
 from nexus_gateway.provider import InProcess, Outcome, Verdict
 from nexus_gateway.proxy.record import MAX_MODEL, RequestRecord
 from nexus_gateway.routing.attempts import Attempt
-from nexus_gateway.telemetry.semconv import (
-    error_type,
-    instance_attributes,
-    operation_of,
-    request_attributes,
-    usage_attributes,
-)
+from nexus_gateway.telemetry import semconv
 from nexus_gateway.wire.usage import parse_usage
 
 logger = logging.getLogger("nexus_gateway")
@@ -61,8 +55,6 @@ _GETTER = _RequestHeaders()
 
 
 class Tracing:
-    """Begins a trace for each request."""
-
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("nexus_gateway", __version__)
 
@@ -72,7 +64,7 @@ class Tracing:
         # An empty context: no span that may be current in this process is the parent.
         context = _PROPAGATOR.extract(headers, Context(), _GETTER)
         span = self._tracer.start_span(f"POST {path}", context, SpanKind.SERVER, attributes)
-        return Trace(self._tracer, span, operation_of(endpoint))
+        return Trace(self._tracer, span, semconv.operation_of(endpoint))
 
 
 class Trace:
@@ -86,11 +78,10 @@ class Trace:
         self.trace_id = format_trace_id(context.trace_id) if context.trace_flags.sampled else ""
 
     def attempt(self, attempt: Attempt, *, stream: bool) -> AttemptSpan:
-        """Begin the span of an attempt, below this one."""
         instance, model = attempt.instance, attempt.model[:MAX_MODEL]
         if not self._span.is_recording():
             return AttemptSpan(self._span)
-        attributes = instance_attributes(instance, self._operation)
+        attributes = semconv.instance_attributes(instance, self._operation)
         attributes["gen_ai.request.model"] = model
         if stream:
             attributes["gen_ai.request.stream"] = True
@@ -100,15 +91,12 @@ class Trace:
         return AttemptSpan(self._tracer.start_span(name, context, kind, attributes))
 
     def end(self, record: RequestRecord) -> None:
-        """End the span (a `proxy.record.Observer`)."""
-        span = self._span
-        if not span.is_recording():
-            return
-        span.set_attributes(request_attributes(record))
-        if record.status >= 500 or record.outcome == "failure":
-            span.set_attribute("error.type", record.outcome or str(record.status))
-            span.set_status(StatusCode.ERROR, record.why or "")
-        span.end()
+        if self._span.is_recording():
+            self._span.set_attributes(semconv.request_attributes(record))
+            if record.status >= 500 or record.outcome == "failure":
+                self._span.set_attribute("error.type", record.outcome or str(record.status))
+                self._span.set_status(StatusCode.ERROR, record.why or "")
+            self._span.end()
 
 
 class AttemptSpan:
@@ -134,10 +122,10 @@ class AttemptSpan:
         if not self._span.is_recording():
             return
         try:
-            self._span.set_attributes(usage_attributes(parse_usage(usage)))
+            self._span.set_attributes(semconv.usage_attributes(parse_usage(usage)))
             self._span.set_attribute("nexus.outcome", verdict.outcome.value)
             if verdict.outcome not in (Outcome.SUCCESS, Outcome.CANCELLED):
-                self._span.set_attribute("error.type", error_type(verdict))
+                self._span.set_attribute("error.type", semconv.error_type(verdict))
                 self._span.set_status(StatusCode.ERROR, verdict.reason)
             self._span.end()
         except Exception:  # the attempt's own end must go on

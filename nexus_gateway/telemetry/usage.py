@@ -42,19 +42,11 @@ class InvalidQuery(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """What to report.
-
-    Args:
-        by: what to group by, one of BY.
-        since_s: in Unix seconds; None for the beginning.
-        until_s: exclusive, in Unix seconds; None for now.
-        is_local: whether days and hours begin by local time, else by UTC.
-    """
-
-    by: str = "instance"
+    by: str = "instance"  # one of BY
+    # In Unix seconds, the end exclusive; None for the beginning and for now.
     since_s: float | None = None
     until_s: float | None = None
-    is_local: bool = False
+    is_local: bool = False  # days and hours begin by local time, else by UTC
 
     def __post_init__(self) -> None:
         if self.by not in BY:
@@ -104,41 +96,34 @@ def queries(query: UsageQuery) -> tuple[str, str, tuple[float, ...]]:
     limits = {"ended_s >= ?": query.since_s, "ended_s < ?": query.until_s}
     conditions = {where: at for where, at in limits.items() if at is not None}
     rows = f"FROM requests WHERE {' AND '.join(conditions) or 'TRUE'}"
-    order = "1" if query.by in _TIME_FORMS else "2 DESC, 1"
-    return (
-        f"SELECT {_group(query)}, {figures} {rows} GROUP BY 1 ORDER BY {order}",
-        f"SELECT {figures} {rows}",
-        tuple(conditions.values()),
-    )
+    if form := _TIME_FORMS.get(query.by):
+        zone = ", 'localtime'" if query.is_local else ""
+        group, order = f"strftime('{form}', ended_s, 'unixepoch'{zone})", "1"
+    else:
+        group, order = f"NULLIF({query.by}, '')", "2 DESC, 1"
+    by_group = f"SELECT {group}, {figures} {rows} GROUP BY 1 ORDER BY {order}"
+    return by_group, f"SELECT {figures} {rows}", tuple(conditions.values())
 
 
-def _group(query: UsageQuery) -> str:
-    form = _TIME_FORMS.get(query.by)
-    if form is None:
-        return f"NULLIF({query.by}, '')"
-    zone = ", 'localtime'" if query.is_local else ""
-    return f"strftime('{form}', ended_s, 'unixepoch'{zone})"
-
-
-def report_of(rows: Iterable[Sequence[Any]], total: Sequence[Any]) -> UsageReport:
+def report_of(rows: Iterable[Sequence[Any]], total: Figures) -> UsageReport:
     """Make a report of what the database returned for `queries`."""
     return UsageReport([(row[0], row[1:]) for row in rows], total)
 
 
 def as_json(query: UsageQuery, report: UsageReport) -> Mapping[str, Any]:
-    """Return a report as a JSON object; times have their offset."""
     return {
         "object": "usage",
         "by": query.by,
         "since": _iso(query.since_s, query.is_local),
         "until": _iso(query.until_s, query.is_local),
         "timezone": "local" if query.is_local else "UTC",
-        "data": [
-            {query.by: name, **dict(zip(FIGURES, figures, strict=True))}
-            for name, figures in report.rows
-        ],
-        "total": dict(zip(FIGURES, report.total, strict=True)),
+        "data": [{query.by: name, **_named(figures)} for name, figures in report.rows],
+        "total": _named(report.total),
     }
+
+
+def _named(figures: Figures) -> dict[str, Any]:
+    return dict(zip(FIGURES, figures, strict=True))
 
 
 def _iso(at_s: float | None, is_local: bool) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from operator import attrgetter
 
 from nexus_gateway.provider import Outcome
 from nexus_gateway.proxy.record import RequestRecord
@@ -21,69 +20,30 @@ from nexus_gateway.telemetry.semconv import operation_of, provider_of
 # Long enough for many requests with the same labels, short enough not to stall the event loop.
 BATCH = 256
 OTHER = "other"
-_ERRORS = frozenset(
-    {
-        "bad_http",
-        "internal_error",
-        "invalid_api_key",
-        "invalid_explain",
-        "invalid_request_error",
-        "model_not_found",
-        "request_timeout",
-        "request_too_large",
-        "shutting_down",
-        "unsupported_media_type",
-    }
-)
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ERRORS = _words("""
+    bad_http internal_error invalid_api_key invalid_explain invalid_request_error model_not_found
+    request_timeout request_too_large shutting_down unsupported_media_type
+""")
 # How a request may end: as its stream did, or with an error's code or type.
-OUTCOMES = _ERRORS | {
-    "success",
-    "failure",
-    "cancelled",
-    "deadline_exceeded",
-    "endpoint_not_offered",
-    "hook_failed",
-    "invalid_hedge",
-    "invalid_timeout",
-    "no_candidate",
-    "no_capable_model",
-    "no_providers",
-    "overloaded",
-    "queue_full",
-    "rate_limit_exceeded",
-    "server_error",
-    "unknown_routing_mode",
-    "unsupported_parameter",
-    "upstream_refused",
-}
+OUTCOMES = _ERRORS | _words("""
+    success failure cancelled deadline_exceeded endpoint_not_offered hook_failed invalid_hedge
+    invalid_timeout no_candidate no_capable_model no_providers overloaded queue_full
+    rate_limit_exceeded server_error unknown_routing_mode unsupported_parameter upstream_refused
+""")
 # Why a request may be rejected before it reaches an endpoint: an error's code or type.
-REASONS = _ERRORS | {
-    "admin_closed",
-    "instance_not_found",
-    "ledger_off",
-    "ledger_unreadable",
-    "method_not_allowed",
-    "metrics_off",
-    "not_installed",
-    "unknown_path",
-}
-# With the attempts, all that decides where a request counts.
-_LABELS = attrgetter(
-    "endpoint",
-    "stream",
-    "caller",
-    "provider",
-    "instance",
-    "model",
-    "status",
-    "outcome",
-    "hedged",
-    "resumed",
-)
+REASONS = _ERRORS | _words("""
+    admin_closed instance_not_found ledger_off ledger_unreadable method_not_allowed metrics_off
+    not_installed unknown_path
+""")
 
 
 def models_of(instance: Instance) -> frozenset[str]:
-    """Return the models that an instance is known to serve."""
     return frozenset({instance.model, *(model.id for model in instance.provider.models)})
 
 
@@ -114,11 +74,11 @@ class Counting:
     def fold(self) -> None:
         """Count the requests that wait, together if they differ only in times and tokens."""
         groups: defaultdict[tuple[object, ...], list[RequestRecord]] = defaultdict(list)
-        for record in self._waiting:
-            attempts = [
-                (*_labels(a), a.first_content_s is None, not a.reason) for a in record.attempts
-            ]
-            groups[(*_LABELS(record), *attempts)].append(record)
+        for r in self._waiting:
+            # All that decides where a request counts.
+            labels = (r.endpoint, r.stream, r.caller, r.provider, r.instance, r.model, r.status)
+            attempts = [(*_labels(a), a.first_content_s is None, not a.reason) for a in r.attempts]
+            groups[(*labels, r.outcome, r.hedged, r.resumed, *attempts)].append(r)
         self._waiting.clear()
         for records in groups.values():
             self._count(records)
@@ -154,8 +114,7 @@ class Counting:
         add, observe, record = self._counts.add, self._counts.observe, records[0]
         for attempts in zip(*(r.attempts for r in records), strict=True):
             attempt = attempts[0]
-            labels = _labels(attempt)
-            add(definitions.ATTEMPTS, labels, len(records))
+            add(definitions.ATTEMPTS, _labels(attempt), len(records))
             error = "" if attempt.outcome is Outcome.SUCCESS else attempt.outcome.value
             times_ms = [a.duration_ms for a in attempts]
             if attempt is record.attempts[-1] and record.answered and not attempt.reason:
@@ -164,8 +123,7 @@ class Counting:
                 times_ms = [ms + rest for ms, rest in zip(times_ms, rests_ms, strict=True)]
             # 0 if the caller disconnected before there was any result.
             times_s = [ms / 1000 for ms in times_ms if ms]
-            asked = (*_asked(attempt, operation), error)
-            observe(definitions.ATTEMPT_DURATION, asked, times_s)
+            observe(definitions.ATTEMPT_DURATION, (*_asked(attempt, operation), error), times_s)
         for attempt in record.failovers:
             add(definitions.FAILOVERS, _labels(attempt), len(records))
 
@@ -197,16 +155,13 @@ class Counting:
 
     def _count_tokens(self, records: list[RequestRecord], served: tuple[str, ...]) -> None:
         record, add = records[0], self._counts.add
-        for kind, counts in (
-            ("input", [r.tokens.prompt for r in records]),
-            ("output", [r.tokens.completion for r in records]),
-        ):
-            tokens = [count for count in counts if count]
+        inputs = [r.tokens.prompt for r in records if r.tokens.prompt]
+        outputs = [r.tokens.completion for r in records if r.tokens.completion]
+        for kind, tokens in (("input", inputs), ("output", outputs)):
             if not tokens:  # unknown: no series of 0 either
                 continue
             self._counts.observe(definitions.TOKEN_USAGE, (*served, kind), tokens)
-            labels = (record.provider, record.instance, kind)
-            add(definitions.INSTANCE_TOKENS, labels, sum(tokens))
+            add(definitions.INSTANCE_TOKENS, (record.provider, record.instance, kind), sum(tokens))
             if record.caller:
                 add(definitions.CALLER_TOKENS, (record.caller, kind), sum(tokens))
 

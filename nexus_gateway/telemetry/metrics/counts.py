@@ -20,22 +20,17 @@ _TAB = "\t"
 
 
 class Counts:
-    """The numbers of every series."""
-
     def __init__(self) -> None:
         self.numbers: dict[Key, list[float]] = {}
 
     def of(self, family: Family, labels: tuple[str, ...] = ()) -> list[float]:
         """Return the numbers of a series; a new one is 0."""
         key = (family.name, *labels)
-        numbers = self.numbers.get(key)
-        if numbers is None:
-            size = len(family.buckets) + 2 if family.buckets else 1
-            numbers = self.numbers[key] = [0] * size
-        return numbers
+        if key not in self.numbers:
+            self.numbers[key] = [0] * (len(family.buckets) + 2 if family.buckets else 1)
+        return self.numbers[key]
 
     def add(self, family: Family, labels: tuple[str, ...] = (), amount: float = 1) -> None:
-        """Increase a counter."""
         self.of(family, labels)[0] += amount
 
     def observe(self, family: Family, labels: tuple[str, ...], values: Sequence[float]) -> None:
@@ -47,7 +42,6 @@ class Counts:
             numbers[-1] += sum(values)
 
     def copy(self) -> Counts:
-        """Return an independent copy."""
         copied = Counts()
         copied.numbers = {key: list(numbers) for key, numbers in self.numbers.items()}
         return copied

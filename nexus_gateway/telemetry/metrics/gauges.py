@@ -18,17 +18,13 @@ Gauges = dict[Key, float]
 
 
 def state_of(instances: Iterable[Instance]) -> Gauges:
-    """Return the gauges of all instances, and of the models that they serve."""
     gauges: Gauges = {}
     for instance in instances:
         gauges |= _instance_gauges(instance)
         for model in models_of(instance):
-            for family, count in (
-                (definitions.MODEL_INSTANCES, 1),
-                (definitions.MODEL_AVAILABLE, instance.is_available),
-            ):
-                key = (family.name, model)
-                gauges[key] = gauges.get(key, 0) + count
+            known, available = definitions.MODEL_INSTANCES.name, definitions.MODEL_AVAILABLE.name
+            for name, count in ((known, 1), (available, instance.is_available)):
+                gauges[(name, model)] = gauges.get((name, model), 0) + count
     return gauges
 
 
@@ -49,8 +45,7 @@ def _instance_gauges(instance: Instance) -> Gauges:
         gauges[(definitions.CIRCUIT.name, *labels, state.value.lower())] = state is current
     for reason in PARK_REASONS:
         gauges[(definitions.PARKED.name, *labels, reason)] = reason == park_reason
-    quota_left = instance.quota_left()
-    if quota_left is not None:
+    if (quota_left := instance.quota_left()) is not None:
         gauges[(definitions.QUOTA.name, *labels)] = quota_left
     return gauges
 
@@ -70,25 +65,21 @@ class ProcessFigures:
         now_s = self._clock()
         if now_s - self._read_s >= self.EVERY_S:
             self._read_s = now_s
-            cpu_s = time.process_time()
-            self._figures = {definitions.CPU.name: cpu_s, **_memory(), **_descriptors()}
+            self._figures = {definitions.CPU.name: time.process_time(), **_from_proc()}
         return self._figures
 
 
-def _memory() -> dict[str, float]:
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return {}
-    return {definitions.MEMORY.name: pages * os.sysconf("SC_PAGE_SIZE")}
-
-
-def _descriptors() -> dict[str, float]:
+def _from_proc() -> dict[str, float]:
     try:
         import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         open_fds = len(os.listdir("/proc/self/fd"))
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except (ImportError, OSError):
         return {}
-    return {definitions.OPEN_FDS.name: open_fds, definitions.MAX_FDS.name: limit}
+    return {
+        definitions.MEMORY.name: pages * os.sysconf("SC_PAGE_SIZE"),
+        definitions.OPEN_FDS.name: open_fds,
+        definitions.MAX_FDS.name: limit,
+    }

@@ -46,7 +46,6 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def live(request: web.Request) -> web.Response:
-    """Answer, so that the process is known to be alive."""
     return json_response({"status": "alive"})
 
 

@@ -54,9 +54,8 @@ async def retrieve_model(request: web.Request) -> web.Response:
     """Describe one model, by any name that a request may use for it."""
     pool = gateway_of(request).pool
     id = request.match_info["id"]
-    entry = catalogue(pool).get(id)
-    if entry is None and id in ANY_MODEL:
-        entry = catalogue(pool)[_ANY]
+    entries = catalogue(pool)
+    entry = entries.get(id) or (entries[_ANY] if id in ANY_MODEL else None)
     if entry is None:
         target = resolve_model(pool.instances, id, images=False, strict=True)
         instances = list(target.instances)

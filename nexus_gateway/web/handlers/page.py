@@ -16,26 +16,14 @@ from aiohttp import web
 from nexus_gateway.errors import NotFound
 
 _FOLDER = Path(__file__).parents[1] / "static"
-_TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-}
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = {
     "Cache-Control": "no-cache",
-    "Content-Security-Policy": "; ".join(
-        [
-            "default-src 'none'",
-            "script-src 'self'",
-            "style-src 'self'",
-            "connect-src 'self'",
-            "img-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    ),
+    "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -59,8 +47,7 @@ def files() -> dict[str, File]:
     """
     by_name = {}
     for path in _FOLDER.iterdir():
-        content_type = _TYPES.get(path.suffix)
-        if content_type is not None:
+        if content_type := _TYPES.get(path.suffix[1:]):
             body = path.read_bytes()
             tag = blake2b(body, digest_size=8).hexdigest()
             by_name[path.name] = File(body, content_type, tag)
@@ -68,7 +55,6 @@ def files() -> dict[str, File]:
 
 
 async def page(request: web.Request) -> web.StreamResponse:
-    """Return the page, or one of its files."""
     name = request.match_info.get("name", "index.html")
     file = files().get(name)
     if file is None:
@@ -76,6 +62,5 @@ async def page(request: web.Request) -> web.StreamResponse:
     headers = {**_HEADERS, "ETag": f'"{file.tag}"'}
     if any(tag.value == file.tag for tag in request.if_none_match or ()):
         return web.Response(status=304, headers=headers)
-    return web.Response(
-        body=file.body, content_type=file.content_type, charset="utf-8", headers=headers
-    )
+    kind = file.content_type
+    return web.Response(body=file.body, content_type=kind, charset="utf-8", headers=headers)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from aiohttp import web
 
 from nexus_gateway.errors import GatewayError, InvalidRequest, NotFound
-from nexus_gateway.telemetry.usage import (
-    NOTHING,
-    InvalidQuery,
-    UsageQuery,
-    UsageReport,
-    as_json,
-    moment_s,
-)
+from nexus_gateway.telemetry.usage import NOTHING, InvalidQuery, UsageQuery, as_json, moment_s
 from nexus_gateway.web.gateway import gateway_of
 from nexus_gateway.web.request import json_response
 
@@ -35,16 +30,16 @@ async def usage(request: web.Request) -> web.Response:
     if ledger is not None and ledger.is_refused:
         raise _unreadable("No ledger is kept, because its file cannot be used; see the log.")
     # In a thread: the ledger may be large.
-    return json_response(as_json(query, await asyncio.to_thread(_report, path, query)))
+    return json_response(await asyncio.to_thread(_report, path, query))
 
 
 def _query(request: web.Request) -> UsageQuery:
     parameters = request.query
-    if unknown := [name for name in parameters if name not in _NAMES]:
-        raise InvalidRequest(
-            f"Unknown parameter {unknown[0]!r}; the parameters are: {', '.join(_NAMES)}.",
-            param=unknown[0],
-        )
+    for name in parameters:
+        if name not in _NAMES:
+            known = ", ".join(_NAMES)
+            message = f"Unknown parameter {name!r}; the parameters are: {known}."
+            raise InvalidRequest(message, param=name)
     now_s = time.time()
     since_s, until_s = (_moment_s(parameters.get(name), name, now_s) for name in _NAMES[1:])
     try:
@@ -60,13 +55,13 @@ def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
         raise InvalidRequest(f"`{name}` {error}.", param=name) from None
 
 
-def _report(path: str, query: UsageQuery) -> UsageReport:
+def _report(path: str, query: UsageQuery) -> Mapping[str, Any]:
     import sqlite3
 
     from nexus_gateway.telemetry import ledger
 
     try:
-        return ledger.ask(path, query) or NOTHING
+        return as_json(query, ledger.ask(path, query) or NOTHING)
     except (OSError, sqlite3.Error, ledger.LedgerRefused) as error:
         logger.warning("the ledger cannot be read: %s", error)
         raise _unreadable("The ledger cannot be read at the moment; see the log.") from None
