@@ -23,10 +23,10 @@ from yarl import URL
 from nexus_gateway.upstream.http1 import BadFraming, Head, UnsupportedResponse, read_head
 from nexus_gateway.upstream.response import (
     LAST_BYTES_S,
+    UNKNOWN_TYPE,
     AiohttpResponse,
     Fail,
     Receive,
-    content_type_of,
 )
 
 # Raised before anything was sent.
@@ -49,16 +49,11 @@ class BorrowedConnection:
         self.used: bool = getattr(self.handler, _USED, False)
         self.transport: asyncio.Transport = connection.transport
 
-    def give_back(self, *, reusable: bool) -> None:
-        self.transport.set_protocol(self.handler)
-        if reusable:
-            self._release()
-        else:
-            self._connection.close()
-
-    def _release(self) -> None:
+    def give_back(self, *, reusable: bool = True) -> None:
+        transport = self.transport
+        transport.set_protocol(self.handler)
         # An upstream may respond before it has read: the next request must not queue behind that.
-        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+        if not reusable or transport.is_closing() or transport.get_write_buffer_size():
             self._connection.close()
         else:
             setattr(self.handler, _USED, True)
@@ -85,7 +80,7 @@ class BorrowedConnection:
             connection.close()
             raise
         return AiohttpResponse(
-            message.code, message.headers, content, self._release, connection.close
+            message.code, message.headers, content, self.give_back, connection.close
         )
 
 
@@ -100,9 +95,7 @@ class DirectConnector:
     async def borrow(self, origin: str, *, fresh: bool = False) -> BorrowedConnection:
         """Take an idle connection, or connect; ClientError, or one of PRIVATE_API_ERRORS.
 
-        Args:
-            origin: scheme, host and port.
-            fresh: close idle connections: they are as old as one that was found closed.
+        `fresh`: close idle connections: they are as old as one that was found closed.
         """
         request = self._requests.get(origin)
         if request is None:
@@ -168,7 +161,8 @@ class DirectResponse(asyncio.Protocol):
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._buffered = 0
-        self.resume()
+        if self._paused:
+            self.resume()
         return data
 
     async def _wait(self) -> None:
@@ -219,7 +213,7 @@ class DirectResponse(asyncio.Protocol):
     def _give_back(self, *, reusable: bool) -> None:
         if self._close_timer is not None:
             self._close_timer.cancel()
-        if reusable:
+        if reusable and self._paused:
             self.resume()
         borrowed, self._borrowed = self._borrowed, None
         if borrowed is not None:
@@ -241,24 +235,22 @@ class DirectResponse(asyncio.Protocol):
         if body.ended and not self._ended:
             self._ended = True
             self._give_back(reusable=self._head.keep_alive and not body.surplus)
-        if self._receive is not None:
-            if part:
-                self._receive(part)
-            # The receiver may have finished with that part.
-            if self._ended and self._receive is not None:
-                self._receive(b"")
-        elif part or self._ended:
-            self._buffer(part)
+        if self._receive is None:
+            self._wake(part)
+            return
+        if part:
+            self._receive(part)
+        # The receiver may have finished with that part.
+        if self._ended and self._receive is not None:
+            self._receive(b"")
 
-    def _buffer(self, part: bytes) -> None:
+    def _wake(self, part: bytes = b"") -> None:
+        """Keep a part for the reader; wake it up, to look at what has changed."""
         if part:
             self._parts.append(part)
             self._buffered += len(part)
             if self._buffered > READ_BUFFER:
                 self.pause()
-        self._wake()
-
-    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -278,9 +270,9 @@ class DirectResponse(asyncio.Protocol):
             return None
         self._head_bytes = b""
         self._head, start = parsed
-        self.headers = self._head.headers
-        self.content_type = content_type_of(self.headers)
-        self._wake()
+        self.headers = headers = self._head.headers
+        content_type = headers.get("Content-Type", UNKNOWN_TYPE)
+        self.content_type = content_type.partition(";")[0].strip().lower()
         return data[start:]
 
     def _break(self, error: Exception) -> None:
@@ -288,8 +280,8 @@ class DirectResponse(asyncio.Protocol):
         self._give_back(reusable=False)
         if self._fail is not None:
             self._fail(error)
-        elif self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+        else:
+            self._wake()
 
     def pause_writing(self) -> None:
         if self._borrowed is not None:
