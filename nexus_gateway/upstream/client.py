@@ -56,10 +56,8 @@ class Client:
     ) -> HttpResponse:
         """Send a request and wait for the head of its response.
 
-        `extra_headers` are those of this attempt alone, and valid as they are.
-
-        Raises:
-            aiohttp.ClientError, OSError, ValueError, TypeError: there is no response.
+        ClientError, OSError, ValueError or TypeError if there is none. `extra_headers` are those of
+        this attempt alone, and valid as they are.
         """
         connector, body = self._connector, http.body
         if connector is None or not isinstance(body, bytes) or len(body) > LARGE_BODY:

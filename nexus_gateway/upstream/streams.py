@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -91,10 +92,8 @@ class PassthroughStream:
         """Read up to the first content; BrokenStream if there is none."""
         while not self._passthrough.started and not self._passthrough.done:
             self._first += await self._read()
-            if (
-                self._passthrough.broken is not None
-            ):  # nothing was sent: another instance may serve it
-                raise self._passthrough.broken
+            if self._passthrough.broken is not None:
+                raise self._passthrough.broken  # nothing was sent: another instance may serve it
 
     async def _read(self) -> bytes:
         try:
@@ -242,41 +241,22 @@ async def chat_chunks(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIter
         yield chunk
 
 
+@dataclass(eq=False, slots=True)
 class TranslatedStream:
-    """Chunks, encoded in the caller's dialect.
+    """Chunks, encoded in the caller's dialect."""
 
-    Args:
-        chunks: an async generator.
-        plugin: the source of the chunks, for the log.
-        model: replaces `model` in each chunk, unless None.
-        encoder: encodes them.
-        idle_s: the longest silence between two of them.
-        response: the HTTP response behind them, None for a provider in process.
-        heartbeat: signals that bytes of the response have arrived.
-    """
-
-    def __init__(
-        self,
-        chunks: AsyncIterator[Chunk],
-        plugin: str,
-        model: str | None,
-        encoder: StreamEncoder,
-        idle_s: float,
-        response: HttpResponse | None,
-        heartbeat: Heartbeat,
-    ) -> None:
-        self._heartbeat = heartbeat
-        self._chunks = chunks
-        self._plugin = plugin
-        self._model = model
-        self._encoder = encoder
-        self._idle_s = idle_s
-        self._response = response
-        self._buffered: list[Chunk] = []
-        self._usage: dict[str, Any] | None = None
-        self._content_chunks = 0
-        self._finished = False
-        self._ended = False
+    _chunks: AsyncIterator[Chunk]
+    _plugin: str  # the source of the chunks, for the log
+    _model: str | None  # replaces `model` in each chunk, unless None
+    _encoder: StreamEncoder
+    _idle_s: float  # the longest silence between two chunks
+    _response: HttpResponse | None  # behind the chunks; None for a provider in process
+    _heartbeat: Heartbeat
+    _buffered: list[Chunk] = field(default_factory=list)
+    _usage: dict[str, Any] | None = None
+    _content_chunks: int = 0
+    _finished: bool = False
+    _ended: bool = False
 
     async def open(self) -> None:
         """Read up to the first content; BrokenStream or CannotServe if there is none."""
@@ -292,7 +272,7 @@ class TranslatedStream:
             if self._finished:
                 raise
             raise TruncatedStream("The upstream cut the answer off.") from None
-        except (BrokenStream, asyncio.CancelledError):
+        except BrokenStream:
             raise
         except CannotServe as error:
             if not self._content_chunks:
@@ -303,9 +283,9 @@ class TranslatedStream:
                 raise TruncatedStream(_CONNECTION_BROKE) from error
             logger.exception("the plugin %s failed in its stream", self._plugin)
             raise PluginBroke("The provider's plugin failed.") from error
-        return self._checked(chunk)
+        return self._examine(chunk)
 
-    def _checked(self, chunk: Chunk) -> Chunk:
+    def _examine(self, chunk: Chunk) -> Chunk:
         if not isinstance(chunk, dict):
             raise BrokenStream("The provider's plugin yielded something that is not a chunk.")
         if chunk.get("error"):
@@ -319,8 +299,9 @@ class TranslatedStream:
     async def _all(self) -> AsyncGenerator[Chunk, None]:
         for chunk in self._buffered:
             yield chunk
-        remaining = self._from_process if self._response is None else self._from_response
-        async with aclosing(remaining()) as chunks:
+        response = self._response
+        remaining = self._from_process() if response is None else self._from_response(response)
+        async with aclosing(remaining) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -335,10 +316,9 @@ class TranslatedStream:
                 raise IdleStream from None
             yield chunk
 
-    async def _from_response(self) -> AsyncGenerator[Chunk, None]:
+    async def _from_response(self, response: HttpResponse) -> AsyncGenerator[Chunk, None]:
         """Comments and pings, which are not chunks, count as activity too."""
-        assert self._response is not None
-        with IdleTimeout(self._idle_s, self._response.close) as idle:
+        with IdleTimeout(self._idle_s, response.close) as idle:
             self._heartbeat.on_beat = idle.wait
             while True:
                 idle.wait()
@@ -389,16 +369,13 @@ class IdleTimeout:
     """Calls `expire` once if a wait lasts `limit_s`, with one timer instead of one for each chunk.
 
     Active in its `with` block; a BrokenStream that it has caused leaves the block as IdleStream.
-
-    Attributes:
-        waiting_since: in the loop's time; set it to None when a wait ends.
     """
 
     def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit_s = limit_s
         self._expire = expire
-        self.waiting_since: float | None = None
+        self.waiting_since: float | None = None  # in the loop's time; None when a wait has ended
         self._expired = False
         self._timer = self._loop.call_later(limit_s, self._check)
 
