@@ -176,7 +176,8 @@ def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Insta
     except Exception:
         logger.exception("the policy %s failed", type(policy).__qualname__)
         return candidates[0]
-    if any(chosen is candidate for candidate in candidates):
-        return chosen
+    for candidate in candidates:
+        if chosen is candidate:
+            return chosen
     logger.error("the policy %s chose no candidate", type(policy).__qualname__)
     return candidates[0]

@@ -38,14 +38,12 @@ _USED = "nexus_gateway_used"  # set on aiohttp's protocol, which lives as long a
 class BorrowedConnection:
     """A connection of the client's pool that aiohttp does not read until it is given back.
 
-    Attributes:
-        handler: aiohttp's protocol of the connection.
-        used: an earlier request was sent on it, so the upstream may have closed it by now.
+    `used`: an earlier request was sent on it, so the upstream may have closed it by now.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self.handler = connection.protocol
+        self.handler = connection.protocol  # aiohttp's
         self.used: bool = getattr(self.handler, _USED, False)
         self.transport: asyncio.Transport = connection.transport
 
@@ -117,8 +115,7 @@ class DirectConnector:
 class DirectResponse(asyncio.Protocol):
     """A POST and its response, an `HttpResponse`; it owns the connection until the body has ended.
 
-    Attributes:
-        handed_over: aiohttp's parser reads the response, from its first byte.
+    `handed_over`: aiohttp's parser reads the response, from its first byte.
     """
 
     status = 200
@@ -147,32 +144,26 @@ class DirectResponse(asyncio.Protocol):
     def is_unanswered(self) -> bool:
         return self._head is None and not self._head_bytes and not self.handed_over
 
-    async def send(self, request: bytes) -> None:
-        """Send a request and wait for the response's head; ClientError if the connection breaks."""
+    def send(self, request: bytes) -> asyncio.Future[None]:
+        """Send a request; wait for the response's head, or ClientError if the connection breaks."""
         self._transport.write(request)
-        while self._head is None and not self.handed_over:
-            await self._wait()
+        self._waiter = self._loop.create_future()
+        return self._waiter
 
     async def read(self) -> bytes:
         while not self._parts:
             if self._ended:
                 return b""
-            await self._wait()
+            if self._error is not None:
+                raise self._error
+            self._waiter = self._loop.create_future()
+            await self._waiter
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._buffered = 0
         if self._paused:
             self.resume()
         return data
-
-    async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def push(self, receive: Receive, fail: Fail) -> bool:
         self._receive, self._fail = receive, fail
@@ -280,8 +271,10 @@ class DirectResponse(asyncio.Protocol):
         self._give_back(reusable=False)
         if self._fail is not None:
             self._fail(error)
-        else:
-            self._wake()
+        elif self._head is not None:
+            self._wake()  # `read` raises it
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
 
     def pause_writing(self) -> None:
         if self._borrowed is not None:

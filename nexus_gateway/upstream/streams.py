@@ -100,9 +100,6 @@ class PassthroughStream:
             data = await self._response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TruncatedStream(_CONNECTION_BROKE) from error
-        return self._filtered(data)
-
-    def _filtered(self, data: bytes) -> bytes:
         try:
             return self._passthrough.feed(data) if data else self._passthrough.end()
         except MALFORMED as error:
@@ -162,13 +159,16 @@ class PassthroughStream:
             return
         self._idle.waiting_since = self._time()
         try:
-            block = self._filtered(data)
+            block = self._passthrough.feed(data) if data else self._passthrough.end()
+        except MALFORMED as error:
+            self._end(BrokenStream(_INVALID), error)
+            return
         except Exception as error:  # even if it is our bug: the task that waits must not hang
             self._end(error)
             return
         if self._passthrough.done:
             self._last = block
-            self._end(None)
+            self._end()
             return
         if block and not self._write(block):
             self._caller_is_slow = True
@@ -178,13 +178,13 @@ class PassthroughStream:
             self._end(self._passthrough.broken)
 
     def _fail(self, error: Exception) -> None:
-        broken = TruncatedStream(_CONNECTION_BROKE)
-        broken.__cause__ = error
-        self._end(broken)
+        self._end(TruncatedStream(_CONNECTION_BROKE), error)
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, error: Exception | None = None, cause: Exception | None = None) -> None:
         if not self._ended:
             self._ended, self._error = True, error
+            if error is not None and cause is not None:
+                error.__cause__ = cause
             self._wake()
 
     def _wake(self) -> None:
