@@ -25,23 +25,16 @@ MAX_DOUBLINGS = 3  # three reach the longest park; an unlimited exponent would o
 # request in ten minutes, and the refusal may have been for that request alone.
 STREAM_USAGE_RETRY_S = 600.0
 MARKS = ("toggle", "freed", "rate_limited", "resting", "bad_key", "circuit", "reason")
-_NEVER = [0.0]
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceState:
-    """What one process knows of an instance, or what all other processes know together.
+    """What one process knows of an instance, or what all other processes know together."""
 
-    Args:
-        marks: the decisions, by their name in MARKS.
-        total_requests: those of ended processes included.
-        means: the health's samples, by their name in `health.MEANS`.
-    """
-
-    marks: Mapping[str, list[Any]] = field(default_factory=dict)
-    total_requests: int = 0
+    marks: Mapping[str, list[Any]] = field(default_factory=dict)  # by their name in MARKS
+    total_requests: int = 0  # those of ended processes included
     in_flight: int = 0
-    means: Mapping[str, Sample] = field(default_factory=dict)
+    means: Mapping[str, Sample] = field(default_factory=dict)  # by their name in `health.MEANS`
 
 
 class Instance:
@@ -54,9 +47,6 @@ class Instance:
         clock: monotonic seconds.
         takes_images: whether `model` takes images; None: as the provider lists it.
         origin: the plugin's distribution and version.
-
-    Attributes:
-        elsewhere: what the other processes know of it.
     """
 
     def __init__(
@@ -85,7 +75,7 @@ class Instance:
         self.enabled = True
         self.in_flight = 0
         self.total_requests = 0
-        self.elsewhere = InstanceState()
+        self.elsewhere = InstanceState()  # what the other processes know of it
         self.breaker = Breaker(clock)
         self.health = Health(clock)
         self.quotas = Quotas(clock)
@@ -251,9 +241,10 @@ class Instance:
             self._toggled_at_s, self.enabled = toggle[0], bool(toggle[1])
         if (freed := marks.get("freed")) and freed[0] > self._freed_at_s:
             self.unpark_key(freed[0])
-        limited_s, resting_s = marks.get("rate_limited", _NEVER)[0], marks.get("resting", _NEVER)[0]
-        self._rate_limited_until_s = max(self._rate_limited_until_s, limited_s)
-        self._resting_until_s = max(self._resting_until_s, resting_s)
+        if limited := marks.get("rate_limited"):
+            self._rate_limited_until_s = max(self._rate_limited_until_s, limited[0])
+        if resting := marks.get("resting"):
+            self._resting_until_s = max(self._resting_until_s, resting[0])
         if bad_key := marks.get("bad_key"):
             until_s, at_s, in_a_row = bad_key
             if until_s > self._bad_key_until_s and at_s > self._freed_at_s:
