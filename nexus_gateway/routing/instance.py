@@ -9,7 +9,7 @@ order of the messages nor on how often they arrive.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from nexus_gateway.provider import CHAT, Account, Provider
@@ -37,49 +37,31 @@ class InstanceState:
     means: Mapping[str, Sample] = field(default_factory=dict)  # by their name in `health.MEANS`
 
 
+@dataclass(eq=False, kw_only=True)
 class Instance:
-    """A provider with a key and a model.
+    """A provider with a key and a model."""
 
-    Args:
-        provider_name: the entry point's name.
-        number: as in NAME_KEY_3, or in NAME_BASE_URL_3 if the provider needs no key.
-        model: the model to ask for if the caller names none.
-        clock: monotonic seconds.
-        takes_images: whether `model` takes images; None: as the provider lists it.
-        origin: the plugin's distribution and version.
-    """
+    provider_name: str  # the entry point's name
+    provider: Provider
+    account: Account
+    number: int  # as in NAME_KEY_3, or in NAME_BASE_URL_3 if the provider needs no key
+    model: str  # the model to ask for if the caller names none
+    clock: InitVar[Callable[[], float]]  # monotonic seconds
+    takes_images: InitVar[bool | None] = None  # of `model`; None: as the provider lists it
+    origin: str = ""  # the plugin's distribution and version
 
-    def __init__(
-        self,
-        *,
-        provider_name: str,
-        provider: Provider,
-        account: Account,
-        number: int,
-        model: str,
-        clock: Callable[[], float],
-        takes_images: bool | None = None,
-        origin: str = "",
-    ) -> None:
-        self.name = provider.title
-        if provider.needs_key:
-            self.name += f" (Key #{number})"
-        elif not provider.base_url and account.base_url:
-            self.name += f" (URL #{number})"
-        self.provider_name = provider_name
-        self.provider = provider
-        self.account = account
-        self.number = number
-        self.model = model
-        self.origin = origin
+    def __post_init__(self, clock: Callable[[], float], takes_images: bool | None) -> None:
+        self.name = self.provider.title
+        if self.provider.needs_key:
+            self.name += f" (Key #{self.number})"
+        elif not self.provider.base_url and self.account.base_url:
+            self.name += f" (URL #{self.number})"
         self.enabled = True
-        self.in_flight = 0
-        self.total_requests = 0
+        self.in_flight = self.total_requests = self.bad_keys_in_a_row = 0
         self.elsewhere = InstanceState()  # what the other processes know of it
         self.breaker = Breaker(clock)
         self.health = Health(clock)
         self.quotas = Quotas(clock)
-        self.bad_keys_in_a_row = 0
         self.warnings: set[str] = set()
         self._clock = clock
         self._takes_images = takes_images

@@ -107,6 +107,8 @@ class Upstream:
             raise _timeout_error(request, f"no answer in {round(limit_s * 1000)} ms") from None
         except InvalidAnswer as error:
             raise failure(str(error)) from error
+        except BrokenStream as broken:
+            raise failure(broken.reason) from broken
 
     async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
         label = instance.name if self._names_instance else None
@@ -222,8 +224,6 @@ class Upstream:
         try:
             with _malformed_answers_fail():
                 return _encoded(request, await stream.fold(), stream.used())
-        except BrokenStream as broken:
-            raise failure(broken.reason) from broken
         finally:
             await stream.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import aiohttp
@@ -49,25 +50,23 @@ class HttpResponse(Protocol):
         """
 
 
+@dataclass(slots=True)
 class AiohttpResponse:
-    """A response that aiohttp's parser reads; `release` returns the connection to the pool."""
+    """A response that aiohttp's parser reads; `_release` returns the connection to the pool."""
 
-    def __init__(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        content: aiohttp.StreamReader,
-        release: Callable[[], object],
-        close: Callable[[], object],
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        content_type = headers.get("Content-Type", UNKNOWN_TYPE)
+    status: int
+    headers: Mapping[str, str]
+    _content: aiohttp.StreamReader
+    _release: Callable[[], object]
+    _close: Callable[[], object]
+    content_type: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        content_type = self.headers.get("Content-Type", UNKNOWN_TYPE)
         self.content_type = content_type.partition(";")[0].strip().lower()
-        self.read = content.readany
-        self._content = content
-        self._release = release
-        self._close = close
+
+    async def read(self) -> bytes:
+        return await self._content.readany()
 
     def push(self, receive: Receive, fail: Fail) -> bool:
         return False

@@ -69,6 +69,7 @@ class RawWriter(Protocol):
         """Wait until the caller takes more."""
 
 
+@dataclass(eq=False)
 class PassthroughStream:
     """The bytes of an upstream that speaks the caller's dialect.
 
@@ -78,15 +79,15 @@ class PassthroughStream:
     then the upstream is paused.
     """
 
-    def __init__(self, response: HttpResponse, passthrough: Passthrough, idle_s: float) -> None:
-        self._response = response
-        self._passthrough = passthrough
-        self._idle_s = idle_s
-        self._first = self._last = b""
-        self._caller_is_slow = False
-        self._ended = False
-        self._error: Exception | None = None
-        self._waker: asyncio.Future[None] | None = None
+    _response: HttpResponse
+    _passthrough: Passthrough
+    _idle_s: float
+    _first: bytes = b""
+    _last: bytes = b""
+    _caller_is_slow: bool = False
+    _ended: bool = False
+    _error: Exception | None = None
+    _waker: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Read up to the first content; BrokenStream if there is none."""
