@@ -47,7 +47,7 @@ class Breaker:
         self._clock = clock
         self._state = State.CLOSED
         self._generation = 0
-        self._failures = 0
+        self.failures_in_a_row = 0  # since the last success or change of state
         self._failures_since_success = 0
         self._opened_at_s = 0.0
         self._probing = False
@@ -83,12 +83,7 @@ class Breaker:
     @property
     def is_healthy(self) -> bool:
         """Whether it is closed, without a failure since the last success."""
-        return self.state() is State.CLOSED and self._failures == 0
-
-    @property
-    def failures_in_a_row(self) -> int:
-        """How many attempts have failed since the last success or change of state."""
-        return self._failures
+        return self.state() is State.CLOSED and self.failures_in_a_row == 0
 
     def ready_in_s(self) -> float:
         """Return how long until it admits: 0 now; a guess while a probe is running."""
@@ -117,7 +112,7 @@ class Breaker:
         if not permit.probe or permit.generation != self._generation:
             return permit
         self._close()
-        self._failures = THRESHOLD - 1
+        self.failures_in_a_row = THRESHOLD - 1
         return Permit(self._generation, False)
 
     def success(self, permit: Permit) -> bool:
@@ -126,7 +121,7 @@ class Breaker:
             return False
         if self._state is State.HALF_OPEN:
             self._close()
-        self._failures = self._failures_since_success = 0
+        self.failures_in_a_row = self._failures_since_success = 0
         self.awaits_success = False
         return True
 
@@ -137,9 +132,9 @@ class Breaker:
         """
         if permit.generation != self._generation:
             return 0
-        self._failures += 1
+        self.failures_in_a_row += 1
         self._failures_since_success += 1
-        if self._state is not State.HALF_OPEN and self._failures < THRESHOLD:
+        if self._state is not State.HALF_OPEN and self.failures_in_a_row < THRESHOLD:
             return 0
         self._opened_at_s = self._clock()
         self.last_change = (self._opened_at_s, True)
@@ -159,5 +154,5 @@ class Breaker:
     def _move(self, state: State) -> None:
         self._state = state
         self._generation += 1
-        self._failures = 0
+        self.failures_in_a_row = 0
         self._probing = False

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from nexus_gateway.discovery import PROVIDERS, Plugin, PluginProblem, discover, prefix
@@ -19,6 +20,7 @@ from nexus_gateway.routing.instance import Instance, InstanceState
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import parse_bool, parse_secret
 
+T = TypeVar("T")
 DEMO = "demo"
 _NO_KEY = Secret("")
 
@@ -93,10 +95,11 @@ class ProviderEnv:
 
     def key(self, variable: str | None) -> Secret | None:
         """Return the key that a variable holds; None if it is invalid."""
-        if variable is None:
-            return _NO_KEY
+        return _NO_KEY if variable is None else self._parsed(variable, parse_secret)
+
+    def _parsed(self, variable: str, parse: Callable[[str], T]) -> T | None:
         try:
-            return parse_secret(self._env[variable])
+            return parse(self._env[variable])
         except ValueError as error:
             self._problem(variable, error)
             return None
@@ -131,12 +134,8 @@ class ProviderEnv:
         return text
 
     def takes_images(self, number: int) -> bool | None:
-        text = self._text("IMAGES", number)
-        try:
-            return parse_bool(text) if text else None
-        except ValueError as error:
-            self._problem(self._variable("IMAGES", number), error)
-            return None
+        variable = self._variable("IMAGES", number)
+        return self._parsed(variable, parse_bool) if self._env.get(variable) else None
 
     def options(self, number: int, defaults: Mapping[str, str]) -> dict[str, str]:
         return {

@@ -78,8 +78,7 @@ def resolve_model(
     serve; an instance's name; a provider's name or title, ignoring case; `provider/model`. With
     any other name, any instance serves its own model, so that unmodified clients work. But only
     chat models are replaced: another kind is requested by its unknown name, from instances that do
-    not list their models of that kind, or else from all.
-    If `strict`, an unknown name is an error (NotFound).
+    not list their models of that kind, or else from all. If `strict`, an unknown name is NotFound.
     """
     all_instances = tuple(instances)
     match = _match(all_instances, model, kind)

@@ -85,14 +85,31 @@ class Upstream:
         GatewayError if the caller's own body does not come to its end.
         """
         limit_s = self._first_token_s
+        stream: AnswerStream | None = None
         try:
             async with asyncio.timeout(limit_s) as limit:
                 if isinstance(request.native, StreamedForm):
                     _restart_with_each_piece(instance, request.native, limit, limit_s)
-                return await self._stream(instance, model, request)
-        except TimeoutError:
-            reason = f"no first token in {round(limit_s * 1000)} ms"
-            raise _timeout_error(request, reason) from None
+                label = instance.name if self._names_instance else None
+                if request.can_pass_through(instance.provider.endpoints):
+                    response = await self._open(instance, model, request, native_request)
+                    passthrough = request.dialect.passthrough(request, label)
+                    stream = PassthroughStream(response, passthrough, self._idle_s)
+                else:
+                    stream = await self._translated(instance, model, request, label)
+                await stream.open()
+                return stream
+        except BaseException as error:
+            if stream is not None:
+                await stream.close()
+            if isinstance(error, TimeoutError):
+                reason = f"no first token in {round(limit_s * 1000)} ms"
+                raise _timeout_error(request, reason) from None
+            if isinstance(error, BrokenStream):
+                raise failure(error.reason) from error
+            if isinstance(error, CannotServe):
+                raise AttemptFailed(refusal(error)) from error
+            raise
 
     async def full(
         self, instance: Instance, model: str, request: Request, limit_s: float
@@ -110,33 +127,15 @@ class Upstream:
         except BrokenStream as broken:
             raise failure(broken.reason) from broken
 
-    async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
-        label = instance.name if self._names_instance else None
-        stream: PassthroughStream | TranslatedStream
-        response: HttpResponse | None
-        if request.can_pass_through(instance.provider.endpoints):
-            response = await self._open(instance, model, request, native_request)
-            passthrough = request.dialect.passthrough(request, label)
-            stream = PassthroughStream(response, passthrough, self._idle_s)
-        else:
-            heartbeat = Heartbeat()
-            response, chunks = await self._chunks(
-                instance, model, request, label or model, heartbeat
-            )
-            encoder = request.dialect.stream_encoder(request)
-            stream = TranslatedStream(
-                chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
-            )
-        try:
-            await stream.open()
-        except BaseException as error:
-            await stream.close()
-            if isinstance(error, BrokenStream):
-                raise failure(error.reason) from error
-            if isinstance(error, CannotServe):
-                raise AttemptFailed(refusal(error)) from error
-            raise
-        return stream
+    async def _translated(
+        self, instance: Instance, model: str, request: Request, label: str | None
+    ) -> TranslatedStream:
+        heartbeat = Heartbeat()
+        response, chunks = await self._chunks(instance, model, request, label or model, heartbeat)
+        encoder = request.dialect.stream_encoder(request)
+        return TranslatedStream(
+            chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
+        )
 
     async def _chunks(
         self, instance: Instance, model: str, request: Request, shown: str, heartbeat: Heartbeat
@@ -201,18 +200,16 @@ class Upstream:
 
     async def _full(self, instance: Instance, model: str, request: Request) -> FullResponse:
         dialect, label = request.dialect, instance.name if self._names_instance else None
-        if request.can_pass_through(instance.provider.endpoints):
-            http = native_request(instance, model, request)
-            response = await send(self._client, instance, http, request.trace)
-            body = await read_full(response, dialect.longest_answer)
-            with _malformed_answers_fail():
-                return dialect.parse_native(body, response.content_type, label)
-        if isinstance(instance.provider, Translator | InProcess):
+        native = request.can_pass_through(instance.provider.endpoints)
+        if not native and isinstance(instance.provider, Translator | InProcess):
             return await self._fold(instance, model, request)
-        http = chat_request(instance, model, request)
+        http = (native_request if native else chat_request)(instance, model, request)
         response = await send(self._client, instance, http, request.trace)
-        body = await read_full(response, CHAT_COMPLETIONS.longest_answer)
+        limit = (dialect if native else CHAT_COMPLETIONS).longest_answer
+        body = await read_full(response, limit)
         with _malformed_answers_fail():
+            if native:
+                return dialect.parse_native(body, response.content_type, label)
             completion = completed(body)
             labelled = completion if label is None else {**completion, "model": label}
             return _encoded(request, labelled, usage_in(completion))
@@ -231,10 +228,7 @@ class Upstream:
 def native_request(
     instance: Instance, model: str, request: Request, *, usage: bool = False
 ) -> HttpRequest:
-    """Build the request for a backend that takes the caller's own dialect.
-
-    `usage`: ask for a stream's usage as well.
-    """
+    """Build the request for a backend that takes the caller's own dialect."""
     if request.dialect.endpoint == CHAT:
         return chat_request(instance, model, request, usage=usage)
     native = request.native

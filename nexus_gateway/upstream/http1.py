@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 from multidict import CIMultiDict
 
@@ -33,15 +34,8 @@ class BadFraming(ValueError):
     """A body that violates HTTP."""
 
 
-class _Sizes(dict[bytes, int]):
-    """Caches chunk sizes of at most four digits: few different ones occur."""
-
-    def __missing__(self, digits: bytes) -> int:
-        size = self[digits] = int(digits, 16)
-        return size
-
-
-_SIZES = _Sizes()
+# Cached: few different ones occur.
+_chunk_size = lru_cache(maxsize=4096)(partial(int, base=16))
 
 
 class ChunkedBody:
@@ -112,7 +106,7 @@ class ChunkedBody:
         sizes, contents = pieces[1:-2:2], pieces[2:-2:2]
         if not contents or pieces[0]:
             return 0
-        lengths = list(map(_SIZES.__getitem__, sizes))
+        lengths = list(map(_chunk_size, sizes))
         if 0 in lengths or lengths != list(map(len, contents)):
             return 0
         parts += contents

@@ -33,19 +33,6 @@ _INVALID = "The upstream sent something that is not an answer."
 _CONNECTION_BROKE = "The upstream's connection broke."
 
 
-class AnswerStream(Protocol):
-    """A streamed answer whose first content has been received."""
-
-    async def write_to(self, writer: ResponseWriter) -> None:
-        """Send whole events, the buffered ones first, and end; BrokenStream if it breaks."""
-
-    def used(self) -> Mapping[str, Any]:
-        """Return the usage so far, counted or estimated, in OpenAI's shape."""
-
-    async def close(self) -> None:
-        """Release the upstream; cancels the answer if it has not ended."""
-
-
 class ResponseWriter(Protocol):
     """The response to the caller."""
 
@@ -107,6 +94,7 @@ class PassthroughStream:
             raise BrokenStream(_INVALID) from error
 
     async def write_to(self, writer: ResponseWriter) -> None:
+        """Send whole events, the buffered ones first, and end; BrokenStream if it breaks."""
         last = self._first
         if not self._passthrough.done:
             await writer.write(self._first)
@@ -193,9 +181,11 @@ class PassthroughStream:
             self._waker.set_result(None)
 
     def used(self) -> Mapping[str, Any]:
+        """Return the usage so far, counted or estimated, in OpenAI's shape."""
         return self._passthrough.used()
 
     async def close(self) -> None:
+        """Release the upstream; cancels the answer if it has not ended."""
         await self._response.finish(whole=self._passthrough.done)
 
 
@@ -364,6 +354,9 @@ class TranslatedStream:
                 logger.exception("the plugin %s failed while its stream was closed", self._plugin)
         if self._response is not None:
             await self._response.finish(whole=self._ended and self._finished)
+
+
+AnswerStream = PassthroughStream | TranslatedStream
 
 
 class IdleTimeout:
