@@ -160,7 +160,7 @@ class Attempt:
             self.circuit = "closed"
             logger.info("circuit closed", extra={"fields": self._log_fields()})
         instance.health.success()
-        instance.good_key()
+        instance.bad_keys_in_a_row = 0
         # A success that began before the circuit opened or the park began does not show that the
         # reason has passed.
         if instance.last_reason is not None and counts and not instance.parked_for_s():

@@ -41,74 +41,49 @@ class Permit:
 
 
 class Breaker:
-    """A circuit breaker.
+    """A circuit breaker; `clock` is in monotonic seconds."""
 
-    `threshold` failures in a row open it for `cooldown_s`; `clock` is in monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        *,
-        threshold: int = THRESHOLD,
-        cooldown_s: float = COOLDOWN_S,
-    ) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._threshold = threshold
-        self._cooldown_s = cooldown_s
         self._state = State.CLOSED
         self._generation = 0
-        self._failures = 0
+        self.failures_in_a_row = 0  # since the last success or change of state
         self._failures_since_success = 0
-        self._awaits_success = False
         self._opened_at_s = 0.0
-        self._last_change = (0.0, False)
         self._probing = False
-
-    @property
-    def last_change(self) -> tuple[float, bool]:
-        """When it last opened or closed, in seconds of its clock, and whether it opened."""
-        return self._last_change
+        # When it last opened or closed, in seconds of its clock, and whether it opened.
+        self.last_change = (0.0, False)
+        # It opened and no answer has ended well since; it may be closed again already. If another
+        # process closed it, that process awaits the success.
+        self.awaits_success = False
 
     def merge_remote(self, change: tuple[float, bool]) -> None:
         """Open or close as another process did, if that is later than the last change here."""
-        if change <= self._last_change:
+        if change <= self.last_change:
             return
         at_s, opened = change
         if opened:
             self._opened_at_s = at_s
         else:
             self._failures_since_success = 0
-        self._awaits_success = opened
+        self.awaits_success = opened
         self._move(State.OPEN if opened else State.CLOSED)
-        self._last_change = change
+        self.last_change = change
 
     def state(self) -> State:
-        if self._state is State.OPEN and self._clock() - self._opened_at_s >= self._cooldown_s:
+        if self._state is State.OPEN and self._clock() - self._opened_at_s >= COOLDOWN_S:
             self._move(State.HALF_OPEN)
         return self._state
 
     def admits(self) -> bool:
-        state = self.state()
-        return state is State.CLOSED or (state is State.HALF_OPEN and not self._probing)
+        if self._state is State.CLOSED:
+            return True
+        return self.state() is State.HALF_OPEN and not self._probing
 
     @property
     def is_healthy(self) -> bool:
         """Whether it is closed, without a failure since the last success."""
-        return self.state() is State.CLOSED and self._failures == 0
-
-    @property
-    def failures_in_a_row(self) -> int:
-        """How many attempts have failed since the last success or change of state."""
-        return self._failures
-
-    @property
-    def awaits_success(self) -> bool:
-        """Whether it opened and no answer has ended well since; it may be closed again already.
-
-        If another process closed it, that process awaits the success.
-        """
-        return self._awaits_success
+        return self.state() is State.CLOSED and self.failures_in_a_row == 0
 
     def ready_in_s(self) -> float:
         """Return how long until it admits: 0 now; a guess while a probe is running."""
@@ -117,7 +92,7 @@ class Breaker:
         if self._state is State.HALF_OPEN:
             return PROBE_WAIT_S
         # Subtracted as in `state`, so that rounding never makes it 0 while the circuit is open.
-        return self._cooldown_s - (self._clock() - self._opened_at_s)
+        return COOLDOWN_S - (self._clock() - self._opened_at_s)
 
     def acquire(self) -> Permit:
         """Take a permit; RuntimeError if it does not admit (check `admits` first)."""
@@ -134,20 +109,20 @@ class Breaker:
 
     def first_token(self, permit: Permit) -> Permit:
         """Record an attempt's first content; return the permit to continue with."""
-        if not (permit.probe and self._is_current(permit)):
+        if not permit.probe or permit.generation != self._generation:
             return permit
         self._close()
-        self._failures = self._threshold - 1
+        self.failures_in_a_row = THRESHOLD - 1
         return Permit(self._generation, False)
 
     def success(self, permit: Permit) -> bool:
         """Record an attempt that ended well; return whether it counts and the circuit is closed."""
-        if not self._is_current(permit):
+        if permit.generation != self._generation:
             return False
         if self._state is State.HALF_OPEN:
             self._close()
-        self._failures = self._failures_since_success = 0
-        self._awaits_success = False
+        self.failures_in_a_row = self._failures_since_success = 0
+        self.awaits_success = False
         return True
 
     def failure(self, permit: Permit) -> int:
@@ -155,32 +130,29 @@ class Breaker:
 
         They are counted since the last success, probes included.
         """
-        if not self._is_current(permit):
+        if permit.generation != self._generation:
             return 0
-        self._failures += 1
+        self.failures_in_a_row += 1
         self._failures_since_success += 1
-        if self._state is not State.HALF_OPEN and self._failures < self._threshold:
+        if self._state is not State.HALF_OPEN and self.failures_in_a_row < THRESHOLD:
             return 0
         self._opened_at_s = self._clock()
-        self._last_change = (self._opened_at_s, True)
-        self._awaits_success = True
+        self.last_change = (self._opened_at_s, True)
+        self.awaits_success = True
         self._move(State.OPEN)
         return self._failures_since_success
 
     def release(self, permit: Permit) -> None:
         """Record an attempt without an outcome for the instance."""
-        if permit.probe and self._is_current(permit):
+        if permit.probe and permit.generation == self._generation:
             self._probing = False
 
-    def _is_current(self, permit: Permit) -> bool:
-        return permit.generation == self._generation
-
     def _close(self) -> None:
-        self._last_change = (self._clock(), False)
+        self.last_change = (self._clock(), False)
         self._move(State.CLOSED)
 
     def _move(self, state: State) -> None:
         self._state = state
         self._generation += 1
-        self._failures = 0
+        self.failures_in_a_row = 0
         self._probing = False

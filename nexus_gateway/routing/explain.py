@@ -40,14 +40,10 @@ class Decision:
         candidates: Collection[Instance],
         history: AttemptHistory,
     ) -> Self:
-        """Capture the state before a choice.
+        """Capture the state before a choice among `candidates`.
 
-        Args:
-            policy: its name.
-            instances: all that the request's model may mean.
-            capable: those that are enabled and take what the request holds.
-            candidates: those that the policy chooses from.
-            history: what was tried.
+        `instances` are all that the request's model may mean, `capable` those that are enabled and
+        take what the request holds.
         """
         ranked = sorted(candidates, key=lambda i: -i.health.score())
         excluded = [i for i in instances if i not in candidates]
@@ -68,7 +64,6 @@ class Decision:
         return self._line([first, *_shortened(others)])
 
     def none(self) -> str:
-        """Describe that no instance could be chosen."""
         return self._line(["no candidate"])
 
     def _line(self, parts: list[str]) -> str:
@@ -103,7 +98,6 @@ def _state(instance: Instance) -> str:
 
 
 def _exclusion(instance: Instance, capable: Collection[Instance], history: AttemptHistory) -> str:
-    """Return why an instance is no candidate."""
     if not instance.enabled:
         return "disabled"
     if instance not in capable:

@@ -50,11 +50,7 @@ EMPTY = Sample()
 
 
 class DecayingMean:
-    """A weighted mean whose samples lose half of their weight in each half-life.
-
-    Attributes:
-        remote: the samples of all other processes.
-    """
+    """A weighted mean whose samples lose half of their weight in each half-life."""
 
     def __init__(self, clock: Callable[[], float], half_life_s: float) -> None:
         self._clock = clock
@@ -62,7 +58,7 @@ class DecayingMean:
         self._at_s = clock()
         self._weight = 0.0
         self._sum = 0.0
-        self.remote = EMPTY
+        self.remote = EMPTY  # the samples of all other processes
 
     def add(self, value: float, weight: float = 1.0) -> None:
         """Add a sample: the sum of `weight` units."""
@@ -143,13 +139,9 @@ class Health:
     def observe_speed(self, tokens: int, spent_s: float) -> None:
         """Record how fast an answer was streamed after its first token.
 
-        Weighted by duration, so that the mean is tokens a second. A very short stream is left out:
-        its tokens had piled up on the way, or were cached. It is the pace of the whole way: a slow
-        caller makes it slower.
-
-        Args:
-            tokens: those after the first, without known reasoning tokens.
-            spent_s: from the first token to the end.
+        `tokens` are those after the first, without known reasoning tokens. Weighted by duration, so
+        that the mean is tokens a second. A very short stream is left out: its tokens had piled up
+        on the way, or were cached. It is the pace of the whole way: a slow caller makes it slower.
         """
         if spent_s >= MIN_DURATION_S:
             self._tokens.add(tokens, spent_s)

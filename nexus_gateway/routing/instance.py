@@ -9,7 +9,7 @@ order of the messages nor on how often they arrive.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from nexus_gateway.provider import CHAT, Account, Provider
@@ -25,71 +25,43 @@ MAX_DOUBLINGS = 3  # three reach the longest park; an unlimited exponent would o
 # request in ten minutes, and the refusal may have been for that request alone.
 STREAM_USAGE_RETRY_S = 600.0
 MARKS = ("toggle", "freed", "rate_limited", "resting", "bad_key", "circuit", "reason")
-_NEVER = [0.0]
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceState:
-    """What one process knows of an instance, or what all other processes know together.
+    """What one process knows of an instance, or what all other processes know together."""
 
-    Args:
-        marks: the decisions, by their name in MARKS.
-        total_requests: those of ended processes included.
-        means: the health's samples, by their name in `health.MEANS`.
-    """
-
-    marks: Mapping[str, list[Any]] = field(default_factory=dict)
-    total_requests: int = 0
+    marks: Mapping[str, list[Any]] = field(default_factory=dict)  # by their name in MARKS
+    total_requests: int = 0  # those of ended processes included
     in_flight: int = 0
-    means: Mapping[str, Sample] = field(default_factory=dict)
+    means: Mapping[str, Sample] = field(default_factory=dict)  # by their name in `health.MEANS`
 
 
+@dataclass(eq=False, kw_only=True)
 class Instance:
-    """A provider with a key and a model.
+    """A provider with a key and a model."""
 
-    Args:
-        provider_name: the entry point's name.
-        number: as in NAME_KEY_3, or in NAME_BASE_URL_3 if the provider needs no key.
-        model: the model to ask for if the caller names none.
-        clock: monotonic seconds.
-        takes_images: whether `model` takes images; None: as the provider lists it.
-        origin: the plugin's distribution and version.
+    provider_name: str  # the entry point's name
+    provider: Provider
+    account: Account
+    number: int  # as in NAME_KEY_3, or in NAME_BASE_URL_3 if the provider needs no key
+    model: str  # the model to ask for if the caller names none
+    clock: InitVar[Callable[[], float]]  # monotonic seconds
+    takes_images: InitVar[bool | None] = None  # of `model`; None: as the provider lists it
+    origin: str = ""  # the plugin's distribution and version
 
-    Attributes:
-        elsewhere: what the other processes know of it.
-    """
-
-    def __init__(
-        self,
-        *,
-        provider_name: str,
-        provider: Provider,
-        account: Account,
-        number: int,
-        model: str,
-        clock: Callable[[], float],
-        takes_images: bool | None = None,
-        origin: str = "",
-    ) -> None:
-        self.name = provider.title
-        if provider.needs_key:
-            self.name += f" (Key #{number})"
-        elif not provider.base_url and account.base_url:
-            self.name += f" (URL #{number})"
-        self.provider_name = provider_name
-        self.provider = provider
-        self.account = account
-        self.number = number
-        self.model = model
-        self.origin = origin
+    def __post_init__(self, clock: Callable[[], float], takes_images: bool | None) -> None:
+        self.name = self.provider.title
+        if self.provider.needs_key:
+            self.name += f" (Key #{self.number})"
+        elif not self.provider.base_url and self.account.base_url:
+            self.name += f" (URL #{self.number})"
         self.enabled = True
-        self.in_flight = 0
-        self.total_requests = 0
-        self.elsewhere = InstanceState()
+        self.in_flight = self.total_requests = self.bad_keys_in_a_row = 0
+        self.elsewhere = InstanceState()  # what the other processes know of it
         self.breaker = Breaker(clock)
         self.health = Health(clock)
         self.quotas = Quotas(clock)
-        self.bad_keys_in_a_row = 0
         self.warnings: set[str] = set()
         self._clock = clock
         self._takes_images = takes_images
@@ -184,9 +156,6 @@ class Instance:
         self._bad_key_at_s = self._clock()
         self._bad_key_until_s = self._bad_key_at_s + seconds
 
-    def good_key(self) -> None:
-        self.bad_keys_in_a_row = 0
-
     def parked_for_s(self) -> float:
         until_s = max(self._rate_limited_until_s, self._resting_until_s, self._bad_key_until_s)
         return max(0.0, until_s - self._clock())
@@ -251,9 +220,10 @@ class Instance:
             self._toggled_at_s, self.enabled = toggle[0], bool(toggle[1])
         if (freed := marks.get("freed")) and freed[0] > self._freed_at_s:
             self.unpark_key(freed[0])
-        limited_s, resting_s = marks.get("rate_limited", _NEVER)[0], marks.get("resting", _NEVER)[0]
-        self._rate_limited_until_s = max(self._rate_limited_until_s, limited_s)
-        self._resting_until_s = max(self._resting_until_s, resting_s)
+        if limited := marks.get("rate_limited"):
+            self._rate_limited_until_s = max(self._rate_limited_until_s, limited[0])
+        if resting := marks.get("resting"):
+            self._resting_until_s = max(self._resting_until_s, resting[0])
         if bad_key := marks.get("bad_key"):
             until_s, at_s, in_a_row = bad_key
             if until_s > self._bad_key_until_s and at_s > self._freed_at_s:

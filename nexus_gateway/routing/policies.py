@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from random import Random
 from typing import ClassVar
 
@@ -103,14 +102,15 @@ class _LeastRecentlyUsed:
     """Numbers the choices, by the instance's name."""
 
     def __init__(self) -> None:
-        self._numbers = count(1)
+        self._choices = 0
         self._last: dict[str, int] = {}
 
     def last_use(self, instance: Instance) -> int:
         return self._last.get(instance.name, 0)
 
     def use(self, instance: Instance) -> Instance:
-        self._last[instance.name] = next(self._numbers)
+        self._choices += 1
+        self._last[instance.name] = self._choices
         return instance
 
 
@@ -176,7 +176,8 @@ def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Insta
     except Exception:
         logger.exception("the policy %s failed", type(policy).__qualname__)
         return candidates[0]
-    if any(chosen is candidate for candidate in candidates):
-        return chosen
+    for candidate in candidates:
+        if chosen is candidate:
+            return chosen
     logger.error("the policy %s chose no candidate", type(policy).__qualname__)
     return candidates[0]

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from nexus_gateway.discovery import PROVIDERS, Plugin, PluginProblem, discover, prefix
@@ -19,6 +20,7 @@ from nexus_gateway.routing.instance import Instance, InstanceState
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import parse_bool, parse_secret
 
+T = TypeVar("T")
 DEMO = "demo"
 _NO_KEY = Secret("")
 
@@ -43,6 +45,7 @@ def _misspelt_key(start: str) -> re.Pattern[str]:
     return re.compile(re.escape(start) + r"_(API_?)?KEYS?_?\d*")
 
 
+@dataclass(slots=True)
 class ProviderEnv:
     """Reads the variables of one provider.
 
@@ -50,13 +53,10 @@ class ProviderEnv:
     mistake; none of them contains a value.
     """
 
-    def __init__(
-        self, env: Mapping[str, str], name: str, problems: list[str], warnings: list[str]
-    ) -> None:
-        self._env = env
-        self.prefix = prefix(name)
-        self._problems = problems
-        self.warnings = warnings
+    _env: Mapping[str, str]
+    prefix: str
+    _problems: list[str]
+    warnings: list[str]
 
     def _text(self, suffix: str, number: int) -> str:
         return self._env.get(self._variable(suffix, number), "")
@@ -95,10 +95,11 @@ class ProviderEnv:
 
     def key(self, variable: str | None) -> Secret | None:
         """Return the key that a variable holds; None if it is invalid."""
-        if variable is None:
-            return _NO_KEY
+        return _NO_KEY if variable is None else self._parsed(variable, parse_secret)
+
+    def _parsed(self, variable: str, parse: Callable[[str], T]) -> T | None:
         try:
-            return parse_secret(self._env[variable])
+            return parse(self._env[variable])
         except ValueError as error:
             self._problem(variable, error)
             return None
@@ -133,12 +134,8 @@ class ProviderEnv:
         return text
 
     def takes_images(self, number: int) -> bool | None:
-        text = self._text("IMAGES", number)
-        try:
-            return parse_bool(text) if text else None
-        except ValueError as error:
-            self._problem(self._variable("IMAGES", number), error)
-            return None
+        variable = self._variable("IMAGES", number)
+        return self._parsed(variable, parse_bool) if self._env.get(variable) else None
 
     def options(self, number: int, defaults: Mapping[str, str]) -> dict[str, str]:
         return {
@@ -148,19 +145,13 @@ class ProviderEnv:
 
 @dataclass(slots=True)
 class Pool:
-    """The instances, and what discovery reported.
-
-    Args:
-        idle: the names of installed providers that have neither key nor address.
-        problems: the plugins that were left out.
-        warnings: likely mistakes in the settings, without values.
-    """
+    """The instances, and what discovery reported."""
 
     instances: list[Instance] = field(default_factory=list)
     plugins: list[Plugin[Provider]] = field(default_factory=list)
-    idle: list[str] = field(default_factory=list)
-    problems: list[PluginProblem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)  # installed, but with neither key nor address
+    problems: list[PluginProblem] = field(default_factory=list)  # the plugins that were left out
+    warnings: list[str] = field(default_factory=list)  # likely mistakes, without values
 
     def instance(self, name: str) -> Instance | None:
         return next((i for i in self.instances if i.name == name), None)
@@ -228,16 +219,11 @@ def build_pool(
     load_all: bool = False,
     entry_points: Iterable[metadata.EntryPoint] | None = None,
 ) -> Pool:
-    """Make an instance of every key of every plugin.
+    """Make an instance of every key of every plugin; ConfigError lists all invalid variables.
 
-    Args:
-        clock: monotonic seconds.
-        demo: serve the demo beside other instances too; without others it is served anyway.
-        load_all: also load our plugins that have neither key nor address.
-        entry_points: the plugins to load; None for all that are installed.
-
-    Raises:
-        ConfigError: it lists all invalid variables.
+    `demo`: serve the demo beside other instances too; without others it is served anyway.
+    `load_all`: also load our plugins that have neither key nor address. `entry_points`: the plugins
+    to load; None for all that are installed.
     """
 
     def wanted(name: str) -> bool:
@@ -250,7 +236,7 @@ def build_pool(
     for plugin in sorted(discovered.plugins, key=lambda p: p.name == DEMO):
         if plugin.name == DEMO and pool.instances and not demo:
             continue
-        variables = ProviderEnv(env, plugin.name, invalid, pool.warnings)
+        variables = ProviderEnv(env, prefix(plugin.name), invalid, pool.warnings)
         keys = _key_variables(plugin.cls, variables)
         if not keys:
             continue

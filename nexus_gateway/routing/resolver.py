@@ -78,12 +78,7 @@ def resolve_model(
     serve; an instance's name; a provider's name or title, ignoring case; `provider/model`. With
     any other name, any instance serves its own model, so that unmodified clients work. But only
     chat models are replaced: another kind is requested by its unknown name, from instances that do
-    not list their models of that kind, or else from all.
-
-    Args:
-        strict: whether an unknown name is an error (NotFound).
-        kind: what the model is for, see `provider.Model`.
-        supports: returns whether an instance can serve the request at all.
+    not list their models of that kind, or else from all. If `strict`, an unknown name is NotFound.
     """
     all_instances = tuple(instances)
     match = _match(all_instances, model, kind)

@@ -1,8 +1,8 @@
 """One attempt at one instance over HTTP: build the request, send it, wait for the first content.
 
-There are two ways. If the backend takes the caller's own dialect, the bytes go there and back as
-they are. Else the request goes as a chat, to an OpenAI-compatible backend or through a plugin's
-translation, and the answer's chunks are encoded in the caller's dialect.
+If the backend takes the caller's own dialect, the bytes go there and back as they are. Else the
+request goes as a chat, to an OpenAI-compatible backend or through a plugin's translation, and the
+answer's chunks are encoded in the caller's dialect.
 """
 
 from __future__ import annotations
@@ -80,19 +80,36 @@ class Upstream:
         self._asks_usage = settings.stream_usage
 
     async def stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
-        """Return a stream once its first content has come.
+        """Return a stream once its first content has come; AttemptFailed if none comes.
 
-        Raises:
-            AttemptFailed: none came.
-            GatewayError: the caller's own body did not come to its end.
+        GatewayError if the caller's own body does not come to its end.
         """
+        limit_s = self._first_token_s
+        stream: AnswerStream | None = None
         try:
-            async with asyncio.timeout(self._first_token_s) as limit:
-                _restart_with_each_piece(instance, request, limit, self._first_token_s)
-                return await self._stream(instance, model, request)
-        except TimeoutError:
-            limit_ms = round(self._first_token_s * 1000)
-            raise _timeout_error(request, f"no first token in {limit_ms} ms") from None
+            async with asyncio.timeout(limit_s) as limit:
+                if isinstance(request.native, StreamedForm):
+                    _restart_with_each_piece(instance, request.native, limit, limit_s)
+                label = instance.name if self._names_instance else None
+                if request.can_pass_through(instance.provider.endpoints):
+                    response = await self._open(instance, model, request, native_request)
+                    passthrough = request.dialect.passthrough(request, label)
+                    stream = PassthroughStream(response, passthrough, self._idle_s)
+                else:
+                    stream = await self._translated(instance, model, request, label)
+                await stream.open()
+                return stream
+        except BaseException as error:
+            if stream is not None:
+                await stream.close()
+            if isinstance(error, TimeoutError):
+                reason = f"no first token in {round(limit_s * 1000)} ms"
+                raise _timeout_error(request, reason) from None
+            if isinstance(error, BrokenStream):
+                raise failure(error.reason) from error
+            if isinstance(error, CannotServe):
+                raise AttemptFailed(refusal(error)) from error
+            raise
 
     async def full(
         self, instance: Instance, model: str, request: Request, limit_s: float
@@ -100,42 +117,25 @@ class Upstream:
         """Return an answer in one piece, within `limit_s`; raises as `stream`."""
         try:
             async with asyncio.timeout(limit_s) as limit:
-                _restart_with_each_piece(instance, request, limit, limit_s)
+                if isinstance(request.native, StreamedForm):
+                    _restart_with_each_piece(instance, request.native, limit, limit_s)
                 return await self._full(instance, model, request)
         except TimeoutError:
             raise _timeout_error(request, f"no answer in {round(limit_s * 1000)} ms") from None
         except InvalidAnswer as error:
             raise failure(str(error)) from error
-
-    async def _stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
-        label = instance.name if self._names_instance else None
-        stream: PassthroughStream | TranslatedStream
-        response: HttpResponse | None
-        if request.can_pass_through(instance.provider.endpoints):
-            response = await self._open_with_usage(instance, model, request, native_request)
-            passthrough = request.dialect.passthrough(request, label)
-            stream = PassthroughStream(response, passthrough, self._idle_s)
-        else:
-            heartbeat = Heartbeat()
-            response, chunks = await self._chunks(
-                instance, model, request, label or model, heartbeat
-            )
-            encoder = request.dialect.stream_encoder(request)
-            stream = TranslatedStream(
-                chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
-            )
-        try:
-            await stream.open()
         except BrokenStream as broken:
-            await stream.close()
             raise failure(broken.reason) from broken
-        except CannotServe as error:
-            await stream.close()
-            raise AttemptFailed(refusal(error)) from error
-        except BaseException:
-            await stream.close()
-            raise
-        return stream
+
+    async def _translated(
+        self, instance: Instance, model: str, request: Request, label: str | None
+    ) -> TranslatedStream:
+        heartbeat = Heartbeat()
+        response, chunks = await self._chunks(instance, model, request, label or model, heartbeat)
+        encoder = request.dialect.stream_encoder(request)
+        return TranslatedStream(
+            chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
+        )
 
     async def _chunks(
         self, instance: Instance, model: str, request: Request, shown: str, heartbeat: Heartbeat
@@ -143,7 +143,7 @@ class Upstream:
         """Send a chat; return the answer's chunks and the response behind them, if any."""
         provider = instance.provider
         if not isinstance(provider, Translator | InProcess):
-            response = await self._open_with_usage(instance, model, request, chat_request)
+            response = await self._open(instance, model, request, chat_request)
             return response, chat_chunks(response, heartbeat)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
         call = Call(_chat(request, model, stream=True), instance.account)
@@ -160,36 +160,18 @@ class Upstream:
             response.close()
             raise
 
-    async def _open_with_usage(
-        self, instance: Instance, model: str, request: Request, build: Build
+    async def _open(
+        self, instance: Instance, model: str, request: Request, build: Build, *, usage: bool = True
     ) -> HttpResponse:
-        """Ask for a stream, and for its usage if only the caller does not ask for that.
-
-        A backend that refuses `stream_options` is asked again without, and is not asked for usage
-        from then on, even if the second try fails: otherwise each stream would go on costing two
-        requests.
-        """
-        usage = self._asks_usage and instance.asks_usage and request.lacks_usage
+        """Ask for a stream, and for its usage if only the caller does not ask for that."""
+        usage = usage and self._asks_usage and instance.asks_usage and request.lacks_usage
         http = build(instance, model, request, usage=usage)
         try:
-            return await self._open(instance, http, request)
+            response = await send(self._client, instance, http, request.trace)
         except AttemptFailed as failed:
-            if not (usage and rejects_stream_options(failed.verdict)):
-                raise
-        only_ours = not request.has_own_stream_options
-        try:
-            response = await self._open(instance, build(instance, model, request), request)
-        except BaseException as error:
-            # If that is refused too, the fault lies elsewhere, and the error quoted the field.
-            refused = isinstance(error, AttemptFailed) and error.verdict.outcome is Outcome.REFUSED
-            if only_ours and not refused:
-                _stop_asking_usage(instance)
+            if usage and rejects_stream_options(failed.verdict):
+                return await self._open_without_usage(instance, model, request, build)
             raise
-        _stop_asking_usage(instance)
-        return response
-
-    async def _open(self, instance: Instance, http: HttpRequest, request: Request) -> HttpResponse:
-        response = await send(self._client, instance, http, request.trace)
         if response.content_type in _STREAM_TYPES:
             return response
         response.close()
@@ -197,20 +179,37 @@ class Upstream:
             raise AttemptFailed(refusal(_NO_STREAM))
         raise failure("answered with something that is no stream")
 
+    async def _open_without_usage(
+        self, instance: Instance, model: str, request: Request, build: Build
+    ) -> HttpResponse:
+        """Ask again after a backend has refused `stream_options`.
+
+        It is not asked for usage from then on, even if the second try fails: otherwise each stream
+        would go on costing two requests.
+        """
+        try:
+            response = await self._open(instance, model, request, build, usage=False)
+        except BaseException as error:
+            # If that is refused too, the fault lies elsewhere, and the error quoted the field.
+            refused = isinstance(error, AttemptFailed) and error.verdict.outcome is Outcome.REFUSED
+            if not (refused or request.has_own_stream_options):
+                _stop_asking_usage(instance)
+            raise
+        _stop_asking_usage(instance)
+        return response
+
     async def _full(self, instance: Instance, model: str, request: Request) -> FullResponse:
         dialect, label = request.dialect, instance.name if self._names_instance else None
-        if request.can_pass_through(instance.provider.endpoints):
-            http = native_request(instance, model, request)
-            response = await send(self._client, instance, http, request.trace)
-            body = await read_full(response, dialect.longest_answer)
-            with _malformed_answers_fail():
-                return dialect.parse_native(body, response.content_type, label)
-        if isinstance(instance.provider, Translator | InProcess):
+        native = request.can_pass_through(instance.provider.endpoints)
+        if not native and isinstance(instance.provider, Translator | InProcess):
             return await self._fold(instance, model, request)
-        http = chat_request(instance, model, request)
+        http = (native_request if native else chat_request)(instance, model, request)
         response = await send(self._client, instance, http, request.trace)
-        body = await read_full(response, CHAT_COMPLETIONS.longest_answer)
+        limit = (dialect if native else CHAT_COMPLETIONS).longest_answer
+        body = await read_full(response, limit)
         with _malformed_answers_fail():
+            if native:
+                return dialect.parse_native(body, response.content_type, label)
             completion = completed(body)
             labelled = completion if label is None else {**completion, "model": label}
             return _encoded(request, labelled, usage_in(completion))
@@ -222,8 +221,6 @@ class Upstream:
         try:
             with _malformed_answers_fail():
                 return _encoded(request, await stream.fold(), stream.used())
-        except BrokenStream as broken:
-            raise failure(broken.reason) from broken
         finally:
             await stream.close()
 
@@ -231,14 +228,7 @@ class Upstream:
 def native_request(
     instance: Instance, model: str, request: Request, *, usage: bool = False
 ) -> HttpRequest:
-    """Build the request for a backend that takes the caller's own dialect.
-
-    Args:
-        instance: where it goes.
-        model: the upstream's name of the model.
-        request: the caller's.
-        usage: ask for a stream's usage as well.
-    """
+    """Build the request for a backend that takes the caller's own dialect."""
     if request.dialect.endpoint == CHAT:
         return chat_request(instance, model, request, usage=usage)
     native = request.native
@@ -299,10 +289,8 @@ async def send(
 ) -> HttpResponse:
     """Send a request, with more headers of this attempt, and wait for the head of its response.
 
-    Raises:
-        AttemptFailed: the response is not 2xx, or none came.
-        GatewayError: the caller's own body could not be read to its end, or this process has no
-            file descriptor left.
+    AttemptFailed if the response is not 2xx, or none comes; GatewayError if the caller's own body
+    cannot be read to its end, or if this process has no file descriptor left.
     """
     requests_before = instance.total_requests
     try:
@@ -334,11 +322,7 @@ async def send(
 
 
 async def read_full(response: HttpResponse, limit: int) -> bytes:
-    """Read a full body of less than `limit` bytes, and return the connection to its pool.
-
-    Raises:
-        AttemptFailed: it was cut off, or is too large.
-    """
+    """Read a full body of less than `limit` bytes, and return the connection to its pool."""
     is_complete = False
     try:
         body = await read_up_to(response, limit)
@@ -353,18 +337,16 @@ async def read_full(response: HttpResponse, limit: int) -> bytes:
 
 
 def _restart_with_each_piece(
-    instance: Instance, request: Request, limit: asyncio.Timeout, limit_s: float
+    instance: Instance, form: StreamedForm, limit: asyncio.Timeout, limit_s: float
 ) -> None:
     """Let an attempt's time count from the last piece of the caller's body.
 
     A slow upload is no fault of the instance. A probe gets no more time, as it keeps all other
     requests away.
     """
-    form = request.native
-    if not isinstance(form, StreamedForm) or instance.breaker.state() is State.HALF_OPEN:
-        return
-    loop = asyncio.get_running_loop()
-    form.on_piece = lambda: limit.reschedule(loop.time() + limit_s)
+    if instance.breaker.state() is not State.HALF_OPEN:
+        loop = asyncio.get_running_loop()
+        form.on_piece = lambda: limit.reschedule(loop.time() + limit_s)
 
 
 def _stop_asking_usage(instance: Instance) -> None:

@@ -56,27 +56,20 @@ class Client:
     ) -> HttpResponse:
         """Send a request and wait for the head of its response.
 
-        `extra_headers` are those of this attempt alone, and valid as they are.
-
-        Raises:
-            aiohttp.ClientError, OSError, ValueError, TypeError: there is no response.
+        ClientError, OSError, ValueError or TypeError if there is none. `extra_headers` are those of
+        this attempt alone, and valid as they are.
         """
-        if self._connector is not None and isinstance(http.body, bytes):
-            encoded = _encode_head(http.url, tuple(http.headers.items()))
-            if encoded is not None and len(http.body) <= LARGE_BODY:
-                # Not part of the head, which is cached for all requests with the same headers.
-                last = "".join([f"{name}: {value}\r\n" for name, value in extra_headers.items()])
-                parts = (encoded[1], len(http.body), last.encode("ascii"), http.body)
-                request = b"%b%d\r\n%b\r\n%b" % parts
-                response = await self._direct(self._connector, encoded[0], request)
-                if response is not None:
-                    return response
-        return await self._via_aiohttp(http, extra_headers)
-
-    async def _direct(
-        self, connector: DirectConnector, origin: str, request: bytes
-    ) -> HttpResponse | None:
-        """Send a request on the direct path; None if this aiohttp does not allow it."""
+        connector, body = self._connector, http.body
+        if connector is None or not isinstance(body, bytes) or len(body) > LARGE_BODY:
+            return await self._via_aiohttp(http, extra_headers)
+        encoded = _encode_head(http.url, tuple(http.headers.items()))
+        if encoded is None:
+            return await self._via_aiohttp(http, extra_headers)
+        origin, head = encoded
+        last = ""  # not part of the head, which is cached for all requests with the same headers
+        for name, value in extra_headers.items():
+            last += f"{name}: {value}\r\n"
+        request = b"%b%d\r\n%b\r\n%b" % (head, len(body), last.encode("ascii"), body)
         fresh = False
         while True:
             try:
@@ -87,7 +80,7 @@ class Client:
                     aiohttp.__version__,
                 )
                 self._connector = None
-                return None
+                break
             response = DirectResponse(borrowed)
             try:
                 await response.send(request)
@@ -101,6 +94,7 @@ class Client:
                     raise
             else:
                 return await borrowed.response() if response.handed_over else response
+        return await self._via_aiohttp(http, extra_headers)
 
     async def _via_aiohttp(
         self, http: HttpRequest, extra_headers: Mapping[str, str]

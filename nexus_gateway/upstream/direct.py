@@ -23,10 +23,10 @@ from yarl import URL
 from nexus_gateway.upstream.http1 import BadFraming, Head, UnsupportedResponse, read_head
 from nexus_gateway.upstream.response import (
     LAST_BYTES_S,
+    UNKNOWN_TYPE,
     AiohttpResponse,
     Fail,
     Receive,
-    content_type_of,
 )
 
 # Raised before anything was sent.
@@ -38,27 +38,20 @@ _USED = "nexus_gateway_used"  # set on aiohttp's protocol, which lives as long a
 class BorrowedConnection:
     """A connection of the client's pool that aiohttp does not read until it is given back.
 
-    Attributes:
-        handler: aiohttp's protocol of the connection.
-        used: an earlier request was sent on it, so the upstream may have closed it by now.
+    `used`: an earlier request was sent on it, so the upstream may have closed it by now.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self.handler = connection.protocol
+        self.handler = connection.protocol  # aiohttp's
         self.used: bool = getattr(self.handler, _USED, False)
         self.transport: asyncio.Transport = connection.transport
 
-    def give_back(self, *, reusable: bool) -> None:
-        self.transport.set_protocol(self.handler)
-        if reusable:
-            self._release()
-        else:
-            self._connection.close()
-
-    def _release(self) -> None:
+    def give_back(self, *, reusable: bool = True) -> None:
+        transport = self.transport
+        transport.set_protocol(self.handler)
         # An upstream may respond before it has read: the next request must not queue behind that.
-        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+        if not reusable or transport.is_closing() or transport.get_write_buffer_size():
             self._connection.close()
         else:
             setattr(self.handler, _USED, True)
@@ -85,7 +78,7 @@ class BorrowedConnection:
             connection.close()
             raise
         return AiohttpResponse(
-            message.code, message.headers, content, self._release, connection.close
+            message.code, message.headers, content, self.give_back, connection.close
         )
 
 
@@ -100,9 +93,7 @@ class DirectConnector:
     async def borrow(self, origin: str, *, fresh: bool = False) -> BorrowedConnection:
         """Take an idle connection, or connect; ClientError, or one of PRIVATE_API_ERRORS.
 
-        Args:
-            origin: scheme, host and port.
-            fresh: close idle connections: they are as old as one that was found closed.
+        `fresh`: close idle connections: they are as old as one that was found closed.
         """
         request = self._requests.get(origin)
         if request is None:
@@ -124,8 +115,7 @@ class DirectConnector:
 class DirectResponse(asyncio.Protocol):
     """A POST and its response, an `HttpResponse`; it owns the connection until the body has ended.
 
-    Attributes:
-        handed_over: aiohttp's parser reads the response, from its first byte.
+    `handed_over`: aiohttp's parser reads the response, from its first byte.
     """
 
     status = 200
@@ -154,31 +144,26 @@ class DirectResponse(asyncio.Protocol):
     def is_unanswered(self) -> bool:
         return self._head is None and not self._head_bytes and not self.handed_over
 
-    async def send(self, request: bytes) -> None:
-        """Send a request and wait for the response's head; ClientError if the connection breaks."""
+    def send(self, request: bytes) -> asyncio.Future[None]:
+        """Send a request; wait for the response's head, or ClientError if the connection breaks."""
         self._transport.write(request)
-        while self._head is None and not self.handed_over:
-            await self._wait()
+        self._waiter = self._loop.create_future()
+        return self._waiter
 
     async def read(self) -> bytes:
         while not self._parts:
             if self._ended:
                 return b""
-            await self._wait()
+            if self._error is not None:
+                raise self._error
+            self._waiter = self._loop.create_future()
+            await self._waiter
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._buffered = 0
-        self.resume()
+        if self._paused:
+            self.resume()
         return data
-
-    async def _wait(self) -> None:
-        if self._error is not None:
-            raise self._error
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def push(self, receive: Receive, fail: Fail) -> bool:
         self._receive, self._fail = receive, fail
@@ -219,7 +204,7 @@ class DirectResponse(asyncio.Protocol):
     def _give_back(self, *, reusable: bool) -> None:
         if self._close_timer is not None:
             self._close_timer.cancel()
-        if reusable:
+        if reusable and self._paused:
             self.resume()
         borrowed, self._borrowed = self._borrowed, None
         if borrowed is not None:
@@ -241,24 +226,22 @@ class DirectResponse(asyncio.Protocol):
         if body.ended and not self._ended:
             self._ended = True
             self._give_back(reusable=self._head.keep_alive and not body.surplus)
-        if self._receive is not None:
-            if part:
-                self._receive(part)
-            # The receiver may have finished with that part.
-            if self._ended and self._receive is not None:
-                self._receive(b"")
-        elif part or self._ended:
-            self._buffer(part)
+        if self._receive is None:
+            self._wake(part)
+            return
+        if part:
+            self._receive(part)
+        # The receiver may have finished with that part.
+        if self._ended and self._receive is not None:
+            self._receive(b"")
 
-    def _buffer(self, part: bytes) -> None:
+    def _wake(self, part: bytes = b"") -> None:
+        """Keep a part for the reader; wake it up, to look at what has changed."""
         if part:
             self._parts.append(part)
             self._buffered += len(part)
             if self._buffered > READ_BUFFER:
                 self.pause()
-        self._wake()
-
-    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -278,9 +261,9 @@ class DirectResponse(asyncio.Protocol):
             return None
         self._head_bytes = b""
         self._head, start = parsed
-        self.headers = self._head.headers
-        self.content_type = content_type_of(self.headers)
-        self._wake()
+        self.headers = headers = self._head.headers
+        content_type = headers.get("Content-Type", UNKNOWN_TYPE)
+        self.content_type = content_type.partition(";")[0].strip().lower()
         return data[start:]
 
     def _break(self, error: Exception) -> None:
@@ -288,6 +271,8 @@ class DirectResponse(asyncio.Protocol):
         self._give_back(reusable=False)
         if self._fail is not None:
             self._fail(error)
+        elif self._head is not None:
+            self._wake()  # `read` raises it
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 

@@ -27,38 +27,35 @@ logger = logging.getLogger("nexus_gateway")
 
 # A failing upstream may ask for a longer pause; the circuit finds out earlier.
 MAX_COOL_DOWN_S = 60.0
-_REQUEST_ERRORS = frozenset({400, 413, 414, 415, 422, 431})
+_REQUEST_ERRORS = frozenset({400, 404, 413, 414, 415, 422, 431})
+_REASONS: tuple[tuple[type[Exception], str], ...] = (  # a subclass before its parent
+    (aiohttp.ClientConnectorDNSError, "its host name was not found"),
+    (aiohttp.ClientSSLError, "TLS failed"),
+    (aiohttp.ConnectionTimeoutError, "could not be reached in time"),
+    (aiohttp.ClientConnectorError, "refused the connection"),
+    (aiohttp.ServerDisconnectedError, "closed the connection"),
+    (aiohttp.ClientOSError, "reset the connection"),
+    (aiohttp.InvalidURL, "its base URL is not valid"),
+)
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float) -> Verdict:
     """Judge an answer that is not 2xx, by the first bytes of its body and then its status.
 
-    Args:
-        status: the HTTP status.
-        headers: case-insensitive.
-        body: the first bytes of the body.
-        now_s: Unix seconds, for dates in `Retry-After`.
+    `now_s`: Unix seconds, for dates in `Retry-After`.
     """
     error = read_error(body)
     if error.get("code") in _QUOTA_CODES or error.get("type") in _QUOTA_CODES:
         return Verdict(Outcome.BAD_KEY, "the account has no quota left", status)
     if status == 429:
         wait_s = retry_after_s(headers, error, now_s)
-        return Verdict(
-            Outcome.RATE_LIMITED,
-            "rate limited",
-            status,
-            RATE_LIMIT_PARK_S if wait_s is None else wait_s,
-        )
+        wait_s = RATE_LIMIT_PARK_S if wait_s is None else wait_s
+        return Verdict(Outcome.RATE_LIMITED, "rate limited", status, wait_s)
     if status == 404 and error["message"] == NO_REASON:
         reason = "refused with 404 and no reason: is its address right?"
         return Verdict(Outcome.REFUSED, reason, status, error=error)
-    if (
-        status in _REQUEST_ERRORS
-        or status == 404
-        or (status == 403 and _is_moderation(error, body))
-    ):
+    if status in _REQUEST_ERRORS or (status == 403 and _is_moderation(error)):
         return Verdict(Outcome.REFUSED, f"refused with {status}", status, error=error)
     if status in (401, 403):
         return Verdict(Outcome.BAD_KEY, f"the key was refused ({status})", status)
@@ -71,7 +68,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
     return Verdict(Outcome.FAILURE, f"answered {status}", status, park_s)
 
 
-def _is_moderation(error: Mapping[str, Any], body: bytes) -> bool:
+def _is_moderation(error: Mapping[str, Any]) -> bool:
     """Whether a 403 concerns the content, not the key."""
     metadata = error.get("metadata")
     if isinstance(metadata, dict) and ("reasons" in metadata or "flagged_input" in metadata):
@@ -80,7 +77,6 @@ def _is_moderation(error: Mapping[str, Any], body: bytes) -> bool:
 
 
 def failure(reason: str) -> AttemptFailed:
-    """Return a failure of the instance."""
     return AttemptFailed(Verdict(Outcome.FAILURE, reason))
 
 
@@ -103,16 +99,7 @@ def judge(instance: Instance, response: HttpResponse, body: bytes) -> Verdict:
 
 def connection_reason(error: Exception) -> str:
     """Return what failed below HTTP."""
-    kinds: list[tuple[type[Exception], str]] = [
-        (aiohttp.ClientConnectorDNSError, "its host name was not found"),
-        (aiohttp.ClientSSLError, "TLS failed"),
-        (aiohttp.ConnectionTimeoutError, "could not be reached in time"),
-        (aiohttp.ClientConnectorError, "refused the connection"),
-        (aiohttp.ServerDisconnectedError, "closed the connection"),
-        (aiohttp.ClientOSError, "reset the connection"),
-        (aiohttp.InvalidURL, "its base URL is not valid"),
-    ]
-    return next((words for kind, words in kinds if isinstance(error, kind)), "violated HTTP")
+    return next((text for kind, text in _REASONS if isinstance(error, kind)), "violated HTTP")
 
 
 @contextmanager
@@ -141,6 +128,5 @@ def refusal(error: CannotServe) -> Verdict:
 def rejects_stream_options(verdict: Verdict) -> bool:
     """Whether a refusal may concern the request for a stream's usage: it names the field."""
     error = str(verdict.error)
-    return verdict.outcome is Outcome.REFUSED and (
-        "stream_options" in error or "include_usage" in error
-    )
+    names_it = "stream_options" in error or "include_usage" in error
+    return names_it and verdict.outcome is Outcome.REFUSED

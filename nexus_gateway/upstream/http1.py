@@ -9,8 +9,8 @@ receives another's response.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 from multidict import CIMultiDict
 
@@ -34,15 +34,8 @@ class BadFraming(ValueError):
     """A body that violates HTTP."""
 
 
-class _Sizes(dict[bytes, int]):
-    """Caches chunk sizes of at most four digits: few different ones occur."""
-
-    def __missing__(self, digits: bytes) -> int:
-        size = self[digits] = int(digits, 16)
-        return size
-
-
-_SIZES = _Sizes()
+# Cached: few different ones occur.
+_chunk_size = lru_cache(maxsize=4096)(partial(int, base=16))
 
 
 class ChunkedBody:
@@ -113,7 +106,7 @@ class ChunkedBody:
         sizes, contents = pieces[1:-2:2], pieces[2:-2:2]
         if not contents or pieces[0]:
             return 0
-        lengths = list(map(_SIZES.__getitem__, sizes))
+        lengths = list(map(_chunk_size, sizes))
         if 0 in lengths or lengths != list(map(len, contents)):
             return 0
         parts += contents
@@ -131,21 +124,15 @@ class ChunkedBody:
         self._left = int(line[1], 16)
         if self._left:
             return line.end()
-        self._end(data[at:], line.end() - at)
-        return -1
-
-    def _end(self, rest: bytes, start: int) -> None:
-        """Find the end of the body after the last, empty chunk; trailers are ignored."""
-        if rest.startswith(b"\r\n", start):
-            end = start + 2
-        elif (at := rest.find(b"\r\n\r\n", start)) >= 0:
-            end = at + 4
-        elif len(rest) > MAX_TRAILER_BYTES:
+        # The last, empty chunk: find the end of the body after its trailers, which are ignored.
+        end = data.find(b"\r\n\r\n", line.end() - 2)
+        if end >= 0:
+            self.ended, self.surplus = True, len(data) > end + 4
+        elif len(data) - at > MAX_TRAILER_BYTES:
             raise BadFraming("the trailers are too long")
         else:
-            self._rest = rest
-            return
-        self.ended, self.surplus = True, len(rest) > end
+            self._rest = data[at:]
+        return -1
 
 
 class SizedBody:
@@ -164,35 +151,13 @@ class SizedBody:
         return body
 
 
+@dataclass(frozen=True, slots=True)
 class Head:
-    """A response's head; `body` reads what follows. UnsupportedResponse if it is unusual."""
+    """A response's head; `body` reads what follows."""
 
-    __slots__ = ("body", "headers", "keep_alive")
-
-    def __init__(self, fields: Iterable[tuple[str, str]]) -> None:
-        self.headers = headers = CIMultiDict(fields)
-        self.keep_alive = True
-        if "Connection" in headers:
-            options = ",".join(headers.getall("Connection")).lower()
-            self.keep_alive = "close" not in options
-            if "upgrade" in options:
-                raise UnsupportedResponse
-        if headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnsupportedResponse
-        self.body = self._body()
-
-    def _body(self) -> ChunkedBody | SizedBody:
-        encodings: list[str] = self.headers.getall("Transfer-Encoding", [])
-        lengths: list[str] = self.headers.getall("Content-Length", [])
-        if len(encodings) + len(lengths) != 1:
-            raise UnsupportedResponse
-        if encodings:
-            if encodings[0].lower() != "chunked":
-                raise UnsupportedResponse
-            return ChunkedBody()
-        if not (lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) <= 15):
-            raise UnsupportedResponse
-        return SizedBody(int(lengths[0]))
+    headers: CIMultiDict[str]
+    keep_alive: bool
+    body: ChunkedBody | SizedBody
 
 
 def read_head(data: bytes) -> tuple[Head, int] | None:
@@ -210,12 +175,31 @@ def read_head(data: bytes) -> tuple[Head, int] | None:
     status = _STATUS_LINE.match(data)
     if status is None or _FIELD_LINES.fullmatch(data, status.end(), end + 2) is None:
         raise UnsupportedResponse
-    text = data[status.end() : end].decode("utf-8", "surrogateescape")
-    fields = (line.partition(":") for line in text.split("\r\n") if line)
-    return Head((name, value.strip(" \t")) for name, _, value in fields), end + 4
+    headers: CIMultiDict[str] = CIMultiDict()
+    for line in data[status.end() : end].decode("utf-8", "surrogateescape").split("\r\n"):
+        name, _, value = line.partition(":")
+        headers.add(name, value.strip(" \t"))
+    return _framed(headers), end + 4
 
 
-@lru_cache(maxsize=1024)
+def _framed(headers: CIMultiDict[str]) -> Head:
+    """Decide how the body is framed; UnsupportedResponse if that is unusual."""
+    options = ",".join(headers.getall("Connection", [])).lower()
+    encodings: list[str] = headers.getall("Transfer-Encoding", [])
+    lengths: list[str] = headers.getall("Content-Length", [])
+    coding = headers.get("Content-Encoding", "identity").lower()
+    if "upgrade" in options or coding != "identity" or len(encodings) + len(lengths) != 1:
+        raise UnsupportedResponse
+    body: ChunkedBody | SizedBody
+    if encodings and encodings[0].lower() == "chunked":
+        body = ChunkedBody()
+    elif lengths and lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) <= 15:
+        body = SizedBody(int(lengths[0]))
+    else:
+        raise UnsupportedResponse
+    return Head(headers, "close" not in options, body)
+
+
 def request_head(target: str, fields: tuple[tuple[str, str], ...]) -> bytes | None:
     """Return the head of a POST up to the number after `Content-Length: `.
 

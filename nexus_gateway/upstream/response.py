@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import aiohttp
 
 LAST_BYTES_S = 0.25
+UNKNOWN_TYPE = "application/octet-stream"
 Receive = Callable[[bytes], None]
 Fail = Callable[[Exception], None]
 
 
 class HttpResponse(Protocol):
-    """The response to an HTTP request, once its head has been received.
-
-    Attributes:
-        headers: case-insensitive.
-        content_type: in lower case and without parameters.
-    """
+    """The response to an HTTP request, once its head has been received."""
 
     status: int
-    headers: Mapping[str, str]
-    content_type: str
+    headers: Mapping[str, str]  # case-insensitive
+    content_type: str  # in lower case and without parameters
 
     async def read(self) -> bytes:
         """Return the next part of the body, b"" at its end.
 
-        Raises:
-            aiohttp.ClientError, OSError, ValueError: the connection broke, or the framing is bad.
+        ClientError, OSError or ValueError if the connection breaks or the framing is bad.
         """
 
     def push(self, receive: Receive, fail: Fail) -> bool:
@@ -54,29 +50,23 @@ class HttpResponse(Protocol):
         """
 
 
-def content_type_of(headers: Mapping[str, str]) -> str:
-    content_type = headers.get("Content-Type", "application/octet-stream")
-    return content_type.partition(";")[0].strip().lower()
-
-
+@dataclass(slots=True)
 class AiohttpResponse:
-    """A response that aiohttp's parser reads; `release` returns the connection to the pool."""
+    """A response that aiohttp's parser reads; `_release` returns the connection to the pool."""
 
-    def __init__(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        content: aiohttp.StreamReader,
-        release: Callable[[], object],
-        close: Callable[[], object],
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.content_type = content_type_of(headers)
-        self.read = content.readany
-        self._content = content
-        self._release = release
-        self._close = close
+    status: int
+    headers: Mapping[str, str]
+    _content: aiohttp.StreamReader
+    _release: Callable[[], object]
+    _close: Callable[[], object]
+    content_type: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        content_type = self.headers.get("Content-Type", UNKNOWN_TYPE)
+        self.content_type = content_type.partition(";")[0].strip().lower()
+
+    async def read(self) -> bytes:
+        return await self._content.readany()
 
     def push(self, receive: Receive, fail: Fail) -> bool:
         return False

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import aiohttp
@@ -30,19 +31,6 @@ logger = logging.getLogger("nexus_gateway")
 
 _INVALID = "The upstream sent something that is not an answer."
 _CONNECTION_BROKE = "The upstream's connection broke."
-
-
-class AnswerStream(Protocol):
-    """A streamed answer whose first content has been received."""
-
-    async def write_to(self, writer: ResponseWriter) -> None:
-        """Send whole events, the buffered ones first, and end; BrokenStream if it breaks."""
-
-    def used(self) -> Mapping[str, Any]:
-        """Return the usage so far, counted or estimated, in OpenAI's shape."""
-
-    async def close(self) -> None:
-        """Release the upstream; cancels the answer if it has not ended."""
 
 
 class ResponseWriter(Protocol):
@@ -68,6 +56,7 @@ class RawWriter(Protocol):
         """Wait until the caller takes more."""
 
 
+@dataclass(eq=False)
 class PassthroughStream:
     """The bytes of an upstream that speaks the caller's dialect.
 
@@ -77,39 +66,35 @@ class PassthroughStream:
     then the upstream is paused.
     """
 
-    def __init__(self, response: HttpResponse, passthrough: Passthrough, idle_s: float) -> None:
-        self._response = response
-        self._passthrough = passthrough
-        self._idle_s = idle_s
-        self._first = self._last = b""
-        self._caller_is_slow = False
-        self._ended = False
-        self._error: Exception | None = None
-        self._waker: asyncio.Future[None] | None = None
+    _response: HttpResponse
+    _passthrough: Passthrough
+    _idle_s: float
+    _first: bytes = b""
+    _last: bytes = b""
+    _caller_is_slow: bool = False
+    _ended: bool = False
+    _error: Exception | None = None
+    _waker: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
         """Read up to the first content; BrokenStream if there is none."""
         while not self._passthrough.started and not self._passthrough.done:
             self._first += await self._read()
-            if (
-                self._passthrough.broken is not None
-            ):  # nothing was sent: another instance may serve it
-                raise self._passthrough.broken
+            if self._passthrough.broken is not None:
+                raise self._passthrough.broken  # nothing was sent: another instance may serve it
 
     async def _read(self) -> bytes:
         try:
             data = await self._response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise TruncatedStream(_CONNECTION_BROKE) from error
-        return self._filtered(data)
-
-    def _filtered(self, data: bytes) -> bytes:
         try:
             return self._passthrough.feed(data) if data else self._passthrough.end()
         except MALFORMED as error:
             raise BrokenStream(_INVALID) from error
 
     async def write_to(self, writer: ResponseWriter) -> None:
+        """Send whole events, the buffered ones first, and end; BrokenStream if it breaks."""
         last = self._first
         if not self._passthrough.done:
             await writer.write(self._first)
@@ -163,13 +148,16 @@ class PassthroughStream:
             return
         self._idle.waiting_since = self._time()
         try:
-            block = self._filtered(data)
+            block = self._passthrough.feed(data) if data else self._passthrough.end()
+        except MALFORMED as error:
+            self._end(BrokenStream(_INVALID), error)
+            return
         except Exception as error:  # even if it is our bug: the task that waits must not hang
             self._end(error)
             return
         if self._passthrough.done:
             self._last = block
-            self._end(None)
+            self._end()
             return
         if block and not self._write(block):
             self._caller_is_slow = True
@@ -179,13 +167,13 @@ class PassthroughStream:
             self._end(self._passthrough.broken)
 
     def _fail(self, error: Exception) -> None:
-        broken = TruncatedStream(_CONNECTION_BROKE)
-        broken.__cause__ = error
-        self._end(broken)
+        self._end(TruncatedStream(_CONNECTION_BROKE), error)
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, error: Exception | None = None, cause: Exception | None = None) -> None:
         if not self._ended:
             self._ended, self._error = True, error
+            if error is not None and cause is not None:
+                error.__cause__ = cause
             self._wake()
 
     def _wake(self) -> None:
@@ -193,9 +181,11 @@ class PassthroughStream:
             self._waker.set_result(None)
 
     def used(self) -> Mapping[str, Any]:
+        """Return the usage so far, counted or estimated, in OpenAI's shape."""
         return self._passthrough.used()
 
     async def close(self) -> None:
+        """Release the upstream; cancels the answer if it has not ended."""
         await self._response.finish(whole=self._passthrough.done)
 
 
@@ -242,41 +232,22 @@ async def chat_chunks(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIter
         yield chunk
 
 
+@dataclass(eq=False, slots=True)
 class TranslatedStream:
-    """Chunks, encoded in the caller's dialect.
+    """Chunks, encoded in the caller's dialect."""
 
-    Args:
-        chunks: an async generator.
-        plugin: the source of the chunks, for the log.
-        model: replaces `model` in each chunk, unless None.
-        encoder: encodes them.
-        idle_s: the longest silence between two of them.
-        response: the HTTP response behind them, None for a provider in process.
-        heartbeat: signals that bytes of the response have arrived.
-    """
-
-    def __init__(
-        self,
-        chunks: AsyncIterator[Chunk],
-        plugin: str,
-        model: str | None,
-        encoder: StreamEncoder,
-        idle_s: float,
-        response: HttpResponse | None,
-        heartbeat: Heartbeat,
-    ) -> None:
-        self._heartbeat = heartbeat
-        self._chunks = chunks
-        self._plugin = plugin
-        self._model = model
-        self._encoder = encoder
-        self._idle_s = idle_s
-        self._response = response
-        self._buffered: list[Chunk] = []
-        self._usage: dict[str, Any] | None = None
-        self._content_chunks = 0
-        self._finished = False
-        self._ended = False
+    _chunks: AsyncIterator[Chunk]
+    _plugin: str  # the source of the chunks, for the log
+    _model: str | None  # replaces `model` in each chunk, unless None
+    _encoder: StreamEncoder
+    _idle_s: float  # the longest silence between two chunks
+    _response: HttpResponse | None  # behind the chunks; None for a provider in process
+    _heartbeat: Heartbeat
+    _buffered: list[Chunk] = field(default_factory=list)
+    _usage: dict[str, Any] | None = None
+    _content_chunks: int = 0
+    _finished: bool = False
+    _ended: bool = False
 
     async def open(self) -> None:
         """Read up to the first content; BrokenStream or CannotServe if there is none."""
@@ -292,7 +263,7 @@ class TranslatedStream:
             if self._finished:
                 raise
             raise TruncatedStream("The upstream cut the answer off.") from None
-        except (BrokenStream, asyncio.CancelledError):
+        except BrokenStream:
             raise
         except CannotServe as error:
             if not self._content_chunks:
@@ -303,9 +274,9 @@ class TranslatedStream:
                 raise TruncatedStream(_CONNECTION_BROKE) from error
             logger.exception("the plugin %s failed in its stream", self._plugin)
             raise PluginBroke("The provider's plugin failed.") from error
-        return self._checked(chunk)
+        return self._examine(chunk)
 
-    def _checked(self, chunk: Chunk) -> Chunk:
+    def _examine(self, chunk: Chunk) -> Chunk:
         if not isinstance(chunk, dict):
             raise BrokenStream("The provider's plugin yielded something that is not a chunk.")
         if chunk.get("error"):
@@ -319,8 +290,9 @@ class TranslatedStream:
     async def _all(self) -> AsyncGenerator[Chunk, None]:
         for chunk in self._buffered:
             yield chunk
-        remaining = self._from_process if self._response is None else self._from_response
-        async with aclosing(remaining()) as chunks:
+        response = self._response
+        remaining = self._from_process() if response is None else self._from_response(response)
+        async with aclosing(remaining) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -335,10 +307,9 @@ class TranslatedStream:
                 raise IdleStream from None
             yield chunk
 
-    async def _from_response(self) -> AsyncGenerator[Chunk, None]:
+    async def _from_response(self, response: HttpResponse) -> AsyncGenerator[Chunk, None]:
         """Comments and pings, which are not chunks, count as activity too."""
-        assert self._response is not None
-        with IdleTimeout(self._idle_s, self._response.close) as idle:
+        with IdleTimeout(self._idle_s, response.close) as idle:
             self._heartbeat.on_beat = idle.wait
             while True:
                 idle.wait()
@@ -385,20 +356,20 @@ class TranslatedStream:
             await self._response.finish(whole=self._ended and self._finished)
 
 
+AnswerStream = PassthroughStream | TranslatedStream
+
+
 class IdleTimeout:
     """Calls `expire` once if a wait lasts `limit_s`, with one timer instead of one for each chunk.
 
     Active in its `with` block; a BrokenStream that it has caused leaves the block as IdleStream.
-
-    Attributes:
-        waiting_since: in the loop's time; set it to None when a wait ends.
     """
 
     def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._limit_s = limit_s
         self._expire = expire
-        self.waiting_since: float | None = None
+        self.waiting_since: float | None = None  # in the loop's time; None when a wait has ended
         self._expired = False
         self._timer = self._loop.call_later(limit_s, self._check)
 

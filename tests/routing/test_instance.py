@@ -82,7 +82,7 @@ def test_a_bad_key_is_parked_longer_each_time() -> None:
         assert instance.park_reason() == "bad_key"
         clock.advance(expected_s)
         assert instance.park_reason() is None
-    instance.good_key()
+    instance.bad_keys_in_a_row = 0
     instance.park_bad_key()
     assert instance.parked_for_s() == 600.0
 
