@@ -100,25 +100,12 @@ class Request:
         return self.native.replayable
 
 
-class Incoming(Protocol):
-    """A request as the server received it."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Its headers, case-insensitive."""
-
-    async def body(self) -> bytes:
-        """Read the whole body; GatewayError if it is not acceptable."""
-
-    def pieces(self) -> AsyncIterator[bytes]:
-        """Read the body piece by piece, with the same limits as `body`."""
-
-
 class Dialect(ABC):
     """The format of one endpoint.
 
     Attributes:
         endpoint: its name in a provider's `endpoints`.
+        reads_pieces: whether a body is read by `read`, and not as a whole by `parse`.
         kind: what its models are for, see `provider.Model`.
         id_header: another header in which its clients look for the request's id.
         longest_answer: the limit of an answer that is not streamed, in bytes.
@@ -127,19 +114,20 @@ class Dialect(ABC):
     """
 
     endpoint: ClassVar[str]
+    reads_pieces: ClassVar[bool] = False
     kind: ClassVar[str] = CHAT
     id_header: ClassVar[str] = ""
     longest_answer: ClassVar[int] = 16 * 1024 * 1024
     stream_is_optional: ClassVar[bool] = False
     has_stream_options: ClassVar[bool] = False
 
-    async def read(self, incoming: Incoming) -> Request:
-        """Read and check a request; GatewayError if it cannot be served."""
-        return self.parse(await incoming.body(), incoming.headers)
-
-    @abstractmethod
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         """Check a body; GatewayError if it cannot be served."""
+        raise NotImplementedError(f"{self.endpoint} reads its requests piece by piece")
+
+    async def read(self, pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> Request:
+        """Check a body while it arrives; GatewayError as `parse`."""
+        raise NotImplementedError(f"{self.endpoint} parses whole requests")
 
     @abstractmethod
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
