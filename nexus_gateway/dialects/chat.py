@@ -18,8 +18,8 @@ from nexus_gateway.dialects.body import (
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chat_passthrough import ChatPassthrough, find_model, set_model
 from nexus_gateway.wire.chunks import Chunk, choices, is_usage_only
+from nexus_gateway.wire.passthrough import ChatPassthrough, find_model, set_model
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 

@@ -148,26 +148,35 @@ class ToolCallIndex:
         return number
 
 
-def has_content(chunk: Mapping[str, Any]) -> bool:
-    """Return whether a chunk has text, reasoning, a tool call or a finish.
+def content_and_finish(chunk: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether a chunk has content (text, reasoning, a tool call or a finish), and a finish.
 
-    A delta with only a role (or empty and null values beside it) has none. The chunks of the
+    A delta with only a role (or empty and null values beside it) is no content. The chunks of the
     older completions have their `text` in the choice itself.
     """
-    for choice in choices(chunk):
-        if choice.get("finish_reason") or choice.get("text"):
-            return True
+    content = False
+    listed = chunk.get("choices")
+    for choice in listed if isinstance(listed, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("finish_reason"):
+            return True, True
         delta = choice.get("delta")
-        if isinstance(delta, dict):
+        if choice.get("text"):
+            content = True
+        elif isinstance(delta, dict):
             for name, value in delta.items():
                 if value and name != "role":
-                    return True
-    return False
+                    content = True
+    return content, False
+
+
+def has_content(chunk: Mapping[str, Any]) -> bool:
+    return content_and_finish(chunk)[0]
 
 
 def finished(chunk: Mapping[str, Any]) -> bool:
-    """Return whether a chunk has a finish_reason."""
-    return any(choice.get("finish_reason") for choice in choices(chunk))
+    return content_and_finish(chunk)[1]
 
 
 def is_usage_only(chunk: Mapping[str, Any]) -> bool:

@@ -70,12 +70,9 @@ def count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value <= MOST else None
 
 
-def completion_tokens(usage: Mapping[str, Any] | None) -> int | None:
-    return count((usage or {}).get("completion_tokens"))
-
-
 def counted(usage: Mapping[str, Any] | None, events: int) -> Mapping[str, Any]:
     """Return a usage with completion tokens: the upstream's, else the events with content."""
-    if usage is not None and completion_tokens(usage) is not None:
-        return usage
-    return {**(usage or {}), "completion_tokens": events}
+    if usage is None:
+        return {"completion_tokens": events}
+    known = count(usage.get("completion_tokens")) is not None
+    return usage if known else {**usage, "completion_tokens": events}
