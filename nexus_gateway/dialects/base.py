@@ -86,14 +86,12 @@ class Request:
     @property
     def lacks_usage(self) -> bool:
         """Whether it could ask its stream for the usage, and does not."""
-        body = self.chat or self.native
         may_ask = self.stream and self.dialect.has_stream_options
-        return may_ask and isinstance(body, Body) and not body.asks_usage
+        return may_ask and not (self.chat or self.native).asks_usage
 
     @property
     def has_own_stream_options(self) -> bool:
-        body = self.chat or self.native
-        return isinstance(body, Body) and body.has_own_stream_options
+        return (self.chat or self.native).has_own_stream_options
 
     @property
     def replayable(self) -> bool:

@@ -7,7 +7,6 @@ of the others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import Any, NoReturn, TypeVar
 
 from nexus_gateway.errors import InvalidRequest
@@ -38,7 +37,11 @@ _EXPECTED = _TYPE_NAMES | {bool: "true or false", int: "a whole number"}
 
 
 class Body:
-    """A JSON object for upstreams; `stream` is None if it has no such field."""
+    """A JSON object for upstreams; `stream` is None if it has no such field.
+
+    Attributes:
+        asks_usage: whether it requests the usage of a stream.
+    """
 
     content_type = "application/json"
     replayable = True
@@ -46,24 +49,13 @@ class Body:
     def __init__(self, fields: Mapping[str, Any], stream: bool | None = None) -> None:
         self.fields = fields
         self._stream = stream
-
-    @cached_property
-    def _rest(self) -> dict[str, Any]:
-        return {k: v for k, v in self.fields.items() if k not in _NOT_IN_REST}
-
-    @cached_property
-    def _encoded_rest(self) -> bytes:
-        return json_codec.dumps(self._rest)
-
-    @property
-    def asks_usage(self) -> bool:
-        """Whether it requests the usage of a stream."""
-        options = self.fields.get(_OPTIONS)
-        return isinstance(options, dict) and options.get("include_usage") is True
-
-    @property
-    def has_own_stream_options(self) -> bool:
-        return _OPTIONS in self.fields
+        options = fields.get(_OPTIONS)
+        self.has_own_stream_options = _OPTIONS in fields
+        self.asks_usage = isinstance(options, dict) and options.get("include_usage") is True
+        self._rest = dict(fields)
+        for name in _NOT_IN_REST:
+            self._rest.pop(name, None)
+        self._encoded_rest: bytes | None = None
 
     def _options(self, *, usage: bool) -> dict[str, Any]:
         """Return `stream_options` alone, with the request for usage added if `usage`."""
@@ -87,10 +79,12 @@ class Body:
         head = b'{"model":' + json_codec.dumps(model)
         if self._stream is not None:
             head += b',"stream":true' if self._stream else b',"stream":false'
-        if _OPTIONS in self.fields:
+        if self.has_own_stream_options:
             head += b"," + json_codec.dumps(self._options(usage=usage))[1:-1]
         elif usage:
             head += _USAGE
+        if self._encoded_rest is None:
+            self._encoded_rest = json_codec.dumps(self._rest)
         return head + (b"," + self._encoded_rest[1:] if self._rest else b"}")
 
 

@@ -45,7 +45,7 @@ class Completions(Dialect):
         return FullResponse(labelled(body, label), usage_in(completed(body)))
 
     def passthrough(self, request: Request, label: str | None) -> ChatPassthrough:
-        return ChatPassthrough(label, _usage_wanted(request))
+        return ChatPassthrough(label, request.native.asks_usage)
 
 
 class ChatCompletions(Completions):
@@ -65,7 +65,7 @@ class ChatCompletions(Completions):
         return completion
 
     def stream_encoder(self, request: Request) -> ChatEncoder:
-        return ChatEncoder(_usage_wanted(request))
+        return ChatEncoder(request.native.asks_usage)
 
 
 class ChatEncoder:
@@ -89,11 +89,6 @@ def _parse_common(data: bytes) -> tuple[dict[str, Any], str | None, bool | None]
     model, stream = optional(fields, "model", str), optional(fields, "stream", bool)
     optional(fields, "stream_options", dict)
     return fields, model, stream
-
-
-def _usage_wanted(request: Request) -> bool:
-    """Return whether the caller asked for the usage chunk."""
-    return isinstance(request.native, Body) and request.native.asks_usage
 
 
 def completed(body: bytes) -> Chunk:
@@ -142,7 +137,10 @@ def check_messages(messages: object) -> bool:
     messages = typed(messages, list, "messages")
     if not messages:
         raise InvalidRequest("`messages` must not be empty.", param="messages")
-    return any([_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)])
+    has_image = False
+    for i, message in enumerate(messages):
+        has_image = _check_message(f"messages[{i}]", message) or has_image
+    return has_image
 
 
 def _check_message(where: str, message: object) -> bool:

@@ -95,6 +95,8 @@ class StreamedForm:
         on_piece: called for each piece that arrives.
     """
 
+    asks_usage = has_own_stream_options = False  # as of a JSON body
+
     def __init__(
         self,
         content_type: str,
