@@ -27,14 +27,10 @@ class InvalidAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FullResponse:
-    """An answer that is not streamed, as it is sent to the caller.
-
-    Args:
-        usage: the upstream's, in OpenAI's shape; empty if unknown.
-    """
+    """An answer that is not streamed, as it is sent to the caller."""
 
     body: bytes
-    usage: Mapping[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, Any] = field(default_factory=dict)  # in OpenAI's shape; empty if unknown
     content_type: str = "application/json"
 
 
@@ -50,16 +46,9 @@ class StreamEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed request.
+    """A parsed request: its body in the caller's dialect, and the same as a chat.
 
-    Args:
-        native: the body in the caller's dialect.
-        chat: the same as a chat; None if it cannot be translated.
-        images: whether it contains an image.
-        untranslatable: why it cannot be translated, for the caller.
-        headers: the caller's headers that are sent along with `native`.
-        changed_by_hook: whether a hook changed `chat`; `native` is then outdated and not sent.
-        trace: our headers by which an upstream can continue a trace.
+    If it cannot be translated, `chat` is None and `untranslatable` describes why, for the caller.
     """
 
     dialect: Dialect
@@ -69,8 +58,11 @@ class Request:
     chat: Body | None = field(default=None, repr=False)
     images: bool = False
     untranslatable: InvalidRequest | None = None
+    # The caller's headers that are sent along with `native`.
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # Whether a hook changed `chat`; `native` is then outdated and not sent.
     changed_by_hook: bool = False
+    # The gateway's headers by which an upstream can continue a trace.
     trace: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def can_pass_through(self, endpoints: Container[str]) -> bool:
@@ -99,24 +91,19 @@ class Request:
 
 
 class Dialect(ABC):
-    """The format of one endpoint.
+    """The format of one endpoint."""
 
-    Attributes:
-        endpoint: its name in a provider's `endpoints`.
-        reads_pieces: whether a body is read by `read`, and not as a whole by `parse`.
-        kind: what its models are for, see `provider.Model`.
-        id_header: another header in which its clients look for the request's id.
-        longest_answer: the limit of an answer that is not streamed, in bytes.
-        stream_is_optional: whether a model may answer without a stream though one is requested.
-        has_stream_options: whether a stream's usage can be requested by `stream_options`.
-    """
-
-    endpoint: ClassVar[str]
+    endpoint: ClassVar[str]  # its name in a provider's `endpoints`
+    kind: ClassVar[str] = CHAT  # what its models are for, see `provider.Model`
+    # Whether a body is read by `read`, and not as a whole by `parse`.
     reads_pieces: ClassVar[bool] = False
-    kind: ClassVar[str] = CHAT
+    # Another header in which its clients look for the request's id.
     id_header: ClassVar[str] = ""
+    # The limit of an answer that is not streamed, in bytes.
     longest_answer: ClassVar[int] = 16 * 1024 * 1024
+    # Whether a model may answer without a stream though one is requested.
     stream_is_optional: ClassVar[bool] = False
+    # Whether a stream's usage can be requested by `stream_options`.
     has_stream_options: ClassVar[bool] = False
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
@@ -11,6 +12,7 @@ from nexus_gateway.dialects.body import (
     missing,
     optional,
     parse_object,
+    text_or_list,
     typed,
     validated,
     wrong_type,
@@ -33,11 +35,7 @@ class Completions(Dialect):
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         fields, model, stream = _parse_common(data)
-        prompt = fields.get("prompt")
-        if prompt is None:
-            missing("prompt")
-        if not isinstance(prompt, (str, list)):
-            wrong_type("prompt", "a string or an array", prompt)
+        text_or_list(fields, "prompt")
         stream = stream or False
         return Request(self, model, stream, validated(Body(fields, stream), model))
 
@@ -68,14 +66,14 @@ class ChatCompletions(Completions):
         return ChatEncoder(request.native.asks_usage)
 
 
+@dataclass(frozen=True, slots=True)
 class ChatEncoder:
     """Encodes chunks as they are; a usage chunk only if the caller asked for it."""
 
-    def __init__(self, usage_wanted: bool) -> None:
-        self._usage_wanted = usage_wanted
+    usage_wanted: bool
 
     def encode(self, chunk: Chunk) -> bytes:
-        if is_usage_only(chunk) and not self._usage_wanted:
+        if is_usage_only(chunk) and not self.usage_wanted:
             return b""
         return sse.json_event(chunk)
 
