@@ -214,18 +214,14 @@ def _duplicate_secrets(settings: Settings) -> Iterator[str]:
 
 def default_ledger_url(env: Mapping[str, str], platform: str) -> str:
     """Return LEDGER's value if it is not set: a file in the user's state folder."""
-    folder = _state_folder(env, platform)
-    return URL + os.path.join(folder, "nexus-gateway", "ledger.sqlite3")
-
-
-def _state_folder(env: Mapping[str, str], platform: str) -> str:
     home = os.path.expanduser("~")
     if home == "~":  # a user without a home: fail at the root, not silently in the current folder
         home = os.sep
+    folder = env.get("XDG_STATE_HOME", "")
     if platform == "win32":
-        return env.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
-    if platform == "darwin":
-        return os.path.join(home, "Library", "Application Support")
-    state_home = env.get("XDG_STATE_HOME", "")
-    # A relative path is to be ignored (XDG Base Directory Specification).
-    return state_home if os.path.isabs(state_home) else os.path.join(home, ".local", "state")
+        folder = env.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+    elif platform == "darwin":
+        folder = os.path.join(home, "Library", "Application Support")
+    elif not os.path.isabs(folder):  # to be ignored (XDG Base Directory Specification)
+        folder = os.path.join(home, ".local", "state")
+    return URL + os.path.join(folder, "nexus-gateway", "ledger.sqlite3")

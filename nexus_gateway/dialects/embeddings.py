@@ -54,10 +54,9 @@ def _check_large(body: bytes) -> Mapping[str, Any]:
         raise InvalidAnswer("answered 200 without an answer")
     match = _USAGE.search(body, len(body) - _TAIL) or _USAGE.search(body[:_TAIL])
     try:
-        usage = json_codec.loads(match[1]) if match else {}
+        return usage_in(json_codec.loads(b"{%b}" % match[0])) if match else {}
     except json_codec.JSONError:
-        usage = {}
-    return usage if isinstance(usage, dict) else {}
+        return {}
 
 
 EMBEDDINGS = Embeddings()

@@ -199,7 +199,10 @@ def fold(chunks: Iterable[Chunk]) -> Chunk:
         completion |= {k: v for k, v in chunk.items() if k not in ("object", "choices", "usage")}
         for choice in choices(chunk):
             _fold_choice(by_index, numbers, choice)
-    completion["choices"] = [_close(by_index[index]) for index in sorted(by_index)]
+    completion["choices"] = [by_index[index] for index in sorted(by_index)]
+    for choice in completion["choices"]:
+        if calls := choice["message"].get("tool_calls"):  # by index
+            choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
     if usage:
         completion["usage"] = usage
     return completion
@@ -244,11 +247,3 @@ def _fold_call(calls: dict[int, Chunk], number: int, call: Mapping[str, Any]) ->
     for key, value in (call.get("function") or {}).items():
         function[key] = function.get(key, "") + value if isinstance(value, str) else value
     into.update({k: v for k, v in call.items() if k not in ("index", "function") and v})
-
-
-def _close(choice: Chunk) -> Chunk:
-    """Turn the tool calls of a folded choice from a table by index into a list."""
-    calls = choice["message"].get("tool_calls")
-    if calls:
-        choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
-    return choice

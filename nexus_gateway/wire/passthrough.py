@@ -68,20 +68,14 @@ class Passthrough(ABC):
     """One stream: whole events, held back until the first one with content.
 
     Until then the upstream can fail and another one can be tried, unnoticed by the caller.
-
-    Attributes:
-        started: content was seen; what `feed` returns may be sent.
-        done: the answer is complete.
-        broken: the error in the middle of a block whose events before it were returned.
-        usage: the upstream's usage, in OpenAI's shape; None as long as it is unknown.
-        events: the number of events with content so far, about one a token.
     """
 
-    started: bool = False
-    done: bool = False
+    started: bool = False  # content was seen; what `feed` returns may be sent
+    done: bool = False  # the answer is complete
+    # The error in the middle of a block whose events before it were returned.
     broken: BrokenStream | None = None
-    usage: dict[str, Any] | None = None
-    events: int = 0
+    usage: dict[str, Any] | None = None  # the upstream's, in OpenAI's shape
+    events: int = 0  # with content so far, about one a token
     _framer: sse.Framer = field(default_factory=sse.Framer)
     _held: list[bytes] = field(default_factory=list)
     _held_size: int = 0
@@ -180,12 +174,9 @@ class Passthrough(ABC):
 
 
 class EventPassthrough(Passthrough):
-    """A stream of a dialect with named events; a subclass knows what they mean.
+    """A stream of a dialect with named events; a subclass knows what they mean."""
 
-    Attributes:
-        markers: each event that ends the answer, breaks it or has its usage contains one of them.
-    """
-
+    # Each event that ends the answer, breaks it or has its usage contains one of these.
     markers: ClassVar[tuple[bytes, ...]]
 
     @abstractmethod
@@ -220,12 +211,7 @@ class EventPassthrough(Passthrough):
 
 
 class ChatPassthrough(Passthrough):
-    """One stream of chunks.
-
-    Args:
-        model: the value that the caller gets for `model`; None to keep the upstream's.
-        usage_wanted: whether the caller asked for the usage chunk.
-    """
+    """One stream of chunks; `model` is the value for the caller, None to keep the upstream's."""
 
     def __init__(self, model: str | None, usage_wanted: bool) -> None:
         super().__init__()
@@ -405,17 +391,10 @@ def set_model(text: bytes, model: bytes, span: _Span | None = None) -> bytes:
 
 @dataclass(slots=True)
 class EventTemplate:
-    """The bytes around the text of each event, and what replaces them.
+    """The bytes around the text of each event, and what replaces them."""
 
-    Args:
-        before: from the event's beginning to the text.
-        after: from the text to the event's end, with the empty line.
-        new_before: what is sent instead of `before`.
-        new_after: what is sent instead of `after`.
-    """
-
-    before: bytes
-    after: bytes
+    before: bytes  # from the event's beginning to the text
+    after: bytes  # from the text to the event's end, with the empty line
     new_before: bytes
     new_after: bytes
 
@@ -425,10 +404,8 @@ class EventTemplate:
     ) -> EventTemplate | None:
         """Make the template of one event; None if its text cannot be separated.
 
-        Args:
-            data: the event's data, a JSON object in one line with content and without a finish.
-            span: where the value of `model` is in it; None if it has none.
-            model: the new value, as JSON; None to keep it.
+        The event's data is a JSON object in one line with content and without a finish; `span` is
+        its `find_model`, and `model` the new value as JSON, None to keep it.
         """
         content = _CONTENT.search(data)
         if content is None:
@@ -459,8 +436,7 @@ class EventTemplate:
     def apply(self, block: bytes) -> tuple[bytes, int, bytes] | None:
         """Rename the events of this shape at the beginning of a block of whole events.
 
-        Returns:
-            The renamed events, their number, and the rest of the block; None if none is proved.
+        Returns these, their number, and the rest of the block; None if none is proved.
         """
         before, after = self.before, self.after
         if not block.startswith(before):

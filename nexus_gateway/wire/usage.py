@@ -10,23 +10,14 @@ MOST = 10**9
 
 
 class TokenUsage(NamedTuple):
-    """The tokens of a request; None if the upstream did not report a count.
+    """The tokens of a request; None if the upstream did not report a count."""
 
-    Args:
-        prompt: all input tokens, `cached` and `cache_written` included.
-        cached: those of the prompt that were read from the upstream's cache.
-        cache_written: those of the prompt that were written to it; some providers charge for them.
-        completion: all output tokens, reasoning included.
-        reasoning: those of the completion that were reasoning.
-        is_text: False if some of the tokens are known to be audio.
-    """
-
-    prompt: int | None = None
-    cached: int | None = None
-    cache_written: int | None = None
-    completion: int | None = None
+    prompt: int | None = None  # all of the input, `cached` and `cache_written` included
+    cached: int | None = None  # read from the upstream's cache
+    cache_written: int | None = None  # written to it; some providers charge for them
+    completion: int | None = None  # all of the output, `reasoning` included
     reasoning: int | None = None
-    is_text: bool = True
+    is_text: bool = True  # False if some of the tokens are known to be audio
 
     @property
     def output_without_reasoning(self) -> int | None:

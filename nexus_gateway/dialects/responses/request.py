@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from nexus_gateway.dialects.body import optional, required, text_or_list, typed, wrong_type
 from nexus_gateway.dialects.chat import check_messages
@@ -60,16 +60,13 @@ _TEXT_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"
 _OUTPUT_FOLLOWS = "The output is in the next message."
 
 
-class Translation(NamedTuple):
-    """A request as a chat's body; if a chat lacks something, `error` names it for the caller."""
+def translate(
+    fields: Fields, *, stream: bool
+) -> tuple[dict[str, Any] | None, bool, InvalidRequest | None]:
+    """Return a request as a chat's fields, whether it has images, and what a chat lacks, if anything.
 
-    chat: dict[str, Any] | None
-    images: bool
-    error: InvalidRequest | None
-
-
-def translate(fields: Fields, *, stream: bool) -> Translation:
-    """Translate a request, without changing it; InvalidRequest if it is malformed."""
+    InvalidRequest if it is malformed.
+    """
     for name, kind in _TYPES.items():
         optional(fields, name, kind)
     unsupported = Unsupported()
@@ -87,7 +84,7 @@ def translate(fields: Fields, *, stream: bool) -> Translation:
             unsupported.add(name, message)
     unsupported.add_others(fields, _KNOWN, "")
     images = bool(messages) and check_messages(messages)
-    return Translation(None if unsupported.error else chat, images, unsupported.error)
+    return None if unsupported.error else chat, images, unsupported.error
 
 
 @dataclass(slots=True)

@@ -29,18 +29,9 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 _TEXT_FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
 # What a response repeats of its request, and OpenAI's defaults.
 _ECHOED: Event = {
-    "instructions": None,
-    "max_output_tokens": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "prompt_cache_key": None,
-    "safety_identifier": None,
-    "temperature": None,
-    "tool_choice": "auto",
-    "tools": [],
-    "top_logprobs": None,
-    "top_p": None,
-    "user": None,
+    **{"metadata": {}, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []},
+    **dict.fromkeys(("instructions", "max_output_tokens", "prompt_cache_key", "user")),
+    **dict.fromkeys(("safety_identifier", "temperature", "top_logprobs", "top_p")),
 }
 
 
