@@ -101,13 +101,9 @@ def discover(
     """Find and import the installed plugins of a kind.
 
     If two have the same name, the gateway's own is used, else that of the distribution that comes
-    first in the alphabet. A plugin's failure affects no other plugin.
-
-    Args:
-        kind: what is looked for.
-        entry_points: those to load; None for all that are installed.
-        wanted: whether a plugin of the gateway's own is needed, by its name; others of them are not
-            imported. Foreign ones always are: only their class shows whether they need a key.
+    first in the alphabet. A plugin's failure affects no other plugin. `wanted` is whether a plugin
+    of the gateway's own is needed, by its name; others of them are not imported. Foreign ones
+    always are: only their class shows whether they need a key.
     """
     discovered: Discovered[T] = Discovered()
     points = metadata.entry_points(group=kind.group) if entry_points is None else entry_points
@@ -190,7 +186,7 @@ def _import(kind: PluginKind[T], point: metadata.EntryPoint, discovered: Discove
     if owner := _owner(point.name, discovered):
         raise _Unusable(f"its name is taken by {owner}")
     try:
-        cls = point.load()
+        cls: type[T] = point.load()
     except (Exception, SystemExit) as error:
         raise _Unusable("it failed to load", error) from error
     try:
@@ -203,8 +199,7 @@ def _import(kind: PluginKind[T], point: metadata.EntryPoint, discovered: Discove
         reasons = [f"its title {title!r} is taken"]
     if reasons:
         raise _Unusable(reasons[0])
-    loaded: type[T] = cls
-    return loaded
+    return cls
 
 
 def _owner(name: str, discovered: Discovered[T]) -> str | None:

@@ -132,14 +132,10 @@ class UpstreamRefused(GatewayError):
 
 
 class NoCandidate(GatewayError):
-    """No instance can serve the request now.
+    """No instance can serve the request now; the message is what was tried and what to do.
 
-    Args:
-        message: what was tried and what to do.
-        rate_limited: every candidate waits for a rate limit (429 instead of 503).
-        retry_after_s: how soon a candidate returns, None if none will.
-        should_retry: for the caller.
-        code: instead of the usual one.
+    It is a 429 if every candidate waits for a rate limit, else a 503. `retry_after_s` is how soon
+    a candidate returns, None if none will.
     """
 
     def __init__(
@@ -213,11 +209,9 @@ class InternalError(GatewayError):
 
 
 class BrokenStream(Exception):
-    """A response that cannot be completed; its text is fit for the caller.
+    """A response that cannot be completed; its text is for the caller.
 
-    Attributes:
-        code: OpenAI's `code`.
-        reason: what happened, for operators, in the gateway's words and not the upstream's.
+    `reason` is for operators, in the gateway's words and not the upstream's.
     """
 
     code = "upstream_stream_error"

@@ -176,11 +176,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Parse the settings; an empty variable counts as unset.
-
-        Raises:
-            ConfigError: one line for each wrong variable, with its name and never its value.
-        """
+        """Parse the settings; an empty variable counts as unset. ConfigError names the wrong ones."""
         values: dict[str, Any] = {}
         problems: list[str] = []
         for variable in VARIABLES:

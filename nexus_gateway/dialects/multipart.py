@@ -38,9 +38,7 @@ async def read_form(
 ) -> StreamedForm:
     """Parse a form as far as needed; `length` is the whole body's in bytes, None if unknown.
 
-    Raises:
-        UnsupportedMedia: the content type is another one.
-        InvalidRequest: it is not a multipart form with a file.
+    UnsupportedMedia if the content type is another one, InvalidRequest if it has no file.
     """
     boundary = _BOUNDARY.fullmatch(content_type.strip())
     if boundary is None:

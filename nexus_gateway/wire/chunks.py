@@ -100,8 +100,7 @@ def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def extract_text(message: Mapping[str, Any]) -> str:
     """Return the text of a delta or a message: a string, or (Mistral) a list of parts.
 
-    Raises:
-        TypeError: it is something else, which must not be lost silently.
+    TypeError if it is something else, which must not be lost silently.
     """
     content = message.get("content")
     if content is not None and not isinstance(content, str | list):

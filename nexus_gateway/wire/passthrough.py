@@ -100,8 +100,7 @@ class Passthrough(ABC):
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the upstream; return what may be sent to the caller, or b"".
 
-        Raises:
-            BrokenStream: an event that is not JSON, an error event, or one that is too large.
+        BrokenStream if an event is not JSON, an error, or too large.
         """
         block = self._framer.feed(data)
         if not block or self.done or self.broken is not None:
@@ -162,10 +161,7 @@ class Passthrough(ABC):
     def end(self) -> bytes:
         """Take the end of the upstream's body; return the last bytes for the caller.
 
-        Afterwards the answer is done or broken.
-
-        Raises:
-            TruncatedStream: the answer is not complete.
+        Afterwards the answer is done or broken; TruncatedStream if it is not complete.
         """
         late = self._slow_path(self._framer.feed(_END)) if not self.done else b""
         if self.broken is not None and not late:

@@ -46,8 +46,7 @@ class Framer:
     def feed(self, data: bytes) -> bytes:
         """Return all events that are complete by now, with LF line ends, or b"".
 
-        Raises:
-            BrokenStream: one event is larger than LONGEST_EVENT.
+        BrokenStream if one is larger than LONGEST_EVENT.
         """
         if b"\r" in data or self._after_cr:
             data = self._with_lf(data)

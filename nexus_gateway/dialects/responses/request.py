@@ -63,7 +63,7 @@ _OUTPUT_FOLLOWS = "The output is in the next message."
 def translate(
     fields: Fields, *, stream: bool
 ) -> tuple[dict[str, Any] | None, bool, InvalidRequest | None]:
-    """Return a request as a chat's fields, whether it has images, and what a chat lacks, if anything.
+    """Return a request as a chat's fields, whether it has images, and what a chat lacks.
 
     InvalidRequest if it is malformed.
     """
