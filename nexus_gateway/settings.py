@@ -176,7 +176,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Parse the settings; an empty variable counts as unset. ConfigError names the wrong ones."""
+        """Parse the settings; an empty variable counts as unset. ConfigError names wrong ones."""
         values: dict[str, Any] = {}
         problems: list[str] = []
         for variable in VARIABLES:
