@@ -27,21 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PluginKind(Generic[T]):
-    """A kind of plugin.
+    """A kind of plugin."""
 
-    Args:
-        word: its name in messages.
-        group: the group of its entry points.
-        contract_errors: checks a class, and yields what breaks the contract.
-        reserved: names that no plugin may have.
-        default: the name that `load` puts first.
-    """
-
-    word: str
-    group: str
+    word: str  # in messages
+    group: str  # of its entry points
     contract_errors: Callable[[object], Iterator[str]]
-    reserved: frozenset[str] = frozenset()
-    default: str = ""
+    reserved: frozenset[str] = frozenset()  # names that no plugin may have
+    default: str = ""  # the name that `load` puts first
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +54,9 @@ class Plugin(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PluginProblem:
-    """A plugin that was left out.
+    """A plugin that was left out; `kind` is the word of its kind.
 
-    Args:
-        kind: the word of its kind.
-        name: of its entry point.
-        distribution: that it came in.
-        version: of the distribution.
-        entry_point: where its class should be.
-        reason: in the gateway's words.
-        detail: the text of a foreign exception; for operators only, as it may contain a path.
+    `detail` is the text of a foreign exception: for operators only, as it may contain a path.
     """
 
     kind: str
@@ -90,13 +75,7 @@ class PluginProblem:
 
 @dataclass(slots=True)
 class Discovered(Generic[T]):
-    """What is installed of one kind.
-
-    Args:
-        plugins: those that can be used.
-        idle: the names of those that are not needed, and so were not imported.
-        problems: those that were left out.
-    """
+    """What is installed of one kind; `idle` are those that are not needed and not imported."""
 
     plugins: list[Plugin[T]] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
@@ -122,13 +101,9 @@ def discover(
     """Find and import the installed plugins of a kind.
 
     If two have the same name, the gateway's own is used, else that of the distribution that comes
-    first in the alphabet. A plugin's failure affects no other plugin.
-
-    Args:
-        kind: the kind.
-        entry_points: those to load; None for all that are installed.
-        wanted: whether a plugin of the gateway's own is needed, by its name; others of them are not
-            imported. Foreign ones always are: only their class shows whether they need a key.
+    first in the alphabet. A plugin's failure affects no other plugin. `wanted` is whether a plugin
+    of the gateway's own is needed, by its name; others of them are not imported. Foreign ones
+    always are: only their class shows whether they need a key.
     """
     discovered: Discovered[T] = Discovered()
     points = metadata.entry_points(group=kind.group) if entry_points is None else entry_points
@@ -151,9 +126,7 @@ def load(
 ) -> tuple[dict[str, T], Discovered[T]]:
     """Create an object of each installed plugin of a kind; leave out those that fail.
 
-    Returns:
-        The objects by name: the kind's default first, the gateway's own before others, then by
-        name; and what was found.
+    The objects are by name: the kind's default first, the gateway's own before others.
     """
     discovered = discover(kind, entry_points)
     objects: dict[str, T] = {}
@@ -184,11 +157,10 @@ def _first_line(error: BaseException) -> str:
 
 
 _Origin = tuple[str, str]  # distribution, version
+_Entry = tuple[_Origin, metadata.EntryPoint]
 
 
-def _by_precedence(
-    entry_points: Iterable[metadata.EntryPoint],
-) -> list[tuple[_Origin, metadata.EntryPoint]]:
+def _by_precedence(entry_points: Iterable[metadata.EntryPoint]) -> list[_Entry]:
     # Each access to a name or version parses all metadata of a distribution.
     origins: dict[int, _Origin] = {}
     points = []
@@ -198,7 +170,7 @@ def _by_precedence(
             origins[id(dist)] = (dist.name, dist.version) if dist else ("unknown", "")
         points.append((origins[id(point.dist)], point))
 
-    def precedence(entry: tuple[_Origin, metadata.EntryPoint]) -> tuple[bool, str, str]:
+    def precedence(entry: _Entry) -> tuple[bool, str, str]:
         (distribution, _), point = entry
         return distribution.lower().replace("_", "-") != OURS, distribution, point.name
 
@@ -214,7 +186,7 @@ def _import(kind: PluginKind[T], point: metadata.EntryPoint, discovered: Discove
     if owner := _owner(point.name, discovered):
         raise _Unusable(f"its name is taken by {owner}")
     try:
-        cls = point.load()
+        cls: type[T] = point.load()
     except (Exception, SystemExit) as error:
         raise _Unusable("it failed to load", error) from error
     try:
@@ -227,8 +199,7 @@ def _import(kind: PluginKind[T], point: metadata.EntryPoint, discovered: Discove
         reasons = [f"its title {title!r} is taken"]
     if reasons:
         raise _Unusable(reasons[0])
-    loaded: type[T] = cls
-    return loaded
+    return cls
 
 
 def _owner(name: str, discovered: Discovered[T]) -> str | None:

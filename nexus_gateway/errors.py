@@ -33,9 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any
-
-SHORTEST_RETRY_AFTER_S = 1
+from typing import Any, ClassVar
 
 
 def error_object(
@@ -48,31 +46,29 @@ def error_object(
 class GatewayError(Exception):
     """A response that is an error.
 
-    Attributes:
-        status: the HTTP status.
-        kind: OpenAI's `type`.
-        code: OpenAI's `code`, or None.
-        param: the field at fault, or None.
-        headers: additional response headers.
+    `kind` is OpenAI's `type`, `param` the field at fault; `headers` are added to the response's.
+    A class whose message is always the same has it as `text`.
     """
 
     status = 500
     kind = "server_error"
     code: str | None = None
+    text = ""
+    more_headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
-        message: str,
+        message: str = "",
         *,
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = message or self.text
+        super().__init__(self.message)
         self.param = param
         self.code = code if code is not None else type(self).code
-        self.headers: dict[str, str] = dict(headers or {})
+        self.headers: dict[str, str] = {**self.more_headers, **(headers or {})}
 
     def body(self) -> dict[str, Any]:
         """Return the OpenAI error object."""
@@ -96,9 +92,7 @@ class MethodNotAllowed(InvalidRequest):
 class RequestTimeout(InvalidRequest):
     status = 408
     code = "request_timeout"
-
-    def __init__(self) -> None:
-        super().__init__("Timed out while reading the request body.")
+    text = "Timed out while reading the request body."
 
 
 class TooLarge(InvalidRequest):
@@ -115,9 +109,7 @@ class Unauthorized(GatewayError):
     status = 401
     kind = "authentication_error"
     code = "invalid_api_key"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+    more_headers: ClassVar = {"WWW-Authenticate": "Bearer"}
 
 
 class Forbidden(GatewayError):
@@ -140,14 +132,10 @@ class UpstreamRefused(GatewayError):
 
 
 class NoCandidate(GatewayError):
-    """No instance can serve the request now.
+    """No instance can serve the request now; the message is what was tried and what to do.
 
-    Args:
-        message: what was tried and what to do.
-        rate_limited: every candidate waits for a rate limit (429 instead of 503).
-        retry_after_s: how soon a candidate returns, None if none will.
-        should_retry: whether the caller should try again.
-        code: OpenAI's `code`.
+    It is a 429 if every candidate waits for a rate limit, else a 503. `retry_after_s` is how soon
+    a candidate returns, None if none will.
     """
 
     def __init__(
@@ -163,7 +151,7 @@ class NoCandidate(GatewayError):
         self.kind = "rate_limit_error" if rate_limited else "server_error"
         headers = {"x-should-retry": "true" if should_retry else "false"}
         if retry_after_s is not None:
-            headers["Retry-After"] = str(max(SHORTEST_RETRY_AFTER_S, ceil(retry_after_s)))
+            headers["Retry-After"] = str(max(1, ceil(retry_after_s)))
         self.retry_after_s = retry_after_s
         code = code or ("rate_limit_exceeded" if rate_limited else "no_candidate")
         super().__init__(message, code=code, headers=headers)
@@ -172,35 +160,24 @@ class NoCandidate(GatewayError):
 class Overloaded(GatewayError):
     status = 503
     code = "overloaded"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The gateway is at capacity; try again in a moment.",
-            headers={"Retry-After": "1", "x-should-retry": "true"},
-        )
+    text = "The gateway is at capacity; try again in a moment."
+    more_headers: ClassVar = {"Retry-After": "1", "x-should-retry": "true"}
 
 
 class Draining(GatewayError):
     status = 503
     code = "shutting_down"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The gateway is shutting down; try again in a moment.",
-            headers={"Retry-After": "1", "Connection": "close", "x-should-retry": "true"},
-        )
+    text = "The gateway is shutting down; try again in a moment."
+    more_headers: ClassVar = {**Overloaded.more_headers, "Connection": "close"}
 
 
 class DeadlinePassed(GatewayError):
     status = 504
     code = "deadline_exceeded"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "No response within the request's X-Request-Timeout-Ms; allow more time or omit the "
-            "header.",
-            headers={"x-should-retry": "false"},
-        )
+    text = (
+        "No response within the request's X-Request-Timeout-Ms; allow more time or omit the header."
+    )
+    more_headers: ClassVar = {"x-should-retry": "false"}
 
 
 class NotInstalled(GatewayError):
@@ -218,12 +195,10 @@ class NotInstalled(GatewayError):
 
 class HookFailed(GatewayError):
     code = "hook_failed"
-
-    def __init__(self) -> None:
-        super().__init__(
-            "A hook of this gateway failed, so the request was not processed. Try again; if the "
-            "error persists, the gateway's log has the details."
-        )
+    text = (
+        "A hook of this gateway failed, so the request was not processed. Try again; if the error "
+        "persists, the gateway's log has the details."
+    )
 
 
 class InternalError(GatewayError):
@@ -234,11 +209,9 @@ class InternalError(GatewayError):
 
 
 class BrokenStream(Exception):
-    """A response that cannot be completed; its text is fit for the caller.
+    """A response that cannot be completed; its text is for the caller.
 
-    Attributes:
-        code: OpenAI's `code`.
-        reason: what happened, for operators, in the gateway's words and not the upstream's.
+    `reason` is for operators, in the gateway's words and not the upstream's.
     """
 
     code = "upstream_stream_error"
@@ -279,11 +252,7 @@ class ErrorEvent(BrokenStream):
 
 
 class ConfigError(Exception):
-    """Settings that cannot be used.
-
-    Args:
-        problems: one line for each, with the variable's name and never its value.
-    """
+    """Settings that cannot be used: one line for each, with its name and never its value."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))

@@ -19,8 +19,6 @@ MAX_MS = 86_400_000
 MAX_WORKERS = 256
 OFF = "off"
 URL = "sqlite:///"
-_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
-_URL = re.compile(r"https?://[^\s/?#]+\S*")
 _YES = frozenset({"true", "1", "yes", "on"})
 _NO = frozenset({"false", "0", "no", "off"})
 _UNSET = Secret("")
@@ -50,8 +48,7 @@ def parse_secret(text: str) -> Secret:
 def parse_ledger_url(text: str) -> str:
     """Parse the ledger's address, as SQLAlchemy writes it: `sqlite:///relative` or `…////absolute`.
 
-    Returns:
-        The file's path; "" for no ledger.
+    Returns the file's path; "" for no ledger.
     """
     url = text.strip()
     if url.lower() == OFF:
@@ -86,38 +83,22 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def _origin(text: str) -> str:
-    if text.strip() != "*" and not _ORIGIN.fullmatch(text.strip()):
-        raise ValueError("must be * or one origin such as https://chat.example.org, without a path")
-    return text.strip()
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text.strip()):
+            raise ValueError(f"must be {expected}")
+        return text.strip()
 
-
-def _host(text: str) -> str:
-    if not text.strip() or any(c.isspace() for c in text.strip()):
-        raise ValueError("must be an address or a host name")
-    return text.strip()
-
-
-def _url(text: str) -> str:
-    if not _URL.fullmatch(text.strip()):
-        raise ValueError("must be a URL such as http://127.0.0.1:4318")
-    return text.strip()
+    return parse
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """An environment variable.
-
-    Args:
-        name: as in the environment.
-        default: as a user would write it, "" for none.
-        parse: turns the text into the value; its ValueError describes what is expected.
-        help: one line.
-    """
+    """An environment variable; `default` is as a user would write it, "" for none."""
 
     name: str
     default: str
-    parse: Callable[[str], Any]
+    parse: Callable[[str], Any]  # its ValueError describes what is expected
     help: str
 
 
@@ -130,16 +111,22 @@ def _variable(default: str, parse: Callable[[str], Any], help: str, unset: objec
 _MS = _number(1, MAX_MS)
 _MS_OR_OFF = _number(0, MAX_MS)
 _LEVEL = _one_of("debug", "info", "warning", "error")
+_HOST = _matching(r"\S+", "an address or a host name")
+_URL = _matching(r"https?://[^\s/?#]+\S*", "a URL such as http://127.0.0.1:4318")
+_ORIGIN = _matching(
+    r"\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?",
+    "* or one origin such as https://chat.example.org, without a path",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The settings; each field is the variable of the same name in upper case."""
 
-    host: str = _variable("127.0.0.1", _host, "Address to listen on; 0.0.0.0 for all.")
+    host: str = _variable("127.0.0.1", _HOST, "Address to listen on; 0.0.0.0 for all.")
     port: int = _variable("3000", _number(0, 65535), "Port to listen on; 0 for any free one.")
     web_concurrency: int = _variable("1", _number(1, MAX_WORKERS), "Number of worker processes.")
-    cors_origin: str = _variable("*", _origin, "Origin whose pages may read responses; * for all.")
+    cors_origin: str = _variable("*", _ORIGIN, "Origin whose pages may read responses; * for all.")
     first_token_timeout_ms: int = _variable("8000", _MS, "Longest wait for a stream's first token.")
     idle_timeout_ms: int = _variable("30000", _MS, "Longest silence in a stream or a request body.")
     write_timeout_ms: int = _variable("60000", _MS, "How long a caller may read nothing.")
@@ -174,8 +161,8 @@ class Settings:
     ledger: str = _variable("", parse_ledger_url, "Where usage is recorded: sqlite:///path or off.")
     log_level: str = _variable("info", _LEVEL, "debug, info, warning or error.")
     log_format: str = _variable("text", _one_of("text", "json"), "text or json.")
-    otel_exporter_otlp_endpoint: str = _variable("", _url, "Collector of traces, OTLP over HTTP.")
-    otel_exporter_otlp_traces_endpoint: str = _variable("", _url, "The same with its full path.")
+    otel_exporter_otlp_endpoint: str = _variable("", _URL, "Collector of traces, OTLP over HTTP.")
+    otel_exporter_otlp_traces_endpoint: str = _variable("", _URL, "The same with its full path.")
 
     @property
     def traces(self) -> bool:
@@ -189,11 +176,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Parse the settings; an empty variable counts as unset.
-
-        Raises:
-            ConfigError: one line for each wrong variable, with its name and never its value.
-        """
+        """Parse the settings; an empty variable counts as unset. ConfigError names wrong ones."""
         values: dict[str, Any] = {}
         problems: list[str] = []
         for variable in VARIABLES:
@@ -226,24 +209,15 @@ def _duplicate_secrets(settings: Settings) -> Iterator[str]:
 
 
 def default_ledger_url(env: Mapping[str, str], platform: str) -> str:
-    """Return LEDGER's value if it is not set: a file in the user's state folder.
-
-    Args:
-        env: the environment.
-        platform: as `sys.platform`.
-    """
-    folder = _state_folder(env, platform)
-    return URL + os.path.join(folder, "nexus-gateway", "ledger.sqlite3")
-
-
-def _state_folder(env: Mapping[str, str], platform: str) -> str:
+    """Return LEDGER's value if it is not set: a file in the user's state folder."""
     home = os.path.expanduser("~")
     if home == "~":  # a user without a home: fail at the root, not silently in the current folder
         home = os.sep
+    folder = env.get("XDG_STATE_HOME", "")
     if platform == "win32":
-        return env.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
-    if platform == "darwin":
-        return os.path.join(home, "Library", "Application Support")
-    state_home = env.get("XDG_STATE_HOME", "")
-    # A relative path is to be ignored (XDG Base Directory Specification).
-    return state_home if os.path.isabs(state_home) else os.path.join(home, ".local", "state")
+        folder = env.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+    elif platform == "darwin":
+        folder = os.path.join(home, "Library", "Application Support")
+    elif not os.path.isabs(folder):  # to be ignored (XDG Base Directory Specification)
+        folder = os.path.join(home, ".local", "state")
+    return URL + os.path.join(folder, "nexus-gateway", "ledger.sqlite3")

@@ -27,14 +27,10 @@ class InvalidAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FullResponse:
-    """An answer that is not streamed, as it is sent to the caller.
-
-    Args:
-        usage: the upstream's, in OpenAI's shape; empty if unknown.
-    """
+    """An answer that is not streamed, as it is sent to the caller."""
 
     body: bytes
-    usage: Mapping[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, Any] = field(default_factory=dict)  # in OpenAI's shape; empty if unknown
     content_type: str = "application/json"
 
 
@@ -50,16 +46,9 @@ class StreamEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed request.
+    """A parsed request: its body in the caller's dialect, and the same as a chat.
 
-    Args:
-        native: the body in the caller's dialect.
-        chat: the same as a chat; None if it cannot be translated.
-        images: whether it contains an image.
-        untranslatable: why it cannot be translated, for the caller.
-        headers: the caller's headers that are sent along with `native`.
-        changed_by_hook: whether a hook changed `chat`; `native` is then outdated and not sent.
-        trace: our headers by which an upstream can continue a trace.
+    If it cannot be translated, `chat` is None and `untranslatable` describes why, for the caller.
     """
 
     dialect: Dialect
@@ -69,8 +58,11 @@ class Request:
     chat: Body | None = field(default=None, repr=False)
     images: bool = False
     untranslatable: InvalidRequest | None = None
+    # The caller's headers that are sent along with `native`.
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # Whether a hook changed `chat`; `native` is then outdated and not sent.
     changed_by_hook: bool = False
+    # The gateway's headers by which an upstream can continue a trace.
     trace: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def can_pass_through(self, endpoints: Container[str]) -> bool:
@@ -86,60 +78,41 @@ class Request:
     @property
     def lacks_usage(self) -> bool:
         """Whether it could ask its stream for the usage, and does not."""
-        body = self.chat or self.native
         may_ask = self.stream and self.dialect.has_stream_options
-        return may_ask and isinstance(body, Body) and not body.asks_usage
+        return may_ask and not (self.chat or self.native).asks_usage
 
     @property
     def has_own_stream_options(self) -> bool:
-        body = self.chat or self.native
-        return isinstance(body, Body) and body.has_own_stream_options
+        return (self.chat or self.native).has_own_stream_options
 
     @property
     def replayable(self) -> bool:
         return self.native.replayable
 
 
-class Incoming(Protocol):
-    """A request as the server received it."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Its headers, case-insensitive."""
-
-    async def body(self) -> bytes:
-        """Read the whole body; GatewayError if it is not acceptable."""
-
-    def pieces(self) -> AsyncIterator[bytes]:
-        """Read the body piece by piece, with the same limits as `body`."""
-
-
 class Dialect(ABC):
-    """The format of one endpoint.
+    """The format of one endpoint."""
 
-    Attributes:
-        endpoint: its name in a provider's `endpoints`.
-        kind: what its models are for, see `provider.Model`.
-        id_header: another header in which its clients look for the request's id.
-        longest_answer: the limit of an answer that is not streamed, in bytes.
-        stream_is_optional: whether a model may answer without a stream though one is requested.
-        has_stream_options: whether a stream's usage can be requested by `stream_options`.
-    """
-
-    endpoint: ClassVar[str]
-    kind: ClassVar[str] = CHAT
+    endpoint: ClassVar[str]  # its name in a provider's `endpoints`
+    kind: ClassVar[str] = CHAT  # what its models are for, see `provider.Model`
+    # Whether a body is read by `read`, and not as a whole by `parse`.
+    reads_pieces: ClassVar[bool] = False
+    # Another header in which its clients look for the request's id.
     id_header: ClassVar[str] = ""
+    # The limit of an answer that is not streamed, in bytes.
     longest_answer: ClassVar[int] = 16 * 1024 * 1024
+    # Whether a model may answer without a stream though one is requested.
     stream_is_optional: ClassVar[bool] = False
+    # Whether a stream's usage can be requested by `stream_options`.
     has_stream_options: ClassVar[bool] = False
 
-    async def read(self, incoming: Incoming) -> Request:
-        """Read and check a request; GatewayError if it cannot be served."""
-        return self.parse(await incoming.body(), incoming.headers)
-
-    @abstractmethod
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         """Check a body; GatewayError if it cannot be served."""
+        raise NotImplementedError(f"{self.endpoint} reads its requests piece by piece")
+
+    async def read(self, pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> Request:
+        """Check a body while it arrives; GatewayError as `parse`."""
+        raise NotImplementedError(f"{self.endpoint} parses whole requests")
 
     @abstractmethod
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:

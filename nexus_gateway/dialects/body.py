@@ -6,8 +6,7 @@ of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
 from nexus_gateway.errors import InvalidRequest
@@ -38,7 +37,11 @@ _EXPECTED = _TYPE_NAMES | {bool: "true or false", int: "a whole number"}
 
 
 class Body:
-    """A JSON object for upstreams; `stream` is None if it has no such field."""
+    """A JSON object for upstreams; `stream` is None if it has no such field.
+
+    Attributes:
+        asks_usage: whether it requests the usage of a stream.
+    """
 
     content_type = "application/json"
     replayable = True
@@ -46,24 +49,13 @@ class Body:
     def __init__(self, fields: Mapping[str, Any], stream: bool | None = None) -> None:
         self.fields = fields
         self._stream = stream
-
-    @cached_property
-    def _rest(self) -> dict[str, Any]:
-        return {k: v for k, v in self.fields.items() if k not in _NOT_IN_REST}
-
-    @cached_property
-    def _encoded_rest(self) -> bytes:
-        return json_codec.dumps(self._rest)
-
-    @property
-    def asks_usage(self) -> bool:
-        """Whether it requests the usage of a stream."""
-        options = self.fields.get(_OPTIONS)
-        return isinstance(options, dict) and options.get("include_usage") is True
-
-    @property
-    def has_own_stream_options(self) -> bool:
-        return _OPTIONS in self.fields
+        options = fields.get(_OPTIONS)
+        self.has_own_stream_options = _OPTIONS in fields
+        self.asks_usage = isinstance(options, dict) and options.get("include_usage") is True
+        self._rest = dict(fields)
+        for name in _NOT_IN_REST:
+            self._rest.pop(name, None)
+        self._encoded_rest: bytes | None = None
 
     def _options(self, *, usage: bool) -> dict[str, Any]:
         """Return `stream_options` alone, with the request for usage added if `usage`."""
@@ -80,17 +72,17 @@ class Body:
     def encode(self, model: str, *, usage: bool = False) -> bytes:
         """Return the bytes to send; JSONError if it has no JSON form.
 
-        Args:
-            model: the upstream's name of it.
-            usage: request the usage of a stream, in addition to the caller's `stream_options`.
+        `usage` requests the usage of a stream, in addition to the caller's `stream_options`.
         """
         head = b'{"model":' + json_codec.dumps(model)
         if self._stream is not None:
             head += b',"stream":true' if self._stream else b',"stream":false'
-        if _OPTIONS in self.fields:
+        if self.has_own_stream_options:
             head += b"," + json_codec.dumps(self._options(usage=usage))[1:-1]
         elif usage:
             head += _USAGE
+        if self._encoded_rest is None:
+            self._encoded_rest = json_codec.dumps(self._rest)
         return head + (b"," + self._encoded_rest[1:] if self._rest else b"}")
 
 
@@ -119,7 +111,8 @@ def _check_shape(body: dict[str, Any]) -> None:
     count = depth = 0
     while level:
         depth += 1
-        below = [child for node in level for child in _children(node) if type(child) in _CONTAINERS]
+        children = (node.values() if type(node) is dict else node for node in level)
+        below = [child for group in children for child in group if type(child) in _CONTAINERS]
         count += len(below)
         if depth > MAX_DEPTH or count > MAX_CONTAINERS:
             raise InvalidRequest(
@@ -127,10 +120,6 @@ def _check_shape(body: dict[str, Any]) -> None:
                 f"{MAX_CONTAINERS} objects and arrays."
             )
         level = below
-
-
-def _children(node: Any) -> Iterable[Any]:
-    return node.values() if type(node) is dict else node
 
 
 def validated(body: Body, model: str | None) -> Body:
@@ -143,11 +132,7 @@ def validated(body: Body, model: str | None) -> Body:
 
 
 def typed(value: object, kind: type[T], where: str) -> T:
-    """Return a value of the caller's that must have a type; `float` stands for any number.
-
-    Raises:
-        InvalidRequest: it has another type; the message names it by `where`.
-    """
+    """Return a caller's value if it has a type, else InvalidRequest; `float` is any number."""
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or (kind is not bool and isinstance(value, bool)):
         wrong_type(where, _EXPECTED[kind], value)
@@ -162,10 +147,20 @@ def optional(fields: Mapping[str, Any], name: str, kind: type[T], at: str = "") 
 
 def required(fields: Mapping[str, Any], name: str, kind: type[T], at: str = "") -> T:
     """Return a field's value, as `optional`; InvalidRequest if it is absent."""
-    value = fields.get(name)
+    value = optional(fields, name, kind, at)
     if value is None:
         missing(at + name)
-    return typed(value, kind, at + name)
+    return value
+
+
+def text_or_list(fields: Mapping[str, Any], name: str, of: str = "") -> str | list[Any]:
+    """Return a required field that is a string or an array, `of` what."""
+    value = fields.get(name)
+    if value is None:
+        missing(name)
+    if not isinstance(value, (str, list)):
+        wrong_type(name, f"a string or an array{of}", value)
+    return value
 
 
 def missing(where: str) -> NoReturn:

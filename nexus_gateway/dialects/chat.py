@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
@@ -11,6 +12,7 @@ from nexus_gateway.dialects.body import (
     missing,
     optional,
     parse_object,
+    text_or_list,
     typed,
     validated,
     wrong_type,
@@ -18,8 +20,8 @@ from nexus_gateway.dialects.body import (
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chat_passthrough import ChatPassthrough, find_model, set_model
 from nexus_gateway.wire.chunks import Chunk, choices, is_usage_only
+from nexus_gateway.wire.passthrough import ChatPassthrough, find_model, set_model
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 
@@ -33,11 +35,7 @@ class Completions(Dialect):
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         fields, model, stream = _parse_common(data)
-        prompt = fields.get("prompt")
-        if prompt is None:
-            missing("prompt")
-        if not isinstance(prompt, (str, list)):
-            wrong_type("prompt", "a string or an array", prompt)
+        text_or_list(fields, "prompt")
         stream = stream or False
         return Request(self, model, stream, validated(Body(fields, stream), model))
 
@@ -45,7 +43,7 @@ class Completions(Dialect):
         return FullResponse(labelled(body, label), usage_in(completed(body)))
 
     def passthrough(self, request: Request, label: str | None) -> ChatPassthrough:
-        return ChatPassthrough(label, _usage_wanted(request))
+        return ChatPassthrough(label, request.native.asks_usage)
 
 
 class ChatCompletions(Completions):
@@ -65,17 +63,17 @@ class ChatCompletions(Completions):
         return completion
 
     def stream_encoder(self, request: Request) -> ChatEncoder:
-        return ChatEncoder(_usage_wanted(request))
+        return ChatEncoder(request.native.asks_usage)
 
 
+@dataclass(frozen=True, slots=True)
 class ChatEncoder:
     """Encodes chunks as they are; a usage chunk only if the caller asked for it."""
 
-    def __init__(self, usage_wanted: bool) -> None:
-        self._usage_wanted = usage_wanted
+    usage_wanted: bool
 
     def encode(self, chunk: Chunk) -> bytes:
-        if is_usage_only(chunk) and not self._usage_wanted:
+        if is_usage_only(chunk) and not self.usage_wanted:
             return b""
         return sse.json_event(chunk)
 
@@ -89,11 +87,6 @@ def _parse_common(data: bytes) -> tuple[dict[str, Any], str | None, bool | None]
     model, stream = optional(fields, "model", str), optional(fields, "stream", bool)
     optional(fields, "stream_options", dict)
     return fields, model, stream
-
-
-def _usage_wanted(request: Request) -> bool:
-    """Return whether the caller asked for the usage chunk."""
-    return isinstance(request.native, Body) and request.native.asks_usage
 
 
 def completed(body: bytes) -> Chunk:
@@ -142,7 +135,10 @@ def check_messages(messages: object) -> bool:
     messages = typed(messages, list, "messages")
     if not messages:
         raise InvalidRequest("`messages` must not be empty.", param="messages")
-    return any([_check_message(f"messages[{i}]", message) for i, message in enumerate(messages)])
+    has_image = False
+    for i, message in enumerate(messages):
+        has_image = _check_message(f"messages[{i}]", message) or has_image
+    return has_image
 
 
 def _check_message(where: str, message: object) -> bool:

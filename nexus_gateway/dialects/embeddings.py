@@ -7,14 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
-from nexus_gateway.dialects.body import (
-    Body,
-    missing,
-    optional,
-    parse_object,
-    validated,
-    wrong_type,
-)
+from nexus_gateway.dialects.body import Body, optional, parse_object, text_or_list, validated
 from nexus_gateway.dialects.chat import parse_answer, usage_in
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import ANY_MODEL
@@ -42,11 +35,7 @@ class Embeddings(Dialect):
                 "compared, so the gateway does not choose one.",
                 param="model",
             )
-        texts = fields.get("input")
-        if texts is None:
-            missing("input")
-        if not isinstance(texts, (str, list)):
-            wrong_type("input", "a string or an array", texts)
+        text_or_list(fields, "input")
         return Request(self, model, False, validated(Body(fields), model))
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
@@ -65,10 +54,9 @@ def _check_large(body: bytes) -> Mapping[str, Any]:
         raise InvalidAnswer("answered 200 without an answer")
     match = _USAGE.search(body, len(body) - _TAIL) or _USAGE.search(body[:_TAIL])
     try:
-        usage = json_codec.loads(match[1]) if match else {}
+        return usage_in(json_codec.loads(b"{%b}" % match[0])) if match else {}
     except json_codec.JSONError:
-        usage = {}
-    return usage if isinstance(usage, dict) else {}
+        return {}
 
 
 EMBEDDINGS = Embeddings()

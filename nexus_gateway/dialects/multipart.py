@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nexus_gateway.dialects.body import UNTRUSTED
 from nexus_gateway.errors import InvalidRequest, UnsupportedMedia
@@ -38,9 +38,7 @@ async def read_form(
 ) -> StreamedForm:
     """Parse a form as far as needed; `length` is the whole body's in bytes, None if unknown.
 
-    Raises:
-        UnsupportedMedia: the content type is another one.
-        InvalidRequest: it is not a multipart form with a file.
+    UnsupportedMedia if the content type is another one, InvalidRequest if it has no file.
     """
     boundary = _BOUNDARY.fullmatch(content_type.strip())
     if boundary is None:
@@ -55,7 +53,7 @@ async def read_form(
             if has_model or size - file_at > MAX_KEPT_BYTES:
                 begun, left = bytes(parser.data[file_at:]), length and length - file_at
                 return StreamedForm(
-                    content_type, parser.boundary, first, begun, pieces, left, has_model
+                    content_type, parser.boundary, first, [begun], pieces, left, has_model
                 )
         if parser.complete:
             break
@@ -70,7 +68,7 @@ async def read_form(
         )
     file = bytes(parser.data[parser.file_at : parser.file_end]) + parser.boundary + END + CRLF
     return StreamedForm(
-        content_type, parser.boundary, parser.fields, file, _nothing(), len(file), True
+        content_type, parser.boundary, parser.fields, [file], _nothing(), len(file), True
     )
 
 
@@ -79,43 +77,25 @@ async def _nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
+@dataclass(eq=False, repr=False)
 class StreamedForm:
-    """A form whose fields are parsed and whose file is passed on.
+    """A form whose fields are parsed and whose file is passed on."""
 
-    Args:
-        fields: those that were parsed.
-        begun: what was read of the body behind them.
-        rest: the rest of the body, piece by piece.
-        length: of `begun` and `rest` in bytes; None if unknown.
-        knows_model: whether `model` was parsed, if the form has it.
+    content_type: str
+    _boundary: bytes
+    _fields: list[_Part]  # those that were parsed
+    _kept: list[bytes]  # what was read of the body behind them
+    _rest: AsyncIterator[bytes]
+    _length: int | None  # of what was read and the rest in bytes; None if unknown
+    _knows_model: bool  # whether `model` was parsed, if the form has it
+    replayable: bool = True
+    is_waiting_for_caller: bool = False
+    on_piece: Callable[[], None] | None = None  # called for each piece that arrives
 
-    Attributes:
-        replayable: whether it can be sent (again).
-        is_waiting_for_caller: whether more of the body is awaited.
-        on_piece: called for each piece that arrives.
-    """
+    asks_usage = has_own_stream_options = False  # as of a JSON body
 
-    def __init__(
-        self,
-        content_type: str,
-        boundary: bytes,
-        fields: list[_Part],
-        begun: bytes,
-        rest: AsyncIterator[bytes],
-        length: int | None,
-        knows_model: bool,
-    ) -> None:
-        self.content_type = content_type
-        self.replayable = True
-        self.is_waiting_for_caller = False
-        self.on_piece: Callable[[], None] | None = None
-        self._boundary = boundary
-        self._fields = fields
-        self._kept = [begun]
-        self._kept_size = len(begun)
-        self._rest = rest
-        self._length = length
-        self._knows_model = knows_model
+    def __post_init__(self) -> None:
+        self._kept_size = sum(map(len, self._kept))
 
     def value(self, name: str) -> str | None:
         """Return a field's text, None if it was not parsed."""
@@ -164,12 +144,12 @@ class StreamedForm:
         return piece
 
 
+@dataclass(eq=False, repr=False)
 class Pieces:
     """A body that is sent piece by piece, once; its length in bytes is None if unknown."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], length: int | None) -> None:
-        self._pieces = pieces
-        self.length = length
+    _pieces: AsyncIterator[bytes]
+    length: int | None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._pieces
@@ -177,36 +157,25 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A field."""
-
     name: str
     head: bytes
     value: bytes
 
 
+@dataclass(eq=False, repr=False)
 class _Parser:
-    """Parses a form as it arrives, looking at each byte once.
+    """Parses a form as it arrives, looking at each byte once."""
 
-    Attributes:
-        boundary: with the two dashes before it.
-        data: all that has arrived.
-        fields: those before and after the file.
-        file_at: where the file's part begins; None as long as it has not arrived.
-        file_end: where the boundary behind the file begins.
-        complete: whether the last boundary has arrived.
-    """
-
-    def __init__(self, boundary: bytes) -> None:
-        self.boundary = boundary
-        self.data = bytearray()
-        self.fields: list[_Part] = []
-        self.fields_before_file = 0
-        self.file_at: int | None = None
-        self.file_end: int | None = None
-        self.complete = False
-        self._at = 0  # where the boundary before the current part begins
-        self._searched = 0  # up to where the boundary behind it was searched for
-        self._open_part: tuple[str, bool, bytes, int] | None = None  # name, is file, head, value
+    boundary: bytes  # with the two dashes before it
+    data: bytearray = field(default_factory=bytearray)  # all that has arrived
+    fields: list[_Part] = field(default_factory=list)  # those before and after the file
+    fields_before_file: int = 0
+    file_at: int | None = None  # where the file's part begins, once it has arrived
+    file_end: int | None = None  # where the boundary behind the file begins
+    complete: bool = False  # whether the last boundary has arrived
+    _at: int = 0  # where the boundary before the current part begins
+    _searched: int = 0  # up to where the boundary behind it was searched for
+    _open_part: tuple[str, bool, bytes, int] | None = None  # name, is file, head, value
 
     def feed(self, piece: bytes) -> None:
         """Take a piece; InvalidRequest if it is not a multipart form."""

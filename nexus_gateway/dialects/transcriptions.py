@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, FullResponse, Incoming, InvalidAnswer, Request
+from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
 from nexus_gateway.dialects.chat import parse_answer, usage_in
-from nexus_gateway.dialects.multipart import NOT_A_FORM, read_form
-from nexus_gateway.errors import ErrorEvent, UnsupportedMedia
+from nexus_gateway.dialects.multipart import read_form
+from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
 
@@ -33,20 +33,17 @@ class Transcriptions(Dialect):
     """A form with a file, passed as it arrives to backends that offer transcriptions."""
 
     endpoint = "transcriptions"
+    reads_pieces = True
     kind = "transcriptions"
     stream_is_optional = True
 
-    async def read(self, incoming: Incoming) -> Request:
+    async def read(self, pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> Request:
         """Read the fields before the file, without waiting for the file itself."""
-        headers = incoming.headers
         declared = headers.get("Content-Length", "")
         length = int(declared) if declared.isdigit() else None
-        form = await read_form(headers.get("Content-Type", ""), incoming.pieces(), length)
+        form = await read_form(headers.get("Content-Type", ""), pieces, length)
         stream = (form.value("stream") or "").lower() == "true"
         return Request(self, form.value("model"), stream, form)
-
-    def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
-        raise UnsupportedMedia(NOT_A_FORM)
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a transcript; as text or subtitles it may be anything but markup."""

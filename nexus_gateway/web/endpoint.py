@@ -26,8 +26,10 @@ from nexus_gateway.web.request import (
     CALLER,
     EXPLAINED,
     RECORDED,
-    IncomingBody,
+    BodyPieces,
+    JoinedHeaders,
     parse_options,
+    read_body,
     request_id,
 )
 from nexus_gateway.web.responder import Responder, attempt_headers
@@ -125,7 +127,11 @@ class DialectEndpoint:
         responder: Responder,
         hooks: RequestHooks | None,
     ) -> None:
-        parsed = await self.dialect.read(IncomingBody(request, gateway))
+        headers = JoinedHeaders(request.headers)
+        if self.dialect.reads_pieces:
+            parsed = await self.dialect.read(BodyPieces(request, gateway), headers)
+        else:
+            parsed = self.dialect.parse(await read_body(request, gateway), headers)
         if hooks is not None:
             parsed = await hooks.before_routing(parsed, context.history.id, context.caller)
         context.set_request(parsed, options)

@@ -214,22 +214,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     return body
 
 
-class IncomingBody:
-    """A request as a dialect reads it (a `dialects.base.Incoming`)."""
-
-    def __init__(self, request: web.Request, gateway: Gateway) -> None:
-        self._request = request
-        self._gateway = gateway
-        self.headers: Mapping[str, str] = _Headers(request.headers)
-
-    async def body(self) -> bytes:
-        return await read_body(self._request, self._gateway)
-
-    def pieces(self) -> AsyncIterator[bytes]:
-        return BodyPieces(self._request, self._gateway)
-
-
-class _Headers(Mapping[str, str]):
+class JoinedHeaders(Mapping[str, str]):
     """A request's headers; the lines of a repeated one are joined, as HTTP allows."""
 
     def __init__(self, lines: CIMultiDictProxy[str]) -> None:

@@ -7,5 +7,4 @@
 - `error_objects`: error objects, read and written
 - `json_codec`: JSON by orjson if it is installed
 - `passthrough`: streams whose events are forwarded unchanged
-- `chat_passthrough`: the same for chat completions, event templates included
 """

@@ -100,8 +100,7 @@ def choices(chunk: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def extract_text(message: Mapping[str, Any]) -> str:
     """Return the text of a delta or a message: a string, or (Mistral) a list of parts.
 
-    Raises:
-        TypeError: it is something else, which must not be lost silently.
+    TypeError if it is something else, which must not be lost silently.
     """
     content = message.get("content")
     if content is not None and not isinstance(content, str | list):
@@ -148,26 +147,35 @@ class ToolCallIndex:
         return number
 
 
-def has_content(chunk: Mapping[str, Any]) -> bool:
-    """Return whether a chunk has text, reasoning, a tool call or a finish.
+def content_and_finish(chunk: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether a chunk has content (text, reasoning, a tool call or a finish), and a finish.
 
-    A delta with only a role (or empty and null values beside it) has none. The chunks of the
+    A delta with only a role (or empty and null values beside it) is no content. The chunks of the
     older completions have their `text` in the choice itself.
     """
-    for choice in choices(chunk):
-        if choice.get("finish_reason") or choice.get("text"):
-            return True
+    content = False
+    listed = chunk.get("choices")
+    for choice in listed if isinstance(listed, list) else ():
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("finish_reason"):
+            return True, True
         delta = choice.get("delta")
-        if isinstance(delta, dict):
+        if choice.get("text"):
+            content = True
+        elif isinstance(delta, dict):
             for name, value in delta.items():
                 if value and name != "role":
-                    return True
-    return False
+                    content = True
+    return content, False
+
+
+def has_content(chunk: Mapping[str, Any]) -> bool:
+    return content_and_finish(chunk)[0]
 
 
 def finished(chunk: Mapping[str, Any]) -> bool:
-    """Return whether a chunk has a finish_reason."""
-    return any(choice.get("finish_reason") for choice in choices(chunk))
+    return content_and_finish(chunk)[1]
 
 
 def is_usage_only(chunk: Mapping[str, Any]) -> bool:
@@ -190,7 +198,10 @@ def fold(chunks: Iterable[Chunk]) -> Chunk:
         completion |= {k: v for k, v in chunk.items() if k not in ("object", "choices", "usage")}
         for choice in choices(chunk):
             _fold_choice(by_index, numbers, choice)
-    completion["choices"] = [_close(by_index[index]) for index in sorted(by_index)]
+    completion["choices"] = [by_index[index] for index in sorted(by_index)]
+    for choice in completion["choices"]:
+        if calls := choice["message"].get("tool_calls"):  # by index
+            choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
     if usage:
         completion["usage"] = usage
     return completion
@@ -235,11 +246,3 @@ def _fold_call(calls: dict[int, Chunk], number: int, call: Mapping[str, Any]) ->
     for key, value in (call.get("function") or {}).items():
         function[key] = function.get(key, "") + value if isinstance(value, str) else value
     into.update({k: v for k, v in call.items() if k not in ("index", "function") and v})
-
-
-def _close(choice: Chunk) -> Chunk:
-    """Turn the tool calls of a folded choice from a table by index into a list."""
-    calls = choice["message"].get("tool_calls")
-    if calls:
-        choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
-    return choice

@@ -17,10 +17,10 @@ A reset is a duration (`1m30.5s`), seconds, an epoch in seconds or milliseconds,
 
 from __future__ import annotations
 
-import email.utils
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -55,12 +55,7 @@ class Quota(NamedTuple):
 
 
 def read_quotas(headers: Mapping[str, str], now_s: float) -> list[Quota]:
-    """Read one quota for each limit that the headers name.
-
-    Args:
-        headers: of any response.
-        now_s: the wall clock in Unix seconds, for resets that are dates.
-    """
+    """Read one quota for each limit that the headers name; `now_s` is in Unix seconds."""
     limits: dict[str, dict[str, float | None]] = {}
     for name in headers:
         if (parsed := _parse_name(name)) is not None:
@@ -68,6 +63,8 @@ def read_quotas(headers: Mapping[str, str], now_s: float) -> list[Quota]:
             text = headers[name]
             value = _reset(text, now_s) if part == "reset" else _number(text)
             limits.setdefault(what, {})[part] = value
+    if not limits:
+        return []
     return [
         Quota(what, parts.get("remaining"), parts.get("limit"), parts.get("reset"))
         for what, parts in limits.items()
@@ -88,12 +85,7 @@ def retry_after_s(
 ) -> float | None:
     """Return how long to wait after a rate limit: as requested, else until the limit resets.
 
-    Bounded to [0, 1 h]; None if the upstream reported neither.
-
-    Args:
-        headers: of the response, case-insensitive.
-        error: the error object in its body.
-        now_s: the wall clock in Unix seconds.
+    Bounded to [0, 1 h]; None if the upstream reported neither. `error` is the body's error object.
     """
     wait_s = asked_to_wait_s(headers, now_s)
     if wait_s is None:
@@ -108,7 +100,7 @@ def asked_to_wait_s(headers: Mapping[str, str], now_s: float) -> float | None:
     waits = (
         _number(headers.get("retry-after-ms"), 0.001),
         _number(headers.get("Retry-After")),
-        _until_date(headers.get("Retry-After"), now_s),
+        _until(parsedate_to_datetime, headers.get("Retry-After"), now_s),
     )
     wait_s = next((wait for wait in waits if wait is not None), None)
     return None if wait_s is None else min(max(wait_s, 0.0), LONGEST_PARK_S)
@@ -146,9 +138,9 @@ def _number(text: str | None, unit: float = 1.0) -> float | None:
     return value * unit if 0 <= value < float("inf") else None
 
 
-def _until_date(text: str | None, now_s: float) -> float | None:
+def _until(parse: Callable[[str], datetime], text: str | None, now_s: float) -> float | None:
     try:
-        date = email.utils.parsedate_to_datetime(text or "")
+        date = parse(text or "")
         return date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now_s
     except (ValueError, TypeError, OverflowError):
         return None
@@ -161,7 +153,10 @@ def _reset(text: str, now_s: float) -> float | None:
         if value > 1e11:
             value /= 1000
         return max(0.0, value - now_s) if value > 1e9 else value
-    return _duration(text) if "T" not in text else _until_instant(text, now_s)
+    if "T" not in text:
+        return _duration(text)
+    instant_s = _until(datetime.fromisoformat, text.strip(), now_s)  # 2026-11-24T12:00:00Z
+    return None if instant_s is None else max(0.0, instant_s)
 
 
 def _duration(text: str) -> float | None:
@@ -171,12 +166,3 @@ def _duration(text: str) -> float | None:
         return None
     parts = (float(part or 0) for part in match.groups())
     return sum(part * unit for part, unit in zip(parts, _UNITS_S, strict=True))
-
-
-def _until_instant(text: str, now_s: float) -> float | None:
-    """Read `2026-11-24T12:00:00Z` (RFC 3339)."""
-    try:
-        instant = datetime.fromisoformat(text.strip())
-        return max(0.0, instant.replace(tzinfo=instant.tzinfo or UTC).timestamp() - now_s)
-    except (ValueError, OverflowError):
-        return None

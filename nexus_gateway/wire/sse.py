@@ -30,13 +30,13 @@ class Event:
     data: str
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Framer:
     """Cuts a byte stream into whole events, whatever its line ends and its packets are."""
 
-    def __init__(self) -> None:
-        self._rest: bytes | bytearray = b""
-        self._begun = False
-        self._after_cr = False
+    _rest: bytes | bytearray = b""
+    _begun: bool = False
+    _after_cr: bool = False
 
     @property
     def at_boundary(self) -> bool:
@@ -46,8 +46,7 @@ class Framer:
     def feed(self, data: bytes) -> bytes:
         """Return all events that are complete by now, with LF line ends, or b"".
 
-        Raises:
-            BrokenStream: one event is larger than LONGEST_EVENT.
+        BrokenStream if one is larger than LONGEST_EVENT.
         """
         if b"\r" in data or self._after_cr:
             data = self._with_lf(data)

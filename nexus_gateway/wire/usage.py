@@ -11,23 +11,14 @@ MAX_USD = 1_000_000
 
 
 class TokenUsage(NamedTuple):
-    """The tokens of a request; None if the upstream did not report a count.
+    """The tokens of a request; None if the upstream did not report a count."""
 
-    Args:
-        prompt: all input tokens, `cached` and `cache_written` included.
-        cached: those of the prompt that were read from the upstream's cache.
-        cache_written: those of the prompt that were written to it; some providers charge for them.
-        completion: all output tokens, reasoning included.
-        reasoning: those of the completion that were reasoning.
-        is_text: False if some of the tokens are known to be audio.
-    """
-
-    prompt: int | None = None
-    cached: int | None = None
-    cache_written: int | None = None
-    completion: int | None = None
+    prompt: int | None = None  # all of the input, `cached` and `cache_written` included
+    cached: int | None = None  # read from the upstream's cache
+    cache_written: int | None = None  # written to it; some providers charge for them
+    completion: int | None = None  # all of the output, `reasoning` included
     reasoning: int | None = None
-    is_text: bool = True
+    is_text: bool = True  # False if some of the tokens are known to be audio
 
     @property
     def output_without_reasoning(self) -> int | None:
@@ -71,15 +62,12 @@ def count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value <= MOST else None
 
 
-def completion_tokens(usage: Mapping[str, Any] | None) -> int | None:
-    return count((usage or {}).get("completion_tokens"))
-
-
 def counted(usage: Mapping[str, Any] | None, events: int) -> Mapping[str, Any]:
     """Return a usage with completion tokens: the upstream's, else the events with content."""
-    if usage is not None and completion_tokens(usage) is not None:
-        return usage
-    return {**(usage or {}), "completion_tokens": events}
+    if usage is None:
+        return {"completion_tokens": events}
+    known = count(usage.get("completion_tokens")) is not None
+    return usage if known else {**usage, "completion_tokens": events}
 
 
 def billed_usd(usage: Mapping[str, Any]) -> float | None:

@@ -28,8 +28,8 @@ from nexus_gateway.testing.gateway import Served
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chat_passthrough import ChatPassthrough
 from nexus_gateway.wire.chunks import Answer, Chunk
+from nexus_gateway.wire.passthrough import ChatPassthrough
 
 ASKED = b',"stream_options":{"include_usage":true}'
 USED = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}

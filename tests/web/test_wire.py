@@ -376,7 +376,7 @@ async def test_a_fault_in_the_middle_of_a_stream_breaks_the_connection(
         def fail(*args: object) -> None:
             raise RuntimeError("internal detail")
 
-        monkeypatch.setattr("nexus_gateway.wire.chat_passthrough.ChatPassthrough._pass", fail)
+        monkeypatch.setattr("nexus_gateway.wire.passthrough.ChatPassthrough._pass_plain", fail)
         with pytest.raises(Exception, match=r"payload|disconnected"):
             await served.chat()
         assert served.instances[0].in_flight == 0

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chat_passthrough import ChatPassthrough, find_model, set_model
 from nexus_gateway.wire.chunks import Answer
+from nexus_gateway.wire.passthrough import ChatPassthrough, find_model, set_model
 
 ANSWER = Answer("chatcmpl-1", 1, "up-model")
 TEXT = st.text(max_size=12)

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chat_passthrough import ChatPassthrough, EventTemplate, find_model
 from nexus_gateway.wire.chunks import Answer
+from nexus_gateway.wire.passthrough import ChatPassthrough, EventTemplate, find_model
 
 ANSWER = Answer("chatcmpl-1", 1, "up")
 TEXT = st.text(alphabet='ab"\\\n é:{}', max_size=8)

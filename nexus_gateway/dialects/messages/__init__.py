@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
@@ -54,12 +55,10 @@ def usage_as_chat(usage: Mapping[str, Any]) -> dict[str, Any]:
     return chat
 
 
+@dataclass(eq=False, repr=False)
 class MessagesPassthrough(EventPassthrough):
     markers = (b"message_start", b"message_delta", b"message_stop", b'"error"')
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._native_usage: dict[str, Any] = {}
+    _native_usage: dict[str, Any] = field(default_factory=dict)
 
     def _classify(self, event: dict[str, Any]) -> EventKind:
         kind = event.get("type")
@@ -140,9 +139,7 @@ class CountTokens(Messages):
             code="endpoint_not_offered",
         )
         native = _native_body(fields, data, model, None)
-        return Request(
-            self, model, False, native, untranslatable=error, headers=_forwarded(headers)
-        )
+        return Request(self, model, False, native, None, False, error, _forwarded(headers))
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         count = parse_answer(body).get("input_tokens")

@@ -9,7 +9,7 @@ turns, which only the backend that signed it can read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nexus_gateway.dialects.body import json_type, optional, required, typed, wrong_type
@@ -174,40 +174,25 @@ def _tool_result(where: str, block: Json) -> tuple[Json, list[Json]]:
 
 
 def _part(where: str, block: Json) -> Json:
-    translate = _PARTS.get(block["type"])
-    if translate is None:
-        raise Untranslatable(f"{where}.type", f"a block of the type {block['type']!r}")
-    return translate(where, block)
-
-
-def _text_part(where: str, block: Json) -> Json:
-    return {"type": "text", "text": _text(where, block)}
-
-
-def _image_part(where: str, block: Json) -> Json:
-    source = required(block, "source", dict, f"{where}.")
-    return {"type": "image_url", "image_url": {"url": _url(f"{where}.source.", source)}}
+    if block["type"] == "text":
+        return {"type": "text", "text": required(block, "text", str, f"{where}.")}
+    if block["type"] == "image":
+        source = required(block, "source", dict, f"{where}.")
+        return {"type": "image_url", "image_url": {"url": _url(f"{where}.source.", source)}}
+    if block["type"] == "document":
+        return _document_part(where, block)
+    raise Untranslatable(f"{where}.type", f"a block of the type {block['type']!r}")
 
 
 def _document_part(where: str, block: Json) -> Json:
     source, at = required(block, "source", dict, f"{where}."), f"{where}.source."
     if source.get("type") == "text":
-        text = required(source, "data", str, at)
-        return {
-            "type": "text",
-            "text": f"{block['title']}\n\n{text}" if block.get("title") else text,
-        }
+        title = f"{block['title']}\n\n" if block.get("title") else ""
+        return {"type": "text", "text": title + required(source, "data", str, at)}
     if source.get("type") != "base64":
         raise Untranslatable(f"{at}type", "a document that is stored elsewhere")
     name = block.get("title") or "document.pdf"
     return {"type": "file", "file": {"filename": name, "file_data": _url(at, source)}}
-
-
-_PARTS: dict[str, Callable[[str, Json], Json]] = {
-    "text": _text_part,
-    "image": _image_part,
-    "document": _document_part,
-}
 
 
 def _url(at: str, source: Json) -> str:

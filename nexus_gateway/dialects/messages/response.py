@@ -7,6 +7,7 @@ interleave its tool calls, so a block waits until those before it are complete.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.wire import json_codec, sse
@@ -111,16 +112,16 @@ def event(type: str, **fields: Any) -> bytes:
     return sse.json_event({"type": type, **fields}, type)
 
 
+@dataclass(slots=True, eq=False)
 class _Block:
     """A content block while it is streamed; `start` is what its first event contains."""
 
-    def __init__(self, start: Chunk) -> None:
-        self.start = start
-        self._waiting: list[str] = []
-        self._sent: list[str] = []
-        self._size = 0
-        self._next_check = 0
-        self._complete = False
+    start: Chunk
+    _waiting: list[str] = field(default_factory=list)
+    _sent: list[str] = field(default_factory=list)
+    _size: int = 0
+    _next_check: int = 0
+    _complete: bool = False
 
     @property
     def complete(self) -> bool:
@@ -145,8 +146,8 @@ class _Block:
         pieces, self._waiting = "".join(self._waiting), []
         if self.start["type"] == "tool_use":
             self._sent.append(pieces)
-        kind, field = _DELTAS[self.start["type"]]
-        return event("content_block_delta", index=index, delta={"type": kind, field: pieces})
+        kind, name = _DELTAS[self.start["type"]]
+        return event("content_block_delta", index=index, delta={"type": kind, name: pieces})
 
     def signature(self, index: int) -> bytes:
         """Return the event that must precede the end of thinking."""
@@ -156,19 +157,19 @@ class _Block:
         return event("content_block_delta", index=index, delta=delta)
 
 
+@dataclass(eq=False)
 class MessageEncoder:
     """Encodes a chat's chunks as events; `thinking` is whether the caller asked for that."""
 
-    def __init__(self, thinking: bool) -> None:
-        self._thinking = thinking
-        self._begun = False
-        self._index = 0
-        self._open = False
-        self._blocks: list[_Block] = []  # the first one is being sent, the others wait
-        self._calls: dict[int, _Block] = {}
-        self._numbers = ToolCallIndex()
-        self._finish = "stop"
-        self._usage: Mapping[str, Any] | None = None
+    thinking: bool
+    _begun: bool = False
+    _index: int = 0
+    _open: bool = False
+    _blocks: list[_Block] = field(default_factory=list)  # the first is being sent, the others wait
+    _calls: dict[int, _Block] = field(default_factory=dict)
+    _numbers: ToolCallIndex = field(default_factory=ToolCallIndex)
+    _finish: str = "stop"
+    _usage: Mapping[str, Any] | None = None
 
     def encode(self, chunk: Chunk) -> bytes:
         if isinstance(chunk.get("usage"), dict):
@@ -190,7 +191,7 @@ class MessageEncoder:
 
     def _take(self, delta: Mapping[str, Any]) -> None:
         """Add a delta to the blocks."""
-        if self._thinking and (reasoning := extract_reasoning(delta)):
+        if self.thinking and (reasoning := extract_reasoning(delta)):
             self._add(_THINKING, reasoning)
         for text in (extract_text(delta), delta.get("refusal")):
             if isinstance(text, str) and text:
@@ -198,12 +199,12 @@ class MessageEncoder:
         for call in delta.get("tool_calls") or []:
             function = call.get("function") or {}
             number = self._numbers.number(call)
-            if number not in self._calls:
-                start = {"type": "tool_use", "id": call.get("id") or f"toolu_{number}"}
-                start |= {"name": "", "input": {}}
-                self._calls[number] = _Block(start)
-                self._blocks.append(self._calls[number])
-            block = self._calls[number]
+            block = self._calls.get(number)
+            if block is None:
+                id = call.get("id") or f"toolu_{number}"
+                block = _Block({"type": "tool_use", "id": id, "name": "", "input": {}})
+                self._calls[number] = block
+                self._blocks.append(block)
             block.start["name"] = block.start["name"] or function.get("name") or ""
             block.add(function.get("arguments") or "")
 

@@ -63,13 +63,12 @@ class Responses(Dialect):
         """Check a request, and translate it into a chat if possible."""
         fields = parse_object(data)
         model, stream = fields.get("model"), fields.get("stream") is True
-        translation = translate(fields, stream=stream)
+        translated, images, error = translate(fields, stream=stream)
         if OPEN_REASONING.encode() in data:
             fields = _without_open_reasoning(fields)
-        native, chat = validated(Body(fields, stream), model), None
-        if translation.chat is not None:
-            chat = validated(Body(translation.chat, stream), model)
-        return Request(self, model, stream, native, chat, translation.images, translation.error)
+        native = validated(Body(fields, stream), model)
+        chat = None if translated is None else validated(Body(translated, stream), model)
+        return Request(self, model, stream, native, chat, images, error)
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         answer = parse_answer(body)
@@ -78,7 +77,6 @@ class Responses(Dialect):
         return FullResponse(labelled(body, label), to_chat_usage(answer.get("usage")))
 
     def passthrough(self, request: Request, label: str | None) -> ResponsePassthrough:
-        """Return what checks the events, which keep the upstream's `model`."""
         return ResponsePassthrough()
 
     def encode_full(self, request: Request, completion: Chunk) -> Chunk:

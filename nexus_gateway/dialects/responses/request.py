@@ -7,9 +7,10 @@ Responses itself may still serve it. Only a malformed body is refused at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
-from nexus_gateway.dialects.body import missing, optional, required, typed, wrong_type
+from nexus_gateway.dialects.body import optional, required, text_or_list, typed, wrong_type
 from nexus_gateway.dialects.chat import check_messages
 from nexus_gateway.errors import InvalidRequest
 
@@ -18,42 +19,17 @@ Message = dict[str, Any]
 Part = dict[str, Any]
 
 # Fields with the same meaning in a chat, and their names there.
-_RENAMED = {
-    "max_output_tokens": "max_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "user": "user",
-}
+_RENAMED = {"max_output_tokens": "max_tokens"} | {n: n for n in ("temperature", "top_p", "user")}
 # Hints that do not change the answer, and that some backends would refuse.
-_HINTS = frozenset(
-    {
-        "client_metadata",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-    }
-)
+_CACHE_HINTS = frozenset({"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"})
+_HINTS = _CACHE_HINTS | {"client_metadata", "safety_identifier"}
 _TYPES: Mapping[str, type] = {
-    "background": bool,
-    "include": list,
-    "instructions": str,
-    "max_output_tokens": int,
-    "metadata": dict,
-    "model": str,
-    "parallel_tool_calls": bool,
-    "reasoning": dict,
-    "service_tier": str,
-    "store": bool,
-    "stream": bool,
-    "stream_options": dict,
-    "temperature": float,
-    "text": dict,
-    "tools": list,
-    "top_logprobs": int,
-    "top_p": float,
-    "truncation": str,
-    "user": str,
+    **dict.fromkeys(("background", "parallel_tool_calls", "store", "stream"), bool),
+    **dict.fromkeys(("instructions", "model", "service_tier", "truncation", "user"), str),
+    **dict.fromkeys(("max_output_tokens", "top_logprobs"), int),
+    **dict.fromkeys(("temperature", "top_p"), float),
+    **dict.fromkeys(("include", "tools"), list),
+    **dict.fromkeys(("metadata", "reasoning", "stream_options", "text"), dict),
 }
 # Fields that need stored state, and the values of them that do not.
 _STATEFUL = {
@@ -79,19 +55,18 @@ _REASONING_FIELDS = frozenset({"effort", "summary", "generate_summary", "context
 _TOOL_CHOICES = frozenset({"auto", "none", "required"})
 # A developer message is a system message by a name that few chat backends know.
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+# The field with the text of each part that has one; every backend accepts a refusal as a text.
+_TEXT_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
 _OUTPUT_FOLLOWS = "The output is in the next message."
 
 
-class Translation(NamedTuple):
-    """A request as a chat's body; if a chat lacks something, `error` names it for the caller."""
+def translate(
+    fields: Fields, *, stream: bool
+) -> tuple[dict[str, Any] | None, bool, InvalidRequest | None]:
+    """Return a request as a chat's fields, whether it has images, and what a chat lacks.
 
-    chat: dict[str, Any] | None
-    images: bool
-    error: InvalidRequest | None
-
-
-def translate(fields: Fields, *, stream: bool) -> Translation:
-    """Translate a request, without changing it; InvalidRequest if it is malformed."""
+    InvalidRequest if it is malformed.
+    """
     for name, kind in _TYPES.items():
         optional(fields, name, kind)
     unsupported = Unsupported()
@@ -109,14 +84,14 @@ def translate(fields: Fields, *, stream: bool) -> Translation:
             unsupported.add(name, message)
     unsupported.add_others(fields, _KNOWN, "")
     images = bool(messages) and check_messages(messages)
-    return Translation(None if unsupported.error else chat, images, unsupported.error)
+    return None if unsupported.error else chat, images, unsupported.error
 
 
+@dataclass(slots=True)
 class Unsupported:
     """The first feature of a request that a chat lacks, as an error; None if there is none."""
 
-    def __init__(self) -> None:
-        self.error: InvalidRequest | None = None
+    error: InvalidRequest | None = None
 
     def add(self, param: str, message: str) -> None:
         if self.error is None:
@@ -134,11 +109,7 @@ def _present(fields: Fields) -> dict[str, Any]:
 
 
 def _messages(fields: Fields, unsupported: Unsupported) -> list[Message]:
-    items = fields.get("input")
-    if items is None:
-        missing("input")
-    if not isinstance(items, (str, list)):
-        wrong_type("input", "a string or an array of items", items)
+    items = text_or_list(fields, "input", " of items")
     if items == []:
         raise InvalidRequest("`input` must not be empty.", param="input")
     conversation = _Conversation(unsupported)
@@ -156,6 +127,7 @@ def _messages(fields: Fields, unsupported: Unsupported) -> list[Message]:
     return messages
 
 
+@dataclass(slots=True)
 class _Conversation:
     """Translates the items of an input, one by one, into a chat's messages.
 
@@ -163,11 +135,11 @@ class _Conversation:
     and the outputs of its calls follow it directly: chat backends insist on both.
     """
 
-    def __init__(self, unsupported: Unsupported) -> None:
-        self._messages: list[Message] = []
-        self._more_texts: list[str] = []  # of the last message
-        self._unsupported = unsupported
-        self._files: list[Part] = []  # of functions' outputs, which contain only text in a chat
+    _unsupported: Unsupported
+    _messages: list[Message] = field(default_factory=list)
+    _more_texts: list[str] = field(default_factory=list)  # of the last message
+    # Of functions' outputs, which contain only text in a chat.
+    _files: list[Part] = field(default_factory=list)
 
     def take(self, where: str, item: object) -> None:
         fields, at = typed(item, dict, where), f"{where}."
@@ -270,10 +242,8 @@ class _Conversation:
     def _part(self, where: str, part: object) -> Part | None:
         fields, at = typed(part, dict, where), f"{where}."
         kind = required(fields, "type", str, at)
-        if kind in ("input_text", "output_text"):
-            return {"type": "text", "text": required(fields, "text", str, at)}
-        if kind == "refusal":  # every backend accepts a text
-            return {"type": "text", "text": required(fields, "refusal", str, at)}
+        if kind in _TEXT_PARTS:
+            return {"type": "text", "text": required(fields, _TEXT_PARTS[kind], str, at)}
         if kind == "input_image":
             url = self._content(at, fields, "image_url", ("file_id",))
             detail = optional(fields, "detail", str, at)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.wire import sse
@@ -28,18 +29,9 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 _TEXT_FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
 # What a response repeats of its request, and OpenAI's defaults.
 _ECHOED: Event = {
-    "instructions": None,
-    "max_output_tokens": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "prompt_cache_key": None,
-    "safety_identifier": None,
-    "temperature": None,
-    "tool_choice": "auto",
-    "tools": [],
-    "top_logprobs": None,
-    "top_p": None,
-    "user": None,
+    **{"metadata": {}, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []},
+    **dict.fromkeys(("instructions", "max_output_tokens", "prompt_cache_key", "user")),
+    **dict.fromkeys(("safety_identifier", "temperature", "top_logprobs", "top_p")),
 }
 
 
@@ -152,7 +144,7 @@ class ResponseEncoder:
     def _add_text(self, kind: str, part: str, text: str, logprobs: Sequence[Any]) -> None:
         if self._text is None or self._text.kind != kind:
             self._close_text()
-            self._text = _TextItem(kind, *self._next_place(kind), self._emit)
+            self._text = _TextItem(*self._next_place(kind))
             self._open(self._text)
         self._text.add(part, text, logprobs)
 
@@ -162,21 +154,21 @@ class ResponseEncoder:
         number = self._numbers.number(call)
         item = self._calls.get(number)
         if item is not None:
-            item.extend_name(name)
+            item.name.append(name)
         else:
             self._close_text()
-            id, index = self._next_place("function_call")
+            place = self._next_place("function_call")
             # Some backends give calls no id, without which a caller cannot send the output.
-            call_id = call.get("id") or f"call_{self._key}_{index}"
-            item = self._calls[number] = _CallItem(id, index, self._emit, call_id, name)
+            call_id = call.get("id") or f"call_{self._key}_{len(self._items)}"
+            item = self._calls[number] = _CallItem(*place, call_id, [name])
             self._open(item)
         if arguments:
             item.add(arguments)
 
-    def _next_place(self, kind: str) -> tuple[str, int]:
-        """Return the id and the index of the next item."""
+    def _next_place(self, kind: str) -> tuple[str, str, int, Emit]:
+        """Return the kind, the id and the index of the next item, and what emits its events."""
         index = len(self._items)
-        return f"{_ID_PREFIXES[kind]}_{self._key}_{index}", index
+        return kind, f"{_ID_PREFIXES[kind]}_{self._key}_{index}", index, self._emit
 
     def _open(self, item: _Item) -> None:
         item.open()
@@ -188,19 +180,15 @@ class ResponseEncoder:
             self._text = None
 
 
+@dataclass(eq=False)
 class _Item(ABC):
-    """One item of the output.
+    """One item of the output; `final` is what it was when it was closed."""
 
-    Attributes:
-        final: the item when it was closed, None as long as it is open.
-    """
-
-    def __init__(self, kind: str, id: str, index: int, emit: Emit) -> None:
-        self.kind = kind
-        self.final: Event | None = None
-        self._head: Event = {"type": kind, "id": id}
-        self._index = index
-        self._emit = emit
+    kind: str
+    id: str
+    _index: int
+    _emit: Emit
+    final: Event | None = field(default=None, init=False)
 
     def open(self) -> None:
         item = self._as_event("in_progress")
@@ -213,7 +201,7 @@ class _Item(ABC):
         self._emit("response.output_item.done", output_index=self._index, item=self.final)
 
     def _emit_content(self, kind: str, **fields: Any) -> None:
-        self._emit(kind, item_id=self._head["id"], output_index=self._index, **fields)
+        self._emit(kind, item_id=self.id, output_index=self._index, **fields)
 
     @abstractmethod
     def _as_event(self, status: str) -> Event:
@@ -224,15 +212,14 @@ class _Item(ABC):
         """Emit the events that end its content."""
 
 
+@dataclass(eq=False)
 class _TextItem(_Item):
     """A `message` or `reasoning`: parts, of which the last one grows."""
 
-    def __init__(self, kind: str, id: str, index: int, emit: Emit) -> None:
-        super().__init__(kind, id, index, emit)
-        self._parts: list[Event] = []
-        self._part_type = ""
-        self._pieces: list[str] = []
-        self._logprobs: list[Any] = []
+    _parts: list[Event] = field(default_factory=list)
+    _part_type: str = ""
+    _pieces: list[str] = field(default_factory=list)
+    _logprobs: list[Any] = field(default_factory=list)
 
     def add(self, part_type: str, text: str, logprobs: Sequence[Any]) -> None:
         if part_type != self._part_type:
@@ -270,34 +257,31 @@ class _TextItem(_Item):
 
     def _as_event(self, status: str) -> Event:
         fields: Event = {"role": "assistant"} if self.kind == "message" else {"summary": []}
-        return {**self._head, **fields, "status": status, "content": list(self._parts)}
+        head = {"type": self.kind, "id": self.id, **fields}
+        return {**head, "status": status, "content": list(self._parts)}
 
 
+@dataclass(eq=False)
 class _CallItem(_Item):
     """A `function_call`; the caller will send the function's output by its `call_id`."""
 
-    def __init__(self, id: str, index: int, emit: Emit, call_id: str, name: str) -> None:
-        super().__init__("function_call", id, index, emit)
-        self._call_id = call_id
-        self._name = [name]
-        self._arguments: list[str] = []
-
-    def extend_name(self, text: str) -> None:
-        self._name.append(text)
+    call_id: str
+    name: list[str] = field(default_factory=list)  # pieces, as the arguments
+    _arguments: list[str] = field(default_factory=list)
 
     def add(self, arguments: str) -> None:
         self._arguments.append(arguments)
         self._emit_content("response.function_call_arguments.delta", delta=arguments)
 
     def _close_content(self) -> None:
-        name, arguments = "".join(self._name), "".join(self._arguments)
+        name, arguments = "".join(self.name), "".join(self._arguments)
         done = "response.function_call_arguments.done"
         self._emit_content(done, name=name, arguments=arguments)
 
     def _as_event(self, status: str) -> Event:
-        name, arguments = "".join(self._name), "".join(self._arguments)
-        call = {"call_id": self._call_id, "name": name, "arguments": arguments}
-        return {**self._head, "status": status, **call}
+        name, arguments = "".join(self.name), "".join(self._arguments)
+        head = {"type": self.kind, "id": self.id, "status": status}
+        return {**head, "call_id": self.call_id, "name": name, "arguments": arguments}
 
 
 def _echo(request: Mapping[str, Any]) -> Event:
