@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_ledger import record
+from records import record
 
 from nexus_gateway.cli import usage
 from nexus_gateway.cli.environment import serve_environment

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from fakes import HELLO, KEYS
-from processes import Process, listened, process
+from processes import listened, process, worker_pids, write_env
+from waiting import until_async
 
 from nexus_gateway.cli import workers
 from nexus_gateway.cli.main import main
@@ -62,7 +62,7 @@ class Supervised:
         async def seen() -> bool:
             return all([(await self.instance())[field] == value for _ in range(12)])
 
-        await until(seen)
+        await until_async(seen)
 
     async def chat(self) -> tuple[int, str]:
         async with self.session.post(self.url + "/v1/chat/completions", json=HELLO) as answer:
@@ -74,20 +74,9 @@ class Supervised:
             assert answer.status == 200
 
 
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await true():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 def environ(**more: str) -> dict[str, str]:
     hidden = ("GROQ", "PORT", "HOST", "WEB_CONCURRENCY")
     return {**{k: v for k, v in os.environ.items() if not k.startswith(hidden)}, **more}
-
-
-def write(file: Path, upstream: FakeUpstream, key: str = KEYS[0], **more: str) -> None:
-    settings = {"GROQ_KEY_1": key, "GROQ_BASE_URL": upstream.base_url, **more}
-    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
 
 @pytest.fixture
@@ -97,7 +86,7 @@ async def gateway(
     """Two workers in front of one key, with the settings in a file."""
     start = getattr(request, "param", START)
     env_file = tmp_path / "settings.env"
-    write(env_file, upstream)
+    write_env(env_file, upstream)
     closing = contextlib.ExitStack()
     sockets = closing.enter_context(listened("127.0.0.1", 2))
     command = [sys.executable, *start, "serve", "--env-file", str(env_file)]
@@ -115,7 +104,7 @@ async def gateway(
             async def both() -> bool:
                 return (await served.health())["workers"] == 2
 
-            await until(both)
+            await until_async(both)
             yield served
         finally:
             if not running.done():
@@ -165,7 +154,7 @@ async def test_what_one_worker_decides_holds_for_all(
     async def counted() -> bool:
         return [(await gateway.instance())["metrics"]["totalRequests"] for _ in range(8)] == [8] * 8
 
-    await until(counted)
+    await until_async(counted)
     upstream.script(Reply(status=401))
     assert (await gateway.chat())[0] == 503
     await gateway.all_see("parkReason", "bad_key")
@@ -188,7 +177,7 @@ async def test_a_dead_worker_is_replaced_and_no_request_is_refused(gateway: Supe
         assert (await gateway.instance())["enabled"] is False  # each on a new connection
         return len({victim, *gateway.pids()}) == 3
 
-    await until(replaced)
+    await until_async(replaced)
     assert other in gateway.pids()
     await gateway.all_see("enabled", False)
 
@@ -231,7 +220,7 @@ class Page:
             self.listed.append(data["id"])
 
     async def lists(self, ids: list[str]) -> None:
-        await until(lambda: _is(sorted(self.listed) == ids))
+        await until_async(lambda: _is(sorted(self.listed) == ids))
 
 
 async def ask_anew(gateway: Supervised, ids: list[str]) -> None:
@@ -259,7 +248,7 @@ async def test_the_page_shows_what_all_workers_serve_and_outlives_each(
         found = [(await gateway.instance())["metrics"]["ttftP95Ms"] or 0 for _ in range(8)]
         return min(found) >= 500
 
-    await until(all_tell_the_slow_one)
+    await until_async(all_tell_the_slow_one)
     assert known == [], "nobody listens"
     page = Page(gateway)
     looking = asyncio.create_task(page.look())
@@ -268,13 +257,13 @@ async def test_the_page_shows_what_all_workers_serve_and_outlives_each(
         await ask_anew(gateway, ids[16:32])
         await page.lists(ids[:32])
         assert page.snapshots == 1, "it held all that had been served before"
-        await until(lambda: _is(len(known) == 32))
+        await until_async(lambda: _is(len(known) == 32))
         assert len({worker for _, worker, _ in known}) == 2, "both served"
         (listened_at,) = (
             w for w in gateway.supervisor._workers if broker._hub.has_listeners(w.number)
         )
         listened_at.kill()
-        await until(lambda: _is(page.snapshots == 2))
+        await until_async(lambda: _is(page.snapshots == 2))
         assert sorted(page.listed) == ids[:32]
         await ask_anew(gateway, ids[32:])
         await page.lists(ids)
@@ -289,23 +278,23 @@ async def test_a_reload_loses_no_call_and_no_stream(
     old = gateway.pids()
     upstream.script(Reply(text="a b c d", delay_s=0.5))
     stream = asyncio.create_task(gateway.chat())
-    await until(lambda: _is(upstream.open == 1))
+    await until_async(lambda: _is(upstream.open == 1))
     async with load(gateway) as answers:
-        write(gateway.env_file, upstream, key=KEYS[1], PORT="4000")
+        write_env(gateway.env_file, upstream, key=KEYS[1], PORT="4000")
         gateway.supervisor.reload()
-        await until(lambda: _is(not set(old) & set(gateway.pids())))
+        await until_async(lambda: _is(not set(old) & set(gateway.pids())))
         asked = len(answers)
-        await until(lambda: _is(len(answers) > asked + 20))
+        await until_async(lambda: _is(len(answers) > asked + 20))
     assert are_whole([*answers, await stream])
     assert upstream.requests[-1].key == KEYS[1]
     assert "PORT: changed, but read at the start only" in caplog.text
     before = gateway.pids()
-    write(gateway.env_file, upstream, FIRST_TOKEN_TIMEOUT_MS="soon")
+    write_env(gateway.env_file, upstream, FIRST_TOKEN_TIMEOUT_MS="soon")
     gateway.supervisor.reload()
-    await until(lambda: _is("FIRST_TOKEN_TIMEOUT_MS must be" in caplog.text))
+    await until_async(lambda: _is("FIRST_TOKEN_TIMEOUT_MS must be" in caplog.text))
     gateway.env_file.write_text("")  # as where it is just being written
     gateway.supervisor.reload()
-    await until(lambda: _is("no provider has a key any more" in caplog.text))
+    await until_async(lambda: _is("no provider has a key any more" in caplog.text))
     assert gateway.pids() == before
     assert (await gateway.chat())[0] == 200
 
@@ -319,9 +308,9 @@ async def test_a_worker_that_is_asked_to_go_is_replaced_first(gateway: Supervise
     async with load(gateway) as answers:
         os.kill(old[1], signal.SIGHUP)  # not for it
         os.kill(old[1], signal.SIGTERM)
-        await until(lambda: _is(old[1] not in gateway.pids() and len(gateway.pids()) == 2))
+        await until_async(lambda: _is(old[1] not in gateway.pids() and len(gateway.pids()) == 2))
         asked = len(answers)
-        await until(lambda: _is(len(answers) > asked + 20))
+        await until_async(lambda: _is(len(answers) > asked + 20))
     assert are_whole(answers)
     assert gateway.pids()[0] == old[0]
 
@@ -338,14 +327,6 @@ async def test_wrong_settings_are_told_once(tmp_path: Path) -> None:
         assert await Supervisor(nursery, lambda _: None).run() == 3
 
 
-async def worker_pids(gateway: Process) -> list[int]:
-    async def both() -> bool:
-        return len(re.findall(r"is serving", "".join(gateway.log))) == 2
-
-    await until(both)
-    return [int(pid) for pid in re.findall(r"\(pid (\d+)\) is serving", "".join(gateway.log))]
-
-
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -360,7 +341,7 @@ async def test_sigterm_to_everybody_drains_an_open_stream(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.default = Reply(text="a b c d e f", delay_s=0.1)
-    write(tmp_path / ".env", upstream)
+    write_env(tmp_path / ".env", upstream)
     env = {"WEB_CONCURRENCY": "2"}
     async with process(tmp_path, **env) as gateway, aiohttp.ClientSession() as session:
         pids = await worker_pids(gateway)
@@ -370,7 +351,7 @@ async def test_sigterm_to_everybody_drains_an_open_stream(
                 return await answer.text()
 
         streams = [asyncio.create_task(stream()) for _ in range(4)]
-        await until(lambda: _is(upstream.open == 4))
+        await until_async(lambda: _is(upstream.open == 4))
         gateway.signal(signal.SIGTERM)
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
@@ -384,13 +365,13 @@ async def test_without_a_supervisor_workers_leave(tmp_path: Path) -> None:
     async with process(tmp_path, "--workers", "2") as gateway:
         pids = await worker_pids(gateway)
         gateway.signal(signal.SIGKILL)
-        await until(lambda: _is(not any(alive(pid) for pid in pids)))
+        await until_async(lambda: _is(not any(alive(pid) for pid in pids)))
 
 
 @pytest.mark.proves("I-52")
 async def test_a_second_signal_ends_all_at_once(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.default = Reply(hang_after=2)
-    write(tmp_path / ".env", upstream)
+    write_env(tmp_path / ".env", upstream)
     async with (
         process(tmp_path, "--workers", "2") as gateway,
         aiohttp.ClientSession() as session,
@@ -399,10 +380,10 @@ async def test_a_second_signal_ends_all_at_once(upstream: FakeUpstream, tmp_path
         async with session.post(gateway.url + "/v1/chat/completions", json=HELLO) as answer:
             await answer.content.readany()
             gateway.signal(signal.SIGINT)
-            await until(lambda: _is("draining" in "".join(gateway.log)))
+            await until_async(lambda: _is("draining" in "".join(gateway.log)))
             gateway.signal(signal.SIGINT)
             assert await gateway.exit_code() == 130
-            await until(lambda: _is(not any(alive(pid) for pid in pids)))
+            await until_async(lambda: _is(not any(alive(pid) for pid in pids)))
             with pytest.raises(aiohttp.ClientError):
                 await answer.read()
 

@@ -13,7 +13,11 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from fakes import KEYS
+from waiting import until_async
+
 from nexus_gateway.server.sockets import listen
+from nexus_gateway.testing.upstream import FakeUpstream
 
 
 @contextlib.contextmanager
@@ -78,3 +82,16 @@ async def process(
             started.kill()
         await started.wait()
         await reading
+
+
+def write_env(file: Path, upstream: FakeUpstream, key: str = KEYS[0], **more: str) -> None:
+    settings = {"GROQ_KEY_1": key, "GROQ_BASE_URL": upstream.base_url, **more}
+    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+
+async def worker_pids(gateway: Process) -> list[int]:
+    async def both_serve() -> bool:
+        return len(re.findall(r"is serving", "".join(gateway.log))) == 2
+
+    await until_async(both_serve)
+    return [int(pid) for pid in re.findall(r"\(pid (\d+)\) is serving", "".join(gateway.log))]

@@ -14,6 +14,7 @@ from nexus_gateway.routing.instance import Instance
 from nexus_gateway.wire.usage import parse_usage
 
 ONE = "Fake (Key #1)"
+USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 
 
 @cache
@@ -85,3 +86,8 @@ def ended(usage: Mapping[str, Any] | None = None, **more: object) -> RequestReco
         billed_usd=None,
     )
     return made._replace(**more)
+
+
+def record(**more: object) -> RequestRecord:
+    """Return the record of such a stream that used some tokens."""
+    return ended(**{"usage": USED, **more})

@@ -49,7 +49,7 @@ TOGETHER = {
             "test_dialect_responses.py",
             "test_four_ways.py",
             "test_openai_client.py",
-            "test_other_doors.py",
+            "test_endpoints.py",
             "test_responses_client.py",
             "test_resume.py",
             "test_stream_usage.py",

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from fakes import HELLO, KEYS, make_instance, serving
 from processes import process
-from records import ended
+from records import record
 
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.secret import Secret
@@ -37,12 +37,7 @@ from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.handlers.events import figures
 
-USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 ADMIN = {"Authorization": "Bearer an-admin"}
-
-
-def record(**more: object) -> RequestRecord:
-    return ended(**{"usage": USED, **more})
 
 
 def rows(path: Path, columns: str = "id") -> list[tuple[object, ...]]:

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
-from prometheus_client.parser import text_string_to_metric_families as parse
 from records import attempt as attempt_of
 from records import ended, resumed
+from scraping import Samples, sample, samples_of, scrape
 
 from nexus_gateway import errors
 from nexus_gateway.proxy.record import RequestRecord
@@ -33,30 +33,9 @@ from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.handlers import metrics
 
 ONE, TWO = "Fake (Key #1)", "Fake (Key #2)"
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 LABELS = st.text(st.characters(codec="utf-8"), max_size=4)
 # Drawn floats are hardly ever on a bound; the bounds are.
 TIMES = st.floats(0, 1e4) | st.sampled_from(definitions.FIRST_TOKEN_S)
-
-
-def samples_of(text: str, read: object = parse) -> Samples:
-    assert callable(read)
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in read(text)
-        for sample in family.samples
-    }
-
-
-def sample(samples: Samples, name: str, **labels: str) -> float | None:
-    return samples.get((name, frozenset(labels.items())))
-
-
-async def scrape(served: Served, **headers: str) -> Samples:
-    async with served.session.get(served.url + "/metrics", headers=headers) as answer:
-        text = await answer.text()
-        assert answer.status == 200, text
-        return samples_of(text)
 
 
 def record(**changes: object) -> RequestRecord:

@@ -6,67 +6,31 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 from collector import collecting
-from fakes import HELLO, KEYS, Other, Served, make_instance, serving
+from fakes import HELLO, KEYS, Other, make_instance, serving
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
-from waiting import until
+from spans import CALLER, SAMPLED, TRACE, UNSAMPLED, Spans, traced
 
 from nexus_gateway import __version__
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry import export
-from nexus_gateway.telemetry.tracing import Tracing
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-SAMPLED, UNSAMPLED = f"00-{TRACE}-{CALLER}-01", f"00-{TRACE}-{CALLER}-00"
 ROUND = {"X-Routing-Mode": "round-robin"}
 both_ways = pytest.mark.usefixtures("each_way")
-
-
-class Spans:
-    """What a gateway's requests left behind."""
-
-    def __init__(self) -> None:
-        self.memory = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self.memory))
-        self.tracing = Tracing(provider)
-
-    async def of(self, count: int) -> tuple[ReadableSpan, list[ReadableSpan]]:
-        """Wait for so many spans; return the request's and the attempts' in turn."""
-        await until(lambda: len(self.memory.get_finished_spans()) >= count)
-        spans = self.memory.get_finished_spans()
-        assert len(spans) == count
-        (server,) = [s for s in spans if s.kind is SpanKind.SERVER]
-        attempts = sorted((s for s in spans if s is not server), key=lambda s: s.start_time)
-        for attempt in attempts:
-            assert attempt.parent.span_id == server.context.span_id
-            assert attempt.context.trace_id == server.context.trace_id
-            assert server.start_time <= attempt.start_time <= attempt.end_time <= server.end_time
-        return server, attempts
 
 
 @pytest.fixture
 def spans() -> Spans:
     return Spans()
-
-
-@asynccontextmanager
-async def traced(spans: Spans, *instances: Any, **settings: Any) -> AsyncIterator[Served]:
-    async with serving(*instances, **settings) as served:
-        served.gateway.tracing = spans.tracing
-        yield served
 
 
 def sent_up(upstream: FakeUpstream) -> list[str]:

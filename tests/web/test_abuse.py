@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from clock import FakeClock
-from endpoints import BODIES, HI, Able
-from fakes import KEYS, make_instance, serving
+from endpoints import BODIES, HI, Able, anthropic, form
+from fakes import make_instance, serving
 
 from nexus_gateway.dialects.body import MAX_CONTAINERS, MAX_DEPTH
-from nexus_gateway.provider import Provider
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.testing.gateway import instance_of
 from nexus_gateway.testing.reply import Reply
@@ -22,12 +21,6 @@ from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.testing.wire import sse
 
 both_ways = pytest.mark.usefixtures("each_way")
-
-
-def anthropic(upstream: FakeUpstream, number: int = 1) -> Any:
-    (point,) = metadata.entry_points(group="nexus_gateway.providers", name="anthropic")
-    cls: type[Provider] = point.load()
-    return instance_of(cls, upstream.base_url, key=KEYS[number - 1], number=number)
 
 
 def nested(depth: int) -> Any:
@@ -81,12 +74,6 @@ async def test_what_is_said_after_calls_is_put_together(upstream: FakeUpstream) 
         assert (await served.post("/v1/responses", {"input": items}))[0] == 200
     last = upstream.requests[0].body["messages"][-1]
     assert last["content"] == "".join(f"{n} " for n in range(2000))
-
-
-def form(head: str, *more: str, boundary: str = "XbX") -> bytes:
-    file = 'Content-Disposition: form-data; name="file"; filename="a.wav"'
-    parts = [f"{h}\r\n\r\nvalue" for h in (head, *more)] + [f"{file}\r\n\r\nRIFF"]
-    return "".join(f"--{boundary}\r\n{p}\r\n" for p in parts).encode() + f"--{boundary}--".encode()
 
 
 MODEL = 'Content-Disposition: form-data; name="model"'

@@ -13,11 +13,9 @@ import aiohttp
 import pytest
 from fakes import HELLO, make_instance, serving
 from intruder import raw, request
-from processes import process
-from test_metrics_workers import scrape
-from test_workers import until as until_all
-from test_workers import worker_pids, write
-from waiting import until
+from processes import process, worker_pids, write_env
+from scraping import scrape_process
+from waiting import until, until_async
 
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.metrics import definitions
@@ -201,7 +199,7 @@ async def test_the_refusals_of_all_workers_are_told_by_each(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     locks = {"GATEWAY_KEYS": "a-caller", "VIEWER_TOKEN": "a-viewer"}
-    write(tmp_path / ".env", upstream, **locks)
+    write_env(tmp_path / ".env", upstream, **locks)
     name = 'nexus_refused_requests_total{reason="unknown_path",status="404"}'
     head = {"Authorization": "Bearer a-viewer"}
     async with (
@@ -215,9 +213,9 @@ async def test_the_refusals_of_all_workers_are_told_by_each(
                 assert answer.status == 404
 
         async def all_tell_all() -> bool:
-            return [(await scrape(gateway, session))[name] for _ in range(8)] == [16] * 8
+            return [(await scrape_process(gateway, session))[name] for _ in range(8)] == [16] * 8
 
-        await until_all(all_tell_all)
+        await until_async(all_tell_all)
 
 
 def test_each_reason_that_can_be_met_here_is_one_that_there_is() -> None:

@@ -13,8 +13,7 @@ from typing import Any
 import genai_prices
 import pytest
 from fakes import HELLO, Fake, make_instance, serving
-from records import resumed
-from test_ledger import record
+from records import record, resumed
 from waiting import until
 
 from nexus_gateway.telemetry import pricing
