@@ -12,14 +12,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Written apart, so that this file does not find itself.
+# Split, so that this file does not match.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/\-])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me"]) + r")/\w"
 )
 TEXT_FILES = ("*.py", "*.cfg", "*.toml", "*.md", "*.in", "Makefile", "Procfile", ".env.example")
 # What a plugin may import: the contract.
 CONTRACT = {"nexus_gateway.provider"}
-NOT_OURS = {".git", ".venv", ".peers", "build", "dist"}
+IGNORED = {".git", ".venv", ".peers", "build", "dist"}
 
 
 def name_of(path: Path) -> str:
@@ -28,14 +28,14 @@ def name_of(path: Path) -> str:
 
 def texts() -> Iterator[Path]:
     for folder, below, files in os.walk(ROOT):
-        below[:] = set(below) - NOT_OURS
+        below[:] = set(below) - IGNORED
         patterns = ("*",) if folder.endswith(".ci") else (*TEXT_FILES, ".gitignore")
         for name in files:
             if any(fnmatch(name, pattern) for pattern in patterns):
                 yield Path(folder, name)
 
 
-def test_imports_keep_to_the_layers() -> None:
+def test_imports_follow_the_layers() -> None:
     lint = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run(
         [str(lint), "--config", "setup.cfg", "--no-cache"],
@@ -48,13 +48,13 @@ def test_imports_keep_to_the_layers() -> None:
 
 
 def test_nothing_names_a_machine() -> None:
-    named = [
+    matches = [
         name_of(path) for path in texts() if MACHINE_PATH.search(path.read_text(encoding="utf-8"))
     ]
-    assert named == []
+    assert matches == []
 
 
-def test_plugins_import_only_the_package() -> None:
+def test_plugins_import_only_the_contract() -> None:
     for path in ROOT.glob("plugins/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nexus_gateway"):

@@ -136,8 +136,8 @@ async def test_it_sends_its_requests_only_while_a_page_listens(
     await supervised_worker.chat()
     assert RecentEvents.from_json(await supervised_worker.receive("news")).requests == []
     supervised_worker.channel.send("drain")
-    last_words = RecentEvents.from_json(await supervised_worker.receive("news"))
-    assert [request["status"] for request in last_words.requests] == [200]
+    last_events = RecentEvents.from_json(await supervised_worker.receive("news"))
+    assert [request["status"] for request in last_events.requests] == [200]
 
 
 async def test_a_snapshot_waits_for_the_requests_of_other_workers(

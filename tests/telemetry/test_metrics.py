@@ -1,4 +1,4 @@
-"""What is counted, and what /metrics returns."""
+"""The counts, and what /metrics returns."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from nexus_gateway.web.handlers import metrics
 
 ONE, TWO = "Fake (Key #1)", "Fake (Key #2)"
 LABELS = st.text(st.characters(codec="utf-8"), max_size=4)
-# Drawn floats are hardly ever on a bound; the bounds are.
+# Drawn floats are almost never a bucket's bound; these are.
 TIMES = st.floats(0, 1e4) | st.sampled_from(definitions.FIRST_TOKEN_S)
 
 
 def record(**changes: object) -> RequestRecord:
     """Return a successful stream of the first instance."""
     attempt = attempt_of(ONE, "success", "", 200, 300.0)
-    own = {"id": "an-id", "ended_s": 0.0, "attempts": (attempt,)}
+    fields = {"id": "an-id", "ended_s": 0.0, "attempts": (attempt,)}
     times = {"first_ms": 304.0, "upstream_ms": 300.0, "total_ms": 1304.0}
     usage = {"prompt_tokens": 9, "completion_tokens": 101}
-    return ended(**{**own, **times, "usage": usage, **changes})
+    return ended(**{**fields, **times, "usage": usage, **changes})
 
 
 def counted(*records: RequestRecord) -> Samples:
@@ -122,7 +122,7 @@ def test_metrics_of_another_version_are_left_out() -> None:
     }
 
 
-def test_a_successful_request() -> None:
+def test_a_successful_request_is_counted_everywhere() -> None:
     samples = counted(record())
     labels = {"provider": "fake", "provider_instance": ONE}
     served = {
@@ -181,7 +181,7 @@ RECORDS = st.builds(
 
 @settings(max_examples=100)
 @given(st.lists(RECORDS, max_size=5), st.lists(st.tuples(MS, MS, MS), min_size=1, max_size=3))
-def test_requests_count_together_as_they_do_alone(
+def test_a_batch_counts_like_single_requests(
     records: list[RequestRecord], times: list[tuple[float, float, float]]
 ) -> None:
     batched, alone = (Counting([make_instance()]) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The campaign: its plan, its judgements, that the gateway passes it, and that it can fail."""
+"""The chaos campaign: its plan, its verdicts, and that a gateway can pass or fail it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ END = (chunk(finish="stop"), "[DONE]")
         (sse(chunk("one"), '{"error":"no"}'), Broken.NO_ERROR_SHAPE),
     ],
 )
-def test_judge_a_stream(body: str, ending: Ending | Broken) -> None:
+def test_a_stream_is_judged(body: str, ending: Ending | Broken) -> None:
     assert judge(chat_request(), Answer(200, body)).ending is ending
 
 
@@ -116,7 +116,7 @@ def test_judge_a_stream(body: str, ending: Ending | Broken) -> None:
         (Answer(200, whole("one two"), headers=f"X: {KEY}1"), Broken.KEY_EXPOSED),
     ],
 )
-def test_judge_an_answer(answer: Answer, ending: Any) -> None:
+def test_an_answer_is_judged(answer: Answer, ending: Any) -> None:
     judged = judge(chat_request(stream=False), answer, KEY).ending
     assert judged is (Broken.NO_ERROR_SHAPE if ending is Broken else ending)
 
@@ -159,7 +159,7 @@ def test_the_report_mentions_a_busy_machine() -> None:
     assert not any("late by" in line for line in report(Campaign(), Tally(late_s=0.1)))
 
 
-def test_percentiles() -> None:
+def test_percentiles_are_exact() -> None:
     assert percentile([], 0.5) is None
     assert percentile([3, 1, 2], 0.5) == 2
     assert percentile([*range(1, 101)], 0.99) == 99
@@ -244,7 +244,7 @@ async def test_a_hang_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Broken.HANG in tally.broken()
 
 
-async def test_the_time_limit_ends_it_and_is_reported() -> None:
+async def test_the_time_limit_ends_the_campaign_and_is_reported() -> None:
     async with Mock(1) as bad:
         url = f"http://127.0.0.1:{bad.instances[0].port}"
         settings = Campaign(requests=10**6, instances=2, bad=1, rounds=1, time_limit_s=0.2)
