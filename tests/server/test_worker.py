@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fakes import HELLO, make_instance
-from processes import listened
+from processes import listening_sockets
 from records import ended
 from waiting import until
 
@@ -67,7 +67,7 @@ class SupervisedWorker:
 
 @pytest.fixture
 async def supervised_worker(upstream: FakeUpstream) -> AsyncIterator[SupervisedWorker]:
-    with listened("127.0.0.1", 2) as sockets, contextlib.ExitStack() as closing:
+    with listening_sockets("127.0.0.1", 2) as sockets, contextlib.ExitStack() as closing:
         port = sockets[0][0].getsockname()[1]
         ours, theirs = socket.socketpair()
         # The worker has its own descriptors, as in another process.

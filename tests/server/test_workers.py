@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fakes import HELLO, KEYS
-from processes import listened, process, worker_pids, write_env
+from processes import listening_sockets, process, worker_pids, write_env
 from waiting import until_async
 
 from nexus_gateway.cli import workers
@@ -88,7 +88,7 @@ async def gateway(
     env_file = tmp_path / "settings.env"
     write_env(env_file, upstream)
     closing = contextlib.ExitStack()
-    sockets = closing.enter_context(listened("127.0.0.1", 2))
+    sockets = closing.enter_context(listening_sockets("127.0.0.1", 2))
     command = [sys.executable, *start, "serve", "--env-file", str(env_file)]
     spawner = WorkerSpawner([*command, "--workers", "2"], environ(), "127.0.0.1", sockets)
     announced = asyncio.Event()
@@ -316,7 +316,7 @@ async def test_a_worker_that_gets_sigterm_is_replaced_first(gateway: Supervised)
 
 
 async def test_wrong_settings_are_reported_once(tmp_path: Path) -> None:
-    with listened("127.0.0.1", 2) as sockets:
+    with listening_sockets("127.0.0.1", 2) as sockets:
         command = [sys.executable, "-m", "nexus_gateway", "serve", "--workers", "2"]
         spawner = WorkerSpawner(command, environ(PORT="no-port"), "127.0.0.1", sockets)
         with pytest.raises(ConfigError, match="PORT must be"):
@@ -395,7 +395,7 @@ def test_restart_pauses_grow_up_to_a_limit() -> None:
 
 
 def test_a_port_of_another_gateway_is_in_use() -> None:
-    with listened("localhost", 2) as sockets:
+    with listening_sockets("localhost", 2) as sockets:
         port = sockets[0][0].getsockname()[1]
         assert {one.getsockname()[1] for slot in sockets for one in slot} == {port}
         with pytest.raises(OSError, match="in use"):
@@ -433,7 +433,7 @@ def test_a_port_in_use_is_reported(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(log, "configure", lambda *_: None)
-    with listened("127.0.0.1", 1) as ((used,),):
+    with listening_sockets("127.0.0.1", 1) as ((used,),):
         port = str(used.getsockname()[1])
         assert main(["serve", "--port", port, "--workers", "2"]) == 1
         assert f"cannot listen on 127.0.0.1:{port}: address already in use\n" in caplog.text

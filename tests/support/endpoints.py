@@ -1,4 +1,4 @@
-"""A body for each endpoint, and a provider that has them."""
+"""A body for each endpoint, and providers that support them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 class Able(Fake):
-    """Has endpoints of its own beside the chat; Messages and Responses are translated."""
+    """Supports more endpoints than chat; Messages and Responses are translated."""
 
     models = (Model("fake-large", 1000, True), Model("ears", kind="transcriptions"))
     endpoints = {
@@ -34,7 +34,7 @@ class Able(Fake):
 
 
 class Native(Able):
-    """Has endpoints for Messages and Responses as well, which are passed as they are."""
+    """Supports Messages and Responses natively as well."""
 
     endpoints = {
         **Able.endpoints,

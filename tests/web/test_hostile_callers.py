@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from fakes import make_instance, serving
-from raw import CHAT, asking, connected, say
+from raw import CHAT, asking, connected, exchange
 
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.testing.reply import Reply
@@ -115,11 +115,11 @@ async def test_invalid_http_is_rejected_and_its_connection_closed(
 ) -> None:
     async with serving(make_instance(upstream), idle_timeout_ms=300) as served:
         for name, data in INVALID_HTTP.items():
-            seen = await say(served, data)
+            seen = await exchange(served, data)
             assert (seen.statuses, seen.closed) == ([400], True), name
             assert error_of(seen.data)["code"] == "bad_http", name
         for name, data in TOO_LARGE.items():
-            seen = await say(served, data)
+            seen = await exchange(served, data)
             assert (seen.statuses, seen.closed) == ([431], True), name
             assert "longer than 8 KB" in error_of(seen.data)["message"]
         assert (await served.health())["inFlightRequests"] == 0
@@ -130,12 +130,14 @@ async def test_invalid_http_is_rejected_and_its_connection_closed(
 @pytest.mark.usefixtures("each_way")
 async def test_unusual_but_valid_http_gets_its_status(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        exchanges = (say(served, data, answers=len(statuses)) for data, statuses in SERVED.values())
+        exchanges = (
+            exchange(served, data, answers=len(statuses)) for data, statuses in SERVED.values()
+        )
         for (name, (_, statuses)), seen in zip(
             SERVED.items(), await asyncio.gather(*exchanges), strict=True
         ):
             assert seen.statuses == statuses, name
-        assert (await say(served, b"GET /health\r\n\r\n")).closed  # HTTP/0.9
+        assert (await exchange(served, b"GET /health\r\n\r\n")).closed  # HTTP/0.9
         assert (await served.health())["inFlightRequests"] == 0
 
 
@@ -177,7 +179,7 @@ async def test_no_text_of_a_body_becomes_a_header(upstream: FakeUpstream) -> Non
     async with serving(make_instance(upstream)) as served:
         for stream in (True, False):
             payload = json.dumps({**body, "stream": stream}).encode()
-            seen = await say(served, asking(body=payload), answers=1)
+            seen = await exchange(served, asking(body=payload), answers=1)
             assert seen.statuses == [200]
             assert b"\nX-Evil" not in seen.data.split(b"\r\n\r\n")[0]
             assert upstream.requests[-1].body["model"] == "a\r\nX-Evil: 1"
@@ -196,7 +198,7 @@ UNUSUAL_JSON = {
 async def test_the_upstream_receives_the_values_that_were_parsed(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         for name, (text, value) in UNUSUAL_JSON.items():
-            seen = await say(served, asking(body=BODY[:-1] + b',"x":%b}' % text), answers=1)
+            seen = await exchange(served, asking(body=BODY[:-1] + b',"x":%b}' % text), answers=1)
             assert seen.statuses == [200], name
             assert upstream.requests[-1].body["x"] == value, name
             assert upstream.requests[-1].raw.count(b'"a"') < 2
@@ -205,7 +207,7 @@ async def test_the_upstream_receives_the_values_that_were_parsed(upstream: FakeU
 @pytest.mark.usefixtures("each_way")
 async def test_a_stream_in_http_1_0_ends_with_its_connection(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        seen = await say(served, asking(stream=True).replace(b"1.1", b"1.0"))
+        seen = await exchange(served, asking(stream=True).replace(b"1.1", b"1.0"))
     head, _, body = seen.data.partition(b"\r\n\r\n")
     assert (seen.statuses, seen.closed) == ([200], True)
     assert b"Transfer-Encoding" not in head
@@ -357,7 +359,7 @@ async def test_a_request_over_the_limit_is_rejected_before_its_body_is_read(
         url = served.url + "/v1/chat/completions"
         body = {"stream": True, "messages": [{"role": "user", "content": "x"}]}
         async with served.session.post(url, json=body), served.session.post(url, json=body):
-            seen = await say(served, START + b"Content-Length: 99999\r\n\r\n{", answers=1)
+            seen = await exchange(served, START + b"Content-Length: 99999\r\n\r\n{", answers=1)
             assert seen.statuses == [503]
             assert b"Retry-After: 1\r\n" in seen.data
             assert b"x-should-retry: true\r\n" in seen.data
@@ -395,7 +397,7 @@ async def test_an_error_outside_the_handlers_has_openais_shape(
     async with serving(make_instance(upstream)) as served:
         monkeypatch.setattr("nexus_gateway.web.middleware.gateway_of", fail)
         monkeypatch.setattr("nexus_gateway.web.middleware.request_id", fail)
-        seen = await say(served, asking())
+        seen = await exchange(served, asking())
         assert (seen.statuses, seen.closed) == ([500], True)
         assert error_of(seen.data)["code"] == "internal_error"
         assert b"internal detail" not in seen.data
