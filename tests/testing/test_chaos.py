@@ -56,7 +56,7 @@ def sse(*data: str) -> str:
     return "".join(f"data: {one}\n\n" for one in data)
 
 
-def whole(text: str) -> str:
+def completion(text: str) -> str:
     choice = {"message": {"content": text}, "finish_reason": "stop"}
     return json.dumps({"choices": [choice]})
 
@@ -97,10 +97,10 @@ def test_a_stream_is_judged(body: str, ending: Ending | Broken) -> None:
 @pytest.mark.parametrize(
     ("answer", "ending"),
     [
-        (Answer(200, whole("one two")), Ending.WHOLE),
-        (Answer(200, whole("one")), Broken.WRONG),
-        (Answer(200, whole("one twoone two")), Broken.WRONG),
-        (Answer(200, whole("one two")[:-5]), Broken.WRONG),
+        (Answer(200, completion("one two")), Ending.WHOLE),
+        (Answer(200, completion("one")), Broken.WRONG),
+        (Answer(200, completion("one twoone two")), Broken.WRONG),
+        (Answer(200, completion("one two")[:-5]), Broken.WRONG),
         (Answer(200, "<html>"), Broken.WRONG),
         (Answer(503, ERROR_TEXT), Broken.AVOIDABLE),
         (Answer(429, ERROR_TEXT), Broken.AVOIDABLE),
@@ -113,7 +113,7 @@ def test_a_stream_is_judged(body: str, ending: Ending | Broken) -> None:
         (Answer(200, "x", late=True), Broken.HANG),
         (Answer(200, "x", connection_error="ClientPayloadError"), Broken.DROPPED),
         (Answer(503, json.dumps({**ERROR, "key": f"{KEY}1"})), Broken.KEY_EXPOSED),
-        (Answer(200, whole("one two"), headers=f"X: {KEY}1"), Broken.KEY_EXPOSED),
+        (Answer(200, completion("one two"), headers=f"X: {KEY}1"), Broken.KEY_EXPOSED),
     ],
 )
 def test_an_answer_is_judged(answer: Answer, ending: Any) -> None:

@@ -47,7 +47,7 @@ def behind(*backends: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("backend", backends, indirect=True)
 
 
-both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "complete"])
 
 
 @dataclass

@@ -263,7 +263,7 @@ async def test_a_large_file_is_streamed_to_the_upstream() -> None:
             assert await post(served, pieces(3 * MB, wait)) == (200, {"text": "exact"})
 
 
-@pytest.mark.parametrize("stream", [b"true", b"false"], ids=["stream", "whole"])
+@pytest.mark.parametrize("stream", [b"true", b"false"], ids=["stream", "complete"])
 async def test_a_slow_upload_is_not_a_failure_of_the_instance(
     upstream: FakeUpstream, stream: bytes
 ) -> None:

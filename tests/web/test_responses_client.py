@@ -28,7 +28,7 @@ FORM = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True
 PNG = "iVBORw0KGgo="
 URL = f"data:image/png;base64,{PNG}"
 WORDS = len(Reply().text.split(" "))
-both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "complete"])
 
 
 @pytest.fixture(params=["chat", "anthropic"])
