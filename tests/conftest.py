@@ -16,10 +16,9 @@ from nexus_gateway.web.responder import Responder
 
 pytest_plugins = ("running",)
 
-# What a test starts writes nothing into the ledger of whoever runs it.
+# A gateway that a test starts must not write into the user's ledger.
 os.environ["LEDGER"] = "off"
-# The same examples each time, however slow the machine is. More of them, and new ones each time,
-# come with `--hypothesis-profile=thorough`.
+# The same examples each time, on any machine; `--hypothesis-profile=thorough` draws new ones.
 slow = [hypothesis.HealthCheck.too_slow]
 common: dict[str, Any] = {"deadline": None, "suppress_health_check": slow}
 hypothesis.settings.register_profile("house", max_examples=50, derandomize=True, **common)

@@ -1,4 +1,4 @@
-"""`check`'s one tiny request to every instance."""
+"""`check` sends one small request to every instance."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ class Vectors(Fake):
     endpoints = {"embeddings": "/embeddings"}
 
 
-class Ears(Vectors):
-    title = "Ears"
+class Transcriber(Vectors):
+    title = "Transcriber"
     endpoints = {"transcriptions": "/audio/transcriptions"}
 
 
 async def result(upstream: FakeUpstream, provider: type[Fake]) -> tuple[bool, str]:
     pool = Pool(instances=[make_instance(upstream, provider=provider)])
-    ((_, latency_ms, said),) = await probe_all(Settings(), pool)
-    return latency_ms is not None, said
+    ((_, latency_ms, reason),) = await probe_all(Settings(), pool)
+    return latency_ms is not None, reason
 
 
 @pytest.mark.parametrize(
-    ("provider", "reply", "said"),
+    ("provider", "reply", "expected"),
     [
         (Fake, Reply(), (True, "ok")),
         (Fake, Reply(status=401), (False, "the key was refused (401)")),
         (Vectors, Reply(), (True, "ok")),
         (Vectors, Reply(status=500), (False, "answered 500")),
-        (Ears, Reply(), (False, "supports no endpoint that can be checked")),
+        (Transcriber, Reply(), (False, "supports no endpoint that can be checked")),
     ],
 )
-async def test_what_is_told_of_an_instance(
-    upstream: FakeUpstream, provider: type[Fake], reply: Reply, said: tuple[bool, str]
+async def test_the_result_is_ok_or_a_reason(
+    upstream: FakeUpstream, provider: type[Fake], reply: Reply, expected: tuple[bool, str]
 ) -> None:
     upstream.default = reply
-    assert await result(upstream, provider) == said
+    assert await result(upstream, provider) == expected
 
 
-async def test_what_is_asked(upstream: FakeUpstream) -> None:
+async def test_the_request_is_minimal(upstream: FakeUpstream) -> None:
     for provider in (Fake, Vectors):
         await result(upstream, provider)
     chat, vectors = [r.body for r in upstream.requests]

@@ -1,4 +1,4 @@
-"""`nexus-gateway usage`."""
+"""The command `nexus-gateway usage`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_ledger import record
+from records import record
 
 from nexus_gateway.cli import usage
 from nexus_gateway.cli.environment import serve_environment
@@ -44,15 +44,17 @@ def filled(folder: Path) -> None:
     file.close()
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
-    assert main(["usage", *words]) == code
+def output(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert main(["usage", *arguments]) == code
     captured = capsys.readouterr()
     assert not (captured.out and captured.err)
     return captured.out or captured.err
 
 
-def test_a_table(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
-    head, first, second, total, note = told(capsys, "--by", "key").splitlines()
+def test_a_table_has_groups_a_total_and_a_note(
+    filled: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, first, second, total, note = output(capsys, "--by", "key").splitlines()
     assert head.split()[:4] == ["key", "requests", "failed", "prompt"]
     assert first.split() == ["key-2", "3", "1", "24", "0", "6", "0", "1,234.50", "5", "9"]
     assert second.split()[:7] == ["(none)", "1", "0", "12", "0", "3", "0"]
@@ -60,20 +62,22 @@ def test_a_table(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert note == "The price of 1 of these requests is unknown."
 
 
-def test_since_and_by(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, "--since", "1h", "--by", "outcome").splitlines()[1].split()[:2] == [
+def test_since_until_and_by_select_requests(
+    filled: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert output(capsys, "--since", "1h", "--by", "outcome").splitlines()[1].split()[:2] == [
         "success",
         "2",
     ]
-    assert "0.000250" in told(capsys, "--since", "1h")
-    assert told(capsys, "--until", "1h").splitlines()[-1].split()[:2] == ["total", "1"]
+    assert "0.000250" in output(capsys, "--since", "1h")
+    assert output(capsys, "--until", "1h").splitlines()[-1].split()[:2] == ["total", "1"]
     assert (
-        told(capsys, "--until", "7d") == "No requests are recorded in ledger.db in that period.\n"
+        output(capsys, "--until", "7d") == "No requests are recorded in ledger.db in that period.\n"
     )
 
 
-def test_csv(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = csv.DictReader(io.StringIO(told(capsys, "--by", "model", "--format", "csv")))
+def test_csv_has_a_row_per_group(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = csv.DictReader(io.StringIO(output(capsys, "--by", "model", "--format", "csv")))
     assert (first["model"], first["requests"], first["cost_usd"]) == (
         "fake-large",
         "3",
@@ -82,32 +86,32 @@ def test_csv(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert (second["model"], second["cost_usd"], second["unpriced"]) == ("other", "", "1")
 
 
-def test_json(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
-    said = json.loads(told(capsys, "--by", "provider", "--format", "json"))
-    assert said["data"] == [{"provider": "fake", **said["total"]}]
-    assert said["timezone"] == "local"
+def test_json_has_data_and_a_total(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(output(capsys, "--by", "provider", "--format", "json"))
+    assert report["data"] == [{"provider": "fake", **report["total"]}]
+    assert report["timezone"] == "local"
 
 
-def test_an_empty_ledger(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys) == "No requests are recorded in ledger.db yet.\n"
-    assert json.loads(told(capsys, "--format", "json"))["total"]["requests"] == 0
-    assert len(told(capsys, "--format", "csv").splitlines()) == 1
+def test_an_empty_ledger_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert output(capsys) == "No requests are recorded in ledger.db yet.\n"
+    assert json.loads(output(capsys, "--format", "json"))["total"]["requests"] == 0
+    assert len(output(capsys, "--format", "csv").splitlines()) == 1
 
 
-def test_another_ledger(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_ledger_can_be_read(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
     (Path("a b?.db")).write_bytes(Path("ledger.db").read_bytes())
     Path("ledger.db").unlink()
-    assert "total" in told(capsys, "--ledger", "a b?.db")
-    assert "yet" in told(capsys, "--ledger", "sqlite:///ledger.db")
+    assert "total" in output(capsys, "--ledger", "a b?.db")
+    assert "yet" in output(capsys, "--ledger", "sqlite:///ledger.db")
 
 
-def test_pruning(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, "--prune-before", "2d") == "requests removed from ledger.db: 1\n"
-    assert told(capsys).splitlines()[-2].split()[:2] == ["total", "3"]
+def test_pruning_removes_old_requests(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert output(capsys, "--prune-before", "2d") == "requests removed from ledger.db: 1\n"
+    assert output(capsys).splitlines()[-2].split()[:2] == ["total", "3"]
 
 
 @pytest.mark.parametrize(
-    ("words", "env", "line"),
+    ("arguments", "env", "line"),
     [
         (["--since", "soon"], "sqlite:///a", "--since must be a span"),
         (["--until", "soon"], "sqlite:///a", "--until must be a span"),
@@ -117,32 +121,32 @@ def test_pruning(filled: None, capsys: pytest.CaptureFixture[str]) -> None:
         ([], "off", "LEDGER is off"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(
-    words: list[str],
+def test_an_error_is_one_line(
+    arguments: list[str],
     env: str,
     line: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LEDGER", env)
-    said = told(capsys, *words, code=2)
-    assert said.startswith(f"nexus-gateway: {line}")
-    assert said.count("\n") == 1
+    error = output(capsys, *arguments, code=2)
+    assert error.startswith(f"nexus-gateway: {line}")
+    assert error.count("\n") == 1
 
 
-def test_a_file_that_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_ledger_is_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "ledger.db").write_bytes(b"no database " * 1000)
-    assert "ledger.db cannot be used: file is not a database." in told(capsys, code=1)
+    assert "ledger.db cannot be used: file is not a database." in output(capsys, code=1)
 
 
 def test_costs_need_the_extra(
     filled: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "find_spec", lambda name: None)
-    assert "pip install '.[prices]'" in told(capsys)
+    assert "pip install '.[prices]'" in output(capsys)
 
 
-def test_only_what_is_served_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_serve_has_a_default_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEDGER", "")
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     flags = dict.fromkeys(("host", "port", "workers", "log_level"))

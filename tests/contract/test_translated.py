@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from endpoints import Able, anthropic, form
 from fakes import Fake, make_instance, serving
-from test_abuse import Able, anthropic, form
 
 from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder
 from nexus_gateway.provider import (

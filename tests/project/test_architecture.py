@@ -1,4 +1,4 @@
-"""The layers hold, plugins keep to the contract, and nothing names one machine."""
+"""Imports follow the layers, paths in the docs exist, and no file names a machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Written apart, so that this file does not find itself.
+# Split, so that this file does not match.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/\-])/(?:" + "|".join(["wo" + "rk", "ro" + "ot", "ho" + "me"]) + r")/\w"
 )
 TEXT_FILES = ("*.py", "*.cfg", "*.toml", "*.md", "*.in", "Makefile", "Procfile", ".env.example")
 # What a plugin may import: the contract.
 CONTRACT = {"nexus_gateway.provider"}
-NOT_OURS = {".git", ".venv", ".peers", "build", "dist"}
+MAX_ROOT_MODULES = 8
+MAX_MODULES = 125
+# A module or a folder in backticks; nexus_….py without a folder is an example of a plugin.
+MODULE_PATH = re.compile(r"`(?!nexus_\w+\.py)([a-z_]\w*(?:/\w+)*(?:\.py|/))`")
+IGNORED = {".git", ".venv", ".peers", "build", "dist"}
 
 
 def name_of(path: Path) -> str:
@@ -28,14 +32,14 @@ def name_of(path: Path) -> str:
 
 def texts() -> Iterator[Path]:
     for folder, below, files in os.walk(ROOT):
-        below[:] = set(below) - NOT_OURS
+        below[:] = set(below) - IGNORED
         patterns = ("*",) if folder.endswith(".ci") else (*TEXT_FILES, ".gitignore")
         for name in files:
             if any(fnmatch(name, pattern) for pattern in patterns):
                 yield Path(folder, name)
 
 
-def test_imports_keep_to_the_layers() -> None:
+def test_imports_follow_the_layers() -> None:
     lint = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run(
         [str(lint), "--config", "setup.cfg", "--no-cache"],
@@ -48,14 +52,37 @@ def test_imports_keep_to_the_layers() -> None:
 
 
 def test_nothing_names_a_machine() -> None:
-    named = [
+    matches = [
         name_of(path) for path in texts() if MACHINE_PATH.search(path.read_text(encoding="utf-8"))
     ]
-    assert named == []
+    assert matches == []
 
 
-def test_plugins_import_only_the_package() -> None:
+def test_plugins_import_only_the_contract() -> None:
     for path in ROOT.glob("plugins/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nexus_gateway"):
                 assert node.module in CONTRACT
+
+
+def test_modules_named_in_the_docs_exist() -> None:
+    docs = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    named = {
+        (name_of(doc), path)
+        for doc in docs
+        for path in MODULE_PATH.findall(doc.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    missing = [
+        (doc, path)
+        for doc, path in named
+        if not (ROOT / path).exists() and not (ROOT / "nexus_gateway" / path).exists()
+    ]
+    assert missing == []
+
+
+def test_the_number_of_modules_is_limited() -> None:
+    package = ROOT / "nexus_gateway"
+    modules = [path for path in package.rglob("*.py") if path.name != "__init__.py"]
+    assert len([path for path in modules if path.parent == package]) <= MAX_ROOT_MODULES
+    assert len(modules) <= MAX_MODULES

@@ -1,4 +1,4 @@
-"""The docs match the code: variables, routes, providers and versions. Links lead somewhere."""
+"""The docs match the code: variables, routes, providers, versions; and links are valid."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def test_a_providers_variables_are_documented(part: str) -> None:
     assert f"GROQ_{part}" in text("docs/configuration.md")
 
 
-def test_env_example_knows_no_other_variable() -> None:
+def test_env_example_has_only_known_variables() -> None:
     known = {variable.name for variable in VARIABLES}
     providers = r"[A-Z][A-Z0-9]*_(?:KEY_\d+|API_KEY|API_VERSION|(?:MODEL|BASE_URL|IMAGES)(?:_\d+)?)"
     for name in re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=", text(".env.example"), re.MULTILINE):
         assert name in known or re.fullmatch(providers, name), name
 
 
-def test_env_example_as_it_stands_is_the_default() -> None:
+def test_env_example_has_the_defaults() -> None:
     lines = re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=(.*)$", text(".env.example"), re.MULTILINE)
     known = {variable.name: variable.default for variable in VARIABLES}
     assert {n: v for n, v in lines if n in known and known[n] and v.strip() != known[n]} == {}
@@ -88,14 +88,14 @@ def example(kind: type[Provider]) -> type[Any]:
     return acme
 
 
-def test_the_example_of_a_provider_runs() -> None:
+def test_the_example_provider_runs() -> None:
     acme = example(Provider)
     assert issubclass(acme, Provider)
     assert acme.models[0].id == acme.default_model
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.name)
-def test_a_provider_is_in_the_table_as_it_is(point: metadata.EntryPoint) -> None:
+def test_the_table_describes_each_provider(point: metadata.EntryPoint) -> None:
     cls: type[Provider] = point.load()
     if point.name == "demo":
         return
@@ -108,7 +108,7 @@ def test_a_provider_is_in_the_table_as_it_is(point: metadata.EntryPoint) -> None
     assert f"{point.name.upper()}_" in text(".env.example")
 
 
-def test_the_readme_stays_a_start_page() -> None:
+def test_the_readme_is_short() -> None:
     assert len(text("README.md").splitlines()) <= 200
 
 
@@ -117,7 +117,7 @@ def test_the_readme_links_every_page(page: str) -> None:
     assert f"](docs/{page})" in text("README.md")
 
 
-def test_the_readme_names_the_ledger_and_how_to_turn_it_off() -> None:
+def test_the_readme_mentions_the_ledger_and_how_to_disable_it() -> None:
     assert "SQLite" in text("README.md")
     assert "`LEDGER=off`" in text("README.md")
 
@@ -130,7 +130,7 @@ def anchors(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_links_lead_somewhere(name: str) -> None:
+def test_links_are_valid(name: str) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", text(name)):
         if re.match(r"https?:", link):
             continue

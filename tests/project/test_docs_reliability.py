@@ -44,19 +44,19 @@ def marks(nodes: list[ast.expr]) -> Iterator[str]:
 
 
 def walk(
-    body: list[ast.stmt], name: str, own: frozenset[str]
+    body: list[ast.stmt], name: str, inherited: frozenset[str]
 ) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield the tests in a module's or a class's body: name and the ids that it proves."""
     for node in body:
         if isinstance(node, ast.ClassDef):
-            more = own | frozenset(marks(node.decorator_list))
+            more = inherited | frozenset(marks(node.decorator_list))
             yield from walk(node.body, f"{name}::{node.name}", more)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             if node.name.startswith("test_"):
-                yield f"{name}::{node.name}", own | frozenset(marks(node.decorator_list))
+                yield f"{name}::{node.name}", inherited | frozenset(marks(node.decorator_list))
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("Test"):
             # A state machine's TestCase, with its class's marks.
-            yield f"{name}::{ast.unparse(node.targets[0])}", own | _of_class(body, node.value)
+            yield f"{name}::{ast.unparse(node.targets[0])}", inherited | _of_class(body, node.value)
 
 
 def _of_class(body: list[ast.stmt], value: ast.expr) -> frozenset[str]:
@@ -76,8 +76,8 @@ def claims() -> dict[str, frozenset[str]]:
             for node in tree.body
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
         ]
-        own = frozenset(marks(for_all))
-        tests |= dict(walk(tree.body, path.relative_to(ROOT).as_posix(), own))
+        module_marks = frozenset(marks(for_all))
+        tests |= dict(walk(tree.body, path.relative_to(ROOT).as_posix(), module_marks))
     return tests
 
 
@@ -87,7 +87,7 @@ def test_every_id_has_one_row(doc: str) -> None:
 
 
 @pytest.mark.parametrize("doc", DOCS)
-def test_every_row_names_tests_with_its_mark(doc: str) -> None:
+def test_every_row_names_its_marked_tests(doc: str) -> None:
     for id, cell in rows(doc):
         named = NAMED.findall(cell)
         left = NAMED.sub("", cell).replace(",", "").strip()

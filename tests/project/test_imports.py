@@ -1,4 +1,4 @@
-"""What `serve` loads before it listens."""
+"""The modules that `serve` imports before it listens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-NOT_NEEDED = {
+UNNEEDED = {
     "genai_prices",
     "hypothesis",
     "nexus_gateway.testing",
@@ -30,11 +30,11 @@ def loaded_by(statement: str) -> set[str]:
 
 
 @pytest.mark.proves("S-09")
-def test_serve_loads_nothing_that_it_does_not_need() -> None:
+def test_serve_imports_no_unneeded_module() -> None:
     loaded = loaded_by("import nexus_gateway.cli.serve, nexus_gateway.server")
-    assert not NOT_NEEDED & loaded
+    assert not UNNEEDED & loaded
     assert not {m for m in loaded if m.startswith("nexus_gateway_plugins")}
 
 
-def test_help_loads_no_server() -> None:
+def test_help_imports_no_server() -> None:
     assert "aiohttp" not in loaded_by("import nexus_gateway.cli")

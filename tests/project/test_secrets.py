@@ -1,4 +1,4 @@
-"""No key ever shows: not in a log, an error, an answer, a page or a table."""
+"""No key is ever shown: in no log, error, answer, page or table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SECRETS = {
 SHOWN = 12
 
 
-def assert_silent(text: str) -> None:
+def assert_no_secret(text: str) -> None:
     for name, secret in SECRETS.items():
         assert secret[:SHOWN] not in text, name
 
@@ -48,8 +48,8 @@ NAMES = {
 }
 
 
-def troubles(key: str, last: int) -> list[Reply]:
-    """Return a failure of every kind, each with the key that it was asked with."""
+def failures(key: str, last: int) -> list[Reply]:
+    """Return a failure of every kind, each repeating the key of the request."""
     part = f"{key[:20]}****"
     echo = {"message": f"Incorrect API key provided: {key}", "param": part, "code": key}
     html = f"<h1>{key}</h1>".encode()
@@ -68,7 +68,7 @@ def troubles(key: str, last: int) -> list[Reply]:
 
 @pytest.mark.proves("S-06")
 @pytest.mark.parametrize(("style", "direct"), [("text", "true"), ("json", "false")])
-async def test_a_gateway_in_trouble_keeps_its_keys(
+async def test_failures_expose_no_key(
     upstream: FakeUpstream, tmp_path: Path, style: str, direct: str
 ) -> None:
     urls = {f"{n}_BASE_URL": upstream.base_url for n in ("GROQ", "CEREBRAS")}
@@ -84,16 +84,16 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
             body = {**HELLO, "max_tokens": 9, **more}
             head = {"Authorization": f"Bearer {token}", "X-Request-Id": token}
             async with session.post(gateway.url + path, json=body, headers=head) as response:
-                echoed = str(response.headers).replace(token, "")  # what one says oneself
+                echoed = str(response.headers).replace(token, "")  # the caller's own request id
                 seen.extend([await response.text(), echoed])
 
         for (name, key), last in zip(NAMES.items(), (401, 402, 429), strict=True):
-            for number, reply in enumerate(troubles(key, last)):
+            for number, reply in enumerate(failures(key, last)):
                 upstream.script(reply, key=key)
                 before = upstream.hits(key)
                 path = "/v1/messages" if number % 5 == 4 else "/v1/chat/completions"
                 await ask(path, SECRETS["GATEWAY_KEYS"], model=name, stream=True)
-                # Where a connection that had waited is reset, it may be asked once more.
+                # A reset of an idle connection may be retried once.
                 assert upstream.hits(key) - before in ((1, 2) if reply.reset else (1,))
                 await ask(path, SECRETS["GATEWAY_KEYS"], model=name)  # keeps the circuit closed
             await ask("/v1/chat/completions", key, model=name)
@@ -110,8 +110,8 @@ async def test_a_gateway_in_trouble_keeps_its_keys(
             seen.append(await response.text())
     seen += gateway.log
     assert sum("parked" in line for line in gateway.log) == 2
-    assert_silent("\n".join(seen))
-    assert os.listdir(tmp_path) == []  # in memory and nowhere else
+    assert_no_secret("\n".join(seen))
+    assert os.listdir(tmp_path) == []  # keys are only in memory
 
 
 async def command(folder: Path, name: str, env: dict[str, str]) -> tuple[int | None, str]:
@@ -127,37 +127,37 @@ async def command(folder: Path, name: str, env: dict[str, str]) -> tuple[int | N
 
 
 @pytest.mark.proves("S-06")
-async def test_check_and_providers(upstream: FakeUpstream, tmp_path: Path) -> None:
+async def test_check_and_providers_show_no_key(upstream: FakeUpstream, tmp_path: Path) -> None:
     env = {**SECRETS, "GROQ_BASE_URL": upstream.base_url, "CEREBRAS_BASE_URL": upstream.base_url}
     code, out = await command(tmp_path, "providers", env)
     assert code == 0
     assert "nexus_gateway_plugins.groq:Groq" in out
-    assert_silent(out)
+    assert_no_secret(out)
     upstream.defaults[SECRETS["GROQ_KEY_2"]] = Reply(status=401)
     code, out = await command(tmp_path, "check", env)
     assert code == 1
     assert out.count(" ok ") == 2
     assert "the key was refused (401)" in out
-    assert_silent(out)
+    assert_no_secret(out)
 
 
 @pytest.mark.proves("S-06")
-def test_an_instance_and_a_secret_show_nothing() -> None:
+def test_representations_show_no_key() -> None:
     secret = Secret(SECRETS["GROQ_KEY_1"])
     instance = make_instance(key=secret)
     account, settings = Account(secret, "http://a"), Settings(gateway_keys=(secret,))
     http = HttpRequest("http://a", b"", {"Authorization": secret.reveal()})
     shown = [secret, instance, account, settings, http, [secret], {"key": secret}, instance.account]
     for thing in shown:
-        assert_silent(f"{thing} {thing!r} {[thing]}" + "%s %r" % (thing, thing))  # noqa: UP031
-    assert_silent(f"{secret:>40} {secret!s} {secret!a} {dir(secret)}")
-    assert_silent(json.dumps({"key": secret}, default=str))
+        assert_no_secret(f"{thing} {thing!r} {[thing]}" + "%s %r" % (thing, thing))  # noqa: UP031
+    assert_no_secret(f"{secret:>40} {secret!s} {secret!a} {dir(secret)}")
+    assert_no_secret(json.dumps({"key": secret}, default=str))
     assert not hasattr(secret, "__dict__")
 
 
 @pytest.mark.proves("S-06")
 @pytest.mark.parametrize(
-    "travel",
+    "serialize",
     [
         json.dumps,
         bytes,
@@ -169,14 +169,14 @@ def test_an_instance_and_a_secret_show_nothing() -> None:
         lambda secret: pickle.dumps(Account(secret, "")),
     ],
 )
-def test_a_secret_does_not_travel(travel: Any) -> None:
+def test_a_secret_cannot_be_serialized_or_copied(serialize: Any) -> None:
     with pytest.raises(TypeError) as raised:
-        travel(Secret(SECRETS["GROQ_KEY_1"]))
-    assert_silent(str(raised.value))
+        serialize(Secret(SECRETS["GROQ_KEY_1"]))
+    assert_no_secret(str(raised.value))
 
 
 PROMPT, ANSWER = "prompt-canary-31415", "answer-canary-27182"
-ASKED: dict[str, dict[str, Any]] = {
+REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {
         "messages": [{"role": "user", "content": PROMPT}],
         "tools": [{"type": "function", "function": {"name": PROMPT, "parameters": {}}}],
@@ -193,36 +193,36 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-class Clumsy(Able):
-    title = "Clumsy"
+class Failing(Able):
+    title = "Failing"
 
     def prepare(self, chat: Any) -> Any:
-        raise KeyError("clumsy")
+        raise KeyError("failing")
 
 
 @pytest.mark.proves("S-20")
 @pytest.mark.usefixtures("each_way")
-async def test_no_word_of_a_conversation_is_logged(
+async def test_no_text_of_a_conversation_is_logged(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("", "nexus_gateway", "aiohttp", "asyncio"):
         caplog.set_level(logging.DEBUG, logger=name)
-    echo = {"message": f"You said {PROMPT}", "param": PROMPT, "code": PROMPT}
-    said = f'data: {{"choices":[{{"delta":{{"content":"{ANSWER}"}}}}]}}\n\n'.encode()
-    garbage = said + f"data: {{{ANSWER}\n\n".encode()
+    echo = {"message": f"Rejected: {PROMPT}", "param": PROMPT, "code": PROMPT}
+    content_event = f'data: {{"choices":[{{"delta":{{"content":"{ANSWER}"}}}}]}}\n\n'.encode()
+    garbage = content_event + f"data: {{{ANSWER}\n\n".encode()
     replies = [
         Reply(text=ANSWER),
         *[Reply(status=s, error=echo) for s in (400, 401, 404, 429, 500)],
         *[Reply(text=ANSWER + " a b", **{k: 1}) for k in ("cut_after", "error_after", "end_after")],
-        *[Reply(body=b, content_type="text/event-stream") for b in (garbage, said)],
+        *[Reply(body=b, content_type="text/event-stream") for b in (garbage, content_event)],
         Reply(body=ANSWER.encode(), content_type="text/html"),
         Reply(body=b'{"choices": 5, "x": "' + ANSWER.encode() + b'"}'),
     ]
     good = make_instance(upstream, provider=Able)
-    async with serving(good, make_instance(upstream, 2, provider=Clumsy)) as served:
+    async with serving(good, make_instance(upstream, 2, provider=Failing)) as served:
         for reply in replies:
             upstream.default = reply
-            for path, body in ASKED.items():
+            for path, body in REQUESTS.items():
                 good.enable()
                 for stream in (False, True):
                     await served.post(path, {**body, "stream": stream})

@@ -1,4 +1,4 @@
-"""What the owner sets, and what is said where it is wrong."""
+"""Settings: their defaults, their values and their errors."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def problems(**env: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_nothing_set_means_the_defaults():
+def test_unset_variables_have_their_defaults():
     assert Settings() == Settings.from_env({})
 
 
-def test_an_empty_value_is_an_unset_one():
+def test_an_empty_value_is_unset():
     assert Settings() == Settings.from_env({v.name: "" for v in VARIABLES})
 
 
-def test_every_field_has_its_variable_with_the_same_default():
+def test_every_field_has_a_variable_with_its_default():
     assert [f.name for f in fields(Settings)] == [v.name.lower() for v in VARIABLES]
     assert Settings() == Settings.from_env({v.name: v.default for v in VARIABLES})
 
 
-def test_the_example_file_can_be_used_as_it_is_and_holds_every_variable():
+def test_the_example_file_has_every_variable_with_its_default():
     written = ENV_EXAMPLE.read_text()
 
     assert Settings() == Settings.from_env(
@@ -45,7 +45,7 @@ def test_the_example_file_can_be_used_as_it_is_and_holds_every_variable():
         )
 
 
-def test_values_are_read():
+def test_values_are_parsed():
     settings = Settings.from_env(
         {"PORT": " 8080 ", "STRICT_MODELS": "Yes", "LOG_LEVEL": "DEBUG", "KEEPALIVE_MS": "0"}
     )
@@ -88,7 +88,7 @@ def test_values_are_read():
         ("GATEWAY_KEYS", "  "),
     ],
 )
-def test_a_wrong_value_is_named_and_never_shown(name, value):
+def test_an_error_names_the_variable_and_hides_the_value(name, value):
     (problem,) = problems(**{name: value})
 
     assert problem.startswith(name)
@@ -96,10 +96,10 @@ def test_a_wrong_value_is_named_and_never_shown(name, value):
     assert len(value.strip()) < 3 or value.strip() not in problem
 
 
-def test_all_that_is_wrong_is_told_at_once():
-    told = problems(PORT="abc", LOG_LEVEL="loud", ADMIN_TOKEN=" ")
+def test_all_errors_are_reported_together():
+    messages = problems(PORT="abc", LOG_LEVEL="loud", ADMIN_TOKEN=" ")
 
-    assert [line.split()[0] for line in told] == ["PORT", "ADMIN_TOKEN", "LOG_LEVEL"]
+    assert [line.split()[0] for line in messages] == ["PORT", "ADMIN_TOKEN", "LOG_LEVEL"]
 
 
 @pytest.mark.proves("S-23")
@@ -111,14 +111,14 @@ def test_all_that_is_wrong_is_told_at_once():
         ("ADMIN_TOKEN", "GATEWAY_KEYS"),
     ],
 )
-def test_no_value_holds_two_rights(first, second):
-    theirs = "a-good-key,same-value" if second == "GATEWAY_KEYS" else "same-value"
-    (problem,) = problems(**{first: "same-value", second: theirs})
+def test_two_credentials_cannot_have_the_same_value(first, second):
+    value = "a-good-key,same-value" if second == "GATEWAY_KEYS" else "same-value"
+    (problem,) = problems(**{first: "same-value", second: value})
 
     assert problem == f"{first} and {second} have the same value; each needs its own."
 
 
-def test_credentials_that_differ_are_fine():
+def test_different_credentials_are_accepted():
     settings = Settings.from_env(
         {"VIEWER_TOKEN": "looks", "ADMIN_TOKEN": "switches", "GATEWAY_KEYS": "asks,asks"}
     )
@@ -127,7 +127,7 @@ def test_credentials_that_differ_are_fine():
     assert "looks" not in repr(settings)
 
 
-def test_keys_are_divided_by_commas():
+def test_keys_are_separated_by_commas():
     settings = Settings.from_env({"GATEWAY_KEYS": "one-key, other-key"})
 
     assert [key.reveal() for key in settings.gateway_keys] == ["one-key", "other-key"]
@@ -135,12 +135,12 @@ def test_keys_are_divided_by_commas():
 
 
 @pytest.mark.parametrize("origin", ["*", "https://a.example", "http://localhost:5173"])
-def test_one_origin_may_call(origin):
+def test_one_cors_origin_is_accepted(origin):
     assert origin == Settings.from_env({"CORS_ORIGIN": origin}).cors_origin
 
 
 @pytest.mark.parametrize("origin", ["https://::::99999", "https://a.example/path", "ftp://a", "a"])
-def test_an_origin_must_be_one(origin):
+def test_a_cors_origin_must_be_valid(origin):
     with pytest.raises(ConfigError, match="CORS_ORIGIN"):
         Settings.from_env({"CORS_ORIGIN": origin})
     assert Settings.from_env({"CORS_ORIGIN": "http://[::1]:5173"}).cors_origin

@@ -11,7 +11,7 @@ from clock import FakeClock
 from fakes import HELLO, KEYS, make_instance, serving
 from intruder import raw, request
 from opentelemetry.trace import StatusCode
-from test_traces import SAMPLED, TRACE, UNSAMPLED, Spans, traced
+from spans import SAMPLED, TRACE, UNSAMPLED, Spans, traced
 from waiting import until
 
 from nexus_gateway.provider import Outcome

@@ -1,4 +1,4 @@
-"""File descriptors run out, and come back; and nobody reads the log."""
+"""The gateway survives a lack of file descriptors and a closed log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of a run
 
 
 @pytest.mark.proves("I-58")
-async def test_callers_wait_while_none_are_left_and_are_served_after(
+async def test_callers_wait_for_a_file_descriptor_and_are_served(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     env = {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url}
@@ -46,7 +46,7 @@ async def test_callers_wait_while_none_are_left_and_are_served_after(
         address = ("127.0.0.1", int(gateway.url.rpartition(":")[2]))
         crowd = [socket.create_connection(address) for _ in range(20)]
         await asyncio.sleep(0.2)
-        assert await chat() == 200  # on the connection that was there before
+        assert await chat() == 200  # on the existing connection
         for one in crowd:
             one.close()
         async with asyncio.timeout(30), aiohttp.ClientSession() as fresh:
@@ -63,7 +63,7 @@ async def test_callers_wait_while_none_are_left_and_are_served_after(
     assert "Traceback" not in "".join(gateway.log)
 
 
-def test_a_shortage_is_told_once_and_other_faults_as_ever(
+def test_a_shortage_is_logged_once_and_other_errors_always(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     loop = asyncio.new_event_loop()
@@ -73,13 +73,15 @@ def test_a_shortage_is_told_once_and_other_faults_as_ever(
         loop.call_exception_handler({"message": "accept", "exception": error})
     loop.call_exception_handler({"message": "something else"})
     loop.close()
-    said = [record.getMessage().split(":")[0] for record in caplog.records]
-    assert said == ["no file descriptors are left", "something else"]
+    messages = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert messages == ["no file descriptors are left", "something else"]
 
 
 @pytest.mark.proves("I-58")
 @pytest.mark.usefixtures("each_way")
-async def test_no_instance_is_blamed_for_what_this_process_lacks(upstream: FakeUpstream) -> None:
+async def test_a_shortage_of_descriptors_is_not_a_failure_of_the_instance(
+    upstream: FakeUpstream,
+) -> None:
     instance = make_instance(upstream)
     async with serving(instance) as served, connected(served) as (reader, writer):
         await served.health()
@@ -101,7 +103,7 @@ async def test_no_instance_is_blamed_for_what_this_process_lacks(upstream: FakeU
 
 
 @pytest.mark.proves("F44")
-async def test_it_serves_on_when_nobody_reads_its_log(
+async def test_a_closed_log_does_not_stop_the_gateway(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.default = Reply(status=400)
@@ -113,6 +115,6 @@ async def test_it_serves_on_when_nobody_reads_its_log(
             url = gateway.url + "/v1/chat/completions"
             async with session.post(url, json=HELLO) as response:
                 assert response.status == 400
-            await asyncio.sleep(0.15)  # lines are held a moment
+            await asyncio.sleep(0.15)  # log lines are buffered briefly
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_code() == 0

@@ -1,4 +1,4 @@
-"""The time between SIGTERM and exit, over real processes and with many streams."""
+"""Shutdown from SIGTERM to exit, with real processes and many streams."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from processes import Process, process
 from waiting import until
 
 MANY = 1000
-ROOM = 2 * MANY + 500  # descriptors of this process: its callers' and its upstream's ends
+DESCRIPTORS = 2 * MANY + 500  # descriptors of this process: the ends of callers and upstream
 BODY = json.dumps({**HELLO, "stream": True}).encode()
 
 
@@ -32,7 +32,7 @@ def event(text: str, finish: str | None = None) -> bytes:
 
 
 class Gated:
-    """An upstream on bare streams whose answers say one word, and the rest when they may."""
+    """An upstream whose answers send one word, and the rest once the gate is open."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -69,13 +69,13 @@ async def gated() -> AsyncIterator[Gated]:
 
 
 @pytest.fixture
-def room() -> None:
-    """Room for many descriptors, as far as the system lets us."""
+def enough_descriptors() -> None:
+    """Allow this process enough descriptors, or skip the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < ROOM:
-        pytest.skip(f"this system allows {hard} open files; {ROOM} are needed")
-    if soft != resource.RLIM_INFINITY and soft < ROOM:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (ROOM, hard))
+    if hard != resource.RLIM_INFINITY and hard < DESCRIPTORS:
+        pytest.skip(f"this system allows {hard} open files; {DESCRIPTORS} are needed")
+    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
 
 
 def env(upstream: Gated, **more: str) -> dict[str, str]:
@@ -83,7 +83,7 @@ def env(upstream: Gated, **more: str) -> dict[str, str]:
 
 
 async def ask(gateway: Process, body: bytes = BODY) -> bytes:
-    """Return all that comes back, until the gateway closes the connection."""
+    """Return all bytes until the gateway closes the connection."""
     reader, writer = await connect(gateway)
     writer.write(head(len(body)) + body)
     answer = await reader.read()
@@ -112,19 +112,21 @@ async def open_streams(gateway: Process, upstream: Gated, count: int) -> list[as
     return tasks
 
 
-async def said(gateway: Process, text: str) -> None:
+async def logged(gateway: Process, text: str) -> None:
     await until(lambda: text in "".join(gateway.log))
 
 
 @pytest.mark.proves("I-50", "I-51", "F40")
-async def test_a_thousand_streams_end_whole(gated: Gated, tmp_path: Path, room: None) -> None:
+async def test_a_thousand_streams_complete_after_sigterm(
+    gated: Gated, tmp_path: Path, enough_descriptors: None
+) -> None:
     async with (
         process(
             tmp_path, **env(gated, SHUTDOWN_TIMEOUT_MS="60000", LOG_LEVEL="warning")
         ) as gateway,
         aiohttp.ClientSession() as session,
     ):
-        async with session.get(gateway.url + "/health/live") as answer:  # a kept connection
+        async with session.get(gateway.url + "/health/live") as answer:  # kept alive
             assert answer.status == 200
         streams = await open_streams(gateway, gated, MANY)
         gateway.signal(signal.SIGTERM)
@@ -145,13 +147,15 @@ async def test_a_thousand_streams_end_whole(gated: Gated, tmp_path: Path, room: 
             assert answer_bytes.startswith(b"HTTP/1.1 200")
             assert answer_bytes.count(b" last") == 1
             assert b"data: [DONE]\n\n" in answer_bytes
-        # Drained is done, though a connection is kept alive.
+        # An idle connection does not delay the exit.
         assert await gateway.exit_code() == 0
     assert "Traceback" not in "".join(gateway.log)
 
 
 @pytest.mark.proves("I-51", "F40")
-async def test_at_the_limit_each_of_many_is_told(gated: Gated, tmp_path: Path, room: None) -> None:
+async def test_streams_get_an_error_at_the_shutdown_limit(
+    gated: Gated, tmp_path: Path, enough_descriptors: None
+) -> None:
     async with process(
         tmp_path, **env(gated, SHUTDOWN_TIMEOUT_MS="200", LOG_LEVEL="warning")
     ) as gateway:
@@ -165,20 +169,22 @@ async def test_at_the_limit_each_of_many_is_told(gated: Gated, tmp_path: Path, r
 
 
 @pytest.mark.proves("F40")
-async def test_a_body_on_its_way_is_served_or_told(gated: Gated, tmp_path: Path) -> None:
+async def test_an_upload_is_served_or_rejected_during_shutdown(
+    gated: Gated, tmp_path: Path
+) -> None:
     gated.gate.set()
     settings = env(gated, SHUTDOWN_TIMEOUT_MS="600")
     async with process(tmp_path, **settings) as gateway:
         uploads = [await connect(gateway) for _ in range(2)]
         for _, writer in uploads:
             writer.write(head(len(BODY)) + BODY[:20])
-        await begun(gateway, 2)
+        await in_flight(gateway, 2)
         gateway.signal(signal.SIGTERM)
-        await said(gateway, "draining")
-        (served, quick), (told, _) = uploads
+        await logged(gateway, "draining")
+        (served, quick), (rejected, _) = uploads
         quick.write(BODY[20:])
         assert b"data: [DONE]" in await served.read()
-        answer = (await told.read()).decode()
+        answer = (await rejected.read()).decode()
         assert answer.startswith("HTTP/1.1 503")
         assert '"shutting_down"' in answer
         assert "\r\nConnection: close\r\n" in answer
@@ -188,7 +194,7 @@ async def test_a_body_on_its_way_is_served_or_told(gated: Gated, tmp_path: Path)
     assert "Traceback" not in "".join(gateway.log)
 
 
-async def begun(gateway: Process, count: int) -> None:
+async def in_flight(gateway: Process, count: int) -> None:
     async with asyncio.timeout(30), aiohttp.ClientSession() as session:
         while True:
             async with session.get(gateway.url + "/health") as answer:
@@ -197,11 +203,11 @@ async def begun(gateway: Process, count: int) -> None:
 
 
 @pytest.mark.proves("I-52")
-async def test_a_second_signal_waits_for_nobody(gated: Gated, tmp_path: Path) -> None:
+async def test_a_second_signal_ends_the_gateway_at_once(gated: Gated, tmp_path: Path) -> None:
     async with process(tmp_path, **env(gated)) as gateway:
         (stream,) = await open_streams(gateway, gated, 1)
         gateway.signal(signal.SIGINT)
-        await said(gateway, "draining")
+        await logged(gateway, "draining")
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_code() == 130
         assert not (await stream).endswith(b"0\r\n\r\n")
@@ -209,15 +215,15 @@ async def test_a_second_signal_waits_for_nobody(gated: Gated, tmp_path: Path) ->
 
 @pytest.mark.proves("I-53")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_before_any_request_ends_it(tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_signal_ends_an_idle_gateway(tmp_path: Path, number: signal.Signals) -> None:
     async with process(tmp_path, SHUTDOWN_TIMEOUT_MS="60000") as gateway:
         gateway.signal(number)
-        assert await gateway.exit_code() == 0  # with a minute to drain, and nobody to wait for
+        assert await gateway.exit_code() == 0  # without waiting for SHUTDOWN_TIMEOUT_MS
 
 
 @pytest.mark.proves("I-53")
 @pytest.mark.parametrize("after_s", [0.1, 0.25])
-async def test_a_signal_while_it_starts_ends_it(tmp_path: Path, after_s: float) -> None:
+async def test_a_signal_during_the_start_ends_the_gateway(tmp_path: Path, after_s: float) -> None:
     started = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "nexus_gateway", "serve", "--port", "0"],
         cwd=tmp_path,
@@ -233,7 +239,7 @@ async def test_a_signal_while_it_starts_ends_it(tmp_path: Path, after_s: float) 
 
 @pytest.mark.proves("I-55")
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_nothing_is_left_behind_at_the_end(gated: Gated, tmp_path: Path, loop: str) -> None:
+async def test_shutdown_leaves_no_warnings(gated: Gated, tmp_path: Path, loop: str) -> None:
     hide = {"PYTHONPATH": str(tmp_path)} if loop == "asyncio" else {}
     (tmp_path / "uvloop.py").write_text("raise ImportError")
     settings = env(gated, **hide, SHUTDOWN_TIMEOUT_MS="300", PYTHONDEVMODE="1", GROQ_KEY_2=KEYS[1])
@@ -243,16 +249,16 @@ async def test_nothing_is_left_behind_at_the_end(gated: Gated, tmp_path: Path, l
         gone.write(head(len(BODY)) + BODY)
         _, uploading = await connect(gateway)
         uploading.write(head(len(BODY)) + BODY[:9])
-        await begun(gateway, 5)
+        await in_flight(gateway, 5)
         gone.transport.abort()
         async with session.get(gateway.url + "/v1/events") as events:
             await events.content.readline()
             gateway.signal(signal.SIGHUP)
-            await said(gateway, "reloaded")
+            await logged(gateway, "reloaded")
             gateway.signal(signal.SIGTERM)
             assert all(b"shutting_down" in answer for answer in await asyncio.gather(*streams))
             assert await gateway.exit_code() == 0
         uploading.close()
-    told = "".join(gateway.log)
-    for trouble in ("Warning", "Traceback", "never retrieved", "Unclosed", "was destroyed"):
-        assert trouble not in told, told
+    output = "".join(gateway.log)
+    for warning in ("Warning", "Traceback", "never retrieved", "Unclosed", "was destroyed"):
+        assert warning not in output, output

@@ -1,4 +1,4 @@
-"""SIGHUP: the settings read anew while requests run."""
+"""A reload on SIGHUP applies new settings while requests run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEW_KEY = "key-four-secret"
 
 @pytest.fixture(autouse=True)
 def configured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, list[str]]]:
-    """How logging would have been set up; the test's own stays as it is."""
+    """Record how logging would be configured, without changing it."""
     calls: list[tuple[str, str, list[str]]] = []
     monkeypatch.setattr(
         log,
@@ -54,7 +54,7 @@ async def reload(gateway: Served, *instances: Instance, **settings: Any) -> bool
     return await Reload(gateway.gateway, lambda: fresh).once()
 
 
-async def opened(upstream: FakeUpstream, count: int = 1) -> None:
+async def streams_opened(upstream: FakeUpstream, count: int = 1) -> None:
     await until(lambda: upstream.open >= count)
 
 
@@ -64,7 +64,7 @@ def fail(instance: Instance) -> None:
 
 
 @pytest.mark.proves("I-54", "I-04")
-def test_who_stays_is_the_same_and_only_a_refused_key_is_freed() -> None:
+def test_unchanged_instances_keep_their_state_except_a_refused_key() -> None:
     clock = FakeClock()
     instances = [make_instance(number=n, clock=clock) for n in (1, 2, 3)]
     first, second, third = instances
@@ -75,11 +75,11 @@ def test_who_stays_is_the_same_and_only_a_refused_key_is_freed() -> None:
     third.disable()
     third.total_requests = 7
     pool = Pool(list(instances))
-    again = [make_instance(number=n, clock=clock, model="fake-small") for n in (1, 2, 3)]
-    succession = pool.replace_with(Pool(again))
+    reloaded = [make_instance(number=n, clock=clock, model="fake-small") for n in (1, 2, 3)]
+    changes = pool.replace_with(Pool(reloaded))
     assert pool.instances == instances
-    assert succession.kept == [i.name for i in instances]
-    assert not [*succession.added, *succession.removed, *succession.replaced]
+    assert changes.kept == [i.name for i in instances]
+    assert not [*changes.added, *changes.removed, *changes.replaced]
     assert (first.park_reason(), first.parked_for_s()) == ("rate_limited", 30)
     assert first.health.success_rate() < 1
     assert second.breaker.state() is State.OPEN
@@ -89,42 +89,46 @@ def test_who_stays_is_the_same_and_only_a_refused_key_is_freed() -> None:
 
 
 @pytest.mark.proves("I-54")
-@pytest.mark.parametrize("about", [{"key": Secret(NEW_KEY)}, {"base_url": "http://127.0.0.1:8/v1"}])
-def test_another_key_or_address_begins_anew_but_stays_switched_off(about: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "different", [{"key": Secret(NEW_KEY)}, {"base_url": "http://127.0.0.1:8/v1"}]
+)
+def test_another_key_or_address_resets_the_state_but_not_the_toggle(
+    different: dict[str, Any],
+) -> None:
     clock = FakeClock()
     old = make_instance(clock=clock)
     old.park(30)
     fail(old)
     old.disable()
-    new = make_instance(clock=clock, **about)
+    new = make_instance(clock=clock, **different)
     pool = Pool([old])
-    succession = pool.replace_with(Pool([new]))
+    changes = pool.replace_with(Pool([new]))
     assert pool.instances == [new]
-    assert succession.replaced == [new.name]
-    assert not [*succession.added, *succession.removed, *succession.kept]
+    assert changes.replaced == [new.name]
+    assert not [*changes.added, *changes.removed, *changes.kept]
     assert (new.park_reason(), new.breaker.state()) == (None, State.CLOSED)
     assert not new.enabled
     new.enable()
     assert not old.enabled
 
 
-def test_the_same_key_under_another_number_is_another_instance() -> None:
+def test_the_same_key_with_another_number_is_another_instance() -> None:
     one, two = make_instance(), make_instance(number=2, key=Secret(KEYS[0]))
     pool = Pool([one])
-    succession = pool.replace_with(Pool([two]))
-    assert (succession.added, succession.removed) == ([two.name], [one.name])
-    assert succession.as_fields()["kept"] is None
+    changes = pool.replace_with(Pool([two]))
+    assert (changes.added, changes.removed) == ([two.name], [one.name])
+    assert changes.as_fields()["kept"] is None
 
 
 @pytest.mark.proves("I-54")
-async def test_no_stream_is_dropped_and_who_goes_gets_nothing_new(
+async def test_a_removed_instance_finishes_its_streams_and_gets_no_new_one(
     upstream: FakeUpstream, each_way: str
 ) -> None:
     upstream.default = SLOW
     one, two = make_instance(upstream), make_instance(upstream, 2)
     async with serving(one, two) as gateway:
         streams = [asyncio.create_task(gateway.chat()) for _ in range(8)]
-        await opened(upstream, 8)
+        await streams_opened(upstream, 8)
         assert one.in_flight
         assert two.in_flight
         new = make_instance(upstream, 3)
@@ -137,26 +141,26 @@ async def test_no_stream_is_dropped_and_who_goes_gets_nothing_new(
         assert upstream.hits(KEYS[0]) == hits
         assert upstream.hits(KEYS[2])
         assert not any(i.in_flight for i in (one, two, new))
-        # Both instances were left with what they learnt.
+        # The removed instance recorded its results.
         assert one.health.success_rate() == 1
         assert gateway.instances == [two, new]
 
 
 @pytest.mark.proves("I-54")
-async def test_a_request_whose_key_is_exchanged_on_its_way_goes_to_the_new_one(
+async def test_a_request_is_retried_with_a_key_that_was_replaced_meanwhile(
     upstream: FakeUpstream,
 ) -> None:
-    # A failure would be tried once more on the only key there was.
+    # Without the reload the only key would be retried.
     upstream.defaults[KEYS[0]] = Reply(status=500, head_delay_s=0.3)
     async with serving(make_instance(upstream)) as gateway:
         asked = asyncio.create_task(gateway.chat())
-        await opened(upstream)
+        await streams_opened(upstream)
         await reload(gateway, make_instance(upstream, key=Secret(NEW_KEY)))
         assert (await asked)[0] == 200
         assert (upstream.hits(KEYS[0]), upstream.hits(NEW_KEY)) == (1, 1)
 
 
-async def test_who_waits_for_a_key_that_is_exchanged_is_served_by_the_new_one(
+async def test_a_queued_request_is_served_by_a_replaced_key(
     upstream: FakeUpstream,
 ) -> None:
     waiting = {"queue_timeout_ms": 20_000}
@@ -170,25 +174,27 @@ async def test_who_waits_for_a_key_that_is_exchanged_is_served_by_the_new_one(
         assert (upstream.hits(KEYS[0]), upstream.hits(NEW_KEY)) == (0, 1)
 
 
-async def test_what_nobody_left_could_serve_is_still_an_error(upstream: FakeUpstream) -> None:
+async def test_a_failure_without_another_candidate_is_still_an_error(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = Reply(status=500)
     async with serving(make_instance(upstream), max_attempts=1) as gateway:
         assert (await gateway.chat())[0] == 503
         upstream.default = Reply(status=500, head_delay_s=0.3)
         asked = asyncio.create_task(gateway.chat())
-        await opened(upstream)
+        await streams_opened(upstream)
         await reload(gateway, make_instance(upstream, 2), max_attempts=1)
         assert (await asked)[0] == 503
         assert upstream.hits() == 3
 
 
-async def test_settings_take_hold_at_once_and_running_requests_keep_theirs(
+async def test_new_settings_apply_at_once_but_not_to_running_requests(
     upstream: FakeUpstream,
 ) -> None:
     upstream.script(Reply(first_delay_s=0.6))
     async with serving(make_instance(upstream)) as gateway:
         patient = asyncio.create_task(gateway.chat())
-        await opened(upstream)
+        await streams_opened(upstream)
         await reload(
             gateway,
             make_instance(upstream),
@@ -211,7 +217,7 @@ async def test_settings_take_hold_at_once_and_running_requests_keep_theirs(
         assert (await patient)[0] == 200
 
 
-async def test_models_and_events_follow(upstream: FakeUpstream) -> None:
+async def test_models_and_events_follow_a_reload(upstream: FakeUpstream) -> None:
     async with (
         serving(make_instance(upstream), make_instance(upstream, 2)) as gateway,
         gateway.session.get(gateway.url + "/v1/events") as events,
@@ -231,36 +237,36 @@ async def test_models_and_events_follow(upstream: FakeUpstream) -> None:
         names = [p["name"] for p in data["providers"]]
         assert (kind, names) == ("snapshot", ["Fake (Key #2)", "Other (Key #1)"])
         async with gateway.session.get(gateway.url + "/v1/models") as models:
-            found = {m["id"]: m["instances"] for m in (await models.json())["data"]}
-        assert found["fake-large"] == ["Fake (Key #2)"]
-        assert found["other-text"] == ["Other (Key #1)"]
-        # Whoever listens by a token that is no more, listens no more.
+            instances_of = {m["id"]: m["instances"] for m in (await models.json())["data"]}
+        assert instances_of["fake-large"] == ["Fake (Key #2)"]
+        assert instances_of["other-text"] == ["Other (Key #1)"]
+        # A listener whose token is no longer valid is disconnected.
         await reload(gateway, make_instance(upstream, 2), admin_token=Secret("admin-token"))
         await asyncio.wait_for(events.content.read(), 30)
 
 
-async def test_a_viewers_token_can_be_exchanged(upstream: FakeUpstream) -> None:
+async def test_a_viewer_token_can_be_replaced(upstream: FakeUpstream) -> None:
     tokens = {"admin_token": Secret("admin-token"), "viewer_token": Secret("viewer-one")}
 
-    async def look(token: str) -> int:
+    async def status_with(token: str) -> int:
         head = {"Authorization": f"Bearer {token}"}
         async with gateway.session.get(gateway.url + "/metrics", headers=head) as answer:
             return answer.status
 
     async with serving(make_instance(upstream), **tokens) as gateway:
-        assert [await look(t) for t in ("viewer-one", "viewer-two")] == [200, 401]
+        assert [await status_with(t) for t in ("viewer-one", "viewer-two")] == [200, 401]
         head = {"Authorization": "Bearer viewer-one"}
         async with gateway.session.get(gateway.url + "/v1/events", headers=head) as events:
             tokens["viewer_token"] = Secret("viewer-two")
             await reload(gateway, make_instance(upstream), **tokens)
             await asyncio.wait_for(events.content.read(), 30)
-        assert [await look(t) for t in ("viewer-one", "viewer-two")] == [401, 200]
+        assert [await status_with(t) for t in ("viewer-one", "viewer-two")] == [401, 200]
         await reload(gateway, make_instance(upstream), admin_token=tokens["admin_token"])
-        assert [await look(t) for t in ("viewer-two", "admin-token")] == [401, 200]
+        assert [await status_with(t) for t in ("viewer-two", "admin-token")] == [401, 200]
 
 
 @pytest.mark.proves("I-54")
-async def test_what_is_wrong_is_refused_whole(
+async def test_wrong_settings_change_nothing(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(error: Exception) -> Callable[[], LoadedConfig]:
@@ -283,7 +289,7 @@ async def test_what_is_wrong_is_refused_whole(
         assert (await gateway.chat())[0] == 200
 
 
-async def test_what_changed_is_said_by_name_and_every_key_stays_masked(
+async def test_changes_are_logged_by_name_and_every_key_stays_masked(
     upstream: FakeUpstream,
     caplog: pytest.LogCaptureFixture,
     configured: list[tuple[str, str, list[str]]],
@@ -302,20 +308,20 @@ async def test_what_changed_is_said_by_name_and_every_key_stays_masked(
             ),
             late=("PORT", "the hook meter"),
         )
-        reloading = Reload(gateway.gateway, lambda: fresh)
-        await reloading.once()
-        await reloading.once()
-    what = vars(caplog.records[0])["fields"]
-    assert what == {
+        reload_ = Reload(gateway.gateway, lambda: fresh)
+        await reload_.once()
+        await reload_.once()
+    fields = vars(caplog.records[0])["fields"]
+    assert fields == {
         "added": "Fake (Key #3)",
         "removed": "Fake (Key #2)",
         "replaced": "Fake (Key #1)",
         "kept": None,
         "settings": "ADMIN_TOKEN, LOG_LEVEL, LOG_FORMAT",
     }
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    warnings_logged = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     late = "PORT, the hook meter: changed, but read at the start only"
-    assert said == ["GROQ_KEYS is not read", f"left out: {problem}", late, late]
+    assert warnings_logged == ["GROQ_KEYS is not read", f"left out: {problem}", late, late]
     assert vars(caplog.records[-2])["fields"]["kept"] == "Fake (Key #1), Fake (Key #3)"
     level, style, secrets = configured[-1]
     assert (level, style) == ("debug", "json")
@@ -324,7 +330,7 @@ async def test_what_changed_is_said_by_name_and_every_key_stays_masked(
     assert not any(key in caplog.text for key in (*KEYS, NEW_KEY, "admin"))
 
 
-async def test_a_door_that_opens_is_warned_of(
+async def test_removing_the_keys_of_an_open_gateway_is_warned_about(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     locked = {"host": "0.0.0.0", "gateway_keys": (Secret("caller-secret"),)}
@@ -337,7 +343,7 @@ async def test_a_door_that_opens_is_warned_of(
     assert warning == "0.0.0.0 is open to others and GATEWAY_KEYS is not set"
 
 
-async def test_many_signals_within_one_reading_make_one_more(upstream: FakeUpstream) -> None:
+async def test_signals_during_a_reload_cause_one_more(upstream: FakeUpstream) -> None:
     loop, reads, go_on = asyncio.get_running_loop(), [], asyncio.Event()
     pool = Pool([make_instance(upstream)])
 
@@ -347,13 +353,13 @@ async def test_many_signals_within_one_reading_make_one_more(upstream: FakeUpstr
         return LoadedConfig(Settings(), pool)
 
     async with serving(*pool.instances) as gateway:
-        reloading = Reload(gateway.gateway, read)
-        working = asyncio.create_task(reloading.run())
-        reloading.request()
+        reload_ = Reload(gateway.gateway, read)
+        working = asyncio.create_task(reload_.run())
+        reload_.request()
         await until(lambda: reads)
         for _ in range(5):
-            reloading.request()
-        assert (await gateway.chat())[0] == 200  # nobody waits for a reading
+            reload_.request()
+        assert (await gateway.chat())[0] == 200  # requests do not wait for the reload
         go_on.set()
         await until(lambda: len(reads) >= 2)
         await asyncio.sleep(0.05)
@@ -362,7 +368,7 @@ async def test_many_signals_within_one_reading_make_one_more(upstream: FakeUpstr
     assert reads == [0, 1]
 
 
-def test_what_the_sockets_were_made_with_stays() -> None:
+def test_fixed_settings_keep_their_values() -> None:
     running = Settings(port=4000, gateway_keys=(Secret("caller-one"),))
     new = Settings(port=5000, host="0.0.0.0", max_attempts=2, gateway_keys=(Secret("caller-two"),))
     settings, late = keep_fixed(new, running)
@@ -388,22 +394,22 @@ def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_the_file_is_read_anew_under_the_flags(env_file: Path) -> None:
-    given = arguments(env_file, host="127.0.0.2")
-    ready = serve.prepare(given)
-    gone = PluginProblem("policy", "odd", "nexus-odd", "1", "odd:Odd", "it failed to load")
-    ready.pool.problems.append(gone)
+def test_flags_override_the_file_that_is_read_again(env_file: Path) -> None:
+    flags = arguments(env_file, host="127.0.0.2")
+    ready = serve.prepare(flags)
+    problem = PluginProblem("policy", "odd", "nexus-odd", "1", "odd:Odd", "it failed to load")
+    ready.pool.problems.append(problem)
     env_file.write_text("GROQ_KEY_1=gsk-one-secret\nCEREBRAS_KEY_1=csk-secret\nPORT=5000\n")
-    fresh = serve.reread(given, ready)
+    fresh = serve.reread(flags, ready)
     assert [i.name for i in fresh.pool.instances] == ["Cerebras (Key #1)", "Groq (Key #1)"]
     assert (fresh.settings.host, fresh.settings.port) == ("127.0.0.2", 4000)
     assert fresh.late[:1] == ("PORT",)
-    assert gone in fresh.pool.problems
+    assert problem in fresh.pool.problems
 
 
 @pytest.mark.proves("I-54", "I-57")
 @pytest.mark.parametrize(
-    ("written", "told"),
+    ("written", "message"),
     [
         ("", "no provider has a key any more"),
         ("GROQ_KEY_1=two words-secret\nPORT=abc", "GROQ_KEY_1 contains a space"),
@@ -411,18 +417,18 @@ def test_the_file_is_read_anew_under_the_flags(env_file: Path) -> None:
         (None, "there is no file"),
     ],
 )
-def test_what_cannot_be_read_is_named_without_its_value(
-    env_file: Path, written: str | None, told: str
+def test_an_error_in_the_file_is_reported_without_its_value(
+    env_file: Path, written: str | None, message: str
 ) -> None:
     ready = serve.prepare(arguments(env_file))
     env_file.unlink() if written is None else env_file.write_text(written)
-    with pytest.raises(ConfigError, match=told) as raised:
+    with pytest.raises(ConfigError, match=message) as raised:
         serve.reread(arguments(env_file), ready)
     assert "secret" not in str(raised.value)
     assert ("PORT must" in str(raised.value)) == ("abc" in (written or ""))
 
 
-def test_plugins_that_take_a_start_are_named(
+def test_plugin_changes_that_need_a_restart_are_named(
     env_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready = serve.prepare(arguments(env_file))
@@ -440,12 +446,12 @@ def write(folder: Path, upstream: FakeUpstream, **keys: str) -> None:
     (folder / ".env").write_text("".join(f"{k}={v}\n" for k, v in settings.items()))
 
 
-async def said(log: list[str], text: str, times: int = 1) -> None:
+async def logged(log: list[str], text: str, times: int = 1) -> None:
     await until(lambda: "".join(log).count(text) >= times)
 
 
 @pytest.mark.proves("I-54")
-async def test_sighup_changes_keys_under_a_running_stream(
+async def test_sighup_replaces_a_key_while_a_stream_runs(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.default = Reply(text="a b c d e f g h", delay_s=0.3)
@@ -457,17 +463,17 @@ async def test_sighup_changes_keys_under_a_running_stream(
                 return await answer.text()
 
         running = asyncio.create_task(stream())
-        await opened(upstream)
+        await streams_opened(upstream)
         write(tmp_path, upstream, GROQ_KEY_1="blank and wrong")
         gateway.signal(signal.SIGHUP)
-        await said(gateway.log, "reload failed")
+        await logged(gateway.log, "reload failed")
         write(tmp_path, upstream, GROQ_KEY_1=NEW_KEY, WEB_CONCURRENCY="2")
         gateway.signal(signal.SIGHUP)
-        await said(gateway.log, "WEB_CONCURRENCY: changed, but read at the start only")
+        await logged(gateway.log, "WEB_CONCURRENCY: changed, but read at the start only")
         after = asyncio.create_task(stream())
         await until(lambda: upstream.hits(NEW_KEY) == 1)
         gateway.signal(signal.SIGTERM)
-        await said(gateway.log, "draining")
+        await logged(gateway.log, "draining")
         gateway.signal(signal.SIGHUP)
         assert all(text.endswith("[DONE]\n\n") for text in await asyncio.gather(running, after))
         assert await gateway.exit_code() == 0
@@ -479,11 +485,11 @@ async def test_sighup_changes_keys_under_a_running_stream(
 
 
 @pytest.mark.proves("I-53")
-async def test_a_terminal_that_hangs_up_ends_it(tmp_path: Path) -> None:
+async def test_a_closed_terminal_ends_the_gateway(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     async with process(tmp_path, stdin=theirs) as gateway:
         gateway.signal(signal.SIGHUP)
-        await said(gateway.log, "reloaded")
+        await logged(gateway.log, "reloaded")
         os.close(theirs)
         os.close(ours)
         gateway.signal(signal.SIGHUP)

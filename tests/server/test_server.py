@@ -1,4 +1,4 @@
-"""The process itself: start, drain, exit."""
+"""The process: start, drain, exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def stream(session: aiohttp.ClientSession, url: str) -> tuple[int, str]:
 
 
 @pytest.mark.proves("I-56")
-async def test_the_demo_answers_without_a_key(tmp_path: Path) -> None:
+async def test_the_demo_is_served_without_a_key(tmp_path: Path) -> None:
     async with process(tmp_path) as gateway, aiohttp.ClientSession() as session:
         status, text = await stream(session, gateway.url)
         assert status == 200
@@ -32,7 +32,7 @@ async def test_the_demo_answers_without_a_key(tmp_path: Path) -> None:
 
 @pytest.mark.proves("F44")
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
-async def test_it_serves_without_the_streams_that_every_process_has(
+async def test_it_serves_without_standard_streams(
     unused_tcp_port: int, closed: str, tmp_path: Path
 ) -> None:
     command = f'exec "{sys.executable}" -m nexus_gateway serve --port {unused_tcp_port} {closed}'
@@ -58,7 +58,7 @@ async def test_it_serves_without_the_streams_that_every_process_has(
             await gateway.wait()
 
 
-ODD = [
+INVALID = [
     b"GARBAGE\r\n\r\n",
     b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
@@ -71,13 +71,13 @@ ODD = [
 
 
 @pytest.mark.proves("F36")
-async def test_what_is_not_http_makes_no_500_and_no_traceback(tmp_path: Path) -> None:
+async def test_invalid_http_causes_neither_a_500_nor_a_traceback(tmp_path: Path) -> None:
     async with process(tmp_path) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         statuses = []
-        for odd in ODD:
+        for invalid in INVALID:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(odd)
+            writer.write(invalid)
             answer = await asyncio.wait_for(reader.read(), 30)
             statuses.append(int(answer.split()[1]))
             writer.close()
@@ -88,7 +88,7 @@ async def test_what_is_not_http_makes_no_500_and_no_traceback(tmp_path: Path) ->
 
 
 @pytest.mark.proves("I-57")
-async def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
+async def test_wrong_settings_prevent_the_start(tmp_path: Path) -> None:
     name, value = "GROQ_KEY_1", "line\nbreak-secret"
     started = await asyncio.create_subprocess_exec(
         *[sys.executable, "-m", "nexus_gateway", "serve"],

@@ -1,4 +1,4 @@
-"""Several workers behind one port: real sockets, real processes."""
+"""Several workers share one port: real sockets, real processes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from fakes import HELLO, KEYS
-from processes import Process, listened, process
+from processes import listening_sockets, process, worker_pids, write_env
+from waiting import until_async
 
 from nexus_gateway.cli import workers
 from nexus_gateway.cli.main import main
@@ -29,7 +29,7 @@ from nexus_gateway.testing.upstream import FakeUpstream
 
 GROQ = "Groq (Key #1)"
 START = ["-m", "nexus_gateway"]
-# The same where uvloop is not installed.
+# As if uvloop were not installed.
 _MAIN = "from nexus_gateway.cli import main; sys.exit(main())"
 ON_ASYNCIO = ["-c", f"import sys; sys.modules['uvloop'] = None; {_MAIN}"]
 
@@ -48,12 +48,12 @@ class Supervised:
         return [worker.process.pid for worker in self.supervisor._slots if worker]
 
     async def health(self) -> dict[str, Any]:
-        # A new connection each time: any worker may have it.
+        # A new connection each time: any worker may accept it.
         async with self.session.get(
             self.url + "/health", headers={"Connection": "close"}
         ) as answer:
-            found: dict[str, Any] = await answer.json()
-            return found
+            health: dict[str, Any] = await answer.json()
+            return health
 
     async def instance(self) -> dict[str, Any]:
         return next(p for p in (await self.health())["providers"] if p["name"] == GROQ)
@@ -62,7 +62,7 @@ class Supervised:
         async def seen() -> bool:
             return all([(await self.instance())[field] == value for _ in range(12)])
 
-        await until(seen)
+        await until_async(seen)
 
     async def chat(self) -> tuple[int, str]:
         async with self.session.post(self.url + "/v1/chat/completions", json=HELLO) as answer:
@@ -74,20 +74,9 @@ class Supervised:
             assert answer.status == 200
 
 
-async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await true():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
 def environ(**more: str) -> dict[str, str]:
     hidden = ("GROQ", "PORT", "HOST", "WEB_CONCURRENCY")
     return {**{k: v for k, v in os.environ.items() if not k.startswith(hidden)}, **more}
-
-
-def write(file: Path, upstream: FakeUpstream, key: str = KEYS[0], **more: str) -> None:
-    settings = {"GROQ_KEY_1": key, "GROQ_BASE_URL": upstream.base_url, **more}
-    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
 
 @pytest.fixture
@@ -97,25 +86,25 @@ async def gateway(
     """Two workers in front of one key, with the settings in a file."""
     start = getattr(request, "param", START)
     env_file = tmp_path / "settings.env"
-    write(env_file, upstream)
+    write_env(env_file, upstream)
     closing = contextlib.ExitStack()
-    sockets = closing.enter_context(listened("127.0.0.1", 2))
+    sockets = closing.enter_context(listening_sockets("127.0.0.1", 2))
     command = [sys.executable, *start, "serve", "--env-file", str(env_file)]
-    nursery = WorkerSpawner([*command, "--workers", "2"], environ(), "127.0.0.1", sockets)
+    spawner = WorkerSpawner([*command, "--workers", "2"], environ(), "127.0.0.1", sockets)
     announced = asyncio.Event()
-    supervisor = Supervisor(nursery, lambda _: announced.set())
+    supervisor = Supervisor(spawner, lambda _: announced.set())
     running = asyncio.create_task(supervisor.run())
-    served = Supervised(supervisor, running, f"http://127.0.0.1:{nursery.port}")
+    served = Supervised(supervisor, running, f"http://127.0.0.1:{spawner.port}")
     served.env_file = env_file
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as served.session:
         try:
             await asyncio.wait_for(announced.wait(), 30)
 
-            async def both() -> bool:
+            async def both_serve() -> bool:
                 return (await served.health())["workers"] == 2
 
-            await until(both)
+            await until_async(both_serve)
             yield served
         finally:
             if not running.done():
@@ -126,7 +115,7 @@ async def gateway(
 
 @contextlib.asynccontextmanager
 async def load(gateway: Supervised) -> AsyncIterator[list[tuple[int, str]]]:
-    """Ask all the time, on connections that are kept alive and on new ones; give the answers."""
+    """Send requests continuously, on persistent and on new connections; yield the answers."""
     answers: list[tuple[int, str]] = []
     over = asyncio.Event()
 
@@ -148,11 +137,11 @@ async def load(gateway: Supervised) -> AsyncIterator[list[tuple[int, str]]]:
         over.set()
 
 
-def are_whole(answers: list[tuple[int, str]]) -> bool:
+def all_complete(answers: list[tuple[int, str]]) -> bool:
     return all(status == 200 and text.endswith("[DONE]\n\n") for status, text in answers)
 
 
-async def test_what_one_worker_decides_holds_for_all(
+async def test_state_of_one_worker_applies_to_all(
     gateway: Supervised, upstream: FakeUpstream
 ) -> None:
     await gateway.toggle(False)
@@ -165,7 +154,7 @@ async def test_what_one_worker_decides_holds_for_all(
     async def counted() -> bool:
         return [(await gateway.instance())["metrics"]["totalRequests"] for _ in range(8)] == [8] * 8
 
-    await until(counted)
+    await until_async(counted)
     upstream.script(Reply(status=401))
     assert (await gateway.chat())[0] == 503
     await gateway.all_see("parkReason", "bad_key")
@@ -178,7 +167,7 @@ async def test_what_one_worker_decides_holds_for_all(
 
 
 @pytest.mark.parametrize("gateway", [ON_ASYNCIO], ids=["asyncio"], indirect=True)
-async def test_a_dead_worker_is_replaced_and_no_request_is_refused(gateway: Supervised) -> None:
+async def test_a_dead_worker_is_replaced_without_refusing_requests(gateway: Supervised) -> None:
     await gateway.toggle(False)
     await gateway.all_see("enabled", False)
     victim, other = gateway.pids()
@@ -188,13 +177,13 @@ async def test_a_dead_worker_is_replaced_and_no_request_is_refused(gateway: Supe
         assert (await gateway.instance())["enabled"] is False  # each on a new connection
         return len({victim, *gateway.pids()}) == 3
 
-    await until(replaced)
+    await until_async(replaced)
     assert other in gateway.pids()
     await gateway.all_see("enabled", False)
 
 
 class Page:
-    """The live page as far as it lists requests; it comes again when its worker is gone."""
+    """The live page's list of requests; it reconnects when its worker is gone."""
 
     def __init__(self, gateway: Supervised) -> None:
         self.gateway = gateway
@@ -202,7 +191,7 @@ class Page:
         self.listed: list[str] = []
         self._last_id = ""
 
-    async def look(self) -> None:
+    async def run(self) -> None:
         while True:
             with contextlib.suppress(aiohttp.ClientError):
                 await self._listen()
@@ -221,21 +210,21 @@ class Page:
                 elif field == "id":
                     self._last_id = value
                 elif field == "data":
-                    self._hear(name, json.loads(value))
+                    self._receive(name, json.loads(value))
 
-    def _hear(self, name: str, data: dict[str, Any]) -> None:
+    def _receive(self, name: str, data: dict[str, Any]) -> None:
         if name == "snapshot":
             self.snapshots += 1
             self.listed = [request["id"] for request in data["requests"]]
         elif name == "request":
             self.listed.append(data["id"])
 
-    async def lists(self, ids: list[str]) -> None:
-        await until(lambda: _is(sorted(self.listed) == ids))
+    async def wait_for(self, ids: list[str]) -> None:
+        await until_async(lambda: _is(sorted(self.listed) == ids))
 
 
-async def ask_anew(gateway: Supervised, ids: list[str]) -> None:
-    """Ask on a new connection each time: any worker may have it."""
+async def ask_on_new_connections(gateway: Supervised, ids: list[str]) -> None:
+    """Send each request on a new connection: any worker may accept it."""
 
     async def ask(id: str) -> None:
         head = {"Connection": "close", "X-Request-Id": id}
@@ -246,66 +235,66 @@ async def ask_anew(gateway: Supervised, ids: list[str]) -> None:
     await asyncio.gather(*(ask(id) for id in ids))
 
 
-async def test_the_page_shows_what_all_workers_serve_and_outlives_each(
+async def test_the_page_shows_requests_of_all_workers_and_outlives_each(
     gateway: Supervised, upstream: FakeUpstream
 ) -> None:
     ids = [f"call-{number:02}" for number in range(48)]
     broker = gateway.supervisor._broker
     known = broker._board._requests._entries
     upstream.script(Reply(first_delay_s=0.5))
-    await ask_anew(gateway, ids[:16])
+    await ask_on_new_connections(gateway, ids[:16])
 
-    async def all_tell_the_slow_one() -> bool:
-        found = [(await gateway.instance())["metrics"]["ttftP95Ms"] or 0 for _ in range(8)]
-        return min(found) >= 500
+    async def all_report_the_slow_one() -> bool:
+        ttft_ms = [(await gateway.instance())["metrics"]["ttftP95Ms"] or 0 for _ in range(8)]
+        return min(ttft_ms) >= 500
 
-    await until(all_tell_the_slow_one)
-    assert known == [], "nobody listens"
+    await until_async(all_report_the_slow_one)
+    assert known == [], "no page listens"
     page = Page(gateway)
-    looking = asyncio.create_task(page.look())
+    page_task = asyncio.create_task(page.run())
     try:
-        await page.lists(ids[:16])
-        await ask_anew(gateway, ids[16:32])
-        await page.lists(ids[:32])
-        assert page.snapshots == 1, "it held all that had been served before"
-        await until(lambda: _is(len(known) == 32))
-        assert len({worker for _, worker, _ in known}) == 2, "both served"
-        (listened_at,) = (
+        await page.wait_for(ids[:16])
+        await ask_on_new_connections(gateway, ids[16:32])
+        await page.wait_for(ids[:32])
+        assert page.snapshots == 1, "the snapshot had all earlier requests"
+        await until_async(lambda: _is(len(known) == 32))
+        assert len({worker for _, worker, _ in known}) == 2, "both workers served"
+        (listening_worker,) = (
             w for w in gateway.supervisor._workers if broker._hub.has_listeners(w.number)
         )
-        listened_at.kill()
-        await until(lambda: _is(page.snapshots == 2))
+        listening_worker.kill()
+        await until_async(lambda: _is(page.snapshots == 2))
         assert sorted(page.listed) == ids[:32]
-        await ask_anew(gateway, ids[32:])
-        await page.lists(ids)
+        await ask_on_new_connections(gateway, ids[32:])
+        await page.wait_for(ids)
     finally:
-        looking.cancel()
+        page_task.cancel()
 
 
 @pytest.mark.proves("I-54")
-async def test_a_reload_loses_no_call_and_no_stream(
+async def test_a_reload_loses_no_request(
     gateway: Supervised, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = gateway.pids()
     upstream.script(Reply(text="a b c d", delay_s=0.5))
     stream = asyncio.create_task(gateway.chat())
-    await until(lambda: _is(upstream.open == 1))
+    await until_async(lambda: _is(upstream.open == 1))
     async with load(gateway) as answers:
-        write(gateway.env_file, upstream, key=KEYS[1], PORT="4000")
+        write_env(gateway.env_file, upstream, key=KEYS[1], PORT="4000")
         gateway.supervisor.reload()
-        await until(lambda: _is(not set(old) & set(gateway.pids())))
+        await until_async(lambda: _is(not set(old) & set(gateway.pids())))
         asked = len(answers)
-        await until(lambda: _is(len(answers) > asked + 20))
-    assert are_whole([*answers, await stream])
+        await until_async(lambda: _is(len(answers) > asked + 20))
+    assert all_complete([*answers, await stream])
     assert upstream.requests[-1].key == KEYS[1]
     assert "PORT: changed, but read at the start only" in caplog.text
     before = gateway.pids()
-    write(gateway.env_file, upstream, FIRST_TOKEN_TIMEOUT_MS="soon")
+    write_env(gateway.env_file, upstream, FIRST_TOKEN_TIMEOUT_MS="soon")
     gateway.supervisor.reload()
-    await until(lambda: _is("FIRST_TOKEN_TIMEOUT_MS must be" in caplog.text))
-    gateway.env_file.write_text("")  # as where it is just being written
+    await until_async(lambda: _is("FIRST_TOKEN_TIMEOUT_MS must be" in caplog.text))
+    gateway.env_file.write_text("")  # as while it is being written
     gateway.supervisor.reload()
-    await until(lambda: _is("no provider has a key any more" in caplog.text))
+    await until_async(lambda: _is("no provider has a key any more" in caplog.text))
     assert gateway.pids() == before
     assert (await gateway.chat())[0] == 200
 
@@ -314,36 +303,28 @@ async def _is(true: bool) -> bool:
     return true
 
 
-async def test_a_worker_that_is_asked_to_go_is_replaced_first(gateway: Supervised) -> None:
+async def test_a_worker_that_gets_sigterm_is_replaced_first(gateway: Supervised) -> None:
     old = gateway.pids()
     async with load(gateway) as answers:
-        os.kill(old[1], signal.SIGHUP)  # not for it
+        os.kill(old[1], signal.SIGHUP)  # ignored
         os.kill(old[1], signal.SIGTERM)
-        await until(lambda: _is(old[1] not in gateway.pids() and len(gateway.pids()) == 2))
+        await until_async(lambda: _is(old[1] not in gateway.pids() and len(gateway.pids()) == 2))
         asked = len(answers)
-        await until(lambda: _is(len(answers) > asked + 20))
-    assert are_whole(answers)
+        await until_async(lambda: _is(len(answers) > asked + 20))
+    assert all_complete(answers)
     assert gateway.pids()[0] == old[0]
 
 
-async def test_wrong_settings_are_told_once(tmp_path: Path) -> None:
-    with listened("127.0.0.1", 2) as sockets:
+async def test_wrong_settings_are_reported_once(tmp_path: Path) -> None:
+    with listening_sockets("127.0.0.1", 2) as sockets:
         command = [sys.executable, "-m", "nexus_gateway", "serve", "--workers", "2"]
-        nursery = WorkerSpawner(command, environ(PORT="no-port"), "127.0.0.1", sockets)
+        spawner = WorkerSpawner(command, environ(PORT="no-port"), "127.0.0.1", sockets)
         with pytest.raises(ConfigError, match="PORT must be"):
-            await Supervisor(nursery, lambda _: None).run()
-        nursery = WorkerSpawner(
+            await Supervisor(spawner, lambda _: None).run()
+        spawner = WorkerSpawner(
             [sys.executable, "-c", "raise SystemExit(3)"], {}, "127.0.0.1", sockets
         )
-        assert await Supervisor(nursery, lambda _: None).run() == 3
-
-
-async def worker_pids(gateway: Process) -> list[int]:
-    async def both() -> bool:
-        return len(re.findall(r"is serving", "".join(gateway.log))) == 2
-
-    await until(both)
-    return [int(pid) for pid in re.findall(r"\(pid (\d+)\) is serving", "".join(gateway.log))]
+        assert await Supervisor(spawner, lambda _: None).run() == 3
 
 
 def alive(pid: int) -> bool:
@@ -351,16 +332,16 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # Without anybody to wait for it, it stays as a zombie where there is no init.
+    # Without an init process it stays a zombie.
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 @pytest.mark.proves("I-50")
-async def test_sigterm_to_everybody_drains_an_open_stream(
+async def test_sigterm_to_all_processes_drains_open_streams(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.default = Reply(text="a b c d e f", delay_s=0.1)
-    write(tmp_path / ".env", upstream)
+    write_env(tmp_path / ".env", upstream)
     env = {"WEB_CONCURRENCY": "2"}
     async with process(tmp_path, **env) as gateway, aiohttp.ClientSession() as session:
         pids = await worker_pids(gateway)
@@ -370,7 +351,7 @@ async def test_sigterm_to_everybody_drains_an_open_stream(
                 return await answer.text()
 
         streams = [asyncio.create_task(stream()) for _ in range(4)]
-        await until(lambda: _is(upstream.open == 4))
+        await until_async(lambda: _is(upstream.open == 4))
         gateway.signal(signal.SIGTERM)
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
@@ -380,17 +361,19 @@ async def test_sigterm_to_everybody_drains_an_open_stream(
     assert "with 2 workers" in "".join(gateway.log)
 
 
-async def test_without_a_supervisor_workers_leave(tmp_path: Path) -> None:
+async def test_workers_exit_without_a_supervisor(tmp_path: Path) -> None:
     async with process(tmp_path, "--workers", "2") as gateway:
         pids = await worker_pids(gateway)
         gateway.signal(signal.SIGKILL)
-        await until(lambda: _is(not any(alive(pid) for pid in pids)))
+        await until_async(lambda: _is(not any(alive(pid) for pid in pids)))
 
 
 @pytest.mark.proves("I-52")
-async def test_a_second_signal_ends_all_at_once(upstream: FakeUpstream, tmp_path: Path) -> None:
+async def test_a_second_signal_ends_all_processes_at_once(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
     upstream.default = Reply(hang_after=2)
-    write(tmp_path / ".env", upstream)
+    write_env(tmp_path / ".env", upstream)
     async with (
         process(tmp_path, "--workers", "2") as gateway,
         aiohttp.ClientSession() as session,
@@ -399,20 +382,20 @@ async def test_a_second_signal_ends_all_at_once(upstream: FakeUpstream, tmp_path
         async with session.post(gateway.url + "/v1/chat/completions", json=HELLO) as answer:
             await answer.content.readany()
             gateway.signal(signal.SIGINT)
-            await until(lambda: _is("draining" in "".join(gateway.log)))
+            await until_async(lambda: _is("draining" in "".join(gateway.log)))
             gateway.signal(signal.SIGINT)
             assert await gateway.exit_code() == 130
-            await until(lambda: _is(not any(alive(pid) for pid in pids)))
+            await until_async(lambda: _is(not any(alive(pid) for pid in pids)))
             with pytest.raises(aiohttp.ClientError):
                 await answer.read()
 
 
-def test_pauses_grow_up_to_a_bound() -> None:
+def test_restart_pauses_grow_up_to_a_limit() -> None:
     assert [pause_s(n) for n in (0, 1, 2, 3, 4, 100)] == [0, 0, 0.5, 1, 2, 30]
 
 
-def test_a_port_is_never_shared_with_another_gateway() -> None:
-    with listened("localhost", 2) as sockets:
+def test_a_port_of_another_gateway_is_in_use() -> None:
+    with listening_sockets("localhost", 2) as sockets:
         port = sockets[0][0].getsockname()[1]
         assert {one.getsockname()[1] for slot in sockets for one in slot} == {port}
         with pytest.raises(OSError, match="in use"):
@@ -420,7 +403,7 @@ def test_a_port_is_never_shared_with_another_gateway() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--workers", "0"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
         (["--workers", "two"], "WEB_CONCURRENCY must be a whole number from 1 to 256."),
@@ -428,9 +411,9 @@ def test_a_port_is_never_shared_with_another_gateway() -> None:
         (["--workers", "2"], "no SO_REUSEPORT"),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(
+def test_impossible_flags_are_one_line(
     flags: list[str],
-    told: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -439,10 +422,10 @@ def test_what_cannot_be_is_told_in_one_line(
     monkeypatch.setattr(workers, "can_share_a_port", lambda: False)
     assert main(["serve", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert message in line
 
 
-def test_a_taken_port_is_told(
+def test_a_port_in_use_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
@@ -450,8 +433,8 @@ def test_a_taken_port_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(log, "configure", lambda *_: None)
-    with listened("127.0.0.1", 1) as ((taken,),):
-        port = str(taken.getsockname()[1])
+    with listening_sockets("127.0.0.1", 1) as ((used,),):
+        port = str(used.getsockname()[1])
         assert main(["serve", "--port", port, "--workers", "2"]) == 1
         assert f"cannot listen on 127.0.0.1:{port}: address already in use\n" in caplog.text
         assert main(["mock", "--port", port]) == 2

@@ -1,4 +1,4 @@
-"""Where traces go: a server that takes what is exported."""
+"""A server that receives exported traces."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
-Take = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @contextlib.asynccontextmanager
-async def collecting(take: Take) -> AsyncIterator[str]:
-    """Serve on a free port of loopback; gives the address."""
+async def collecting(handler: Handler) -> AsyncIterator[str]:
+    """Serve on a free port of loopback; yield the URL."""
     app = web.Application()
-    app.router.add_post("/v1/traces", take)
+    app.router.add_post("/v1/traces", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.05, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

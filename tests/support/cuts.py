@@ -1,4 +1,4 @@
-"""Bytes cut in pieces, as a network may cut them."""
+"""Bytes split into pieces, as by a network."""
 
 from __future__ import annotations
 

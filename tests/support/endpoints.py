@@ -1,12 +1,15 @@
-"""A body for each endpoint, and a provider that has them."""
+"""A body for each endpoint, and providers that support them."""
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
-from fakes import Fake
+from fakes import KEYS, Fake
 
-from nexus_gateway.provider import Model
+from nexus_gateway.provider import Model, Provider
+from nexus_gateway.testing.gateway import instance_of
+from nexus_gateway.testing.upstream import FakeUpstream
 
 HI = [{"role": "user", "content": "Hi"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -19,7 +22,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 class Able(Fake):
-    """Has endpoints of its own beside the chat; Messages and Responses are translated."""
+    """Supports more endpoints than chat; Messages and Responses are translated."""
 
     models = (Model("fake-large", 1000, True), Model("ears", kind="transcriptions"))
     endpoints = {
@@ -31,7 +34,7 @@ class Able(Fake):
 
 
 class Native(Able):
-    """Has endpoints for Messages and Responses as well, which are passed as they are."""
+    """Supports Messages and Responses natively as well."""
 
     endpoints = {
         **Able.endpoints,
@@ -39,3 +42,16 @@ class Native(Able):
         "messages": "/messages",
         "count_tokens": "/messages/count_tokens",
     }
+
+
+def anthropic(upstream: FakeUpstream, number: int = 1) -> Any:
+    (point,) = metadata.entry_points(group="nexus_gateway.providers", name="anthropic")
+    cls: type[Provider] = point.load()
+    return instance_of(cls, upstream.base_url, key=KEYS[number - 1], number=number)
+
+
+def form(head: str, *more: str, boundary: str = "XbX") -> bytes:
+    """Return a multipart body: a part with each of these heads, and a file."""
+    file = 'Content-Disposition: form-data; name="file"; filename="a.wav"'
+    parts = [f"{h}\r\n\r\nvalue" for h in (head, *more)] + [f"{file}\r\n\r\nRIFF"]
+    return "".join(f"--{boundary}\r\n{p}\r\n" for p in parts).encode() + f"--{boundary}--".encode()

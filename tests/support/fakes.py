@@ -1,4 +1,4 @@
-"""Providers that stand for a backend, and instances of them."""
+"""Fake providers and their instances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A socket for requests that no client would send, and one that nobody must ever connect to."""
+"""Raw requests that no client would send, and a server that must never be contacted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 async def raw(url: str, request: bytes, within_s: float = 30) -> tuple[int, bytes, bytes]:
-    """Send bytes and read up to the connection's end; return the status, the head, the body."""
+    """Send bytes and read until the connection ends; return status, head and body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
     try:
         writer.write(request)
@@ -21,7 +21,7 @@ async def raw(url: str, request: bytes, within_s: float = 30) -> tuple[int, byte
 
 
 def request(line: str, *headers: str, body: bytes = b"", host: str = "127.0.0.1") -> bytes:
-    """Write a request after which the connection ends."""
+    """Return a request with `Connection: close`."""
     lines = [f"{line} HTTP/1.1", f"Host: {host}", *headers, f"Content-Length: {len(body)}"]
     head = "\r\n".join([*lines, "Connection: close", "", ""])
     return head.encode("latin-1") + body
@@ -29,7 +29,7 @@ def request(line: str, *headers: str, body: bytes = b"", host: str = "127.0.0.1"
 
 @dataclass
 class Canary:
-    """Where a secret would arrive if somebody could send it there."""
+    """A server that a leaked secret would reach."""
 
     url: str = ""
     visits: int = 0
@@ -37,14 +37,14 @@ class Canary:
 
 @contextlib.asynccontextmanager
 async def canary() -> AsyncIterator[Canary]:
-    """Listen, and count who comes."""
-    bird = Canary()
+    """Listen and count connections."""
+    target = Canary()
 
     async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        bird.visits += 1
+        target.visits += 1
         writer.close()
 
     server = await asyncio.start_server(visit, "127.0.0.1", 0)
     async with server:
-        bird.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield bird
+        target.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield target

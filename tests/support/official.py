@@ -1,7 +1,6 @@
 """The official clients, each imported by the first test that uses it.
 
-To import both takes some 4 s of computing, in each of the processes that collect the tests; most of
-these run none that needs them.
+Importing both takes about 4 s in each process that collects tests; most processes need neither.
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ from typing import Any
 from running import unmeasured
 
 
-class Later(ModuleType):
-    """Stands for a module that is imported by the first look at what is in it."""
+class LazyModule(ModuleType):
+    """A module that is imported by the first access to an attribute."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # pytest looks for such names in all that a test module has
+        if name.startswith("_"):  # pytest looks up such names on every object of a test module
             raise AttributeError(name)
         with unmeasured():
             return getattr(importlib.import_module(self.__name__), name)
 
 
-anthropic: Any = Later("anthropic")
-openai: Any = Later("openai")
+anthropic: Any = LazyModule("anthropic")
+openai: Any = LazyModule("openai")

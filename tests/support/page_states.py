@@ -1,4 +1,4 @@
-"""What the page must show for every combination of an instance's properties.
+"""The text the page must show for every combination of an instance's properties.
 
 `ROWS` is the table: each row fixes some of the properties in `CELLS` and leaves the rest open.
 Together they cover every cell exactly once.
@@ -76,29 +76,29 @@ def expected_state(cell: Mapping[str, Any]) -> tuple[str, str, str]:
 def instance(name: str = "A", **cell: Any) -> dict[str, Any]:
     """Return an instance as the gateway sends it; by default a healthy one."""
     healthy = {name: values[0] for name, values in CELLS.items()}
-    it = {**healthy, "asked": 9, "success": 100.0, **cell}
+    values = {**healthy, "asked": 9, "success": 100.0, **cell}
     return {
         "name": name,
-        "enabled": it["enabled"],
-        "circuitState": it["circuit"],
-        "probeInMs": 60_000 if it["circuit"] == "OPEN" else 0,
-        "parkReason": it["park"],
-        "parkedForMs": it["park_s"] * 1000 if it["park"] else 0,
-        "lastReason": it["reason"],
+        "enabled": values["enabled"],
+        "circuitState": values["circuit"],
+        "probeInMs": 60_000 if values["circuit"] == "OPEN" else 0,
+        "parkReason": values["park"],
+        "parkedForMs": values["park_s"] * 1000 if values["park"] else 0,
+        "lastReason": values["reason"],
         "metrics": {
-            "totalRequests": it["asked"],
-            "judged": it["judged"],
-            "successRate": f"{it['success']}%",
-            "avgLatencyMs": it.get("latency_ms", 100),
-            "latencyShare": f"{it['wait']}%",
-            "healthScore": f"{it['success'] * (100 - it['wait']) / 100:.1f}%",
+            "totalRequests": values["asked"],
+            "judged": values["judged"],
+            "successRate": f"{values['success']}%",
+            "avgLatencyMs": values.get("latency_ms", 100),
+            "latencyShare": f"{values['wait']}%",
+            "healthScore": f"{values['success'] * (100 - values['wait']) / 100:.1f}%",
         },
     }
 
 
 FAILED, KEY = "answered 500", "the key was refused (401)"
 # For an instance: the text beside the word in its row, the text below it, and the reasons.
-BESIDE: list[tuple[Cell, str, str, str]] = [
+ROW_TEXTS: list[tuple[Cell, str, str, str]] = [
     ({}, "", "", ""),
     ({"asked": 0, "judged": False}, "no requests yet", "", ""),
     ({"judged": False}, "no recent answer", "", ""),
@@ -132,8 +132,8 @@ BESIDE: list[tuple[Cell, str, str, str]] = [
 SERVING: Cell = {}
 SLOW: Cell = {"wait": 60.0}
 READY: Cell = {"judged": False, "asked": 0}
-SHUT: Cell = {"circuit": "OPEN"}
-HALF: Cell = {"circuit": "HALF_OPEN"}
+OPEN_CIRCUIT: Cell = {"circuit": "OPEN"}
+HALF_OPEN: Cell = {"circuit": "HALF_OPEN"}
 OFF: Cell = {"enabled": False}
 # For all instances: the headline with its kind, and the tab's title.
 HEADLINES: list[tuple[list[Cell], str, str, str]] = [
@@ -141,8 +141,13 @@ HEADLINES: list[tuple[list[Cell], str, str, str]] = [
     ([SERVING], "good", "The only instance is serving.", "All serving"),
     ([SLOW], "weak", "The only instance is serving, but degraded.", "All serving"),
     ([READY], "ready", "The only instance is ready.", "All ready"),
-    ([HALF], "bad", "The only instance is not serving; it is awaiting a probe.", "None serving"),
-    ([SHUT], "bad", "The only instance is not serving.", "None serving"),
+    (
+        [HALF_OPEN],
+        "bad",
+        "The only instance is not serving; it is awaiting a probe.",
+        "None serving",
+    ),
+    ([OPEN_CIRCUIT], "bad", "The only instance is not serving.", "None serving"),
     ([OFF], "bad", "The only instance is switched off.", "All off"),
     ([OFF] * 2, "bad", "All instances are switched off.", "All off"),
     ([SERVING] * 2, "good", "Both instances are serving.", "All serving"),
@@ -155,18 +160,18 @@ HEADLINES: list[tuple[list[Cell], str, str, str]] = [
     ),
     ([SERVING, SERVING, OFF], "good", "2 of 3 instances are serving; 1 is off.", "2 of 3 serving"),
     ([SERVING, READY], "good", "1 of 2 instances is serving; 1 is ready.", "1 of 2 serving"),
-    ([SERVING, SHUT], "weak", "1 of 2 instances is serving.", "1 of 2 serving"),
+    ([SERVING, OPEN_CIRCUIT], "weak", "1 of 2 instances is serving.", "1 of 2 serving"),
     (
-        [SERVING, SLOW, SHUT, READY, READY, OFF],
+        [SERVING, SLOW, OPEN_CIRCUIT, READY, READY, OFF],
         "weak",
         "2 of 6 instances are serving, 1 of them degraded; 2 are ready, 1 is off.",
         "2 of 6 serving",
     ),
     ([READY] * 2, "ready", "Both instances are ready.", "All ready"),
-    ([READY, SHUT, OFF], "weak", "1 of 3 instances is ready; 1 is off.", "1 of 3 ready"),
-    ([HALF] * 2, "bad", "No instance is serving; 2 are awaiting a probe.", "None serving"),
+    ([READY, OPEN_CIRCUIT, OFF], "weak", "1 of 3 instances is ready; 1 is off.", "1 of 3 ready"),
+    ([HALF_OPEN] * 2, "bad", "No instance is serving; 2 are awaiting a probe.", "None serving"),
     (
-        [HALF, SHUT, OFF],
+        [HALF_OPEN, OPEN_CIRCUIT, OFF],
         "bad",
         "No instance is serving; 1 is awaiting a probe, 1 is off.",
         "None serving",

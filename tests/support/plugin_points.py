@@ -1,4 +1,4 @@
-"""Entry points that were never installed."""
+"""Entry points that are not installed."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class Demo(Local):
 
 
 class Point(EntryPoint):
-    """An entry point that loads what it is given, or raises it."""
+    """An entry point that loads a given object, or raises it."""
 
     def load(self) -> Any:
-        found = vars(self)["found"]
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        loaded = vars(self)["loaded"]
+        if isinstance(loaded, BaseException):
+            raise loaded
+        return loaded
 
 
-def point(name: str, found: object, distribution: str = "nexus-acme") -> EntryPoint:
-    made = Point(name, f"{distribution.replace('-', '_')}:Cls", "nexus_gateway.providers")
-    vars(made).update(found=found, dist=SimpleNamespace(name=distribution, version="0.1"))
-    return made
+def point(name: str, loaded: object, distribution: str = "nexus-acme") -> EntryPoint:
+    entry_point = Point(name, f"{distribution.replace('-', '_')}:Cls", "nexus_gateway.providers")
+    vars(entry_point).update(loaded=loaded, dist=SimpleNamespace(name=distribution, version="0.1"))
+    return entry_point
 
 
 def fit(**attributes: object) -> type[Provider]:
-    """Make a provider class that differs from Acme."""
+    """Return a provider class that differs from Acme."""
     return type("Other", (Acme,), attributes)

@@ -1,4 +1,4 @@
-"""The gateway as a process of its own."""
+"""The gateway as a separate process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+from fakes import KEYS
+from waiting import until_async
+
 from nexus_gateway.server.sockets import listen
+from nexus_gateway.testing.upstream import FakeUpstream
 
 
 @contextlib.contextmanager
-def listened(host: str, slots: int) -> Iterator[list[list[socket.socket]]]:
-    """Listen on a free port once for each slot, and close all that at the end, however it comes."""
+def listening_sockets(host: str, slots: int) -> Iterator[list[list[socket.socket]]]:
+    """Listen on a free port once for each slot; close all sockets at the end."""
     with contextlib.ExitStack() as closing:
         sockets = listen(host, 0, slots)
         for one in itertools.chain.from_iterable(sockets):
@@ -43,10 +47,10 @@ class Process:
 async def process(
     folder: Path, *flags: str, stdin: int | None = None, **env: str
 ) -> AsyncIterator[Process]:
-    """Run `serve` on a free port; what it printed is in `log`."""
+    """Run `serve` on a free port; its output is in `log`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("GROQ", "PORT", "HOST"))}
     command = [sys.executable, "-m", "nexus_gateway", "serve", "--port", "0", *flags]
-    # The repository's own folder must not be the current one: .env would be read from there.
+    # Not in the repository's folder: its .env would be read.
     started = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,
@@ -62,8 +66,8 @@ async def process(
         line = (await asyncio.wait_for(started.stdout.readline(), 30)).decode()
         assert line, "".join(log)
         log.append(line)
-        found = re.search(r"http://[\d.:]+", line)
-        url = found[0] if found else ""
+        match = re.search(r"http://[\d.:]+", line)
+        url = match[0] if match else ""
 
     async def read() -> None:
         assert started.stdout is not None
@@ -78,3 +82,16 @@ async def process(
             started.kill()
         await started.wait()
         await reading
+
+
+def write_env(file: Path, upstream: FakeUpstream, key: str = KEYS[0], **more: str) -> None:
+    settings = {"GROQ_KEY_1": key, "GROQ_BASE_URL": upstream.base_url, **more}
+    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+
+async def worker_pids(gateway: Process) -> list[int]:
+    async def both_serve() -> bool:
+        return len(re.findall(r"is serving", "".join(gateway.log))) == 2
+
+    await until_async(both_serve)
+    return [int(pid) for pid in re.findall(r"\(pid (\d+)\) is serving", "".join(gateway.log))]

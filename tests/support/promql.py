@@ -1,4 +1,4 @@
-"""As much of PromQL as tells which figures and labels an expression speaks of."""
+"""A parser for the metrics and labels of a PromQL expression."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _NAME = re.compile(r"(?<![\w.$:])[a-zA-Z_:][\w:]*(?!\s*\()(?![\w:])")
 
 
 @dataclass(slots=True)
-class Spoken:
-    """What an expression speaks of."""
+class References:
+    """The metrics and labels of an expression."""
 
     names: set[str] = field(default_factory=set)
     matchers: list[tuple[str, str, str]] = field(default_factory=list)
     grouped: set[str] = field(default_factory=set)
 
 
-def read(expression: str) -> Spoken:
-    spoken = Spoken()
+def read(expression: str) -> References:
+    references = References()
     for labels in _GROUPING.findall(expression):
-        spoken.grouped |= set(re.findall(r"\w+", labels))
+        references.grouped |= set(re.findall(r"\w+", labels))
     rest = _GROUPING.sub(" ", expression)
     for name, inside in _SELECTOR.findall(rest):
-        spoken.names.add(name)
-        spoken.matchers += [(name, *matcher) for matcher in _MATCHER.findall(inside)]
+        references.names.add(name)
+        references.matchers += [(name, *matcher) for matcher in _MATCHER.findall(inside)]
     rest = re.sub(r"\[[^\]]*\]", " ", _SELECTOR.sub(" ", rest))
-    spoken.names |= {name for name in _NAME.findall(rest) if name not in _WORDS}
-    return spoken
+    references.names |= {name for name in _NAME.findall(rest) if name not in _WORDS}
+    return references

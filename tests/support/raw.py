@@ -1,4 +1,4 @@
-"""A caller and an upstream who say exactly the bytes that they are told to."""
+"""A caller and an upstream that send exact bytes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
 CHAT = b'{"stream":%b,"messages":[{"role":"user","content":"x"}]}'
 
 
-class Seen(NamedTuple):
-    """What came back: all of it, and whether the connection was closed after it."""
+class Received(NamedTuple):
+    """All bytes that were received, and whether the connection was closed."""
 
     data: bytes
     closed: bool
 
     @property
     def statuses(self) -> list[int]:
-        """The status of each answer."""
+        """The status of each response."""
         return [int(status) for status in _STATUS.findall(self.data)]
 
 
 def asking(*fields: bytes, stream: bool = False, body: bytes | None = None) -> bytes:
-    """Make a chat's request, with more header lines."""
+    """Return a chat request with additional header lines."""
     body = CHAT % (b"true" if stream else b"false") if body is None else body
     lines = (b"POST /v1/chat/completions HTTP/1.1", b"Host: x", *fields)
     return b"\r\n".join((*lines, b"Content-Length: %d" % len(body), b"", body))
@@ -38,7 +38,7 @@ def asking(*fields: bytes, stream: bool = False, body: bytes | None = None) -> b
 async def connected(
     served: Served, limit: int = 2**16
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect to a gateway; the connection is broken at the end."""
+    """Connect to a gateway; abort the connection at the end."""
     port = int(served.url.rsplit(":", 1)[1])
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=limit)
     try:
@@ -47,19 +47,16 @@ async def connected(
         writer.transport.abort()
 
 
-async def say(served: Served, data: bytes, *, answers: int = 0) -> Seen:
-    """Send bytes; return what came until the connection was closed.
+async def exchange(served: Served, data: bytes, *, answers: int = 0) -> Received:
+    """Send bytes; return all that was received until the connection closed.
 
-    Args:
-        served: the gateway.
-        data: what is sent.
-        answers: how many heads are enough; nothing much is waited for after them.
+    After `answers` heads, if not 0, it waits only briefly for more.
     """
-    seen = Seen(b"", closed=False)
+    received = Received(b"", closed=False)
     async with connected(served) as (reader, writer):
         writer.write(data)
-        while not seen.closed:
-            enough = 0 < answers <= len(seen.statuses)
+        while not received.closed:
+            enough = 0 < answers <= len(received.statuses)
             try:
                 async with asyncio.timeout(0.05 if enough else 5):
                     piece = await reader.read(2**16)
@@ -67,11 +64,11 @@ async def say(served: Served, data: bytes, *, answers: int = 0) -> Seen:
                 break
             except ConnectionError:
                 piece = b""
-            seen = Seen(seen.data + piece, closed=not piece)
-    return seen
+            received = Received(received.data + piece, closed=not piece)
+    return received
 
 
-# An upstream's answer.
+# A response of an upstream.
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
 EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}'
 FINISH = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
@@ -84,7 +81,7 @@ def chunked(data: bytes, size: int = 50) -> bytes:
 
 
 class Wire:
-    """A server that says exactly the bytes it is told to, request after request."""
+    """A server that sends the given bytes, one response per request."""
 
     def __init__(self, *answers: bytes | None) -> None:
         self.answers = list(answers)

@@ -1,4 +1,4 @@
-"""Records of requests that have ended, and attempts in them, without a gateway."""
+"""Records of ended requests and their attempts, without a gateway."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nexus_gateway.routing.instance import Instance
 from nexus_gateway.wire.usage import parse_usage
 
 ONE = "Fake (Key #1)"
+USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 
 
 @cache
@@ -29,39 +30,34 @@ def attempt(
     duration_ms: float = 5.0,
     provider: str = "fake",
 ) -> Attempt:
-    """Return an attempt that has ended; with the status 200 it had its first content."""
-    made = object.__new__(Attempt)
-    made.instance, made.model = _instance(instance, provider), "fake-large"
-    made.verdict = Verdict(Outcome(outcome), reason or outcome, status)
-    made.started_s, made.ended_s = 0.0, duration_ms / 1000
-    made.first_content_s = made.ended_s if status == 200 else None
-    made.usage = {}
-    return made
+    """Return an ended attempt; with status 200 it received its first content."""
+    result = object.__new__(Attempt)
+    result.instance, result.model = _instance(instance, provider), "fake-large"
+    result.verdict = Verdict(Outcome(outcome), reason or outcome, status)
+    result.started_s, result.ended_s = 0.0, duration_ms / 1000
+    result.first_content_s = result.ended_s if status == 200 else None
+    result.usage = {}
+    return result
 
 
 def resumed() -> tuple[Attempt, ...]:
-    """Return the attempts of an answer that broke and was continued by another instance."""
+    """Return the attempts of a broken answer that another instance resumed."""
     return attempt(outcome="failure", reason="broke"), attempt("Fake (Key #2)")
 
 
 def add_ended(history: AttemptHistory, instance: Instance, verdict: Verdict) -> None:
-    """Add an attempt that has ended to a history, without a trace in its instance."""
-    made = object.__new__(Attempt)
-    made.instance, made.model, made.verdict = instance, instance.model, verdict
-    made.started_s, made.ended_s, made.first_content_s = 0.0, 0.001, None
-    made.usage = {}
-    history.attempts.append(made)
+    """Add an ended attempt to a history, without changing its instance."""
+    added = object.__new__(Attempt)
+    added.instance, added.model, added.verdict = instance, instance.model, verdict
+    added.started_s, added.ended_s, added.first_content_s = 0.0, 0.001, None
+    added.usage = {}
+    history.attempts.append(added)
     history.begun += 1
 
 
 def ended(usage: Mapping[str, Any] | None = None, **more: object) -> RequestRecord:
-    """Return the record of a stream that the first instance answered at once.
-
-    Args:
-        usage: of the answer, in OpenAI's shape.
-        more: fields that differ.
-    """
-    made = RequestRecord(
+    """Return the record of a successful stream; `usage` has OpenAI's shape."""
+    base = RequestRecord(
         id="req-1",
         trace_id="",
         ended_s=1000.0,
@@ -84,4 +80,9 @@ def ended(usage: Mapping[str, Any] | None = None, **more: object) -> RequestReco
         tokens=parse_usage(usage or {}),
         billed_usd=None,
     )
-    return made._replace(**more)
+    return base._replace(**more)
+
+
+def record(**more: object) -> RequestRecord:
+    """Return the record of such a stream that used some tokens."""
+    return ended(**{"usage": USED, **more})

@@ -1,7 +1,6 @@
-"""How the suite is run: who runs what, what is measured, and what is kept from run to run.
+"""How the suite runs: distribution over workers, coverage and caches.
 
-None of it changes what a test proves. All of it saves time, most of which a test spends in what is
-not under test.
+This only saves time; it does not change what a test proves.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from xdist.scheduler import LoadFileScheduling
 
 import nexus_gateway
 
-# These wait most of their time, for processes or for a browser. They begin, each beside one of the
-# largest files, so that others compute while they wait and nobody waits alone at the end.
+# These mostly wait for processes or a browser. They start first, each together with one of the
+# largest files, so that the processor is never idle.
 WAITING = (
     "test_new_provider.py",
     "test_control_center.py",
@@ -35,11 +34,11 @@ WAITING = (
     "test_reload.py",
     "test_traces_process.py",
 )
-# Coverage doubles the time of what it looks at: of a test with many cases it sees the first ones.
+# Coverage doubles the time of a test; of a test with many cases only the first are measured.
 MEASURED_CASES = 6
 _cases: Counter[object] = Counter()
-# These share what takes long to make, and run in one process: the wheel, built and installed, and
-# the official clients, imported.
+# These share expensive work and run in one process: building and installing the wheel, and
+# importing the official clients.
 TOGETHER = {
     "test_distributions.py": "test_new_provider.py",
     **dict.fromkeys(
@@ -49,7 +48,7 @@ TOGETHER = {
             "test_dialect_responses.py",
             "test_four_ways.py",
             "test_openai_client.py",
-            "test_other_doors.py",
+            "test_endpoints.py",
             "test_responses_client.py",
             "test_resume.py",
             "test_stream_usage.py",
@@ -61,22 +60,22 @@ TOGETHER = {
 
 def pytest_configure() -> None:
     """Set up this process and, by its environment, those that tests start."""
-    # To read the 150 authorities of the world takes 25 ms, and each client of OpenAI's or
-    # Anthropic's and each process would. No test asks the world: they read one, of nobody.
-    os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
-    # What is compiled is kept: for the other workers, for the processes and for the next run.
+    # Reading the 150 public certificate authorities takes 25 ms per client and process. No test
+    # connects to a public server, so a single unused authority is enough.
+    os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("unused.pem"))
+    # Keep bytecode for the other workers, for child processes and for the next run.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
-    # Read here, all modules are measured, though nothing is while tests are collected.
+    # Import all modules here so that they are measured: collection is not.
     for module in pkgutil.walk_packages(nexus_gateway.__path__, "nexus_gateway."):
         importlib.import_module(module.name)
 
 
 @contextlib.contextmanager
 def unmeasured() -> Iterator[None]:
-    """Let coverage wait: whatever runs before its eyes takes twice as long."""
+    """Pause coverage, which doubles the time."""
     measuring = []
-    while (one := coverage.Coverage.current()) is not None:  # a worker has two, one in the other
+    while (one := coverage.Coverage.current()) is not None:  # a worker has two, nested
         one.stop()
         measuring.append(one)
     try:
@@ -88,7 +87,7 @@ def unmeasured() -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect unmeasured; what is there then stays to the end and is no garbage to look through."""
+    """Collect without coverage, and exclude the collected objects from garbage collection."""
     gc.disable()
     try:
         with unmeasured():
@@ -100,7 +99,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Measure nothing in the process that only hands tests out to the workers."""
+    """Measure nothing in the process that only distributes tests."""
     if not session.config.pluginmanager.hasplugin("dsession"):
         return (yield)
     with unmeasured():
@@ -108,7 +107,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 def _is_measured(item: pytest.Item) -> bool:
-    """Return whether coverage looks: never at Hypothesis, which repeats what others run once."""
+    """Return whether to measure; never with Hypothesis, which repeats lines that others run."""
     function = getattr(item, "function", None)
     if item.get_closest_marker("unmeasured") or hasattr(function, "hypothesis"):
         return False
@@ -118,7 +117,7 @@ def _is_measured(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Let coverage look away from what it has seen."""
+    """Pause coverage for tests that need not be measured."""
     if _is_measured(item):
         return (yield)
     with unmeasured():
@@ -131,19 +130,19 @@ def _file(nodeid: str) -> str:
 
 
 class Scheduling(LoadFileScheduling):
-    """Hand out file by file, but those `TOGETHER` as one."""
+    """Distribute tests by file; files in `TOGETHER` count as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _file(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
-    """Take the place of xdist's own `--dist loadfile`."""
+    """Replace xdist's `--dist loadfile`."""
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the files into the order in which workers take them; alone, one keeps the given one."""
+    """Order the files for the workers; without workers the order is not changed."""
     if not hasattr(config, "workerinput"):
         return
     files: dict[str, list[pytest.Item]] = {}

@@ -1,4 +1,4 @@
-"""What the live page is told: the timelines, the feed, and the page's own files."""
+"""The live page's data: timelines and feed; and the page's files."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ NOON = 1_800_000_000.0
 
 
 def record(**more: object) -> RequestRecord:
-    own = {"ended_s": NOON, "asked_model": "auto", "caller": "", "attempts": (GOOD,)}
+    fields = {"ended_s": NOON, "asked_model": "auto", "caller": "", "attempts": (GOOD,)}
     times = {"first_ms": 130.0, "upstream_ms": 120.0, "total_ms": 400.0}
     usage = {"prompt_tokens": 7, "completion_tokens": 30}
-    return ended(**{**own, **times, "usage": usage, **more})
+    return ended(**{**fields, **times, "usage": usage, **more})
 
 
-def test_a_request_is_counted_for_all_and_for_whom_it_was_tried_with() -> None:
+def test_a_request_is_counted_in_total_and_for_each_attempted_instance() -> None:
     lines = Timelines()
     lines.observe(record(attempts=(BAD, GOOD)))
     lines.observe(record(attempts=(BAD, BAD), instance=BAD.instance.name, status=503, usage={}))
-    found = lines.as_json(NOON)
+    timelines = lines.as_json(NOON)
     number = NOON // BUCKET_S
-    assert found[""] == [[number, 2, 1, 1, 30, 130]]
-    assert found["Fake (Key #1)"] == [[number, 1, 0, 1, 30, 120]]
-    assert found["Fake (Key #2)"] == [[number, 3, 3, 0, 0, None]]
+    assert timelines[""] == [[number, 2, 1, 1, 30, 130]]
+    assert timelines["Fake (Key #1)"] == [[number, 1, 0, 1, 30, 120]]
+    assert timelines["Fake (Key #2)"] == [[number, 3, 3, 0, 0, None]]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_request_is_counted_for_all_and_for_whom_it_was_tried_with() -> None:
         (503, "no_instance", 1),
     ],
 )
-def test_an_error_is_what_no_caller_is_to_blame_for(status: int, outcome: str, counts: int) -> None:
+def test_a_callers_mistake_is_not_an_error(status: int, outcome: str, counts: int) -> None:
     lines = Timelines()
     lines.observe(record(status=status, outcome=outcome))
     assert lines.as_json(NOON)[""][0][2] == counts
@@ -66,7 +66,7 @@ def test_an_error_is_what_no_caller_is_to_blame_for(status: int, outcome: str, c
 
 @given(st.lists(st.floats(0, 20_000), max_size=300))
 def test_a_timeline_is_bounded_and_in_order(ends: list[float]) -> None:
-    """However the wall clock is set, and however long it runs."""
+    """At any wall-clock time and after any duration."""
     lines = Timelines()
     for end_s in ends:
         lines.observe(record(ended_s=NOON + end_s))
@@ -76,7 +76,7 @@ def test_a_timeline_is_bounded_and_in_order(ends: list[float]) -> None:
         assert numbers == sorted(set(numbers))
 
 
-def test_the_past_is_left_behind() -> None:
+def test_old_buckets_are_dropped() -> None:
     lines = Timelines()
     for age in range(3 * BUCKETS):
         lines.observe(record(ended_s=NOON + age * BUCKET_S))
@@ -86,7 +86,7 @@ def test_the_past_is_left_behind() -> None:
     assert lines.as_json(now_s + 1) == {}
 
 
-def test_the_rate_is_that_of_the_last_seconds() -> None:
+def test_the_rate_covers_the_last_seconds() -> None:
     lines = Timelines()
     for at_s in (0.1, 0.9, 1.2, 4.9, 5.0, 5.1):
         lines.observe(record(ended_s=NOON + at_s))
@@ -95,19 +95,19 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert lines.rate.at(NOON + 60) == 0
 
 
-def test_the_feed_remembers_a_page_of_requests_and_tells_no_more_at_once() -> None:
+def test_the_feed_keeps_and_sends_a_bounded_number_of_requests() -> None:
     feed = Feed(Pool(instances=[]), FakeClock())
     for number in range(3 * REQUESTS):
         feed.observe(record(id=f"req-{number}"))
     ids = [request["id"] for request in feed.snapshot()["requests"]]
     assert ids == [f"req-{number}" for number in range(2 * REQUESTS, 3 * REQUESTS)]
-    told = feed.since(0)
-    assert [data["id"] for _, _, data in told] == ids[-AT_ONCE:]
-    assert feed.since(told[-1][0]) == []
+    events = feed.since(0)
+    assert [data["id"] for _, _, data in events] == ids[-AT_ONCE:]
+    assert feed.since(events[-1][0]) == []
 
 
-def test_what_went_badly_is_told_and_remembered_beside_the_last() -> None:
-    """Where much goes well the last failure would be gone within seconds."""
+def test_failed_requests_are_kept_and_sent_besides_the_latest() -> None:
+    """Among many successes a failure would be dropped within seconds."""
     feed = Feed(Pool(instances=[]), FakeClock())
     trouble = {"0": {"status": 503}, "1": {"attempts": (BAD, GOOD)}, "2": {"status": 429}}
     for number in range(3 * REQUESTS):
@@ -120,57 +120,57 @@ def test_what_went_badly_is_told_and_remembered_beside_the_last() -> None:
     assert [data["id"] for data in feed.unpublished()] == [*trouble, *last]
     assert feed.unpublished() == []
     other = Feed(Pool(instances=[]), FakeClock())
-    other.merge([view_at(NOON + n, str(n)) for n in range(REQUESTS)])
+    other.merge([request_at(NOON + n, str(n)) for n in range(REQUESTS)])
     other.merge(feed.snapshot()["requests"])
     assert {*trouble} <= {request["id"] for request in other.snapshot()["requests"]}
 
 
-def view_at(ended_s: float, id: str) -> dict[str, Any]:
+def request_at(ended_s: float, id: str) -> dict[str, Any]:
     return request_json(record(id=id, ended_s=ended_s))
 
 
-def test_what_ended_in_other_workers_is_told_once_and_shown_in_order() -> None:
+def test_requests_of_other_workers_are_sent_once_and_in_order() -> None:
     feed = Feed(Pool(instances=[]), FakeClock())
     feed.observe(record(id="second", ended_s=NOON + 2))
     before = feed.refresh()
-    feed.merge([view_at(NOON + 1, "first"), view_at(NOON + 3, "third")])
+    feed.merge([request_at(NOON + 1, "first"), request_at(NOON + 3, "third")])
     assert [data["id"] for _, _, data in feed.since(before)] == ["first", "third"]
     assert feed.since(feed.refresh()) == []
     ids = [request["id"] for request in feed.snapshot()["requests"]]
     assert ids == ["first", "second", "third"]
     assert [request["id"] for request in feed.unpublished()] == ["second"]
-    assert feed.unpublished() == [], "neither twice, nor what was heard"
+    assert feed.unpublished() == [], "neither again, nor what was merged"
 
 
-def test_who_missed_more_than_is_told_at_once_gets_a_snapshot() -> None:
+def test_a_listener_that_missed_too_much_gets_a_snapshot() -> None:
     feed = Feed(Pool(instances=[]), FakeClock())
     feed.observe(record())
     id = feed.id_of(feed.refresh())
     for number in range(AT_ONCE - 1):
         feed.observe(record(id=f"req-{number}"))
-    feed.merge([view_at(NOON, "elsewhere")])
+    feed.merge([request_at(NOON, "elsewhere")])
     assert feed.number_of(id) == 1
     feed.observe(record())
     assert feed.number_of(id) is None
 
 
-def test_a_snapshot_for_who_is_gone_holds_all_and_nothing_is_told_beside_it() -> None:
+def test_the_snapshot_after_a_removed_instance_replaces_earlier_events() -> None:
     clock = FakeClock()
-    stays, goes = make_instance(clock=clock), make_instance(number=2, clock=clock)
-    feed = Feed(pool := Pool(instances=[stays, goes]), clock)
+    kept, removed = make_instance(clock=clock), make_instance(number=2, clock=clock)
+    feed = Feed(pool := Pool(instances=[kept, removed]), clock)
     first = feed.refresh()
     feed.observe(record(id="before"))
-    pool.instances = [stays]
+    pool.instances = [kept]
     clock.advance(EVERY_S)
     feed.refresh()
     feed.observe(record(id="after"))
-    stays.park(30)
+    kept.park(30)
     clock.advance(EVERY_S)
     newest = feed.refresh()
     ((number, event, data),) = feed.since(first)
     assert (number, event) == (newest, "snapshot")
     assert [(one["name"], one["parkReason"]) for one in data["providers"]] == [
-        (stays.name, "rate_limited")
+        (kept.name, "rate_limited")
     ]
     assert [request["id"] for request in data["requests"]] == ["before", "after"]
     assert feed.number_of(feed.id_of(number)) == number
@@ -179,13 +179,13 @@ def test_a_snapshot_for_who_is_gone_holds_all_and_nothing_is_told_beside_it() ->
     assert (event, data["id"]) == ("request", "later")
 
 
-def test_the_feed_tells_a_change_once_and_what_runs_down_as_none() -> None:
+def test_a_change_is_sent_once_and_a_countdown_is_not_a_change() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     feed = Feed(Pool(instances=[instance]), clock)
     first = feed.refresh()
     instance.park(30)
-    assert feed.refresh() == first, "it looks no more often than a listener does"
+    assert feed.refresh() == first, "refreshed at most once per EVERY_S"
     clock.advance(EVERY_S)
     parked = feed.refresh()
     ((number, event, data),) = feed.since(first)
@@ -198,27 +198,27 @@ def test_the_feed_tells_a_change_once_and_what_runs_down_as_none() -> None:
     assert data["parkReason"] is None
 
 
-def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
-    mine, its = Timelines(), Timelines()
-    told: dict[str, float] = {}
+def test_counts_of_other_workers_are_added_once_from_now_on() -> None:
+    local, other = Timelines(), Timelines()
+    shared: dict[str, float] = {}
     names = [GOOD.instance.name, BAD.instance.name]
-    its.observe(record(ended_s=NOON - 3600))
-    its.publish(told)
-    mine.merge(told, names, NOON)
-    assert mine.as_json(0) == {}, "what was before is not of now"
-    its.observe(record(ended_s=NOON, attempts=(BAD, GOOD), first_ms=330.0))
+    other.observe(record(ended_s=NOON - 3600))
+    other.publish(shared)
+    local.merge(shared, names, NOON)
+    assert local.as_json(0) == {}, "earlier counts are not counted now"
+    other.observe(record(ended_s=NOON, attempts=(BAD, GOOD), first_ms=330.0))
     for _ in range(2):
-        its.publish(told)
-        mine.merge(told, names, NOON)
-    mine.observe(record())
+        other.publish(shared)
+        local.merge(shared, names, NOON)
+    local.observe(record())
     number = NOON // BUCKET_S
-    assert mine.as_json(NOON)[""] == [[number, 2, 0, 1, 60, 230]]
-    assert mine.as_json(NOON)[GOOD.instance.name] == [[number, 2, 0, 1, 60, 120]]
-    assert mine.as_json(NOON)[BAD.instance.name] == [[number, 1, 1, 0, 0, None]]
-    assert mine.rate.at(NOON + 1) == pytest.approx(2 / 5)
-    back: dict[str, float] = {}
-    mine.publish(back)
-    assert back == {
+    assert local.as_json(NOON)[""] == [[number, 2, 0, 1, 60, 230]]
+    assert local.as_json(NOON)[GOOD.instance.name] == [[number, 2, 0, 1, 60, 120]]
+    assert local.as_json(NOON)[BAD.instance.name] == [[number, 1, 1, 0, 0, None]]
+    assert local.rate.at(NOON + 1) == pytest.approx(2 / 5)
+    published: dict[str, float] = {}
+    local.publish(published)
+    assert published == {
         "page requests ": 1,
         "page tokens ": 30,
         "page first_ms ": 130,
@@ -227,42 +227,42 @@ def test_what_other_workers_count_is_counted_once_and_as_of_now() -> None:
         f"page tokens {GOOD.instance.name}": 30,
         f"page first_ms {GOOD.instance.name}": 120,
         f"page firsts {GOOD.instance.name}": 1,
-    }, "what was heard is not told back"
+    }, "merged counts are not published again"
 
 
-def test_few_first_tokens_do_to_look_at() -> None:
+def test_a_percentile_for_display_needs_few_samples() -> None:
     health = Health(FakeClock())
     health.observe_first_token(300)
     assert health.first_token_ms(0.5) is None
     assert health.first_token_ms(0.5, of_at_least=1) == 300
 
 
-async def test_listeners_hear_of_requests_and_figures(upstream: FakeUpstream) -> None:
+async def test_listeners_receive_requests_and_figures(upstream: FakeUpstream) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=502)
-    secret = "what nobody else may know"
+    secret = "a private question"
     body = {"messages": [{"role": "user", "content": secret}], "stream": True}
-    heard: dict[str, dict[str, Any]] = {}
+    received: dict[str, dict[str, Any]] = {}
     text = name = ""
     async with (
         serving(make_instance(upstream), make_instance(upstream, 2)) as served,
         served.session.get(served.url + "/v1/events") as response,
         asyncio.timeout(30),
     ):
-        while not {"snapshot", "request", "instance", "gateway"} <= heard.keys():
+        while not {"snapshot", "request", "instance", "gateway"} <= received.keys():
             text += (line := (await response.content.readline()).decode())
             if line.startswith("event: "):
                 name = line[7:-1]
             elif line.startswith("data: "):
-                heard[name] = json.loads(line[6:])
+                received[name] = json.loads(line[6:])
                 if name == "snapshot":
                     await served.chat(body, headers={"X-Routing-Mode": "round-robin"})
-    attempts = heard["request"]["attempts"]
+    attempts = received["request"]["attempts"]
     assert [(a["instance"], a["reason"]) for a in attempts] == [
         ("Fake (Key #1)", "answered 502"),
         ("Fake (Key #2)", ""),
     ]
-    assert heard["snapshot"]["gateway"]["workers"] == 1
-    assert heard["gateway"]["timelines"][""][0][1] == 1
+    assert received["snapshot"]["gateway"]["workers"] == 1
+    assert received["gateway"]["timelines"][""][0][1] == 1
     assert not any(word in text for word in (*KEYS, secret, "word by word"))
 
 
@@ -285,7 +285,7 @@ async def test_the_page_is_public_and_locked_down(upstream: FakeUpstream) -> Non
                 assert response.status == 404, path
 
 
-def test_the_page_names_no_other_host_and_holds_no_code_of_its_own() -> None:
+def test_the_page_has_no_other_host_and_no_inline_code() -> None:
     for name, file in files().items():
         text = file.body.decode().replace('"http://www.w3.org/2000/svg"', "")
         assert "http:" not in text, name

@@ -1,4 +1,4 @@
-"""The ledger: what is noted of a request, what is not, and what may be wrong with its file."""
+"""The ledger: its rows, what it omits, and faults of its file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from fakes import HELLO, KEYS, make_instance, serving
 from processes import process
-from records import ended
+from records import record
 
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.secret import Secret
@@ -37,12 +37,7 @@ from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web.handlers.events import figures
 
-USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
 ADMIN = {"Authorization": "Bearer an-admin"}
-
-
-def record(**more: object) -> RequestRecord:
-    return ended(**{"usage": USED, **more})
 
 
 def rows(path: Path, columns: str = "id") -> list[tuple[object, ...]]:
@@ -53,8 +48,8 @@ def rows(path: Path, columns: str = "id") -> list[tuple[object, ...]]:
         connection.close()
 
 
-def is_noted(path: Path, count: int) -> bool:
-    """Tell whether so many stand in a ledger, which may not be made yet."""
+def has_rows(path: Path, count: int) -> bool:
+    """Return whether a ledger, which may not exist yet, has this many rows."""
     try:
         return path.exists() and len(rows(path)) >= count
     except sqlite3.OperationalError:
@@ -71,8 +66,8 @@ def is_private(path: Path) -> bool:
 
 def spoil_all(path: Path) -> None:
     path.write_bytes(b"no database " * 1000)
-    for beside in path.parent.glob("*-*"):
-        beside.unlink()
+    for other in path.parent.glob("*-*"):
+        other.unlink()
 
 
 def count(path: Path) -> int:
@@ -80,9 +75,9 @@ def count(path: Path) -> int:
     return 0 if answer is None else dict(zip(FIGURES, answer.total, strict=True))["requests"]
 
 
-def until(is_so: Callable[[], object]) -> None:
+def until(condition: Callable[[], object]) -> None:
     end_s = time.monotonic() + 60
-    while not is_so():
+    while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.005)
 
@@ -101,18 +96,18 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writer(path: Path, quick: None):
-    made = LedgerWriter(str(path))
-    yield made
-    made.close()
+    writer = LedgerWriter(str(path))
+    yield writer
+    writer.close()
 
 
-def begun(writer: LedgerWriter, path: Path) -> LedgerWriter:
+def started(writer: LedgerWriter, path: Path) -> LedgerWriter:
     writer.start()
     until(lambda: path.exists() and ask(str(path), UsageQuery()) is not None)
     return writer
 
 
-async def test_what_is_noted(upstream: FakeUpstream, path: Path) -> None:
+async def test_a_request_is_one_row_without_secrets(upstream: FakeUpstream, path: Path) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=500)
     keys = (Secret("a-caller"), Secret("another"))
     async with serving(
@@ -135,13 +130,13 @@ async def test_what_is_noted(upstream: FakeUpstream, path: Path) -> None:
     assert completion
     assert 0 < float(str(first_ms)) <= float(str(total_ms))
     assert abs(float(str(ended_s)) - time.time()) < 60
-    whole = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    content_of_files = b"".join(file.read_bytes() for file in path.parent.iterdir())
     for secret in (*KEYS, "a-caller", "another", "Hello"):
-        assert secret.encode() not in whole
+        assert secret.encode() not in content_of_files
     assert is_private(path)
 
 
-async def test_without_a_ledger_nothing_is_kept(upstream: FakeUpstream) -> None:
+async def test_without_a_ledger_nothing_is_recorded(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         assert not any("ledger" in str(observer) for observer in served.gateway.recorder.observers)
         async with served.session.get(served.url + "/v1/usage") as response:
@@ -149,33 +144,33 @@ async def test_without_a_ledger_nothing_is_kept(upstream: FakeUpstream) -> None:
             assert (await response.json())["error"]["code"] == "ledger_off"
 
 
-def test_what_a_caller_wrote_can_be_stored(writer: LedgerWriter, path: Path) -> None:
-    begun(writer, path).observe(record(asked_model="half \ud83d", model="\x00ü"))
+def test_any_text_of_a_caller_can_be_stored(writer: LedgerWriter, path: Path) -> None:
+    started(writer, path).observe(record(asked_model="half \ud83d", model="\x00ü"))
     until(lambda: count(path))
     assert rows(path, "asked_model, model") == [("half ?", "\x00ü")]
 
 
-def test_a_record_that_no_database_takes_costs_no_other(
+def test_a_record_that_cannot_be_stored_loses_no_other(
     writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun(writer, path).observe(record(id="\ud83d"))
+    started(writer, path).observe(record(id="\ud83d"))
     until(lambda: "1 are lost" in caplog.text)
     writer.observe(record(id="next"))
     until(lambda: count(path))
     assert rows(path) == [("next",)]
 
 
-def test_what_was_lost_when_its_cost_was_known_counts_as_spent_once(
+def test_a_lost_record_with_a_known_cost_counts_as_spent_once(
     writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     billed = record(id="\ud83d", provider="openrouter", billed_usd=1.0)
-    begun(writer, path).observe(billed)
+    started(writer, path).observe(billed)
     until(lambda: "1 are lost" in caplog.text)
     assert writer.spent({}) == Spent(1.0, priced=1.0)
 
 
-def test_of_what_could_not_wait_nobody_knows_the_cost(writer: LedgerWriter, path: Path) -> None:
-    begun(writer, path)._limit = 0
+def test_a_dropped_record_has_no_known_cost(writer: LedgerWriter, path: Path) -> None:
+    started(writer, path)._limit = 0
     writer.observe(record(provider="openrouter", billed_usd=1.0))
     assert writer.spent({}) == Spent(None, priced=0.0)
 
@@ -184,7 +179,7 @@ def test_of_what_could_not_wait_nobody_knows_the_cost(writer: LedgerWriter, path
     ("fails", "spent"),
     [("price", Spent(2.0, priced=2 / 3)), ("row", Spent(3.0, priced=1.0))],
 )
-def test_a_record_of_which_no_row_can_be_made_is_lost_alone_and_counted(
+def test_a_record_that_cannot_become_a_row_is_lost_alone_and_counted(
     writer: LedgerWriter,
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -192,21 +187,21 @@ def test_a_record_of_which_no_row_can_be_made_is_lost_alone_and_counted(
     fails: str,
     spent: Spent,
 ) -> None:
-    def cost_usd(one: RequestRecord) -> float:
-        if (fails, one.id) == ("price", "odd"):
+    def cost_usd(record_: RequestRecord) -> float:
+        if (fails, record_.id) == ("price", "bad"):
             raise ArithmeticError("no such price")
         return 1.0
 
-    def odd_row_of(one: RequestRecord, cost_usd: float | None) -> Row:
-        if (fails, one.id) == ("row", "odd"):
+    def failing_row_of(record_: RequestRecord, cost_usd: float | None) -> Row:
+        if (fails, record_.id) == ("row", "bad"):
             raise ValueError("no such row")
-        return row_of(one, cost_usd)
+        return row_of(record_, cost_usd)
 
     monkeypatch.setattr(writer._prices, "cost_usd", cost_usd)
-    monkeypatch.setattr(ledger_writer, "row_of", odd_row_of)
-    for id in ("before", "odd", "after"):
+    monkeypatch.setattr(ledger_writer, "row_of", failing_row_of)
+    for id in ("before", "bad", "after"):
         writer.observe(record(id=id))
-    begun(writer, path)
+    started(writer, path)
     until(lambda: count(path) == 2)
     assert rows(path) == [("before",), ("after",)]
     assert writer.spent({}) == spent
@@ -215,7 +210,7 @@ def test_a_record_of_which_no_row_can_be_made_is_lost_alone_and_counted(
     assert caplog.messages[-1] == "the ledger is written again; 1 requests are lost"
 
 
-def test_what_is_left_is_written_at_the_end(path: Path) -> None:
+def test_waiting_records_are_written_at_the_end(path: Path) -> None:
     writer = LedgerWriter(str(path))
     writer.start()
     for number in range(1200):
@@ -224,11 +219,11 @@ def test_what_is_left_is_written_at_the_end(path: Path) -> None:
     assert rows(path) == [(str(number),) for number in range(1200)]
 
 
-def test_a_locked_file_is_waited_for(
+def test_a_locked_file_delays_writing(
     writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "nexus_gateway")
-    begun(writer, path)
+    started(writer, path)
     lock = sqlite3.connect(path, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     writer.observe(record())
@@ -243,7 +238,7 @@ def test_a_locked_file_is_waited_for(
     assert caplog.text.count("is behind") == 1
 
 
-async def test_a_locked_file_fails_no_start_no_request_and_no_end(
+async def test_a_locked_file_fails_neither_start_nor_request_nor_shutdown(
     upstream: FakeUpstream, path: Path, caplog: pytest.LogCaptureFixture, quick: None
 ) -> None:
     path.parent.mkdir()
@@ -274,7 +269,7 @@ async def test_a_full_disk_fails_no_request(
     assert "were not written to the ledger" in caplog.text
 
 
-def test_more_than_can_wait_is_counted(
+def test_records_over_the_limit_are_counted_as_lost(
     writer: LedgerWriter,
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -283,19 +278,19 @@ def test_more_than_can_wait_is_counted(
     monkeypatch.setattr(writer, "_limit", 2)
     for number in range(5):
         writer.observe(record(id=str(number)))
-    begun(writer, path)
+    started(writer, path)
     until(lambda: count(path) == 2)
     until(lambda: "3 are lost" in caplog.text)
 
 
-def test_what_was_lost_is_said_once_with_the_end_of_its_cause(
+def test_lost_records_are_logged_once_when_writing_resumes(
     writer: LedgerWriter,
     path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "nexus_gateway")
-    begun(writer, path)
+    started(writer, path)
     lock = sqlite3.connect(path, isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     writer.observe(record())
@@ -313,10 +308,10 @@ def test_what_was_lost_is_said_once_with_the_end_of_its_cause(
     assert "requests end too fast" not in caplog.text
 
 
-def test_a_file_that_was_taken_away_is_made_anew(
+def test_a_removed_file_is_created_again(
     writer: LedgerWriter, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun(writer, path).observe(record())
+    started(writer, path).observe(record())
     until(lambda: count(path))
     path.rename(path.with_name("old"))
     for name in ("ledger.sqlite3-wal", "ledger.sqlite3-shm"):
@@ -342,7 +337,7 @@ def newer(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reason"),
     [
         (lambda path: path.write_bytes(b"no database " * 1000), "not a database"),
         (foreign, "no ledger"),
@@ -351,12 +346,12 @@ def newer(path: Path) -> None:
     ],
     ids=["text", "foreign", "newer", "folder"],
 )
-async def test_a_file_that_cannot_be_used_is_left_alone(
+async def test_an_unusable_file_is_not_changed(
     upstream: FakeUpstream,
     path: Path,
     caplog: pytest.LogCaptureFixture,
     spoil: Callable[[Path], object],
-    told: str,
+    reason: str,
 ) -> None:
     path.parent.mkdir()
     spoil(path)
@@ -365,21 +360,21 @@ async def test_a_file_that_cannot_be_used_is_left_alone(
         await asyncio.to_thread(until, lambda: caplog.messages)
         assert (await served.chat())[0] == 200
         async with served.session.get(served.url + "/v1/usage") as response:
-            assert response.status == 503, "zeros would be a lie"
+            assert response.status == 503, "zeros would be wrong"
             error = (await response.json())["error"]
         assert error["code"] == "ledger_unreadable"
         assert "log" in error["message"]
-        feed = served.gateway.feed  # type: ignore[attr-defined]
-        found = figures(served.gateway, feed)
-        assert (found["spentUsd"], found["priced"]) == (None, None)
+        feed = served.gateway.feed
+        values = figures(served.gateway, feed)
+        assert (values["spentUsd"], values["priced"]) == (None, None)
     (line,) = caplog.messages
     assert line.startswith(f"no ledger is kept: {path} (")
-    assert told in line
+    assert reason in line
     assert "LEDGER" in line
     assert before == content(path)
 
 
-def test_a_folder_that_cannot_be_made(
+def test_an_unusable_folder_is_logged_once(
     tmp_path: Path, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -392,8 +387,8 @@ def test_a_folder_that_cannot_be_made(
     assert len(caplog.messages) == 1
 
 
-def test_several_write_the_same_file(path: Path, quick: None) -> None:
-    """What is made at the same time, and written at the same time, is all there."""
+def test_several_writers_share_a_file(path: Path, quick: None) -> None:
+    """Concurrent creation and concurrent writes lose nothing."""
     writers = [LedgerWriter(str(path)) for _ in range(4)]
     for writer in writers:
         writer.start()
@@ -406,13 +401,13 @@ def test_several_write_the_same_file(path: Path, quick: None) -> None:
     assert {id for (id,) in rows(path)} == {str(number) for number in range(80)}
 
 
-def test_what_may_pass() -> None:
+def test_permanent_errors_are_not_transient() -> None:
     assert not is_transient(OSError())
     assert not is_transient(LedgerRefused())
     assert not is_transient(sqlite3.OperationalError())
 
 
-def test_pruning(path: Path) -> None:
+def test_pruning_deletes_older_rows(path: Path) -> None:
     assert prune(str(path), 100.0) == 0
     file = LedgerFile(str(path))
     row_at = (row_of(record(ended_s=at), None) for at in (1.0, 2.0, 3.0))
@@ -422,7 +417,7 @@ def test_pruning(path: Path) -> None:
     assert rows(path, "ended_s") == [(3.0,)]
 
 
-async def test_the_admin_call(upstream: FakeUpstream, path: Path) -> None:
+async def test_the_usage_endpoint_reports_the_ledger(upstream: FakeUpstream, path: Path) -> None:
     token = Secret("an-admin")
     async with serving(make_instance(upstream), admin_token=token, ledger=str(path)) as served:
 
@@ -430,8 +425,8 @@ async def test_the_admin_call(upstream: FakeUpstream, path: Path) -> None:
             url = f"{served.url}/v1/usage{query}"
             async with served.session.get(url, headers=ADMIN) as response:
                 assert response.status == status
-                found: dict[str, object] = await response.json()
-                return found
+                report: dict[str, object] = await response.json()
+                return report
 
         async with served.session.get(served.url + "/v1/usage") as response:
             assert response.status == 401
@@ -439,9 +434,9 @@ async def test_the_admin_call(upstream: FakeUpstream, path: Path) -> None:
         assert (await usage())["data"] == []
         await served.chat(stream=False)
         await asyncio.to_thread(until, lambda: count(path))
-        said = await usage("?by=model&since=1h")
-        assert (said["object"], said["by"], said["timezone"]) == ("usage", "model", "UTC")
-        assert [row["model"] for row in said["data"]] == ["fake-large"]  # type: ignore[attr-defined]
+        report = await usage("?by=model&since=1h")
+        assert (report["object"], report["by"], report["timezone"]) == ("usage", "model", "UTC")
+        assert [row["model"] for row in report["data"]] == ["fake-large"]  # type: ignore[attr-defined]
         assert (await usage("?until=1h"))["data"] == []
         for query, word in (
             ("by=x", "by"),
@@ -456,9 +451,9 @@ async def test_the_admin_call(upstream: FakeUpstream, path: Path) -> None:
         assert error["code"] == "ledger_unreadable"  # type: ignore[index]
 
 
-async def command(*words: str, cwd: Path, **env: str) -> str:
+async def command(*arguments: str, cwd: Path, **env: str) -> str:
     done = await asyncio.create_subprocess_exec(
-        *[sys.executable, "-m", "nexus_gateway", *words],
+        *[sys.executable, "-m", "nexus_gateway", *arguments],
         cwd=cwd,
         env={**os.environ, **env},
         stdout=asyncio.subprocess.PIPE,
@@ -468,7 +463,7 @@ async def command(*words: str, cwd: Path, **env: str) -> str:
     return out.decode()
 
 
-async def test_who_is_killed_has_noted_all_but_the_last_second(tmp_path: Path) -> None:
+async def test_a_killed_gateway_has_written_all_but_the_last_second(tmp_path: Path) -> None:
     env = {"LEDGER": "sqlite:///ledger.db", "GROQ_KEY_1": "a-groq-key"}
     async with (
         FakeUpstream() as upstream,
@@ -478,18 +473,18 @@ async def test_who_is_killed_has_noted_all_but_the_last_second(tmp_path: Path) -
         for _ in range(5):
             await session.post(gateway.url + "/v1/chat/completions", json=HELLO)
         async with asyncio.timeout(30):
-            while not is_noted(tmp_path / "ledger.db", 5):  # noqa: ASYNC110
+            while not has_rows(tmp_path / "ledger.db", 5):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         gateway.signal(signal.SIGKILL)
         await gateway.exit_code()
-    said = json.loads(
+    report = json.loads(
         await command("usage", "--format", "json", cwd=tmp_path, LEDGER=env["LEDGER"])
     )
-    assert said["total"]["requests"] == 5
-    assert "Groq (Key #1)" in str(said["data"])
+    assert report["total"]["requests"] == 5
+    assert "Groq (Key #1)" in str(report["data"])
 
 
-async def test_who_is_told_to_end_has_noted_all(tmp_path: Path) -> None:
+async def test_a_stopped_gateway_has_written_all(tmp_path: Path) -> None:
     async with (
         process(tmp_path, "--demo", LEDGER="", XDG_STATE_HOME=str(tmp_path)) as gateway,
         aiohttp.ClientSession() as session,

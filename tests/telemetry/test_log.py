@@ -1,4 +1,4 @@
-"""What the log writes, and what it never does."""
+"""The log: its formats, and what it never contains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nexus_gateway.telemetry.log import MAX_VALUE, configure
 
 
 @pytest.fixture(autouse=True)
-def loggers_as_they_were(monkeypatch):
+def restored_loggers(monkeypatch):
     root, ours = logging.getLogger(), logging.getLogger("nexus_gateway")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
@@ -27,7 +27,7 @@ def loggers_as_they_were(monkeypatch):
 
 
 class Stderr:
-    """What was written to stderr up to now."""
+    """All that was written to stderr so far."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -43,21 +43,21 @@ def stderr(capsys) -> Stderr:
     return Stderr(capsys)
 
 
-def say(message: str, *args: object, **fields: object) -> None:
+def info(message: str, *args: object, **fields: object) -> None:
     logging.getLogger("nexus_gateway").info(message, *args, extra={"fields": fields})
 
 
-def test_text_is_one_line_with_fields(stderr):
+def test_a_text_entry_is_one_line_with_fields(stderr):
     configure("info", "text", [])
-    say("chat", id="req-1", status=200, why="no first token")
+    info("chat", id="req-1", status=200, why="no first token")
 
     assert re.fullmatch(r"\d\d:\d\d:\d\d info +chat +.*\n", stderr.getvalue())
     assert 'id=req-1 status=200 why="no first token"' in stderr.getvalue()
 
 
-def test_json_is_one_object_a_line(stderr):
+def test_a_json_entry_is_one_object_per_line(stderr):
     configure("info", "json", [])
-    say("chat", id="req-1", status=200)
+    info("chat", id="req-1", status=200)
 
     entry = json.loads(stderr.getvalue())
     assert tuple(entry[k] for k in ("level", "message", "id", "status")) == (
@@ -69,23 +69,23 @@ def test_json_is_one_object_a_line(stderr):
 
 
 @pytest.mark.proves("S-18")
-def test_a_value_cannot_forge_a_line_and_is_cut(stderr):
+def test_a_value_cannot_forge_a_line_and_is_truncated(stderr):
     configure("info", "text", [])
-    say("chat\n00:00:00 error forged", model="a\n00:00:00 error forged", long="x" * 5000)
+    info("chat\n00:00:00 error forged", model="a\n00:00:00 error forged", long="x" * 5000)
 
     assert stderr.getvalue().count("\n") == 1
     assert len(stderr.getvalue()) < 400
 
 
-def test_why_has_more_room_as_it_is_in_our_words(stderr):
+def test_why_may_be_longer_because_the_gateway_writes_it(stderr):
     configure("info", "json", [])
-    say("chat", why="x" * 5000, model="x" * 5000)
+    info("chat", why="x" * 5000, model="x" * 5000)
 
     entry = json.loads(stderr.getvalue())
     assert (len(entry["why"]), len(entry["model"])) == (MAX_WHY, MAX_VALUE)
 
 
-def test_what_is_not_http_is_not_told_by_aiohttp_as_well(stderr):
+def test_aiohttp_does_not_log_invalid_http(stderr):
     configure("info", "text", [])
     theirs = logging.getLogger("aiohttp.server")
     for error in (BadHttpMessage("noise"), RuntimeError("a fault")):
@@ -96,9 +96,9 @@ def test_what_is_not_http_is_not_told_by_aiohttp_as_well(stderr):
 
 
 @pytest.mark.proves("S-06")
-def test_a_plain_key_is_hidden_in_text_fields_and_tracebacks(stderr):
+def test_a_key_is_masked_in_text_fields_and_tracebacks(stderr):
     configure("info", "text", [Secret("canary-0123456789"), Secret("short"), Secret("")])
-    say("key canary-0123456789 in a short text", header="Bearer canary-0123456789")
+    info("key canary-0123456789 in a short text", header="Bearer canary-0123456789")
     try:
         raise RuntimeError("canary-0123456789")
     except RuntimeError:
@@ -110,9 +110,9 @@ def test_a_plain_key_is_hidden_in_text_fields_and_tracebacks(stderr):
     assert stderr.getvalue().count("***") >= 4
 
 
-def test_the_level_is_ours_and_others_are_heard_from_warning_on(stderr):
+def test_other_loggers_are_written_from_warning_on(stderr):
     configure("warning", "text", [])
-    say("quiet")
+    info("quiet")
     logging.getLogger("aiohttp.access").info("quiet")
     logging.getLogger("aiohttp.server").warning("loud")
 
@@ -121,19 +121,19 @@ def test_the_level_is_ours_and_others_are_heard_from_warning_on(stderr):
 
 
 @pytest.mark.proves("F44")
-def test_a_broken_stderr_is_borne(monkeypatch):
+def test_a_closed_stderr_is_no_error(monkeypatch):
     closed = io.StringIO()
     closed.close()
     monkeypatch.setattr("sys.stderr", closed)
     configure("info", "text", [])
-    say("nobody hears this")
+    info("never written")
 
 
 @pytest.mark.proves("S-06")
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_a_key_is_masked_before_anything_is_cut_or_escaped(stderr, style):
+def test_a_key_is_masked_before_truncation_and_escaping(stderr, style):
     key = 'canary-"quoted"-0123456789'
     configure("info", style, [Secret(key)])
-    say("it said %s", key, near_the_cut="x" * 190 + key)
+    info("the text %s", key, near_the_cut="x" * 190 + key)
 
     assert "canary" not in stderr.getvalue()

@@ -1,4 +1,4 @@
-"""What is counted, and what /metrics returns."""
+"""The counts, and what /metrics returns."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
-from prometheus_client.parser import text_string_to_metric_families as parse
 from records import attempt as attempt_of
 from records import ended, resumed
+from scraping import Samples, sample, samples_of, scrape
 
 from nexus_gateway import errors
 from nexus_gateway.proxy.record import RequestRecord
@@ -33,39 +33,18 @@ from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web import gateway
 
 ONE, TWO = "Fake (Key #1)", "Fake (Key #2)"
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 LABELS = st.text(st.characters(codec="utf-8"), max_size=4)
-# Drawn floats are hardly ever on a bound; the bounds are.
+# Drawn floats are almost never a bucket's bound; these are.
 TIMES = st.floats(0, 1e4) | st.sampled_from(definitions.FIRST_TOKEN_S)
-
-
-def samples_of(text: str, read: object = parse) -> Samples:
-    assert callable(read)
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in read(text)
-        for sample in family.samples
-    }
-
-
-def sample(samples: Samples, name: str, **labels: str) -> float | None:
-    return samples.get((name, frozenset(labels.items())))
-
-
-async def scrape(served: Served, **headers: str) -> Samples:
-    async with served.session.get(served.url + "/metrics", headers=headers) as answer:
-        text = await answer.text()
-        assert answer.status == 200, text
-        return samples_of(text)
 
 
 def record(**changes: object) -> RequestRecord:
     """Return a successful stream of the first instance."""
     attempt = attempt_of(ONE, "success", "", 200, 300.0)
-    own = {"id": "an-id", "ended_s": 0.0, "attempts": (attempt,)}
+    fields = {"id": "an-id", "ended_s": 0.0, "attempts": (attempt,)}
     times = {"first_ms": 304.0, "upstream_ms": 300.0, "total_ms": 1304.0}
     usage = {"prompt_tokens": 9, "completion_tokens": 101}
-    return ended(**{**own, **times, "usage": usage, **changes})
+    return ended(**{**fields, **times, "usage": usage, **changes})
 
 
 def counted(*records: RequestRecord) -> Samples:
@@ -143,7 +122,7 @@ def test_metrics_of_another_version_are_left_out() -> None:
     }
 
 
-def test_a_successful_request() -> None:
+def test_a_successful_request_is_counted_everywhere() -> None:
     samples = counted(record())
     labels = {"provider": "fake", "provider_instance": ONE}
     served = {
@@ -202,7 +181,7 @@ RECORDS = st.builds(
 
 @settings(max_examples=100)
 @given(st.lists(RECORDS, max_size=5), st.lists(st.tuples(MS, MS, MS), min_size=1, max_size=3))
-def test_requests_count_together_as_they_do_alone(
+def test_a_batch_counts_like_single_requests(
     records: list[RequestRecord], times: list[tuple[float, float, float]]
 ) -> None:
     batched, alone = (Counting([make_instance()]) for _ in range(2))

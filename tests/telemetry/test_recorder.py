@@ -54,7 +54,7 @@ def test_a_full_batch_does_not_wait(recorder: Recorder, observed: list[RequestRe
     assert len(observed) == MAX_BATCH
 
 
-def test_an_observer_that_fails_keeps_no_record_from_the_others(
+def test_a_failing_observer_does_not_affect_the_others(
     recorder: Recorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(record: RequestRecord) -> None:

@@ -1,4 +1,4 @@
-"""Spans: a request's and its attempts', and what goes up with each attempt."""
+"""The spans of a request and its attempts, and the trace headers of each attempt."""
 
 from __future__ import annotations
 
@@ -6,55 +6,26 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 from collector import collecting
-from fakes import HELLO, KEYS, Other, Served, make_instance, serving
+from fakes import HELLO, KEYS, Other, make_instance, serving
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
-from waiting import until
+from spans import CALLER, SAMPLED, TRACE, UNSAMPLED, Spans, traced
 
 from nexus_gateway import __version__
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry import export
-from nexus_gateway.telemetry.tracing import Tracing
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-SAMPLED, UNSAMPLED = f"00-{TRACE}-{CALLER}-01", f"00-{TRACE}-{CALLER}-00"
 ROUND = {"X-Routing-Mode": "round-robin"}
 both_ways = pytest.mark.usefixtures("each_way")
-
-
-class Spans:
-    """What a gateway's requests left behind."""
-
-    def __init__(self) -> None:
-        self.memory = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(self.memory))
-        self.tracing = Tracing(provider)
-
-    async def of(self, count: int) -> tuple[ReadableSpan, list[ReadableSpan]]:
-        """Wait for so many spans; return the request's and the attempts' in turn."""
-        await until(lambda: len(self.memory.get_finished_spans()) >= count)
-        spans = self.memory.get_finished_spans()
-        assert len(spans) == count
-        (server,) = [s for s in spans if s.kind is SpanKind.SERVER]
-        attempts = sorted((s for s in spans if s is not server), key=lambda s: s.start_time)
-        for attempt in attempts:
-            assert attempt.parent.span_id == server.context.span_id
-            assert attempt.context.trace_id == server.context.trace_id
-            assert server.start_time <= attempt.start_time <= attempt.end_time <= server.end_time
-        return server, attempts
 
 
 @pytest.fixture
@@ -62,14 +33,7 @@ def spans() -> Spans:
     return Spans()
 
 
-@asynccontextmanager
-async def traced(spans: Spans, *instances: Any, **settings: Any) -> AsyncIterator[Served]:
-    async with serving(*instances, **settings) as served:
-        served.gateway.tracing = spans.tracing
-        yield served
-
-
-def sent_up(upstream: FakeUpstream) -> list[str]:
+def upstream_traceparents(upstream: FakeUpstream) -> list[str]:
     return [r.headers["traceparent"] for r in upstream.requests]
 
 
@@ -81,52 +45,53 @@ def parent_of(span: ReadableSpan) -> str:
 
 @both_ways
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_request_and_its_attempt(
+async def test_a_request_and_its_attempt_are_spans(
     upstream: FakeUpstream, spans: Spans, stream: bool
 ) -> None:
     async with traced(spans, make_instance(upstream)) as served:
         head = {"X-Request-Id": "mine", "traceparent": SAMPLED, "tracestate": "a=1, b@c=x y"}
-        wanted = {**HELLO, "model": "fake", "stream": stream}
+        body = {**HELLO, "model": "fake", "stream": stream}
         if stream:
-            wanted["stream_options"] = {"include_usage": True}
-        status, _, _ = await served.chat(wanted, headers=head)
+            body["stream_options"] = {"include_usage": True}
+        status, _, _ = await served.chat(body, headers=head)
         server, (attempt,) = await spans.of(2)
     assert status == 200
     assert (server.name, server.kind) == ("POST /v1/chat/completions", SpanKind.SERVER)
     assert (server.parent.span_id, server.parent.is_remote) == (int(CALLER, 16), True)
-    about = dict(server.attributes or {})
-    assert about["http.response.status_code"] == 200
-    assert about["nexus.request.id"] == "mine"
-    assert about["nexus.request.model"] == "fake"
-    assert about["nexus.outcome"] == "success"
-    assert not [name for name in about if name.startswith("gen_ai.")]  # or tokens count twice
+    attributes = dict(server.attributes or {})
+    assert attributes["http.response.status_code"] == 200
+    assert attributes["nexus.request.id"] == "mine"
+    assert attributes["nexus.request.model"] == "fake"
+    assert attributes["nexus.outcome"] == "success"
+    # Otherwise tokens would count twice.
+    assert not [name for name in attributes if name.startswith("gen_ai.")]
 
     assert (attempt.name, attempt.kind) == ("chat fake-large", SpanKind.CLIENT)
     assert attempt.context.trace_id == int(TRACE, 16)
-    about = dict(attempt.attributes or {})
-    assert about["gen_ai.operation.name"] == "chat"
-    assert about["gen_ai.provider.name"] == "fake"
-    assert about["gen_ai.request.model"] == "fake-large"
-    assert about["gen_ai.usage.input_tokens"] > 0
-    assert about["gen_ai.usage.output_tokens"] > 0
-    assert about["server.address"] == "127.0.0.1"
-    assert f":{about['server.port']}/" in upstream.base_url
-    assert (about.get("gen_ai.response.time_to_first_chunk", 0) > 0) is stream
+    attributes = dict(attempt.attributes or {})
+    assert attributes["gen_ai.operation.name"] == "chat"
+    assert attributes["gen_ai.provider.name"] == "fake"
+    assert attributes["gen_ai.request.model"] == "fake-large"
+    assert attributes["gen_ai.usage.input_tokens"] > 0
+    assert attributes["gen_ai.usage.output_tokens"] > 0
+    assert attributes["server.address"] == "127.0.0.1"
+    assert f":{attributes['server.port']}/" in upstream.base_url
+    assert (attributes.get("gen_ai.response.time_to_first_chunk", 0) > 0) is stream
     assert attempt.status.status_code is StatusCode.UNSET
 
     received = upstream.requests[0]
-    assert sent_up(upstream) == [parent_of(attempt)]
+    assert upstream_traceparents(upstream) == [parent_of(attempt)]
     assert received.headers["tracestate"] == "a=1,b@c=x y"
-    assert received.body["messages"] == HELLO["messages"]  # the body came whole behind it
+    assert received.body["messages"] == HELLO["messages"]  # the body is unchanged
 
 
 @both_ways
-async def test_a_fail_over_is_two_attempts(upstream: FakeUpstream, spans: Spans) -> None:
+async def test_a_fail_over_is_two_attempt_spans(upstream: FakeUpstream, spans: Spans) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=500)
     instances = make_instance(upstream), make_instance(upstream, 2, provider=Other, name="mistral")
     async with traced(spans, *instances) as served:
         await served.chat(headers=ROUND)
-        server, (failed, served_it) = await spans.of(3)
+        server, (failed, succeeded) = await spans.of(3)
     assert (server.attributes or {})["nexus.attempts"] == 2
     assert server.status.status_code is StatusCode.UNSET
     assert (failed.attributes or {})["error.type"] == "500"
@@ -135,14 +100,16 @@ async def test_a_fail_over_is_two_attempts(upstream: FakeUpstream, spans: Spans)
         StatusCode.ERROR,
         "answered 500",
     )
-    assert (served_it.attributes or {})["gen_ai.provider.name"] == "mistral_ai"
-    assert served_it.name == "chat other-text"
-    assert failed.end_time <= served_it.start_time
-    assert sent_up(upstream) == [parent_of(failed), parent_of(served_it)]
+    assert (succeeded.attributes or {})["gen_ai.provider.name"] == "mistral_ai"
+    assert succeeded.name == "chat other-text"
+    assert failed.end_time <= succeeded.start_time
+    assert upstream_traceparents(upstream) == [parent_of(failed), parent_of(succeeded)]
 
 
 @both_ways
-async def test_nobody_left_is_an_error_of_the_request(upstream: FakeUpstream, spans: Spans) -> None:
+async def test_a_request_without_a_candidate_has_an_error_span(
+    upstream: FakeUpstream, spans: Spans
+) -> None:
     upstream.default = Reply(hang=True)
     async with traced(spans, make_instance(upstream), first_token_timeout_ms=30) as served:
         status, _, headers = await served.chat()
@@ -155,9 +122,7 @@ async def test_nobody_left_is_an_error_of_the_request(upstream: FakeUpstream, sp
 
 
 @both_ways
-async def test_a_stream_that_breaks_ends_with_an_error(
-    upstream: FakeUpstream, spans: Spans
-) -> None:
+async def test_a_broken_stream_has_error_spans(upstream: FakeUpstream, spans: Spans) -> None:
     upstream.default = Reply(cut_after=2, delay_s=0.01)
     async with traced(spans, make_instance(upstream)) as served:
         assert (await served.chat())[0] == 200
@@ -168,7 +133,7 @@ async def test_a_stream_that_breaks_ends_with_an_error(
 
 
 @both_ways
-async def test_a_caller_who_leaves_is_nobodys_error(upstream: FakeUpstream, spans: Spans) -> None:
+async def test_a_disconnected_caller_is_no_error(upstream: FakeUpstream, spans: Spans) -> None:
     upstream.default = Reply(hang_after=1)
     async with traced(spans, make_instance(upstream)) as served:
         url = served.url + "/v1/chat/completions"
@@ -182,7 +147,7 @@ async def test_a_caller_who_leaves_is_nobodys_error(upstream: FakeUpstream, span
         assert (span.attributes or {})["nexus.outcome"] == "cancelled"
 
 
-async def test_a_hedge_that_is_beaten_ends_as_well(upstream: FakeUpstream, spans: Spans) -> None:
+async def test_a_losing_hedge_has_a_cancelled_span(upstream: FakeUpstream, spans: Spans) -> None:
     upstream.defaults[KEYS[0]] = Reply(hang=True)
     async with traced(spans, make_instance(upstream), make_instance(upstream, 2)) as served:
         for instance in served.instances:
@@ -190,14 +155,14 @@ async def test_a_hedge_that_is_beaten_ends_as_well(upstream: FakeUpstream, spans
                 instance.health.observe_first_token(5)
         served.gateway.scheduler.hedges._saved = 5.0
         await served.chat(headers={**ROUND, "X-Nexus-Hedge": "true"})
-        server, (beaten, won) = await spans.of(3)
+        server, (lost, won) = await spans.of(3)
     assert (server.attributes or {})["nexus.hedged"] is True
-    assert (beaten.attributes or {})["nexus.outcome"] == "cancelled"
+    assert (lost.attributes or {})["nexus.outcome"] == "cancelled"
     assert (won.attributes or {})["nexus.outcome"] == "success"
-    assert won.start_time < beaten.end_time
+    assert won.start_time < lost.end_time
 
 
-async def test_an_answer_that_is_gone_on_with_is_told_in_parts(
+async def test_a_resumed_answer_has_a_span_for_each_part(
     upstream: FakeUpstream, spans: Spans
 ) -> None:
     upstream.script(Reply(cut_after=2, delay_s=0.01), key=KEYS[0])
@@ -212,13 +177,13 @@ async def test_an_answer_that_is_gone_on_with_is_told_in_parts(
 
 
 @both_ways
-async def test_who_is_not_sampled_leaves_no_span_but_the_trace_goes_on(
+async def test_an_unsampled_trace_is_propagated_without_spans(
     upstream: FakeUpstream, spans: Spans
 ) -> None:
     async with traced(spans, make_instance(upstream)) as served:
         assert (await served.chat(headers={"traceparent": UNSAMPLED}))[0] == 200
     assert not spans.memory.get_finished_spans()
-    (sent,) = sent_up(upstream)
+    (sent,) = upstream_traceparents(upstream)
     assert sent.startswith(f"00-{TRACE}-")
     assert sent.endswith("-00")
     assert CALLER not in sent
@@ -239,7 +204,7 @@ async def test_who_is_not_sampled_leaves_no_span_but_the_trace_goes_on(
         f"cc-{TRACE}-{CALLER}-01-{'x' * 600}",
     ],
 )
-async def test_what_is_not_in_order_is_dropped_in_silence(
+async def test_an_invalid_parent_is_dropped_silently(
     upstream: FakeUpstream, spans: Spans, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with traced(spans, make_instance(upstream)) as served:
@@ -247,13 +212,13 @@ async def test_what_is_not_in_order_is_dropped_in_silence(
         assert (await served.chat(headers=head))[0] == 200
         server, _ = await spans.of(2)
     assert server.parent is None
-    assert TRACE not in sent_up(upstream)[0].lower()
+    assert TRACE not in upstream_traceparents(upstream)[0].lower()
     assert "tracestate" not in upstream.requests[0].headers
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 @pytest.mark.proves("S-17")
-async def test_a_state_goes_on_whole_or_not_at_all(upstream: FakeUpstream, spans: Spans) -> None:
+async def test_a_state_is_sent_complete_or_not_at_all(upstream: FakeUpstream, spans: Spans) -> None:
     states = {
         "a=1,,b=2": "a=1,b=2",
         "a=1,a=2": None,
@@ -263,21 +228,21 @@ async def test_a_state_goes_on_whole_or_not_at_all(upstream: FakeUpstream, spans
         ",".join(f"k{n}=v" for n in range(33)): None,
     }
     async with traced(spans, make_instance(upstream)) as served:
-        for state, goes_up in states.items():
+        for state, expected in states.items():
             await served.chat(headers={"traceparent": SAMPLED, "tracestate": state})
-            assert upstream.requests[-1].headers.get("tracestate") == goes_up
+            assert upstream.requests[-1].headers.get("tracestate") == expected
 
 
 @pytest.mark.proves("S-17")
 @both_ways
-async def test_without_a_collector_nothing_of_it_goes_up(upstream: FakeUpstream) -> None:
+async def test_without_a_collector_no_trace_header_is_sent(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         await served.chat(headers={"traceparent": SAMPLED, "tracestate": "a=1"})
     names = {name.lower() for name in upstream.requests[0].headers}
     assert not names & {"traceparent", "tracestate", "baggage"}
 
 
-async def test_no_word_and_no_key_is_in_a_span(upstream: FakeUpstream, spans: Spans) -> None:
+async def test_a_span_contains_no_text_and_no_key(upstream: FakeUpstream, spans: Spans) -> None:
     upstream.default = Reply(text="the secret answer")
     secret = Secret("a-gateway-key")
     async with traced(spans, make_instance(upstream), gateway_keys=(secret,)) as served:
@@ -299,7 +264,7 @@ async def test_no_word_and_no_key_is_in_a_span(upstream: FakeUpstream, spans: Sp
         ("/v1/embeddings", {"input": "Hello!", "model": "fake-large"}, "embeddings"),
     ],
 )
-async def test_other_doors(
+async def test_spans_name_the_endpoint_and_operation(
     upstream: FakeUpstream, spans: Spans, path: str, body: dict[str, Any], operation: str
 ) -> None:
     async with traced(spans, make_instance(upstream)) as served:
@@ -325,11 +290,11 @@ class Collector:
     async def take(self, request: web.Request) -> web.Response:
         self.calls += 1
         await asyncio.sleep(self.delay_s)
-        found = ExportTraceServiceRequest.FromString(await request.read())
-        for resource in found.resource_spans:
-            about = {a.key: a.value.string_value for a in resource.resource.attributes}
-            self.services.add(about["service.name"])
-            self.versions.add(about["service.version"])
+        traces = ExportTraceServiceRequest.FromString(await request.read())
+        for resource in traces.resource_spans:
+            attributes = {a.key: a.value.string_value for a in resource.resource.attributes}
+            self.services.add(attributes["service.name"])
+            self.versions.add(attributes["service.version"])
             for scope in resource.scope_spans:
                 self.spans += scope.spans
         return web.Response(status=self.status)
@@ -337,28 +302,28 @@ class Collector:
 
 @pytest.fixture
 async def collector(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
-    found = Collector()
-    async with collecting(found.take) as found.url:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
-        yield found
+    receiver = Collector()
+    async with collecting(receiver.take) as receiver.url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        yield receiver
 
 
 @pytest.fixture(autouse=True)
 def sdk_silent_afterwards() -> Iterator[None]:
     yield
-    theirs = logging.getLogger("opentelemetry")
-    # A thread of the SDK's may still have something to say.
-    theirs.handlers[:], theirs.propagate = [logging.NullHandler()], True
+    sdk_logger = logging.getLogger("opentelemetry")
+    # A thread of the SDK may still log.
+    sdk_logger.handlers[:], sdk_logger.propagate = [logging.NullHandler()], True
 
 
-def at(collector: Collector) -> dict[str, str]:
+def settings_for(collector: Collector) -> dict[str, str]:
     return {"otel_exporter_otlp_endpoint": collector.url}
 
 
-async def test_a_collector_gets_them_at_the_latest_at_the_end(
+async def test_spans_are_exported_by_the_time_of_shutdown(
     upstream: FakeUpstream, collector: Collector
 ) -> None:
-    async with serving(make_instance(upstream), **at(collector)) as served:
+    async with serving(make_instance(upstream), **settings_for(collector)) as served:
         await served.chat(headers={"traceparent": SAMPLED})
     by_name = {span.name: span for span in collector.spans}
     server, attempt = by_name["POST /v1/chat/completions"], by_name["chat fake-large"]
@@ -366,19 +331,19 @@ async def test_a_collector_gets_them_at_the_latest_at_the_end(
     assert collector.versions == {__version__}
     assert (server.trace_id.hex(), server.parent_span_id.hex()) == (TRACE, CALLER)
     assert attempt.parent_span_id == server.span_id
-    assert sent_up(upstream) == [f"00-{TRACE}-{attempt.span_id.hex()}-01"]
+    assert upstream_traceparents(upstream) == [f"00-{TRACE}-{attempt.span_id.hex()}-01"]
 
 
-async def test_the_usual_variables_hold(
+async def test_the_otel_variables_apply(
     upstream: FakeUpstream, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "front-door")
-    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=of-the-house")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "a-service")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.version=a-version")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
-    async with serving(make_instance(upstream), **at(collector)) as served:
+    async with serving(make_instance(upstream), **settings_for(collector)) as served:
         await served.chat()
         await served.chat(headers={"traceparent": SAMPLED})
-    assert (collector.services, collector.versions) == ({"front-door"}, {"of-the-house"})
+    assert (collector.services, collector.versions) == ({"a-service"}, {"a-version"})
     assert len(collector.spans) == 2
 
 
@@ -391,7 +356,7 @@ async def test_the_usual_variables_hold(
         ("OTEL_BSP_SCHEDULE_DELAY", "-1", True),
     ],
 )
-async def test_they_can_be_switched_off(
+async def test_traces_can_be_disabled(
     upstream: FakeUpstream,
     collector: Collector,
     monkeypatch: pytest.MonkeyPatch,
@@ -401,60 +366,60 @@ async def test_they_can_be_switched_off(
     warned: bool,
 ) -> None:
     monkeypatch.setenv(name, value)
-    async with serving(make_instance(upstream), **at(collector)) as served:
+    async with serving(make_instance(upstream), **settings_for(collector)) as served:
         assert served.gateway.tracing is None
         assert (await served.chat())[0] == 200
     assert not collector.calls
     assert ("no traces: " in caplog.text) is warned
 
 
-async def test_without_the_extra_it_serves_and_says_so(
+async def test_without_the_extra_a_warning_is_logged(
     upstream: FakeUpstream,
     collector: Collector,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "opentelemetry.sdk.trace", None)
-    async with serving(make_instance(upstream), **at(collector)) as served:
+    async with serving(make_instance(upstream), **settings_for(collector)) as served:
         assert (await served.chat())[0] == 200
     assert "pip install '.[otel]'" in caplog.text
 
 
-@pytest.mark.parametrize("trouble", ["away", "silent", "refusing"])
-async def test_a_collector_in_trouble_costs_no_request_and_no_exit(
+@pytest.mark.parametrize("problem", ["away", "silent", "refusing"])
+async def test_a_failing_collector_affects_neither_requests_nor_exit(
     upstream: FakeUpstream,
     collector: Collector,
-    trouble: str,
+    problem: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(export, "FLUSH_S", 0.2)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "5")
-    # So that no thread outlives the test by much.
+    # No thread should outlive the test by much.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.4")
-    if trouble == "away":
+    if problem == "away":
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
-    elif trouble == "silent":
+    elif problem == "silent":
         collector.delay_s = 60
     else:
         collector.status = 400
-    async with serving(make_instance(upstream), **at(collector)) as served:
+    async with serving(make_instance(upstream), **settings_for(collector)) as served:
         for _ in range(5):
             assert (await served.chat())[0] == 200
             await asyncio.sleep(0.02)
-    said = [r for r in caplog.records if "trace export is failing" in r.getMessage()]
-    assert len(said) <= 1 if trouble == "silent" else len(said) == 1
+    warnings = [r for r in caplog.records if "trace export is failing" in r.getMessage()]
+    assert len(warnings) <= 1 if problem == "silent" else len(warnings) == 1
     assert logging.getLogger("opentelemetry").propagate is False
 
 
-def test_warnings_of_the_sdk_are_logged_once_in_a_while(
+def test_warnings_of_the_sdk_are_rate_limited(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = SimpleNamespace(s=0.0)
     monkeypatch.setattr(export.time, "monotonic", lambda: now.s)
     handler = export._SdkLogHandler()
     for now.s in (0.0, 1.0, 59.0, 61.0):
-        handler.emit(logging.makeLogRecord({"msg": "at url: /v1/traces?key=of-mine (away)"}))
+        handler.emit(logging.makeLogRecord({"msg": "at url: /v1/traces?key=secret (away)"}))
     fields = [r.fields for r in caplog.records]  # type: ignore[attr-defined]
     assert fields == [
         {"why": "at url: /v1/traces?*** (away)", "since_then": None},

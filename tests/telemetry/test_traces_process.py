@@ -1,4 +1,4 @@
-"""Traces of a whole process: set in .env, sent at the end, and no reason to stay."""
+"""Traces of a process: configured in .env, sent at shutdown, which they do not block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from processes import process
 
 
 class Receiver:
-    """A collector that takes what is sent and never answers."""
+    """A collector that accepts traces and never answers."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -26,8 +26,8 @@ class Receiver:
 
     async def take(self, request: web.Request) -> web.Response:
         self.keys.add(request.headers.get("x-api-key"))
-        found = ExportTraceServiceRequest.FromString(await request.read())
-        for resource in found.resource_spans:
+        traces = ExportTraceServiceRequest.FromString(await request.read())
+        for resource in traces.resource_spans:
             for scope in resource.scope_spans:
                 self.names += [span.name for span in scope.spans]
         await asyncio.sleep(60)
@@ -36,16 +36,16 @@ class Receiver:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    found = Receiver()
-    async with collecting(found.take) as found.url:
-        yield found
+    collector = Receiver()
+    async with collecting(collector.take) as collector.url:
+        yield collector
 
 
-async def test_what_waits_is_sent_at_the_end_and_the_end_is_bounded(
+async def test_waiting_spans_are_sent_at_shutdown_within_a_limit(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     written = f"OTEL_EXPORTER_OTLP_ENDPOINT={receiver.url}\n"
-    (tmp_path / ".env").write_text(written + "OTEL_EXPORTER_OTLP_HEADERS=x-api-key=of-the-tracer\n")
+    (tmp_path / ".env").write_text(written + "OTEL_EXPORTER_OTLP_HEADERS=x-api-key=tracer-key\n")
     async with process(tmp_path, "--demo") as gateway:
         url = gateway.url + "/v1/chat/completions"
         body = {**HELLO, "model": "demo", "stream": False}
@@ -53,8 +53,8 @@ async def test_what_waits_is_sent_at_the_end_and_the_end_is_bounded(
             assert answer.status == 200
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_code() == 0
-    assert receiver.keys == {"of-the-tracer"}
+    assert receiver.keys == {"tracer-key"}
     assert sorted(receiver.names)[0] == "POST /v1/chat/completions"
     assert len(receiver.names) == 2
     assert "the last traces could not be sent in 2 s" in "".join(gateway.log)
-    assert "of-the-tracer" not in "".join(gateway.log)
+    assert "tracer-key" not in "".join(gateway.log)

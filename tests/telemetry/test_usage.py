@@ -1,4 +1,4 @@
-"""What is asked of the ledger, and how it is told; without a file."""
+"""Queries of the ledger and their reports, without a file."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def utc(text: str) -> float:
         ("2026-01-31T10:00Z", utc("2026-01-31T10:00")),
     ],
 )
-def test_a_moment(text: str, at_s: float) -> None:
+def test_a_moment_is_parsed(text: str, at_s: float) -> None:
     assert moment_s(text, NOW_S, is_local=False) == at_s
 
 
-def test_a_local_moment(berlin: None) -> None:
+def test_a_local_moment_follows_the_time_zone(berlin: None) -> None:
     assert moment_s("today", NOW_S, is_local=True) == utc("2026-03-09T23:00")
     assert moment_s("2026-07-01", NOW_S, is_local=True) == utc("2026-06-30T22:00")
     # The day on which clocks went forward has 23 hours.
@@ -68,23 +68,23 @@ def test_a_local_moment(berlin: None) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "7", "7y", "2026-13-01", "-1d", "9" * 30])
-def test_no_moment(text: str) -> None:
+def test_an_invalid_moment_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="24h or 7d"):
         moment_s(text, NOW_S, is_local=True)
 
 
 @given(st.text(max_size=12))
-def test_whatever_is_written_is_a_moment_or_told_to_be_none(text: str) -> None:
-    told = "24h or 7d"
+def test_any_text_is_a_moment_or_an_error(text: str) -> None:
+    message = "24h or 7d"
     try:
         moment_s(text, NOW_S, is_local=False)
     except ValueError as error:
-        told = str(error)
-    assert "24h or 7d" in told
+        message = str(error)
+    assert "24h or 7d" in message
 
 
 @pytest.mark.parametrize("text", ["999999w", "0001-01-01", "9999-12-31T23:59-10:00"])
-def test_a_moment_far_away_can_be_told(text: str) -> None:
+def test_a_distant_moment_can_be_formatted(text: str) -> None:
     at_s = moment_s(text, NOW_S, is_local=False)
     assert as_json(UsageQuery("day", at_s), report_of([], [0] * len(FIGURES)))["since"]
 
@@ -102,16 +102,18 @@ def table(*rows: dict[str, object]) -> sqlite3.Connection:
     return connection
 
 
-def told(connection: sqlite3.Connection, question: UsageQuery) -> dict[object, dict[str, object]]:
-    by_group, of_all, values = queries(question)
-    total = connection.execute(of_all, values).fetchone()
+def report_by_group(
+    connection: sqlite3.Connection, query: UsageQuery
+) -> dict[object, dict[str, object]]:
+    by_group, totals, values = queries(query)
+    total = connection.execute(totals, values).fetchone()
     answer = report_of(connection.execute(by_group, values).fetchall(), total)
-    told = as_json(question, answer)
-    assert sum(row["requests"] for row in told["data"]) == told["total"]["requests"]
-    return {row.pop(question.by): row for row in told["data"]} | {"total": told["total"]}
+    report = as_json(query, answer)
+    assert sum(row["requests"] for row in report["data"]) == report["total"]["requests"]
+    return {row.pop(query.by): row for row in report["data"]} | {"total": report["total"]}
 
 
-def test_the_figures() -> None:
+def test_figures_are_summed_by_group() -> None:
     used = {"prompt_tokens": 10, "completion_tokens": 5, "attempts": 1}
     connection = table(
         {"model": "a", **used, "cost_usd": 0.25, "stream": 1, "first_ms": 100, "total_ms": 200},
@@ -120,7 +122,7 @@ def test_the_figures() -> None:
         {"model": "", "outcome": "rate_limit_exceeded", "total_ms": 9000},
         {"model": "b", "outcome": "cancelled", "total_ms": 9000},
     )
-    by_model = told(connection, UsageQuery("model"))
+    by_model = report_by_group(connection, UsageQuery("model"))
     assert list(by_model) == ["a", "b", None, "total"]
     assert by_model["a"] == {
         "requests": 2,
@@ -140,38 +142,38 @@ def test_the_figures() -> None:
     assert (by_model["total"]["requests"], by_model["total"]["failed"]) == (5, 1)
 
 
-def test_since_is_included_and_until_is_not() -> None:
+def test_since_is_inclusive_and_until_is_exclusive() -> None:
     connection = table(*({"ended_s": at} for at in (10.0, 20.0, 30.0)))
-    assert told(connection, UsageQuery("key", 10.0, 30.0))["total"]["requests"] == 2
-    assert told(connection, UsageQuery("key", 40.0))["total"]["requests"] == 0
+    assert report_by_group(connection, UsageQuery("key", 10.0, 30.0))["total"]["requests"] == 2
+    assert report_by_group(connection, UsageQuery("key", 40.0))["total"]["requests"] == 0
 
 
-def test_a_day_begins_where_the_reader_is(berlin: None) -> None:
+def test_a_day_begins_in_the_readers_time_zone(berlin: None) -> None:
     connection = table({"ended_s": utc("2026-03-09T22:30")}, {"ended_s": utc("2026-03-09T23:30")})
-    assert list(told(connection, UsageQuery("day"))) == ["2026-03-09", "total"]
-    local = told(connection, UsageQuery("day", is_local=True))
+    assert list(report_by_group(connection, UsageQuery("day"))) == ["2026-03-09", "total"]
+    local = report_by_group(connection, UsageQuery("day", is_local=True))
     assert list(local) == ["2026-03-09", "2026-03-10", "total"]
-    hours = told(connection, UsageQuery("hour", is_local=True))
+    hours = report_by_group(connection, UsageQuery("hour", is_local=True))
     assert list(hours) == ["2026-03-09 23:00", "2026-03-10 00:00", "total"]
 
 
 @pytest.mark.parametrize("by", BY)
-def test_nothing_is_told_apart_where_nothing_is(by: str) -> None:
-    total = told(table(), UsageQuery(by))["total"]
+def test_an_empty_ledger_has_empty_totals(by: str) -> None:
+    total = report_by_group(table(), UsageQuery(by))["total"]
     assert list(total) == list(FIGURES)
     assert (total["requests"], total["failed"], total["cost_usd"]) == (0, 0, None)
 
 
-def test_only_what_is_known_gets_into_a_query() -> None:
+def test_only_known_columns_get_into_a_query() -> None:
     with pytest.raises(ValueError, match="one of: instance"):
         queries(UsageQuery("id; DROP TABLE requests"))
 
 
-def test_times_have_their_offset(berlin: None) -> None:
-    question = UsageQuery("day", utc("2026-03-10T12:00"), is_local=True)
-    said = as_json(question, report_of([], [0] * len(FIGURES)))
-    assert (said["since"], said["until"]) == ("2026-03-10T13:00:00+01:00", None)
-    assert said["timezone"] == "local"
+def test_times_have_their_utc_offset(berlin: None) -> None:
+    query = UsageQuery("day", utc("2026-03-10T12:00"), is_local=True)
+    report = as_json(query, report_of([], [0] * len(FIGURES)))
+    assert (report["since"], report["until"]) == ("2026-03-10T13:00:00+01:00", None)
+    assert report["timezone"] == "local"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_times_have_their_offset(berlin: None) -> None:
         ("sqlite:///~/ledger.db", os.path.expanduser("~/ledger.db")),
     ],
 )
-def test_a_place(text: str, path: str) -> None:
+def test_a_ledger_url_is_parsed(text: str, path: str) -> None:
     assert parse_ledger_url(text) == path
 
 
@@ -204,16 +206,16 @@ def test_a_place(text: str, path: str) -> None:
         *("postgresql:///a", "sqlite:///a/", "sqlite:///:memory:", "sqlite:///a?mode=ro"),
     ],
 )
-def test_no_place(text: str) -> None:
+def test_an_invalid_ledger_url_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="sqlite:///"):
         parse_ledger_url(text)
 
 
-def test_the_place_of_those_who_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_ledger_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/some")
-    ours = "nexus-gateway/ledger.sqlite3"
-    assert default_ledger_url({}, "linux") == f"sqlite:////some/.local/state/{ours}"
-    assert default_ledger_url({"XDG_STATE_HOME": "/x"}, "linux") == f"sqlite:////x/{ours}"
+    file_name = "nexus-gateway/ledger.sqlite3"
+    assert default_ledger_url({}, "linux") == f"sqlite:////some/.local/state/{file_name}"
+    assert default_ledger_url({"XDG_STATE_HOME": "/x"}, "linux") == f"sqlite:////x/{file_name}"
     assert default_ledger_url({"XDG_STATE_HOME": "x"}, "linux").startswith("sqlite:////some/")
     assert "Application Support" in default_ledger_url({}, "darwin")
-    assert default_ledger_url({"LOCALAPPDATA": "C:/a"}, "win32") == f"sqlite:///C:/a/{ours}"
+    assert default_ledger_url({"LOCALAPPDATA": "C:/a"}, "win32") == f"sqlite:///C:/a/{file_name}"

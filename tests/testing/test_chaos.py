@@ -1,4 +1,4 @@
-"""The campaign: its plan, its judgements, that the gateway passes it, and that it can fail."""
+"""The chaos campaign: its plan, its verdicts, and that a gateway can pass or fail it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def sse(*data: str) -> str:
     return "".join(f"data: {one}\n\n" for one in data)
 
 
-def whole(text: str) -> str:
+def completion(text: str) -> str:
     choice = {"message": {"content": text}, "finish_reason": "stop"}
     return json.dumps({"choices": [choice]})
 
@@ -90,17 +90,17 @@ END = (chunk(finish="stop"), "[DONE]")
         (sse(chunk("one"), '{"error":"no"}'), Broken.NO_ERROR_SHAPE),
     ],
 )
-def test_judge_a_stream(body: str, ending: Ending | Broken) -> None:
+def test_a_stream_is_judged(body: str, ending: Ending | Broken) -> None:
     assert judge(chat_request(), Answer(200, body)).ending is ending
 
 
 @pytest.mark.parametrize(
     ("answer", "ending"),
     [
-        (Answer(200, whole("one two")), Ending.WHOLE),
-        (Answer(200, whole("one")), Broken.WRONG),
-        (Answer(200, whole("one twoone two")), Broken.WRONG),
-        (Answer(200, whole("one two")[:-5]), Broken.WRONG),
+        (Answer(200, completion("one two")), Ending.WHOLE),
+        (Answer(200, completion("one")), Broken.WRONG),
+        (Answer(200, completion("one twoone two")), Broken.WRONG),
+        (Answer(200, completion("one two")[:-5]), Broken.WRONG),
         (Answer(200, "<html>"), Broken.WRONG),
         (Answer(503, ERROR_TEXT), Broken.AVOIDABLE),
         (Answer(429, ERROR_TEXT), Broken.AVOIDABLE),
@@ -113,10 +113,10 @@ def test_judge_a_stream(body: str, ending: Ending | Broken) -> None:
         (Answer(200, "x", late=True), Broken.HANG),
         (Answer(200, "x", connection_error="ClientPayloadError"), Broken.DROPPED),
         (Answer(503, json.dumps({**ERROR, "key": f"{KEY}1"})), Broken.KEY_EXPOSED),
-        (Answer(200, whole("one two"), headers=f"X: {KEY}1"), Broken.KEY_EXPOSED),
+        (Answer(200, completion("one two"), headers=f"X: {KEY}1"), Broken.KEY_EXPOSED),
     ],
 )
-def test_judge_an_answer(answer: Answer, ending: Any) -> None:
+def test_an_answer_is_judged(answer: Answer, ending: Any) -> None:
     judged = judge(chat_request(stream=False), answer, KEY).ending
     assert judged is (Broken.NO_ERROR_SHAPE if ending is Broken else ending)
 
@@ -159,7 +159,7 @@ def test_the_report_mentions_a_busy_machine() -> None:
     assert not any("late by" in line for line in report(Campaign(), Tally(late_s=0.1)))
 
 
-def test_percentiles() -> None:
+def test_percentiles_are_exact() -> None:
     assert percentile([], 0.5) is None
     assert percentile([3, 1, 2], 0.5) == 2
     assert percentile([*range(1, 101)], 0.99) == 99
@@ -244,7 +244,7 @@ async def test_a_hang_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Broken.HANG in tally.broken()
 
 
-async def test_the_time_limit_ends_it_and_is_reported() -> None:
+async def test_the_time_limit_ends_the_campaign_and_is_reported() -> None:
     async with Mock(1) as bad:
         url = f"http://127.0.0.1:{bad.instances[0].port}"
         settings = Campaign(requests=10**6, instances=2, bad=1, rounds=1, time_limit_s=0.2)

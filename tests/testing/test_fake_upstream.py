@@ -63,7 +63,7 @@ async def test_an_answer_not_streamed_has_a_message_and_usage(upstream: FakeUpst
     assert answer["usage"]["total_tokens"] > 0
 
 
-async def test_scripts_by_key_then_for_any_then_defaults(upstream: FakeUpstream) -> None:
+async def test_scripts_by_key_precede_general_ones_and_defaults(upstream: FakeUpstream) -> None:
     upstream.script(Reply(status=500))
     upstream.script(Reply(status=429), key=KEY)
     upstream.defaults["other"] = Reply(status=401)
@@ -92,7 +92,7 @@ async def test_failures_have_an_error_object(upstream: FakeUpstream) -> None:
     assert (status, json.loads(text)) == (400, {"error": {"message": "no", "code": "bad"}})
 
 
-async def test_raw_bodies_and_redirects(upstream: FakeUpstream) -> None:
+async def test_raw_bodies_and_redirects_are_sent(upstream: FakeUpstream) -> None:
     upstream.script(Reply(body=b"<html>", content_type="text/html"))
     upstream.script(Reply(status=302, headers={"Location": "http://127.0.0.1:9/"}))
     _, text, headers = await post(upstream)
@@ -111,7 +111,7 @@ async def test_unusual_framing_has_the_same_content(upstream: FakeUpstream, newl
     assert f"retry: 10{newline}" in text
 
 
-async def test_a_byte_order_mark(upstream: FakeUpstream) -> None:
+async def test_a_byte_order_mark_is_sent(upstream: FakeUpstream) -> None:
     upstream.script(Reply(bom=True))
     headers = {"Authorization": f"Bearer {KEY}"}
     async with (
@@ -132,7 +132,7 @@ async def test_a_byte_order_mark(upstream: FakeUpstream) -> None:
         (Reply(usage=False), True, False),
     ],
 )
-async def test_usage_if_requested_or_scripted(
+async def test_usage_is_sent_if_requested_or_scripted(
     upstream: FakeUpstream, reply: Reply, requested: bool, sent: bool
 ) -> None:
     upstream.script(reply)
@@ -168,7 +168,7 @@ async def test_reasoning_comes_first(upstream: FakeUpstream) -> None:
     assert chunks(text)[0]["choices"][0]["delta"]["reasoning_content"]
 
 
-async def test_incomplete_streams(upstream: FakeUpstream) -> None:
+async def test_streams_can_be_incomplete(upstream: FakeUpstream) -> None:
     upstream.script(Reply(end_after=2), Reply(done=False), Reply(finish=None))
     _, text, _ = await post(upstream)
     assert content(text) == "Hello from"
@@ -179,7 +179,7 @@ async def test_incomplete_streams(upstream: FakeUpstream) -> None:
     assert not any(choice["finish_reason"] for chunk in chunks(text) for choice in chunk["choices"])
 
 
-async def test_errors_and_garbage_in_a_stream(upstream: FakeUpstream) -> None:
+async def test_a_stream_can_contain_errors_and_garbage(upstream: FakeUpstream) -> None:
     upstream.script(Reply(error_after=0, role_first=False), Reply(garbage_after=1))
     _, text, _ = await post(upstream)
     assert chunks(text)[0]["error"]["message"]
@@ -188,7 +188,7 @@ async def test_errors_and_garbage_in_a_stream(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.parametrize("reply", [Reply(reset=True), Reply(cut_after=2), Reply(cut_after=0)])
-async def test_broken_connections(upstream: FakeUpstream, reply: Reply) -> None:
+async def test_connections_can_break(upstream: FakeUpstream, reply: Reply) -> None:
     upstream.script(reply)
     with pytest.raises(aiohttp.ClientError):
         await post(upstream)
@@ -203,7 +203,7 @@ async def test_broken_connections(upstream: FakeUpstream, reply: Reply) -> None:
         (Reply(delay_s=0.05, text="one two three"), 0.1),
     ],
 )
-async def test_delays(
+async def test_delays_are_applied(
     upstream: FakeUpstream, reply: Reply, least_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept_s: list[float] = []
@@ -220,7 +220,7 @@ async def test_delays(
 
 
 @pytest.mark.parametrize("reply", [Reply(hang=True), Reply(hang_after=1), Reply(delay_s=30)])
-async def test_a_client_that_disconnects_is_noticed(upstream: FakeUpstream, reply: Reply) -> None:
+async def test_a_disconnected_client_is_detected(upstream: FakeUpstream, reply: Reply) -> None:
     upstream.script(reply)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(post(upstream), 0.2)

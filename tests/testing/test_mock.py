@@ -1,4 +1,4 @@
-"""The mock: the effect of each fault on a plain client, the syntax of faults, their control."""
+"""The mock: the effect of each fault on a plain client, the syntax and the control of faults."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_the_answer_is_the_last_message(mock: Mock, text: str) -> None:
 
 
 @pytest.mark.parametrize("body", [[], {}, {"messages": 3}, {"messages": [None]}, "no"])
-async def test_unusual_requests(mock: Mock, body: Any) -> None:
+async def test_unusual_requests_are_answered(mock: Mock, body: Any) -> None:
     status, *_ = await call(mock, "/v1/chat/completions", body, method="POST")
     assert status == (200 if isinstance(body, dict) else 400)
 
@@ -135,7 +135,7 @@ def test_every_fault_is_tested() -> None:
 
 
 @pytest.mark.parametrize(("item", "received"), RECEIVED.items(), ids=RECEIVED)
-async def test_what_a_client_receives(mock: Mock, item: str, received: Any) -> None:
+async def test_each_fault_has_its_effect(mock: Mock, item: str, received: Any) -> None:
     mock.set(2, assign([item], 1)[1])
     request = asyncio.wait_for(chat(mock, number=2), SOON_S if received is TimeoutError else 5)
     if isinstance(received, type):
@@ -166,7 +166,9 @@ async def test_what_a_client_receives(mock: Mock, item: str, received: Any) -> N
         ("error-event", '{"error"'),
     ],
 )
-async def test_faults_of_an_answer_not_streamed(mock: Mock, item: str, received: Any) -> None:
+async def test_faults_affect_an_answer_that_is_not_streamed(
+    mock: Mock, item: str, received: Any
+) -> None:
     mock.set(1, assign([item], 1)[1])
     request = chat(mock, stream=False)
     if isinstance(received, type):
@@ -236,7 +238,7 @@ def test_wrong_syntax_is_explained_in_one_line(item: str) -> None:
     assert len(str(error.value)) < 400
 
 
-def test_values_in_json() -> None:
+def test_fault_values_are_read_from_json() -> None:
     assert read_faults({"hang": True, "cut": None, "429": 0.5}) == {
         "hang": None,
         "cut": 3,

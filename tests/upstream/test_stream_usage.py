@@ -14,7 +14,7 @@ from fakes import HELLO, KEYS, Fake, make_instance, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from official import openai
-from test_metrics import sample, scrape
+from scraping import sample, scrape
 
 from nexus_gateway.dialects.body import Body, parse_object
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS

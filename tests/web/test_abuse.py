@@ -1,4 +1,4 @@
-"""Bodies that mean harm and upstreams out of their minds, at every door."""
+"""Malicious bodies and invalid upstream answers, on every endpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from clock import FakeClock
-from endpoints import BODIES, HI, Able
-from fakes import KEYS, make_instance, serving
+from endpoints import BODIES, HI, Able, anthropic, form
+from fakes import make_instance, serving
 
 from nexus_gateway.dialects.body import MAX_CONTAINERS, MAX_DEPTH
-from nexus_gateway.provider import Provider
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.testing.gateway import instance_of
 from nexus_gateway.testing.reply import Reply
@@ -22,12 +21,6 @@ from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.testing.wire import sse
 
 both_ways = pytest.mark.usefixtures("each_way")
-
-
-def anthropic(upstream: FakeUpstream, number: int = 1) -> Any:
-    (point,) = metadata.entry_points(group="nexus_gateway.providers", name="anthropic")
-    cls: type[Provider] = point.load()
-    return instance_of(cls, upstream.base_url, key=KEYS[number - 1], number=number)
 
 
 def nested(depth: int) -> Any:
@@ -42,7 +35,7 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     "value", [nested(MAX_DEPTH + 5), [[]] * (MAX_CONTAINERS + 5)], ids=["deep", "many"]
 )
-async def test_too_deep_or_too_many(upstream: FakeUpstream, path: str, value: Any) -> None:
+async def test_excessive_nesting_is_rejected(upstream: FakeUpstream, path: str, value: Any) -> None:
     instance = make_instance(upstream, provider=Able)
     async with serving(instance) as served:
         status, text, _ = await served.post(path, {**BODIES[path], "metadata": value})
@@ -53,7 +46,7 @@ async def test_too_deep_or_too_many(upstream: FakeUpstream, path: str, value: An
 
 @both_ways
 @pytest.mark.parametrize("path", BODIES)
-async def test_what_is_deep_but_not_too_deep_is_served(upstream: FakeUpstream, path: str) -> None:
+async def test_allowed_nesting_is_served(upstream: FakeUpstream, path: str) -> None:
     async with serving(make_instance(upstream, provider=Able)) as served:
         more = {"metadata": nested(MAX_DEPTH - 5)}
         for stream in (False, True) if path != "/v1/embeddings" else (False,):
@@ -64,7 +57,7 @@ async def test_what_is_deep_but_not_too_deep_is_served(upstream: FakeUpstream, p
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("field", ["thinking", "tool_choice", "output_config"])
 @pytest.mark.parametrize("kind", [[], {}, 5, True])
-async def test_a_kind_that_is_no_word(
+async def test_a_type_must_be_a_string(
     upstream: FakeUpstream, field: str, kind: Any, stream: bool
 ) -> None:
     body = {**BODIES["/v1/messages"], field: {"type": kind}, "stream": stream}
@@ -73,20 +66,14 @@ async def test_a_kind_that_is_no_word(
     assert (status, json.loads(text)["error"]["param"]) == (400, f"{field}.type")
 
 
-async def test_what_is_said_after_calls_is_put_together(upstream: FakeUpstream) -> None:
+async def test_messages_after_calls_are_joined(upstream: FakeUpstream) -> None:
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
-    said = [{"role": "assistant", "content": f"{n} "} for n in range(2000)]
-    items = [{"role": "user", "content": "Hi"}, call, *said]
+    messages = [{"role": "assistant", "content": f"{n} "} for n in range(2000)]
+    items = [{"role": "user", "content": "Hi"}, call, *messages]
     async with serving(make_instance(upstream)) as served:
         assert (await served.post("/v1/responses", {"input": items}))[0] == 200
     last = upstream.requests[0].body["messages"][-1]
     assert last["content"] == "".join(f"{n} " for n in range(2000))
-
-
-def form(head: str, *more: str, boundary: str = "XbX") -> bytes:
-    file = 'Content-Disposition: form-data; name="file"; filename="a.wav"'
-    parts = [f"{h}\r\n\r\nvalue" for h in (head, *more)] + [f"{file}\r\n\r\nRIFF"]
-    return "".join(f"--{boundary}\r\n{p}\r\n" for p in parts).encode() + f"--{boundary}--".encode()
 
 
 MODEL = 'Content-Disposition: form-data; name="model"'
@@ -107,7 +94,7 @@ HEADS = {
 
 @pytest.mark.proves("S-22")
 @pytest.mark.parametrize("name", HEADS)
-async def test_a_part_that_can_be_read_in_two_ways(upstream: FakeUpstream, name: str) -> None:
+async def test_an_ambiguous_part_is_rejected(upstream: FakeUpstream, name: str) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=XbX"}
     async with serving(make_instance(upstream, provider=Able)) as served:
         status, _, _ = await served.post(
@@ -125,7 +112,7 @@ async def test_a_part_that_can_be_read_in_two_ways(upstream: FakeUpstream, name:
         "multipart/form-data",
     ],
 )
-async def test_a_boundary_that_is_none(upstream: FakeUpstream, kind: str) -> None:
+async def test_an_invalid_boundary_is_rejected(upstream: FakeUpstream, kind: str) -> None:
     async with serving(make_instance(upstream, provider=Able)) as served:
         headers = {"Content-Type": kind}
         status, _, _ = await served.post("/v1/audio/transcriptions", form(MODEL), headers=headers)
@@ -133,7 +120,7 @@ async def test_a_boundary_that_is_none(upstream: FakeUpstream, kind: str) -> Non
 
 
 @both_ways
-async def test_a_form_of_nothing_but_fields(upstream: FakeUpstream) -> None:
+async def test_the_number_of_form_fields_is_limited(upstream: FakeUpstream) -> None:
     kind = {"Content-Type": 'multipart/form-data; charset=x; boundary="X b+(X)"; a=b'}
     field = 'Content-Disposition: form-data; name="f"'
     async with serving(make_instance(upstream, provider=Able)) as served:
@@ -147,7 +134,7 @@ async def test_a_form_of_nothing_but_fields(upstream: FakeUpstream) -> None:
 
 @pytest.mark.proves("F33", "S-14")
 @pytest.mark.parametrize("path", [*BODIES, "/v1/audio/transcriptions"])
-async def test_a_body_that_never_ends(upstream: FakeUpstream, path: str) -> None:
+async def test_an_incomplete_body_times_out(upstream: FakeUpstream, path: str) -> None:
     async with serving(make_instance(upstream, provider=Able), idle_timeout_ms=100) as served:
         port = int(served.url.rsplit(":", 1)[1])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -161,7 +148,7 @@ async def test_a_body_that_never_ends(upstream: FakeUpstream, path: str) -> None
 
 
 @both_ways
-async def test_a_probe_waits_for_no_slow_caller(upstream: FakeUpstream) -> None:
+async def test_a_slow_upload_does_not_hold_a_probe(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     instance = make_instance(upstream, provider=Able, clock=clock)
     for _ in range(3):
@@ -169,9 +156,9 @@ async def test_a_probe_waits_for_no_slow_caller(upstream: FakeUpstream) -> None:
     clock.now += 61
 
     async def slow() -> AsyncIterator[bytes]:
-        whole = form(MODEL)
-        yield whole[:-10]
-        for byte in whole[-10:]:
+        body = form(MODEL)
+        yield body[:-10]
+        for byte in body[-10:]:
             await asyncio.sleep(0.05)
             yield bytes([byte])
 
@@ -188,7 +175,9 @@ async def test_a_probe_waits_for_no_slow_caller(upstream: FakeUpstream) -> None:
 @both_ways
 @pytest.mark.proves("S-01")
 @pytest.mark.parametrize("model", [".", ".."])
-async def test_a_deployment_that_is_a_path(upstream: FakeUpstream, model: str) -> None:
+async def test_a_deployment_name_is_never_a_relative_path(
+    upstream: FakeUpstream, model: str
+) -> None:
     (point,) = metadata.entry_points(group="nexus_gateway.providers", name="azure")
     azure = instance_of(point.load(), upstream.base_url, key="k" * 8)
     object.__setattr__(azure.account, "options", {"API_VERSION": "2024-10-21"})
@@ -197,7 +186,7 @@ async def test_a_deployment_that_is_a_path(upstream: FakeUpstream, model: str) -
     assert (status, upstream.hits()) == (400, 0)
 
 
-async def test_a_path_below_messages_fails_in_its_words(upstream: FakeUpstream) -> None:
+async def test_errors_below_messages_have_anthropics_shape(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.post("/v1/messages/batches", {})
         assert (status, json.loads(text)["type"]) == (404, "error")
@@ -206,7 +195,7 @@ async def test_a_path_below_messages_fails_in_its_words(upstream: FakeUpstream) 
 
 
 CHUNK = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-ODD_CHUNKS: list[Any] = [
+INVALID_CHUNKS: list[Any] = [
     {"choices": [{"index": 0, "delta": {"content": {"a": 1}}}]},
     {"choices": [{"index": 0, "delta": {"tool_calls": [None]}}]},
     {"choices": [{"index": 0, "delta": {"tool_calls": {"a": 1}}}]},
@@ -221,23 +210,23 @@ STREAM = {"Content-Type": "text/event-stream"}
 @both_ways
 @pytest.mark.proves("F22")
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
-@pytest.mark.parametrize("odd", ODD_CHUNKS, ids=str)
+@pytest.mark.parametrize("invalid", INVALID_CHUNKS, ids=str)
 @pytest.mark.parametrize("late", [False, True], ids=["first", "late"])
-async def test_an_odd_chunk_never_ends_in_a_500_or_in_silence(
-    upstream: FakeUpstream, path: str, odd: Any, late: bool
+async def test_an_invalid_chunk_causes_neither_a_500_nor_a_silent_end(
+    upstream: FakeUpstream, path: str, invalid: Any, late: bool
 ) -> None:
     text = {**CHUNK, "choices": [{"index": 0, "delta": {"content": "so far"}}]}
     finish = {**CHUNK, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-    events = [*([text] if late else []), {**CHUNK, **odd}, finish]
+    events = [*([text] if late else []), {**CHUNK, **invalid}, finish]
     body = b"".join(sse(event) for event in events) + b"data: [DONE]\n\n"
     upstream.default = Reply(body=body, content_type="text/event-stream")
     instance = make_instance(upstream)
     async with serving(instance, max_attempts=1) as served:
-        status, said, headers = await served.post(path, {**BODIES[path], "stream": True})
+        status, output, headers = await served.post(path, {**BODIES[path], "stream": True})
     assert status in (200, 503)
     if status == 200:
         assert headers["Content-Type"].startswith("text/event-stream")
-        assert any(end in said for end in ("message_stop", "response.completed", "event: error"))
+        assert any(end in output for end in ("message_stop", "response.completed", "event: error"))
     assert instance.in_flight == 0
 
 
@@ -259,7 +248,7 @@ async def test_an_empty_stream_is_a_failure(upstream: FakeUpstream, path: str, n
     assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
 
 
-ODD_MESSAGES: list[Any] = [
+INVALID_MESSAGES: list[Any] = [
     {"type": "message_start", "message": "text"},
     {"type": "message_start", "message": {"usage": {"input_tokens": "many"}}},
     {"type": "content_block_start", "content_block": "text"},
@@ -269,16 +258,18 @@ ODD_MESSAGES: list[Any] = [
 
 
 @both_ways
-@pytest.mark.parametrize("odd", ODD_MESSAGES, ids=str)
-async def test_an_odd_native_event_fails_over_or_breaks(upstream: FakeUpstream, odd: Any) -> None:
-    upstream.script(Reply(body=sse(odd, "message_start"), content_type="text/event-stream"))
+@pytest.mark.parametrize("invalid", INVALID_MESSAGES, ids=str)
+async def test_an_invalid_first_native_event_fails_over(
+    upstream: FakeUpstream, invalid: Any
+) -> None:
+    upstream.script(Reply(body=sse(invalid, "message_start"), content_type="text/event-stream"))
     pair = anthropic(upstream), anthropic(upstream, 2)
     async with serving(*pair) as served:
-        status, said, headers = await served.post(
+        status, text, headers = await served.post(
             "/v1/messages", {**BODIES["/v1/messages"], "stream": True}
         )
     assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
-    assert "message_stop" in said
+    assert "message_stop" in text
 
 
 @both_ways
@@ -286,27 +277,29 @@ async def test_an_odd_native_event_fails_over_or_breaks(upstream: FakeUpstream, 
 async def test_garbage_in_a_native_stream_breaks_it(upstream: FakeUpstream) -> None:
     upstream.default = Reply(garbage_after=3, delay_s=0.01)
     async with serving(anthropic(upstream)) as served:
-        _, said, _ = await served.post("/v1/messages", {**BODIES["/v1/messages"], "stream": True})
-    assert "not json" not in said
-    assert "event: error" in said
-    assert "message_stop" not in said
+        _, text, _ = await served.post("/v1/messages", {**BODIES["/v1/messages"], "stream": True})
+    assert "not json" not in text
+    assert "event: error" in text
+    assert "message_stop" not in text
 
 
 @both_ways
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("fields", "expected"),
     [
         ({"usage": {"input_tokens": [], "output_tokens": "x"}}, 503),
         ({"content": "text"}, 503),
         ({"content": []}, 200),
     ],
 )
-async def test_an_odd_native_message(upstream: FakeUpstream, said: Any, told: int) -> None:
-    whole = {"type": "message", "content": [], "usage": {}, **said}
-    upstream.default = Reply(body=json.dumps(whole).encode())
+async def test_the_shape_of_a_native_message_is_checked(
+    upstream: FakeUpstream, fields: Any, expected: int
+) -> None:
+    message = {"type": "message", "content": [], "usage": {}, **fields}
+    upstream.default = Reply(body=json.dumps(message).encode())
     async with serving(anthropic(upstream), max_attempts=1) as served:
         status, _, _ = await served.post("/v1/messages", BODIES["/v1/messages"])
-    assert status == told
+    assert status == expected
 
 
 @both_ways
@@ -320,10 +313,10 @@ async def test_an_odd_native_message(upstream: FakeUpstream, said: Any, told: in
         ("application/xhtml+xml", 503, "application/json"),
     ],
 )
-async def test_a_transcript_is_text_or_nothing(
+async def test_a_transcript_is_plain_text_or_an_error(
     upstream: FakeUpstream, kind: str, status: int, shown: str
 ) -> None:
-    upstream.default = Reply(body=b"said", content_type=kind)
+    upstream.default = Reply(body=b"text", content_type=kind)
     head = {"Content-Type": "multipart/form-data; boundary=XbX"}
     async with serving(make_instance(upstream, provider=Able), max_attempts=1) as served:
         got, _, headers = await served.post("/v1/audio/transcriptions", form(MODEL), headers=head)

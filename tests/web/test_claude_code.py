@@ -1,4 +1,4 @@
-"""A request as Claude Code makes it, before any backend."""
+"""A request as Claude Code sends it, with any backend."""
 
 from __future__ import annotations
 
@@ -36,12 +36,17 @@ HEADERS = {
 def tool(name: str, **properties: str) -> dict[str, Any]:
     kinds = {key: {"type": kind} for key, kind in properties.items()}
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object"}
-    whole = {**schema, "properties": kinds, "required": [*kinds], "additionalProperties": False}
-    return {"name": name, "description": f"Use {name}.\n\nUsage:\n- …", "input_schema": whole}
+    parameters = {
+        **schema,
+        "properties": kinds,
+        "required": [*kinds],
+        "additionalProperties": False,
+    }
+    return {"name": name, "description": f"Use {name}.\n\nUsage:\n- …", "input_schema": parameters}
 
 
-def text(words: str, **more: Any) -> dict[str, Any]:
-    return {"type": "text", "text": words, **more}
+def text(content: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": content, **more}
 
 
 def use(id: str, name: str, **input: Any) -> dict[str, Any]:
@@ -123,23 +128,23 @@ async def served(backend: str, upstream: FakeUpstream) -> AsyncIterator[Served]:
 @pytest.fixture
 async def client(served: Served) -> AsyncIterator[anthropic.AsyncAnthropic]:
     url = served.url
-    async with anthropic.AsyncAnthropic(base_url=url, auth_token="caller", max_retries=0) as made:
-        yield made
+    async with anthropic.AsyncAnthropic(base_url=url, auth_token="caller", max_retries=0) as client:
+        yield client
 
 
 async def run(client: anthropic.AsyncAnthropic) -> Any:
-    """Ask, and let the client's own accumulator put the events together."""
+    """Send the request; the client's accumulator joins the events."""
     fields = {k: v for k, v in REQUEST.items() if k != "stream"}
     betas = HEADERS["anthropic-beta"].split(",")
     async with client.beta.messages.stream(**fields, betas=betas) as stream:
         return await stream.get_final_message()
 
 
-async def test_the_bare_request(served: Served) -> None:
-    status, said, headers = await served.post("/v1/messages?beta=true", REQUEST, headers=HEADERS)
-    assert status == 200, said
+async def test_the_raw_request_is_streamed(served: Served) -> None:
+    status, body, headers = await served.post("/v1/messages?beta=true", REQUEST, headers=HEADERS)
+    assert status == 200, body
     assert headers["Content-Type"].startswith("text/event-stream")
-    events = [event.split("\n") for event in said.strip().split("\n\n")]
+    events = [event.split("\n") for event in body.strip().split("\n\n")]
     kinds = [json.loads(data.removeprefix("data: "))["type"] for _, data in events]
     assert [name.removeprefix("event: ") for name, _ in events] == kinds
     assert (kinds[0], *kinds[-3:]) == (
@@ -147,7 +152,7 @@ async def test_the_bare_request(served: Served) -> None:
     )
 
 
-async def test_an_answer(client: anthropic.AsyncAnthropic) -> None:
+async def test_an_answer_is_parsed(client: anthropic.AsyncAnthropic) -> None:
     message = await run(client)
     assert [(b.type, b.text) for b in message.content] == [("text", Reply().text)]
     assert message.stop_reason == "end_turn"
@@ -155,7 +160,7 @@ async def test_an_answer(client: anthropic.AsyncAnthropic) -> None:
     assert message.usage.output_tokens == len(Reply().text.split(" "))
 
 
-async def test_thinking_and_a_tool(
+async def test_thinking_and_a_tool_call_are_parsed(
     client: anthropic.AsyncAnthropic, upstream: FakeUpstream
 ) -> None:
     upstream.default = Reply(tool_calls=True, reasoning=True)
@@ -167,7 +172,7 @@ async def test_thinking_and_a_tool(
     assert message.stop_reason == "tool_use"
 
 
-async def test_its_answer_can_be_sent_back(
+async def test_an_answer_can_be_sent_back(
     client: anthropic.AsyncAnthropic, upstream: FakeUpstream
 ) -> None:
     upstream.default = Reply(tool_calls=True, reasoning=True)
@@ -182,7 +187,9 @@ async def test_its_answer_can_be_sent_back(
 
 
 @pytest.mark.parametrize("backend", ["chat"], indirect=True)
-async def test_what_a_chat_backend_gets(served: Served, upstream: FakeUpstream) -> None:
+async def test_a_chat_backend_receives_only_known_fields(
+    served: Served, upstream: FakeUpstream
+) -> None:
     await served.post("/v1/messages?beta=true", REQUEST, headers=HEADERS)
     (received,) = upstream.requests
     for left_out in (b"cache_control", b"thinking", b"signature", b"is_error", b"metadata"):
@@ -198,19 +205,21 @@ async def test_what_a_chat_backend_gets(served: Served, upstream: FakeUpstream) 
         {
             "type": "function",
             "function": {
-                "name": made["name"],
-                "description": made["description"],
-                "parameters": made["input_schema"],
+                "name": definition["name"],
+                "description": definition["description"],
+                "parameters": definition["input_schema"],
             },
         }
-        for made in TOOLS
+        for definition in TOOLS
     ]
     sent = {name.lower() for name in received.headers}
     assert not sent & {"anthropic-beta", "anthropic-version", "x-app", "x-stainless-lang"}
 
 
 @pytest.mark.parametrize("backend", ["chat"], indirect=True)
-async def test_the_messages_a_chat_backend_gets(served: Served, upstream: FakeUpstream) -> None:
+async def test_a_chat_backend_receives_translated_messages(
+    served: Served, upstream: FakeUpstream
+) -> None:
     await served.post("/v1/messages?beta=true", REQUEST, headers=HEADERS)
     system, asked, called, read, ran, shown, planned, saved = upstream.requests[0].body["messages"]
     assert system == {
@@ -238,7 +247,7 @@ async def test_the_messages_a_chat_backend_gets(served: Served, upstream: FakeUp
 
 
 @pytest.mark.parametrize("backend", ["native"], indirect=True)
-async def test_several_lines_of_a_header(served: Served, upstream: FakeUpstream) -> None:
+async def test_repeated_beta_headers_are_joined(served: Served, upstream: FakeUpstream) -> None:
     lines = [("anthropic-beta", beta) for beta in BETAS.split(",")]
     head = CIMultiDict([*lines, ("authorization", "Bearer caller")])
     url = served.url + "/v1/messages"
@@ -250,7 +259,9 @@ async def test_several_lines_of_a_header(served: Served, upstream: FakeUpstream)
 
 
 @pytest.mark.parametrize("backend", ["native"], indirect=True)
-async def test_what_a_native_backend_gets(served: Served, upstream: FakeUpstream) -> None:
+async def test_a_native_backend_receives_the_request_unchanged(
+    served: Served, upstream: FakeUpstream
+) -> None:
     await served.post("/v1/messages?beta=true", REQUEST, headers=HEADERS)
     (received,) = upstream.requests
     assert received.body == REQUEST

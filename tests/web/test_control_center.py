@@ -410,8 +410,8 @@ async def test_every_state_has_its_word(browser: Any) -> None:
 
 async def test_headline_reasons_and_rows_agree(browser: Any) -> None:
     cases = [[page_states.instance(**cell) for cell in all] for all, *_ in page_states.HEADLINES]
-    beside = [page_states.instance(**cell) for cell, *_ in page_states.BESIDE]
-    slow, shut, half = page_states.SLOW, page_states.SHUT, page_states.HALF
+    beside = [page_states.instance(**cell) for cell, *_ in page_states.ROW_TEXTS]
+    slow, shut, half = page_states.SLOW, page_states.OPEN_CIRCUIT, page_states.HALF_OPEN
     troubled = [slow, {"success": 75.0}, {}, half, {**shut, "success": 50.0}, shut]
     order = [
         page_states.instance(name, **cell) for name, cell in zip("ABCDEF", troubled, strict=True)
@@ -435,7 +435,7 @@ async def test_headline_reasons_and_rows_agree(browser: Any) -> None:
     async with two_instances() as (served, _):
         result = await evaluate(browser, served.url, body, data)
     rows, headlines, draining, problems, figures = result
-    assert rows == [list(texts) for _, *texts in page_states.BESIDE]
+    assert rows == [list(texts) for _, *texts in page_states.ROW_TEXTS]
     assert headlines == [list(texts) for _, *texts in page_states.HEADLINES]
     assert draining == ["wait", "The gateway is shutting down.", "Shutting down"]
     # The worst first; of two in the same state, the one with the lower health.

@@ -1,4 +1,4 @@
-"""The door: who may call what, however a request is dressed up."""
+"""No request gets past authentication, in whatever way it is disguised."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def path_of(route: str) -> str:
 
 
 @pytest.mark.proves("S-02", "S-15")
-def test_there_is_no_route_but_those_with_a_lock() -> None:
+def test_every_route_has_an_access_level() -> None:
     app = build_app(Settings(), Pool())
     known = {(route.method, route.path): route for route in ROUTES}
     added = {r.handler for r in app.router.routes()}
@@ -53,9 +53,9 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
     assert len(app.router.resources()) == len({route.path for route in ROUTES})
     assert {at for at, route in known.items() if route.access is Access.PUBLIC} == PUBLIC
     admin = {at for at, route in known.items() if route.access is Access.ADMIN}
-    looks = {("GET", f"/v1/{name}") for name in ("events", "providers", "usage")}
-    looks |= {("GET", "/metrics")}
-    assert {at for at, route in known.items() if route.access is Access.VIEWER} == looks
+    viewer = {("GET", f"/v1/{name}") for name in ("events", "providers", "usage")}
+    viewer |= {("GET", "/metrics")}
+    assert {at for at, route in known.items() if route.access is Access.VIEWER} == viewer
     assert admin == {("POST", TOGGLE)}
     assert list(app.middlewares) == [guard]
     assert not app._subapps  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ def test_there_is_no_route_but_those_with_a_lock() -> None:
 
 @pytest.mark.proves("S-02", "S-03")
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-async def test_every_route_passes_the_guard(upstream: FakeUpstream, route: Any) -> None:
+async def test_every_route_checks_credentials(upstream: FakeUpstream, route: Any) -> None:
     path = path_of(route.path)
     async with serving(make_instance(upstream), **LOCKS) as served:
         for method in {route.method, "HEAD"} if route.method == "GET" else {route.method}:
@@ -73,7 +73,7 @@ async def test_every_route_passes_the_guard(upstream: FakeUpstream, route: Any) 
     assert upstream.hits() == 0
 
 
-DRESSED = [
+DISGUISED = [
     "GET http://evil.example/v1/models",
     "GET http://127.0.0.1/health/../v1/models",
     "GET //v1/models",
@@ -117,8 +117,8 @@ HEADERS = [
 
 
 @pytest.mark.proves("S-03")
-@pytest.mark.parametrize("line", DRESSED)
-async def test_no_address_walks_round_the_door(upstream: FakeUpstream, line: str) -> None:
+@pytest.mark.parametrize("line", DISGUISED)
+async def test_no_path_bypasses_authentication(upstream: FakeUpstream, line: str) -> None:
     async with serving(make_instance(upstream), **LOCKS) as served:
         for host in ("127.0.0.1", "localhost/health", "evil.example"):
             status, _, body = await raw(served.url, request(line, JSON, *HEADERS[:-1], host=host))
@@ -129,7 +129,7 @@ async def test_no_address_walks_round_the_door(upstream: FakeUpstream, line: str
 
 @pytest.mark.proves("S-03", "S-12")
 @pytest.mark.parametrize("path", ["/v1/events", TOGGLE])
-async def test_no_header_opens_an_admin_door(upstream: FakeUpstream, path: str) -> None:
+async def test_no_header_grants_admin_access(upstream: FakeUpstream, path: str) -> None:
     method, body = ("POST", json.dumps(OFF).encode()) if path == TOGGLE else ("GET", b"")
     line = f"{method} {path}"
     key = "Authorization: Bearer alpha-caller"
@@ -147,11 +147,11 @@ async def test_no_header_opens_an_admin_door(upstream: FakeUpstream, path: str) 
             assert (await raw(served.url, sent))[0] in (400, 403), host
         for header in HEADERS[:5]:
             sent = request(line, JSON, header, body=body)
-            assert (await raw(served.url, sent))[0] == 403, header  # somebody stands in between
+            assert (await raw(served.url, sent))[0] == 403, header  # a proxy forwarded it
         assert served.instances[0].enabled
 
 
-async def test_an_admin_door_opens_with_its_own_key_alone(upstream: FakeUpstream) -> None:
+async def test_only_the_admin_token_grants_admin_access(upstream: FakeUpstream) -> None:
     body = json.dumps(OFF).encode()
     async with serving(make_instance(upstream), **LOCKS) as served:
         for word, status in [
@@ -162,7 +162,7 @@ async def test_an_admin_door_opens_with_its_own_key_alone(upstream: FakeUpstream
             assert (await raw(served.url, sent))[0] == status
 
 
-ODD_WORDS = [
+INVALID_KEYS = [
     b"\xff\xfe",
     "ключ".encode(),
     b"alpha-caller\xc3",
@@ -178,28 +178,28 @@ ODD_WORDS = [
 
 
 @pytest.mark.proves("S-11", "S-04")
-@pytest.mark.parametrize("word", ODD_WORDS, ids=lambda word: ascii(word)[:20])
-async def test_an_odd_key_is_a_wrong_key(upstream: FakeUpstream, word: bytes) -> None:
+@pytest.mark.parametrize("key", INVALID_KEYS, ids=lambda key: ascii(key)[:20])
+async def test_a_malformed_key_is_a_wrong_key(upstream: FakeUpstream, key: bytes) -> None:
     async with serving(make_instance(upstream), **LOCKS) as served:
         for path in ("/v1/models", "/v1/events"):
             for name in (b"Authorization: Bearer ", b"Authorization: ", b"x-api-key: "):
                 head = b"GET %b HTTP/1.1\r\nHost: x\r\n%b%b\r\nConnection: close\r\n\r\n"
-                status, _, _ = await raw(served.url, head % (path.encode(), name, word))
-                # The end of a line is no part of a header's value.
-                right = word == b"alpha-caller\t" and path == "/v1/models"
+                status, _, _ = await raw(served.url, head % (path.encode(), name, key))
+                # Trailing whitespace is not part of a header's value.
+                right = key == b"alpha-caller\t" and path == "/v1/models"
                 assert status == (200 if right and not name.endswith(b"n: ") else 401), name
 
 
 @pytest.mark.proves("S-11")
-async def test_every_key_is_compared_whole(
+async def test_keys_are_compared_in_constant_time(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[tuple[object, object]] = []
-    honest = hmac.compare_digest
+    real = hmac.compare_digest
 
     def compare(one: bytes, other: bytes) -> bool:
         compared.append((one, other))
-        return honest(one, other)
+        return real(one, other)
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     keys = [key.reveal().encode() for key in LOCKS["gateway_keys"]]
@@ -216,7 +216,7 @@ async def test_every_key_is_compared_whole(
 
 
 @pytest.mark.proves("S-04")
-async def test_nothing_that_is_said_is_part_of_a_statement(
+async def test_no_input_becomes_part_of_an_sql_statement(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     evil = "x'); DROP TABLE requests; --"
@@ -229,7 +229,7 @@ async def test_nothing_that_is_said_is_part_of_a_statement(
             async with served.session.get(served.url + "/v1/usage", params={"by": by}) as answer:
                 assert answer.status == status
 
-        def asked() -> set[str]:
+        def models() -> set[str]:
             with contextlib.closing(sqlite3.connect(path)) as ledger:
                 try:
                     rows = ledger.execute("SELECT asked_model FROM requests").fetchall()
@@ -237,12 +237,12 @@ async def test_nothing_that_is_said_is_part_of_a_statement(
                     return set()
             return {row[0] for row in rows}
 
-        await until(lambda: len(asked()) == 2)
-        assert asked() == {evil, '"; DELETE FROM requests; --'}
+        await until(lambda: len(models()) == 2)
+        assert models() == {evil, '"; DELETE FROM requests; --'}
 
 
 @pytest.mark.proves("S-04")
-def test_there_is_no_database_but_the_ledger() -> None:
+def test_the_ledger_is_the_only_database() -> None:
     known = {"sqlite3", "sqlalchemy", "psycopg", "psycopg2", "asyncpg", "aiosqlite", "pymongo"}
     paths = [*ROOT.glob("nexus_gateway/**/*.py"), *ROOT.glob("plugins/**/*.py")]
     ledgers = ("ledger.py", "ledger_writer.py", "usage.py")
@@ -253,7 +253,7 @@ def test_there_is_no_database_but_the_ledger() -> None:
             assert not known & {name.partition(".")[0] for name in names}, path
 
 
-SIMPLE = [  # what a page may send to another origin without asking first
+SIMPLE = [  # a page may send these to another origin without a preflight
     "Content-Type: text/plain",
     "Content-Type: text/plain; charset=application/json",
     "Content-Type: text/plain;application/json",
@@ -264,17 +264,17 @@ SIMPLE = [  # what a page may send to another origin without asking first
 
 
 @pytest.mark.proves("S-12")
-async def test_a_page_cannot_switch_anything(upstream: FakeUpstream) -> None:
+async def test_another_origins_page_cannot_toggle_an_instance(upstream: FakeUpstream) -> None:
     body, origin = json.dumps(OFF).encode(), "Origin: https://evil.example"
     async with serving(make_instance(upstream)) as served:
         for kind in SIMPLE:
             sent = request(f"POST {TOGGLE}", kind, origin, body=body)
             assert (await raw(served.url, sent))[0] == 415, kind
-        asked = [
+        preflight = [
             "Access-Control-Request-Method: POST",
             "Access-Control-Request-Headers: content-type",
         ]
-        _, head, _ = await raw(served.url, request(f"OPTIONS {TOGGLE}", origin, *asked))
+        _, head, _ = await raw(served.url, request(f"OPTIONS {TOGGLE}", origin, *preflight))
         assert b"access-control-allow-origin" not in head.lower()
         assert served.instances[0].enabled
         sent = request(f"POST {TOGGLE}", JSON, body=body)
@@ -287,37 +287,41 @@ PAGE = "https://chat.example"
 
 
 async def answers(served: Served, upstream: FakeUpstream, origin: str) -> list[Mapping[str, str]]:
-    """Return the headers of answers of all sorts to a page."""
-    told: list[Mapping[str, str]] = []
-    page = {"Origin": origin}
+    """Return the headers of successes, errors and broken streams."""
+    headers: list[Mapping[str, str]] = []
+    origin_header = {"Origin": origin}
     for reply in (Reply(), Reply(status=400), Reply(status=500), Reply(cut_after=2)):
         upstream.default = reply
         for stream in (False, True):
-            told.append((await served.chat(stream=stream, headers=page))[2])
-    told.append((await served.chat(b"{", headers=page))[2])
-    told.append((await served.chat(headers={**page, "X-Routing-Mode": "none"}))[2])
+            headers.append((await served.chat(stream=stream, headers=origin_header))[2])
+    headers.append((await served.chat(b"{", headers=origin_header))[2])
+    headers.append((await served.chat(headers={**origin_header, "X-Routing-Mode": "none"}))[2])
     for method, path in [("GET", "/v1/models"), ("GET", "/nowhere"), ("PUT", "/health")]:
-        async with served.session.request(method, served.url + path, headers=page) as answer:
-            told.append(answer.headers.copy())
-    return told
+        async with served.session.request(
+            method, served.url + path, headers=origin_header
+        ) as answer:
+            headers.append(answer.headers.copy())
+    return headers
 
 
 @pytest.mark.proves("S-13")
 @pytest.mark.usefixtures("each_way")
-@pytest.mark.parametrize("owners", ["*", PAGE])
+@pytest.mark.parametrize("configured", ["*", PAGE])
 @pytest.mark.parametrize("origin", [PAGE, "https://evil.example", "null", PAGE + ".evil.example"])
-async def test_who_may_read_an_answer(upstream: FakeUpstream, owners: str, origin: str) -> None:
-    may = owners if origin == owners or owners == "*" else None
-    settings = {"cors_origin": owners, "max_attempts": 1}
+async def test_only_the_configured_origin_may_read_an_answer(
+    upstream: FakeUpstream, configured: str, origin: str
+) -> None:
+    allowed = configured if origin == configured or configured == "*" else None
+    settings = {"cors_origin": configured, "max_attempts": 1}
     async with serving(make_instance(upstream), **settings) as served:
         for headers in await answers(served, upstream, origin):
-            assert headers.get(ALLOW) == may
+            assert headers.get(ALLOW) == allowed
             assert "Access-Control-Allow-Credentials" not in headers
-            assert (headers.get("Vary") == "Origin") is (owners != "*")
+            assert (headers.get("Vary") == "Origin") is (configured != "*")
 
 
 @pytest.mark.proves("S-13")
-async def test_a_wrong_key_can_be_read_about(upstream: FakeUpstream) -> None:
+async def test_an_authentication_error_is_readable_across_origins(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream), **LOCKS) as served:
         status, _, headers = await served.chat(headers={"Origin": PAGE})
         assert (status, headers[ALLOW]) == (401, "*")
@@ -341,12 +345,12 @@ async def test_no_answer_names_the_software(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("S-15")
-def test_only_this_machine_unless_the_owner_says_so() -> None:
+def test_the_default_host_is_loopback() -> None:
     assert (Settings().host, Settings.from_env({}).host) == ("127.0.0.1", "127.0.0.1")
 
 
 @pytest.mark.proves("S-14")
-async def test_a_head_is_bounded(upstream: FakeUpstream) -> None:
+async def test_the_size_of_a_head_is_limited(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         for head in (["A: " + "a" * 9000], ["a" * 9000 + ": A"], [f"A{i}: a" for i in range(200)]):
             assert (await raw(served.url, request("GET /health", *head)))[0] in (400, 431)
@@ -355,24 +359,24 @@ async def test_a_head_is_bounded(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("S-21")
-async def test_what_anybody_may_know(upstream: FakeUpstream) -> None:
+async def test_public_health_shows_no_secrets(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=401)
     detail = "No module named 'x' (/srv/owner/secret/x.py)"
     problem = PluginProblem("provider", "x", "nexus-x", "1", "x:X", "it failed to load", detail)
     async with serving(make_instance(upstream), make_instance(upstream, 2), **LOCKS) as served:
         served.gateway.pool.problems.append(problem)
         await served.chat(headers={"Authorization": "Bearer alpha-caller"})
-        told = await served.health()
-        text = json.dumps(told)
-    assert set(told) == {
+        health = await served.health()
+        text = json.dumps(health)
+    assert set(health) == {
         *("status", "version", "workers", "inFlightRequests", "providers", "pluginProblems"),
     }
-    assert set(told["providers"][0]) == {
+    assert set(health["providers"][0]) == {
         *("name", "provider", "model", "circuitState", "enabled", "inFlight", "metrics"),
         *("parkedForMs", "parkReason", "probeInMs", "quotaLeft", "lastReason"),
     }
-    assert [p["name"] for p in told["providers"]] == ["Fake (Key #1)", "Fake (Key #2)"]
-    assert [p["lastReason"] for p in told["providers"]] == ["the key was refused (401)"] * 2
+    assert [p["name"] for p in health["providers"]] == ["Fake (Key #1)", "Fake (Key #2)"]
+    assert [p["lastReason"] for p in health["providers"]] == ["the key was refused (401)"] * 2
     secrets = [
         *KEYS[:2],
         *(key.reveal() for key in LOCKS["gateway_keys"]),

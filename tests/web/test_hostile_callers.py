@@ -1,4 +1,4 @@
-"""Callers who send what is no HTTP, or hold on to a connection and do nothing with it."""
+"""Callers that send invalid HTTP, or hold a connection open without using it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from fakes import make_instance, serving
-from raw import CHAT, asking, connected, say
+from raw import CHAT, asking, connected, exchange
 
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.testing.reply import Reply
@@ -27,14 +27,14 @@ IN_CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 GET = b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n"
 
-NO_HTTP = {
+INVALID_HTTP = {
     "noise": b"\x00\x01\x02\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 50,
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "HTTP/1.2": b"GET /health HTTP/1.2\r\nHost: x\r\n\r\n",
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
     "two hosts": GET % (b"/health", b"Host: y\r\n"),
-    "a port that is none": GET % (b"http://x:99999999/health", b""),
+    "an invalid port": GET % (b"http://x:99999999/health", b""),
     "NUL in the path": GET % (b"/he\0alth", b""),
     "NUL in a field": GET % (b"/health", b"X: a\0b\r\n"),
     "a control character": GET % (b"/health", b"X-Routing-Mode: a\x01b\r\n"),
@@ -61,11 +61,11 @@ NO_HTTP = {
     "chunks twice": START + CHUNKED * 2 + b"\r\n" + IN_CHUNKS,
     "a coding with a tab": START + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + IN_CHUNKS,
     "chunks in HTTP/1.0": START.replace(b"1.1", b"1.0") + CHUNKED + b"\r\n" + IN_CHUNKS,
-    "a size that is none": START + CHUNKED + b"\r\nzz\r\n" + BODY,
+    "an invalid size": START + CHUNKED + b"\r\nzz\r\n" + BODY,
     "a negative size": START + CHUNKED + b"\r\n-1\r\n" + BODY,
     "a size with a prefix": START + CHUNKED + b"\r\n0x5\r\nhello\r\n0\r\n\r\n",
     "a size beyond 64 bits": START + CHUNKED + b"\r\n" + b"f" * 18 + b"\r\n",
-    "a chunk longer than told": START + CHUNKED + b"\r\n5\r\nhello!!\r\n0\r\n\r\n",
+    "a chunk longer than its size": START + CHUNKED + b"\r\n5\r\nhello!!\r\n0\r\n\r\n",
     "chunks with bare LFs": START + CHUNKED + b"\r\n5\nhello\n0\n\n",
     "noise behind a request": asking() + b"\0\0\r\n\r\n",
 }
@@ -85,24 +85,24 @@ SERVED = {
     "three in a row": (asking() * 3, [200, 200, 200]),
     "a surplus": (asking() + b"GET /hea", [200]),
     "on request": (asking(b"Expect: 100-continue"), [100, 200]),
-    "an expectation nobody knows": (asking(b"Expect: magic"), [200]),
-    "an upgrade nobody offers": (asking(b"Connection: upgrade", b"Upgrade: h2c"), [200]),
-    "a type that is none": (asking(b"Content-Type: ;;;="), [200]),
+    "an unknown expectation": (asking(b"Expect: magic"), [200]),
+    "an unsupported upgrade": (asking(b"Connection: upgrade", b"Upgrade: h2c"), [200]),
+    "an invalid type": (asking(b"Content-Type: ;;;="), [200]),
     "no such path": (GET % (b"/%zz/%ff", b""), [404]),
     "a tunnel": (b"CONNECT evil:443 HTTP/1.1\r\nHost: x\r\n\r\n", [404]),
     "compressed": (asking(b"Content-Encoding: gzip"), [415]),
-    "2 GiB told": (START + b"Content-Length: 2147483648\r\n\r\n" + BODY, [413]),
-    "2 GiB asked for": (
+    "2 GiB announced": (START + b"Content-Length: 2147483648\r\n\r\n" + BODY, [413]),
+    "2 GiB with an expectation": (
         START + b"Expect: 100-continue\r\nContent-Length: 2147483648\r\n\r\n",
         [413],
     ),
-    "an odd mode": (asking(b"X-Routing-Mode: smart, fastest"), [400]),
+    "an unknown mode": (asking(b"X-Routing-Mode: smart, fastest"), [400]),
     "200 fields": (asking(*(b"X-%d: a" % n for n in range(200))), [400]),
 }
 
 
-def no_http(served: bytes) -> Any:
-    head, _, body = served.partition(b"\r\n\r\n")
+def error_of(answer: bytes) -> Any:
+    head, _, body = answer.partition(b"\r\n\r\n")
     assert b"Content-Type: application/json" in head
     assert b"X-Request-Id: req-" in head
     assert b"aiohttp" not in head
@@ -110,38 +110,40 @@ def no_http(served: bytes) -> Any:
 
 
 @pytest.mark.proves("F36", "F35", "S-15")
-async def test_what_is_no_http_is_refused_and_its_connection_closed(
+async def test_invalid_http_is_rejected_and_its_connection_closed(
     upstream: FakeUpstream,
 ) -> None:
     async with serving(make_instance(upstream), idle_timeout_ms=300) as served:
-        for name, data in NO_HTTP.items():
-            seen = await say(served, data)
+        for name, data in INVALID_HTTP.items():
+            seen = await exchange(served, data)
             assert (seen.statuses, seen.closed) == ([400], True), name
-            assert no_http(seen.data)["code"] == "bad_http", name
+            assert error_of(seen.data)["code"] == "bad_http", name
         for name, data in TOO_LARGE.items():
-            seen = await say(served, data)
+            seen = await exchange(served, data)
             assert (seen.statuses, seen.closed) == ([431], True), name
-            assert "longer than 8 KB" in no_http(seen.data)["message"]
+            assert "longer than 8 KB" in error_of(seen.data)["message"]
         assert (await served.health())["inFlightRequests"] == 0
     assert upstream.hits() == 0
 
 
 @pytest.mark.proves("F32", "F35", "F36")
 @pytest.mark.usefixtures("each_way")
-async def test_what_is_odd_but_http_gets_its_status(upstream: FakeUpstream) -> None:
+async def test_unusual_but_valid_http_gets_its_status(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        asked = (say(served, data, answers=len(told)) for data, told in SERVED.values())
+        exchanges = (
+            exchange(served, data, answers=len(statuses)) for data, statuses in SERVED.values()
+        )
         for (name, (_, statuses)), seen in zip(
-            SERVED.items(), await asyncio.gather(*asked), strict=True
+            SERVED.items(), await asyncio.gather(*exchanges), strict=True
         ):
             assert seen.statuses == statuses, name
-        assert (await say(served, b"GET /health\r\n\r\n")).closed  # HTTP/0.9
+        assert (await exchange(served, b"GET /health\r\n\r\n")).closed  # HTTP/0.9
         assert (await served.health())["inFlightRequests"] == 0
 
 
 @pytest.mark.proves("F36")
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/audio/transcriptions"])
-async def test_chunks_that_go_bad_later_are_refused_at_once(
+async def test_an_invalid_later_chunk_is_rejected_at_once(
     upstream: FakeUpstream, path: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind = b"Content-Type: multipart/form-data; boundary=XbX\r\n"
@@ -150,7 +152,7 @@ async def test_chunks_that_go_bad_later_are_refused_at_once(
         writer.write(start + b"5\r\n--XbX\r\n")
         await asyncio.sleep(0.05)
         writer.write(b"zz\r\n")
-        seen = await asyncio.wait_for(reader.read(), 30)  # till it is closed
+        seen = await asyncio.wait_for(reader.read(), 30)  # until it is closed
         assert seen.startswith(b"HTTP/1.1 400 ")
         assert json.loads(seen.split(b"\r\n\r\n")[1])["error"]["code"] == "bad_http"
         assert served.gateway.drain.in_flight == 0
@@ -158,7 +160,7 @@ async def test_chunks_that_go_bad_later_are_refused_at_once(
 
 
 @pytest.mark.proves("F32")
-async def test_chunks_without_end_are_cut_off_at_the_limit(upstream: FakeUpstream) -> None:
+async def test_endless_chunks_are_rejected_at_the_limit(upstream: FakeUpstream) -> None:
     async with (
         serving(make_instance(upstream), max_body_mb=1) as served,
         connected(served) as (reader, writer),
@@ -172,31 +174,31 @@ async def test_chunks_without_end_are_cut_off_at_the_limit(upstream: FakeUpstrea
 
 @pytest.mark.proves("F35")
 @pytest.mark.usefixtures("each_way")
-async def test_no_word_of_a_body_becomes_a_header(upstream: FakeUpstream) -> None:
+async def test_no_text_of_a_body_becomes_a_header(upstream: FakeUpstream) -> None:
     body = {"model": "fake/a\r\nX-Evil: 1", "messages": [{"role": "user", "content": "x"}]}
     async with serving(make_instance(upstream)) as served:
         for stream in (True, False):
-            asked = json.dumps({**body, "stream": stream}).encode()
-            seen = await say(served, asking(body=asked), answers=1)
+            payload = json.dumps({**body, "stream": stream}).encode()
+            seen = await exchange(served, asking(body=payload), answers=1)
             assert seen.statuses == [200]
             assert b"\nX-Evil" not in seen.data.split(b"\r\n\r\n")[0]
             assert upstream.requests[-1].body["model"] == "a\r\nX-Evil: 1"
 
 
-ODD_JSON = {
+UNUSUAL_JSON = {
     "NUL": (b'"a\\u0000b"', "a\0b"),
     "a lone pair": (b'"\\ud83d\\ude00"', "\U0001f600"),
     "the same key twice": (b'{"a":1,"a":2}', {"a": 2}),
-    "a mark": (b'"\xef\xbb\xbf"', "\ufeff"),
+    "a byte order mark": (b'"\xef\xbb\xbf"', "\ufeff"),
 }
 
 
 @pytest.mark.proves("F34", "S-22")
 @pytest.mark.usefixtures("each_way")
-async def test_what_goes_on_is_what_was_read(upstream: FakeUpstream) -> None:
+async def test_the_upstream_receives_the_values_that_were_parsed(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        for name, (text, value) in ODD_JSON.items():
-            seen = await say(served, asking(body=BODY[:-1] + b',"x":%b}' % text), answers=1)
+        for name, (text, value) in UNUSUAL_JSON.items():
+            seen = await exchange(served, asking(body=BODY[:-1] + b',"x":%b}' % text), answers=1)
             assert seen.statuses == [200], name
             assert upstream.requests[-1].body["x"] == value, name
             assert upstream.requests[-1].raw.count(b'"a"') < 2
@@ -205,7 +207,7 @@ async def test_what_goes_on_is_what_was_read(upstream: FakeUpstream) -> None:
 @pytest.mark.usefixtures("each_way")
 async def test_a_stream_in_http_1_0_ends_with_its_connection(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
-        seen = await say(served, asking(stream=True).replace(b"1.1", b"1.0"))
+        seen = await exchange(served, asking(stream=True).replace(b"1.1", b"1.0"))
     head, _, body = seen.data.partition(b"\r\n\r\n")
     assert (seen.statuses, seen.closed) == ([200], True)
     assert b"Transfer-Encoding" not in head
@@ -221,14 +223,16 @@ def short_heads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.proves("F33")
 @pytest.mark.usefixtures("short_heads")
-async def test_heads_that_never_end_are_let_go_and_disturb_nobody(upstream: FakeUpstream) -> None:
+async def test_incomplete_heads_time_out_and_disturb_no_other_caller(
+    upstream: FakeUpstream,
+) -> None:
     async with serving(make_instance(upstream), idle_timeout_ms=200) as served:
         port = int(served.url.rsplit(":", 1)[1])
         slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(200)]
         for _, writer in slow[150:]:
             writer.write(START + b"Content-Length: 99\r\n\r\n{")  # and no more of the body
         for _ in range(3):
-            for _, writer in slow[:100]:  # the next fifty say nothing at all
+            for _, writer in slow[:100]:  # the next fifty send nothing at all
                 writer.write(b"GET / HTTP/1.1\r\nX-Y: z")
             assert (await served.chat())[0] == 200
         for reader, writer in slow:
@@ -239,7 +243,7 @@ async def test_heads_that_never_end_are_let_go_and_disturb_nobody(upstream: Fake
 
 @pytest.mark.proves("F33")
 @pytest.mark.usefixtures("short_heads")
-async def test_a_second_head_may_take_no_longer_but_a_pause_may(upstream: FakeUpstream) -> None:
+async def test_the_head_timeout_applies_to_each_request(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         async with connected(served) as (reader, writer):
             writer.write(asking())
@@ -254,7 +258,7 @@ async def test_a_second_head_may_take_no_longer_but_a_pause_may(upstream: FakeUp
             writer.write(begun)
             await asyncio.sleep(0.1)
             writer.write(rest[:-10])
-            await asyncio.sleep(0.3)  # in the body, which has limits of its own
+            await asyncio.sleep(0.3)  # in the body, which has its own limits
             writer.write(rest[-10:])
             assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 200 ")
 
@@ -264,21 +268,21 @@ LONG = Reply(text="word " * 10 + "x" * 6_000_000)
 
 @pytest.fixture
 def lost(monkeypatch: pytest.MonkeyPatch) -> asyncio.Semaphore:
-    """Counts the connections that the gateway has lost."""
+    """Count the connections that the gateway has lost."""
     gone = asyncio.Semaphore(0)
-    note = connections.ClientConnection.connection_lost
+    original = connections.ClientConnection.connection_lost
 
-    def lose(self: connections.ClientConnection, error: BaseException | None) -> None:
-        note(self, error)
+    def count(self: connections.ClientConnection, error: BaseException | None) -> None:
+        original(self, error)
         gone.release()
 
-    monkeypatch.setattr(connections.ClientConnection, "connection_lost", lose)
+    monkeypatch.setattr(connections.ClientConnection, "connection_lost", count)
     return gone
 
 
 @pytest.mark.proves("F30", "F31", "I-38")
 @pytest.mark.usefixtures("each_way")
-async def test_a_caller_who_takes_nothing_is_let_go(
+async def test_a_caller_that_reads_nothing_is_disconnected(
     upstream: FakeUpstream, lost: asyncio.Semaphore
 ) -> None:
     upstream.default = LONG
@@ -301,7 +305,7 @@ async def test_a_caller_who_takes_nothing_is_let_go(
 
 @pytest.mark.proves("I-38")
 @pytest.mark.usefixtures("each_way")
-async def test_a_caller_who_reads_slowly_is_kept(upstream: FakeUpstream) -> None:
+async def test_a_caller_that_reads_slowly_stays_connected(upstream: FakeUpstream) -> None:
     upstream.default = LONG
     async with (
         serving(make_instance(upstream), write_timeout_ms=200) as served,
@@ -319,7 +323,7 @@ async def test_a_caller_who_reads_slowly_is_kept(upstream: FakeUpstream) -> None
 
 
 class Wire:
-    """A transport in which as much waits whenever one looks."""
+    """A transport whose write buffer has always the same size."""
 
     aborted = False
 
@@ -331,7 +335,7 @@ class Wire:
 
 
 @pytest.mark.proves("I-38")
-def test_a_caller_who_takes_as_much_as_is_written_is_kept() -> None:
+def test_a_caller_that_reads_as_fast_as_is_written_stays_connected() -> None:
     caller, wire = object.__new__(connections.ClientConnection), Wire()
     caller._wire, caller._unsent, caller._taken_at = wire, 0, 0.0
     caller.head_since, caller._paused, caller._drain_waiter = None, True, None
@@ -347,7 +351,7 @@ def test_a_caller_who_takes_as_much_as_is_written_is_kept() -> None:
 
 @pytest.mark.proves("I-40")
 @pytest.mark.usefixtures("each_way")
-async def test_one_request_too_many_is_refused_before_its_body_is_read(
+async def test_a_request_over_the_limit_is_rejected_before_its_body_is_read(
     upstream: FakeUpstream,
 ) -> None:
     upstream.default = Reply(hang_after=1)
@@ -355,7 +359,7 @@ async def test_one_request_too_many_is_refused_before_its_body_is_read(
         url = served.url + "/v1/chat/completions"
         body = {"stream": True, "messages": [{"role": "user", "content": "x"}]}
         async with served.session.post(url, json=body), served.session.post(url, json=body):
-            seen = await say(served, START + b"Content-Length: 99999\r\n\r\n{", answers=1)
+            seen = await exchange(served, START + b"Content-Length: 99999\r\n\r\n{", answers=1)
             assert seen.statuses == [503]
             assert b"Retry-After: 1\r\n" in seen.data
             assert b"x-should-retry: true\r\n" in seen.data
@@ -369,7 +373,7 @@ async def test_one_request_too_many_is_refused_before_its_body_is_read(
         assert (await served.chat())[0] == 200
 
 
-async def test_an_aiohttp_that_has_moved_serves_without_a_watch(
+async def test_an_unknown_aiohttp_version_serves_without_timeouts(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(connections, "_USED", ("no_such_thing",))
@@ -378,13 +382,13 @@ async def test_an_aiohttp_that_has_moved_serves_without_a_watch(
     assert f"aiohttp {aiohttp.__version__} is not as expected" in caplog.text
 
 
-def test_the_seam_finds_what_it_needs_in_this_aiohttp() -> None:
+def test_this_aiohttp_has_the_attributes_in_use() -> None:
     for name in (*connections._USED, "handle_error", "force_close", "data_received"):
         assert hasattr(web.RequestHandler, name), name
 
 
 @pytest.mark.proves("I-59")
-async def test_a_fault_beyond_all_handlers_is_told_in_openais_shape(
+async def test_an_error_outside_the_handlers_has_openais_shape(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
@@ -393,9 +397,9 @@ async def test_a_fault_beyond_all_handlers_is_told_in_openais_shape(
     async with serving(make_instance(upstream)) as served:
         monkeypatch.setattr("nexus_gateway.web.middleware.authenticate", fail)
         monkeypatch.setattr("nexus_gateway.web.middleware.request_id", fail)
-        seen = await say(served, asking())
+        seen = await exchange(served, asking())
         assert (seen.statuses, seen.closed) == ([500], True)
-        assert no_http(seen.data)["code"] == "internal_error"
+        assert error_of(seen.data)["code"] == "internal_error"
         assert b"internal detail" not in seen.data
         monkeypatch.undo()
         assert (await served.chat())[0] == 200

@@ -1,4 +1,4 @@
-"""What callers and upstreams say stays what it is: no header, no line of a log, no page."""
+"""Text of callers and upstreams cannot become a header, a log line or markup."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVIL = f"evil\r\nX-Evil: 1\r\n\r\n\n{FORGED}\x1b[2J\x9b31m\u2028{FORGED}\u202e\x
 @pytest.mark.proves("F35", "S-18")
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_models_name_makes_no_header(upstream: FakeUpstream, stream: bool) -> None:
+async def test_a_model_name_cannot_add_a_header(upstream: FakeUpstream, stream: bool) -> None:
     async with serving(make_instance(upstream)) as served:
         for reply in (Reply(), Reply(status=400), Reply(status=500)):
             upstream.default = reply
@@ -41,7 +41,7 @@ async def test_a_models_name_makes_no_header(upstream: FakeUpstream, stream: boo
 
 @pytest.mark.proves("F35")
 @pytest.mark.usefixtures("each_way")
-async def test_an_upstreams_words_make_no_header(upstream: FakeUpstream) -> None:
+async def test_an_upstreams_text_cannot_add_a_header(upstream: FakeUpstream) -> None:
     error = {"message": EVIL, "code": EVIL, "type": EVIL, "param": EVIL}
     async with serving(make_instance(upstream), max_attempts=1, strict_models=True) as served:
         for reply in (Reply(model=EVIL), Reply(status=400, error=error)):
@@ -54,7 +54,7 @@ async def test_an_upstreams_words_make_no_header(upstream: FakeUpstream) -> None
         assert (status, "X-Evil" in headers) == (404, False)
 
 
-ODD_IDS = [
+INVALID_IDS = [
     b"a b",
     b"a\tb",
     b"\xff\xfe",
@@ -70,19 +70,19 @@ ODD_IDS = [
 
 
 @pytest.mark.proves("S-19", "F35")
-@pytest.mark.parametrize("id", ODD_IDS, ids=lambda odd: ascii(odd)[:16])
-async def test_an_odd_id_is_not_echoed(upstream: FakeUpstream, id: bytes) -> None:
+@pytest.mark.parametrize("id", INVALID_IDS, ids=lambda value: ascii(value)[:16])
+async def test_an_invalid_request_id_is_not_echoed(upstream: FakeUpstream, id: bytes) -> None:
     head = b"GET %b HTTP/1.1\r\nHost: x\r\nX-Request-Id: %b\r\nConnection: close\r\n\r\n"
     async with serving(make_instance(upstream)) as served:
         for path in (b"/v1/models", b"/nowhere", b"/health"):
-            _, told, _ = await raw(served.url, head % (path, id))
-            assert re.search(rb"\r\nX-Request-Id: req-[0-9a-f]{24}(\r\n|$)", told)
+            _, head_of_answer, _ = await raw(served.url, head % (path, id))
+            assert re.search(rb"\r\nX-Request-Id: req-[0-9a-f]{24}(\r\n|$)", head_of_answer)
 
 
 @pytest.mark.proves("F35", "F36")
 @pytest.mark.parametrize("name", ["X-Routing-Mode", "X-Request-Id", "Authorization", "Origin"])
 @pytest.mark.parametrize("end", ["\r", "\n", "\0", "\r\n "])
-async def test_a_line_end_in_a_header_is_refused_or_harmless(
+async def test_a_line_end_in_a_header_is_rejected_or_harmless(
     upstream: FakeUpstream, name: str, end: str
 ) -> None:
     async with serving(make_instance(upstream)) as served:
@@ -114,7 +114,9 @@ NOT_HTTP = [
 
 @pytest.mark.proves("S-08", "S-15", "F36")
 @pytest.mark.parametrize("sent", NOT_HTTP, ids=lambda sent: ascii(sent[:24]))
-async def test_what_is_not_http_gets_our_words(upstream: FakeUpstream, sent: bytes) -> None:
+async def test_invalid_http_gets_the_gateways_own_error(
+    upstream: FakeUpstream, sent: bytes
+) -> None:
     async with serving(make_instance(upstream)) as served:
         status, head, body = await raw(served.url, sent)
         assert (await raw(served.url, request("GET /health/live")))[0] == 200
@@ -128,8 +130,8 @@ async def test_what_is_not_http_gets_our_words(upstream: FakeUpstream, sent: byt
 
 
 @pytest.mark.proves("S-08")
-def test_no_error_tells_what_an_exception_said() -> None:
-    own = {"JSONError", "InvalidQuery"}  # their texts are ours
+def test_no_error_contains_an_exceptions_text() -> None:
+    safe = {"JSONError", "InvalidQuery"}  # the gateway wrote their texts
     for path in (ROOT / "nexus_gateway").rglob("*.py"):
         if path.parent.name in ("cli", "testing"):
             continue
@@ -137,7 +139,7 @@ def test_no_error_tells_what_an_exception_said() -> None:
             if not isinstance(handler, ast.ExceptHandler) or not handler.name:
                 continue
             kinds = ast.unparse(handler.type) if handler.type else ""
-            if any(name in kinds for name in own):
+            if any(name in kinds for name in safe):
                 continue
             for raised in ast.walk(handler):
                 if isinstance(raised, ast.Raise) and isinstance(raised.exc, ast.Call):
@@ -146,7 +148,7 @@ def test_no_error_tells_what_an_exception_said() -> None:
                         "InvalidAnswer",
                         "BrokenStream",
                     ):
-                        continue  # these are ours as well
+                        continue  # the gateway wrote these texts too
                     for text in shown:
                         assert f"{{{handler.name}}}" not in text, f"{path.name}: {text}"
                         assert f"str({handler.name})" not in text, f"{path.name}: {text}"
@@ -154,7 +156,9 @@ def test_no_error_tells_what_an_exception_said() -> None:
 
 @pytest.mark.proves("S-18")
 @pytest.mark.parametrize("style", ["text", "json"])
-async def test_no_caller_writes_the_log(upstream: FakeUpstream, tmp_path: Path, style: str) -> None:
+async def test_a_caller_cannot_forge_a_log_line(
+    upstream: FakeUpstream, tmp_path: Path, style: str
+) -> None:
     env = {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url, "LOG_LEVEL": "debug"}
     async with process(tmp_path, **env, LOG_FORMAT=style) as gateway:
         for model in (f"groq/{EVIL}", EVIL, f"groq/{'x' * 5000}"):
@@ -166,8 +170,8 @@ async def test_no_caller_writes_the_log(upstream: FakeUpstream, tmp_path: Path, 
             await raw(gateway.url, request(line, "X-Request-Id: a b", "X-Routing-Mode: \x1b[2J"))
         assert b"bad_http" in (await raw(gateway.url, NOT_HTTP[4]))[2]
         await raw(gateway.url, b"GET /\x1b[2J\r\n12:00:00 info forged\r\n\r\n")
-    said = "".join(gateway.log).rpartition("Try it:")[2].splitlines()[1:]
-    written = [line for line in said if line and "curl" not in line]
+    logged = "".join(gateway.log).rpartition("Try it:")[2].splitlines()[1:]
+    written = [line for line in logged if line and "curl" not in line]
     assert len(written) >= 9
     for line in written:
         assert line.isprintable()
@@ -178,13 +182,13 @@ async def test_no_caller_writes_the_log(upstream: FakeUpstream, tmp_path: Path, 
 
 @pytest.mark.proves("S-18")
 @pytest.mark.parametrize("style", ["text", "json"])
-def test_what_an_exception_says_does_not_write_the_log_either(style: str) -> None:
+def test_an_exceptions_text_cannot_forge_a_log_line(style: str) -> None:
     formatter = log.LineFormatter(style, [])
     try:
         raise RuntimeError(f"{EVIL}\n{FORGED}\n" + "x" * 5000)
     except RuntimeError as error:
-        about: Any = (RuntimeError, error, error.__traceback__)
-    record = logging.LogRecord("nexus_gateway", logging.ERROR, "", 0, f"it {EVIL}", None, about)
+        exc_info: Any = (RuntimeError, error, error.__traceback__)
+    record = logging.LogRecord("nexus_gateway", logging.ERROR, "", 0, f"it {EVIL}", None, exc_info)
     first, *others = formatter.format(record).split("\n")
     assert "RuntimeError" in formatter.format(record)
     for line in (first, *others):

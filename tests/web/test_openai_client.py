@@ -1,4 +1,4 @@
-"""The official client, changed in nothing but its base URL."""
+"""OpenAI's official client; only its base URL is changed."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ async def served(upstream: FakeUpstream) -> AsyncIterator[Served]:
 @pytest.fixture
 async def client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
     url = served.url + "/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key="caller", max_retries=0) as made:
-        yield made
+    async with openai.AsyncOpenAI(base_url=url, api_key="caller", max_retries=0) as client:
+        yield client
 
 
 @both_ways
-async def test_whole_and_streamed(client: openai.AsyncOpenAI) -> None:
-    whole = await client.chat.completions.create(model="auto", messages=HELLO)
-    assert whole.choices[0].message.content == Reply().text
-    assert whole.model == "Fake (Key #1)"
-    assert whole.usage.completion_tokens
+async def test_an_answer_is_returned_and_streamed(client: openai.AsyncOpenAI) -> None:
+    completion = await client.chat.completions.create(model="auto", messages=HELLO)
+    assert completion.choices[0].message.content == Reply().text
+    assert completion.model == "Fake (Key #1)"
+    assert completion.usage.completion_tokens
     stream = await client.chat.completions.create(model="fake", messages=HELLO, stream=True)
     parts = [chunk async for chunk in stream]
     assert "".join(part.choices[0].delta.content or "" for part in parts) == Reply().text
@@ -45,7 +45,7 @@ async def test_whole_and_streamed(client: openai.AsyncOpenAI) -> None:
 
 
 @both_ways
-async def test_usage_chunk(client: openai.AsyncOpenAI) -> None:
+async def test_the_usage_chunk_comes_last(client: openai.AsyncOpenAI) -> None:
     stream = await client.chat.completions.create(
         model="auto", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
@@ -55,13 +55,15 @@ async def test_usage_chunk(client: openai.AsyncOpenAI) -> None:
 
 
 @both_ways
-async def test_tools(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
+async def test_tool_calls_are_returned_and_streamed(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
     upstream.default = Reply(tool_calls=True)
-    whole = await client.chat.completions.create(model="auto", messages=HELLO, tools=[TOOL])
-    (call,) = whole.choices[0].message.tool_calls
+    completion = await client.chat.completions.create(model="auto", messages=HELLO, tools=[TOOL])
+    (call,) = completion.choices[0].message.tool_calls
     assert (call.id, call.function.name) == ("call_1", "get_weather")
     assert json.loads(call.function.arguments) == {"city": "Paris"}
-    assert whole.choices[0].finish_reason == "tool_calls"
+    assert completion.choices[0].finish_reason == "tool_calls"
     stream = await client.chat.completions.create(
         model="auto", messages=HELLO, tools=[TOOL], stream=True
     )
@@ -76,12 +78,12 @@ async def test_tools(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None
     assert upstream.requests[0].body["tools"] == [TOOL]
 
 
-async def test_models(client: openai.AsyncOpenAI) -> None:
+async def test_models_are_listed_and_retrieved(client: openai.AsyncOpenAI) -> None:
     listed = [model.id async for model in await client.models.list()]
     assert "fake-large" in listed
     assert (await client.models.retrieve("fake/vendor/model")).id == "fake/vendor/model"
     with pytest.raises(openai.NotFoundError):
-        await client.models.retrieve("nobody")
+        await client.models.retrieve("unknown")
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -96,7 +98,7 @@ async def test_models(client: openai.AsyncOpenAI) -> None:
         (Reply(status=500), "InternalServerError"),
     ],
 )
-async def test_errors_are_the_clients_own(
+async def test_errors_have_the_clients_types(
     client: openai.AsyncOpenAI,
     upstream: FakeUpstream,
     reply: Reply,
@@ -110,7 +112,7 @@ async def test_errors_are_the_clients_own(
     assert raised.value.body["message"]
 
 
-async def test_a_wrong_key(served: Served) -> None:
+async def test_a_wrong_key_is_an_authentication_error(served: Served) -> None:
     async with openai.AsyncOpenAI(
         base_url=served.url + "/v1", api_key="no", max_retries=0
     ) as client:
@@ -129,7 +131,7 @@ async def test_a_broken_stream_raises(client: openai.AsyncOpenAI, upstream: Fake
 
 
 @pytest.mark.proves("I-22")
-async def test_a_client_that_retries_does_not_multiply(
+async def test_a_client_that_retries_causes_no_more_attempts(
     served: Served, upstream: FakeUpstream
 ) -> None:
     upstream.default = Reply(status=500)

@@ -1,4 +1,4 @@
-"""Each answer that is an error is counted once: by the door that took it in, or as refused."""
+"""Each error response is counted once: by its endpoint, or as refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import aiohttp
 import pytest
 from fakes import HELLO, make_instance, serving
 from intruder import raw, request
-from processes import process
-from test_metrics_workers import scrape
-from test_workers import until as until_all
-from test_workers import worker_pids, write
-from waiting import until
+from processes import process, worker_pids, write_env
+from scraping import scrape_process
+from waiting import until, until_async
 
 from nexus_gateway.secret import Secret
 from nexus_gateway.telemetry.metrics import definitions
@@ -37,17 +35,17 @@ LOCKS: dict[str, Any] = {
     "viewer_token": Secret("a-viewer"),
 }
 CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n" + KEY.encode() + b"\r\n%b\r\n\r\n"
-AT_THE_DOOR = [
+REFUSED = [
     (request(CHAT, JSON, body=BODY), "401", "invalid_api_key"),
     (request(CHAT, JSON, "x-api-key: wrong", body=BODY), "401", "invalid_api_key"),
     (request("GET /v1/models", "Authorization: Bearer wrong"), "401", "invalid_api_key"),
     (request(TOGGLE, JSON, KEY, body=b"{}"), "401", "invalid_api_key"),
     (request("GET /metrics", KEY), "401", "invalid_api_key"),
     (request(CHAT, JSON, KEY, "X-Nexus-Explain: true", body=BODY), "401", "invalid_api_key"),
-    (request(CHAT, JSON, KEY, "X-Nexus-Explain: so", body=BODY), "400", "invalid_explain"),
+    (request(CHAT, JSON, KEY, "X-Nexus-Explain: maybe", body=BODY), "400", "invalid_explain"),
     (request("POST /chat/completions", JSON, KEY, body=BODY), "404", "unknown_path"),
     (request("GET /static/nothing.js"), "404", "unknown_path"),
-    (request("GET /v1/models/nobodys", KEY), "404", "model_not_found"),
+    (request("GET /v1/models/unknown", KEY), "404", "model_not_found"),
     (request("GET /v1/usage", ADMIN), "404", "ledger_off"),
     (request("GET /v1/chat/completions", KEY), "405", "method_not_allowed"),
     (request("OPTIONS /nowhere", "Access-Control-Request-Method: GET"), "404", "unknown_path"),
@@ -64,11 +62,11 @@ AT_THE_DOOR = [
     (b"\x16\x03\x01 this is no HTTP\r\n\r\n", "400", "bad_http"),
     (request("GET /health", "A: " + "a" * 9000), "431", "invalid_request_error"),
 ]
-IN_A_DOOR = [
+REJECTED = [
     (request(CHAT, JSON, KEY, body=b"{"), "400"),
     (request(CHAT, JSON, KEY, body=b" " * (1024 * 1024 + 1)), "413"),
     (request(CHAT, JSON, KEY, "Content-Encoding: gzip", body=BODY), "415"),
-    (request(CHAT, JSON, KEY, "X-Routing-Mode: by chance", body=BODY), "400"),
+    (request(CHAT, JSON, KEY, "X-Routing-Mode: random", body=BODY), "400"),
     (CHUNKED % b"Transfer-Encoding: gzip, chunked", "400"),
     (request("POST /v1/embeddings", JSON, KEY, body=b'{"input":"a","model":"fake"}'), "404"),
     (request("POST /v1/messages", JSON, KEY, body=b"{}"), "400"),
@@ -80,7 +78,7 @@ def port_of(served: Served) -> int:
 
 
 def counted(served: Served) -> Counter[tuple[str, ...]]:
-    """Return what both figures hold."""
+    """Return the counts of both metrics."""
     meter = served.gateway.meter
     assert meter is not None
     names = (definitions.REQUESTS.name, definitions.REFUSED.name)
@@ -89,8 +87,8 @@ def counted(served: Served) -> Counter[tuple[str, ...]]:
     )
 
 
-@pytest.mark.parametrize(("sent", "status", "reason"), AT_THE_DOOR)
-async def test_what_no_door_took_in_is_counted_as_refused(
+@pytest.mark.parametrize(("sent", "status", "reason"), REFUSED)
+async def test_a_request_that_reaches_no_endpoint_is_counted_as_refused(
     upstream: FakeUpstream, sent: bytes, status: str, reason: str
 ) -> None:
     async with serving(make_instance(upstream), max_body_mb=1, **LOCKS) as served:
@@ -98,8 +96,8 @@ async def test_what_no_door_took_in_is_counted_as_refused(
         assert counted(served) == {(definitions.REFUSED.name, status, reason): 1}
 
 
-@pytest.mark.parametrize(("sent", "status"), IN_A_DOOR)
-async def test_what_a_door_refused_has_its_record_and_is_not_counted_twice(
+@pytest.mark.parametrize(("sent", "status"), REJECTED)
+async def test_a_request_that_an_endpoint_rejects_is_counted_once(
     upstream: FakeUpstream, sent: bytes, status: str
 ) -> None:
     async with serving(make_instance(upstream), max_body_mb=1, **LOCKS) as served:
@@ -108,7 +106,7 @@ async def test_what_a_door_refused_has_its_record_and_is_not_counted_twice(
         assert (family, kind) == (definitions.REQUESTS.name, f"{status[0]}xx")
 
 
-async def test_a_body_that_breaks_on_its_way_is_its_doors(upstream: FakeUpstream) -> None:
+async def test_an_interrupted_body_is_counted_by_its_endpoint(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream), **LOCKS) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(served))
         writer.write(CHUNKED % b"Transfer-Encoding: chunked" + b"2\r\n{ \r\n")
@@ -119,7 +117,7 @@ async def test_a_body_that_breaks_on_its_way_is_its_doors(upstream: FakeUpstream
         assert counted(served) == {(definitions.REQUESTS.name, "chat", "4xx", "bad_http"): 1}
 
 
-async def test_a_failure_is_its_doors_alone(
+async def test_a_failure_is_counted_only_by_its_endpoint(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream.default = Reply(status=500)
@@ -128,24 +126,24 @@ async def test_a_failure_is_its_doors_alone(
         assert counted(served) == {(definitions.REQUESTS.name, "chat", "5xx", "no_candidate"): 1}
 
         def fail(*args: object) -> None:
-            raise RuntimeError("a fault of ours")
+            raise RuntimeError("an internal error")
 
         monkeypatch.setattr("nexus_gateway.web.endpoint.parse_options", fail)
         assert (await served.chat())[0] == 500
         monkeypatch.setattr("nexus_gateway.web.handlers.models.catalogue", fail)
         async with served.session.get(served.url + "/v1/models") as answer:
             assert answer.status == 500
-        found = counted(served)
-        assert found[(definitions.REQUESTS.name, "chat", "5xx", "internal_error")] == 1
-        assert found[(definitions.REFUSED.name, "500", "internal_error")] == 1
-        assert found.total() == 3
+        counts = counted(served)
+        assert counts[(definitions.REQUESTS.name, "chat", "5xx", "internal_error")] == 1
+        assert counts[(definitions.REFUSED.name, "500", "internal_error")] == 1
+        assert counts.total() == 3
 
 
-async def test_a_fault_beyond_all_handlers_is_counted_too(
+async def test_an_error_outside_the_handlers_is_counted(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object) -> None:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("an internal error")
 
     async with serving(make_instance(upstream)) as served:
         monkeypatch.setattr("nexus_gateway.web.middleware.authenticate", fail)
@@ -154,7 +152,9 @@ async def test_a_fault_beyond_all_handlers_is_counted_too(
         assert counted(served) == {(definitions.REFUSED.name, "500", "internal_error"): 1}
 
 
-async def test_one_too_many_is_its_doors_and_a_drain_is_nobodys(upstream: FakeUpstream) -> None:
+async def test_overload_is_counted_by_its_endpoint_and_a_drain_as_refused(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = Reply(head_delay_s=0.3)
     async with serving(make_instance(upstream), max_concurrent=1) as served:
         first = asyncio.create_task(served.chat())
@@ -171,7 +171,7 @@ async def test_one_too_many_is_its_doors_and_a_drain_is_nobodys(upstream: FakeUp
         }
 
 
-async def test_what_is_said_makes_no_label(upstream: FakeUpstream) -> None:
+async def test_no_input_becomes_a_label(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         for number in range(50):
             line = f"{'GET' if number % 2 else 'PROPFIND'} /path-{number}?q={number}"
@@ -181,30 +181,30 @@ async def test_what_is_said_makes_no_label(upstream: FakeUpstream) -> None:
         assert counted(served)[(definitions.REFUSED.name, "404", OTHER)] == 1
 
 
-async def test_what_may_come_in_waves_is_there_before_the_first(upstream: FakeUpstream) -> None:
+async def test_series_of_frequent_refusals_start_at_zero(upstream: FakeUpstream) -> None:
     sample = re.compile(r'nexus_refused_requests_total\{reason="(\w+)",status="(\d+)"\} ([\d.]+)')
     async with serving(make_instance(upstream)) as served:
         await served.chat()
         async with served.session.get(served.url + "/metrics") as answer:
-            found = sample.findall(await answer.text())
-    assert found == [("invalid_api_key", "401", "0.0"), ("unknown_path", "404", "0.0")]
+            samples = sample.findall(await answer.text())
+    assert samples == [("invalid_api_key", "401", "0.0"), ("unknown_path", "404", "0.0")]
 
 
-async def test_without_metrics_nobody_counts(
+async def test_nothing_is_counted_without_metrics(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "is_installed", lambda: False)
     async with serving(make_instance(upstream), **LOCKS) as served:
         assert served.gateway.meter is None
-        for sent, status, _ in AT_THE_DOOR[:2] + AT_THE_DOOR[-2:]:
+        for sent, status, _ in REFUSED[:2] + REFUSED[-2:]:
             assert str((await raw(served.url, sent))[0]) == status
 
 
-async def test_the_refusals_of_all_workers_are_told_by_each(
+async def test_each_worker_reports_the_refusals_of_all(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     locks = {"GATEWAY_KEYS": "a-caller", "VIEWER_TOKEN": "a-viewer"}
-    write(tmp_path / ".env", upstream, **locks)
+    write_env(tmp_path / ".env", upstream, **locks)
     name = 'nexus_refused_requests_total{reason="unknown_path",status="404"}'
     head = {"Authorization": "Bearer a-viewer"}
     async with (
@@ -217,12 +217,12 @@ async def test_the_refusals_of_all_workers_are_told_by_each(
             async with session.get(gateway.url + "/nowhere", headers=away) as answer:
                 assert answer.status == 404
 
-        async def all_tell_all() -> bool:
-            return [(await scrape(gateway, session))[name] for _ in range(8)] == [16] * 8
+        async def all_report_all() -> bool:
+            return [(await scrape_process(gateway, session))[name] for _ in range(8)] == [16] * 8
 
-        await until_all(all_tell_all)
+        await until_async(all_report_all)
 
 
-def test_each_reason_that_can_be_met_here_is_one_that_there_is() -> None:
-    met = {reason for _, _, reason in AT_THE_DOOR} | {"internal_error", "shutting_down"}
-    assert met <= REASONS
+def test_each_reason_is_a_known_one() -> None:
+    reasons = {reason for _, _, reason in REFUSED} | {"internal_error", "shutting_down"}
+    assert reasons <= REASONS

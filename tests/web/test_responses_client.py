@@ -1,4 +1,4 @@
-"""OpenAI's official client and its Responses, before both kinds of backend."""
+"""OpenAI's official client and its Responses API, with both kinds of backend."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ from nexus_gateway.testing.upstream import FakeUpstream
 
 NATIVE: type[Provider] = metadata.entry_points(group="nexus_gateway.providers")["anthropic"].load()
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOL = {"type": "function", "name": "get_weather", "description": "Tells it.", "parameters": SCHEMA}
+TOOL = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "Return the weather.",
+    "parameters": SCHEMA,
+}
 FORM = {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}
 PNG = "iVBORw0KGgo="
 URL = f"data:image/png;base64,{PNG}"
 WORDS = len(Reply().text.split(" "))
-both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "complete"])
 
 
 @pytest.fixture(params=["chat", "anthropic"])
@@ -43,17 +48,17 @@ async def served(backend: str, upstream: FakeUpstream) -> AsyncIterator[Served]:
 async def client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
         base_url=served.url + "/v1", api_key="caller", max_retries=0
-    ) as made:
-        yield made
+    ) as client:
+        yield client
 
 
 async def ask(client: openai.AsyncOpenAI, stream: bool, **fields: Any) -> Any:
-    """Ask whole, or streamed and put together by the client."""
-    whole = {"model": "auto", "input": "Hello!", **fields}
+    """Return the response; the client joins the events of a stream."""
+    request = {"model": "auto", "input": "Hello!", **fields}
     if not stream:
-        return await client.responses.create(**whole)
-    async with client.responses.stream(**whole) as told:
-        return await told.get_final_response()
+        return await client.responses.create(**request)
+    async with client.responses.stream(**request) as stream_manager:
+        return await stream_manager.get_final_response()
 
 
 async def keep(events: AsyncIterator[Any], seen: list[Any]) -> None:
@@ -62,7 +67,7 @@ async def keep(events: AsyncIterator[Any], seen: list[Any]) -> None:
 
 
 @both
-async def test_text(client: openai.AsyncOpenAI, stream: bool) -> None:
+async def test_text_is_returned(client: openai.AsyncOpenAI, stream: bool) -> None:
     response = await ask(client, stream)
     assert response.output_text == Reply().text
     assert (response.object, response.status, response.error) == ("response", "completed", None)
@@ -73,7 +78,7 @@ async def test_text(client: openai.AsyncOpenAI, stream: bool) -> None:
     assert (item.type, item.role, item.status) == ("message", "assistant", "completed")
 
 
-async def test_the_events(client: openai.AsyncOpenAI) -> None:
+async def test_events_arrive_in_order(client: openai.AsyncOpenAI) -> None:
     stream = await client.responses.create(model="auto", input="Hello!", stream=True)
     events = [event async for event in stream]
     assert [event.type for event in events] == [
@@ -94,7 +99,7 @@ async def test_the_events(client: openai.AsyncOpenAI) -> None:
 
 
 @both
-async def test_a_tool_over_two_turns(
+async def test_a_tool_call_works_over_two_turns(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, backend: str, stream: bool
 ) -> None:
     upstream.script(Reply(tool_calls=True), Reply(text="Nineteen."))
@@ -102,28 +107,31 @@ async def test_a_tool_over_two_turns(
     (call,) = first.output
     assert (call.type, call.call_id, call.name) == ("function_call", "call_1", "get_weather")
     assert (json.loads(call.arguments), call.status) == ({"city": "Paris"}, "completed")
-    said = {"role": "user", "content": "Weather?"}
+    question = {"role": "user", "content": "Weather?"}
     called = call.to_dict()
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "19 C"}
-    second = await ask(client, stream, tools=[TOOL], input=[said, called, result])
+    second = await ask(client, stream, tools=[TOOL], input=[question, called, result])
     assert second.output_text == "Nineteen."
     one, two = (received.body for received in upstream.requests)
     if backend == "chat":
         assert one["tools"][0]["function"]["parameters"] == SCHEMA
         assert one["tool_choice"] == "required"
-        _, made, told = two["messages"]
-        assert made["tool_calls"][0]["id"] == "call_1"
-        assert told == {"role": "tool", "tool_call_id": "call_1", "content": "19 C"}
+        _, call_message, result_message = two["messages"]
+        assert call_message["tool_calls"][0]["id"] == "call_1"
+        assert result_message == {"role": "tool", "tool_call_id": "call_1", "content": "19 C"}
     else:
         assert one["tools"][0]["input_schema"] == SCHEMA
         assert one["tool_choice"] == {"type": "any"}
-        _, made, told = two["messages"]
-        assert (made["content"][0]["type"], made["content"][0]["id"]) == ("tool_use", "call_1")
-        assert told["content"][0]["tool_use_id"] == "call_1"
+        _, call_message, result_message = two["messages"]
+        assert (call_message["content"][0]["type"], call_message["content"][0]["id"]) == (
+            "tool_use",
+            "call_1",
+        )
+        assert result_message["content"][0]["tool_use_id"] == "call_1"
 
 
 @both
-async def test_an_image_and_instructions(
+async def test_an_image_and_instructions_reach_the_backend(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, backend: str, stream: bool
 ) -> None:
     parts = [
@@ -145,7 +153,7 @@ async def test_an_image_and_instructions(
 
 
 @both
-async def test_a_schema_for_the_answer(
+async def test_a_schema_reaches_the_backend(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, backend: str, stream: bool
 ) -> None:
     upstream.default = Reply(text='{"city": "Paris"}')
@@ -164,7 +172,7 @@ async def test_a_schema_for_the_answer(
 @pytest.mark.parametrize(
     ("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
 )
-async def test_an_answer_that_is_incomplete(
+async def test_an_incomplete_answer_has_its_reason(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, finish: str, reason: str, stream: bool
 ) -> None:
     upstream.default = Reply(finish=finish)
@@ -181,13 +189,15 @@ async def test_an_answer_that_is_incomplete(
     assert upstream.requests[0].body["max_tokens"] == 16
 
 
-async def test_reasoning(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
+async def test_reasoning_is_returned_and_accepted(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
     upstream.default = Reply(reasoning=True)
     response = await ask(client, True, reasoning={"effort": "high"})
     assert [item.type for item in response.output] == ["reasoning", "message"]
     assert response.output[0].content[0].text == "Hm. "
-    said = {"role": "user", "content": "And now?"}
-    await ask(client, True, input=[*(item.to_dict() for item in response.output), said])
+    question = {"role": "user", "content": "And now?"}
+    await ask(client, True, input=[*(item.to_dict() for item in response.output), question])
     assert [m["role"] for m in upstream.requests[1].body["messages"]] == ["assistant", "user"]
 
 
@@ -207,24 +217,24 @@ async def test_reasoning(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> 
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_is_not_supported(
+async def test_an_unsupported_field_is_rejected(
     client: openai.AsyncOpenAI,
     upstream: FakeUpstream,
     fields: dict[str, Any],
     param: str,
 ) -> None:
-    whole = {"model": "auto", "input": "Hello!", **fields}
+    request = {"model": "auto", "input": "Hello!", **fields}
     with pytest.raises(openai.BadRequestError) as raised:
-        await client.responses.create(**whole)
+        await client.responses.create(**request)
     assert raised.value.param == param
     assert raised.value.body["message"]
     assert raised.value.request_id
     assert upstream.hits() == 0
 
 
-async def test_what_asks_for_nothing_is_taken(client: openai.AsyncOpenAI) -> None:
-    nothing: dict[str, Any] = {"store": False, "background": False, "truncation": "disabled"}
-    response = await ask(client, False, **nothing, metadata={"a": "b"})
+async def test_defaults_of_unsupported_fields_are_accepted(client: openai.AsyncOpenAI) -> None:
+    defaults: dict[str, Any] = {"store": False, "background": False, "truncation": "disabled"}
+    response = await ask(client, False, **defaults, metadata={"a": "b"})
     assert (response.status, response.metadata) == ("completed", {"a": "b"})
 
 
@@ -238,7 +248,7 @@ async def test_what_asks_for_nothing_is_taken(client: openai.AsyncOpenAI) -> Non
         (500, "InternalServerError"),
     ],
 )
-async def test_errors_are_the_clients_own(
+async def test_errors_have_the_clients_types(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, status: int, error: str, stream: bool
 ) -> None:
     upstream.default = Reply(status=status)

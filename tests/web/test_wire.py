@@ -1,4 +1,4 @@
-"""The API as a caller sees it: routes, errors, keys, CORS, live events."""
+"""The HTTP API: routes, errors, keys, CORS, live events."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ BAD_BODIES: dict[bytes, str | None] = {
 
 @pytest.mark.proves("F34", "S-22")
 @pytest.mark.parametrize("number", range(len(BAD_BODIES)))
-async def test_a_bad_body_is_a_400_that_says_where(upstream: FakeUpstream, number: int) -> None:
+async def test_a_bad_body_is_a_400_that_names_the_field(
+    upstream: FakeUpstream, number: int
+) -> None:
     body, param = list(BAD_BODIES.items())[number]
     async with serving(make_instance(upstream)) as served:
         status, text, headers = await served.chat(body)
@@ -73,14 +75,14 @@ async def test_a_bad_body_is_a_400_that_says_where(upstream: FakeUpstream, numbe
     assert upstream.hits() == 0
 
 
-async def test_errors_have_openais_shape_everywhere(upstream: FakeUpstream) -> None:
+async def test_all_errors_have_openais_shape(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         for method, path, status, code in [
             ("GET", "/nowhere", 404, "unknown_path"),
             ("POST", "/v1/nowhere", 404, "unknown_path"),
             ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
             ("DELETE", "/v1/models", 405, "method_not_allowed"),
-            ("GET", "/v1/models/nobody", 404, "model_not_found"),
+            ("GET", "/v1/models/unknown", 404, "model_not_found"),
         ]:
             got, body, headers = await ask(served, method, path)
             assert (got, body["error"]["code"]) == (status, code), path
@@ -91,7 +93,7 @@ async def test_errors_have_openais_shape_everywhere(upstream: FakeUpstream) -> N
 
 
 @pytest.mark.proves("F32", "S-14")
-async def test_too_large_and_compressed_bodies(upstream: FakeUpstream) -> None:
+async def test_large_and_compressed_bodies_are_rejected(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.chat(b" " * (21 * 1024 * 1024))
         assert (status, json.loads(text)["error"]["code"]) == (413, "request_too_large")
@@ -110,13 +112,13 @@ async def test_too_large_and_compressed_bodies(upstream: FakeUpstream) -> None:
 
 @both_ways
 @pytest.mark.proves("F35", "S-19")
-async def test_request_ids(upstream: FakeUpstream) -> None:
+async def test_only_a_valid_request_id_is_echoed(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         assert (await served.chat(headers={"X-Request-Id": "mine-1"}))[2][
             "X-Request-Id"
         ] == "mine-1"
-        made = (await served.chat(headers={"X-Request-Id": "not sane!"}))[2]["X-Request-Id"]
-        assert made.startswith("req-")
+        generated = (await served.chat(headers={"X-Request-Id": "not sane!"}))[2]["X-Request-Id"]
+        assert generated.startswith("req-")
 
 
 @both_ways
@@ -144,11 +146,11 @@ async def test_streams_by_default_only_without_a_model(upstream: FakeUpstream) -
         ("fake/anything", NAMES[0], "anything"),
         ("other-text", NAMES[1], "other-text"),
         ("Other (Key #2)", NAMES[1], "other-text"),
-        ("gpt-unheard-of", None, None),
+        ("gpt-unknown", None, None),
         ("nexus", None, None),
     ],
 )
-async def test_models_find_their_instance(
+async def test_a_model_name_selects_an_instance(
     upstream: FakeUpstream, model: str, provider: str | None, asked: str | None
 ) -> None:
     async with serving(*two(upstream)) as served:
@@ -158,13 +160,13 @@ async def test_models_find_their_instance(
         assert asked is None or upstream.requests[0].body["model"] == asked
 
 
-async def test_strict_models(upstream: FakeUpstream) -> None:
+async def test_strict_models_reject_an_unknown_name(upstream: FakeUpstream) -> None:
     async with serving(*two(upstream), strict_models=True) as served:
-        status, text, _ = await served.chat({**HELLO, "model": "gpt-unheard-of"})
+        status, text, _ = await served.chat({**HELLO, "model": "gpt-unknown"})
     assert (status, json.loads(text)["error"]["code"]) == (404, "model_not_found")
 
 
-async def test_routing_modes(upstream: FakeUpstream) -> None:
+async def test_a_routing_mode_must_exist(upstream: FakeUpstream) -> None:
     async with serving(*two(upstream)) as served:
         for mode in ("smart", "fastest", "round-robin", "Smart"):
             assert (await served.chat(headers={"X-Routing-Mode": mode}))[0] == 200
@@ -173,7 +175,7 @@ async def test_routing_modes(upstream: FakeUpstream) -> None:
         assert "smart, fastest, round-robin" in text
 
 
-async def test_the_models_are_listed(upstream: FakeUpstream) -> None:
+async def test_models_are_listed(upstream: FakeUpstream) -> None:
     async with serving(*two(upstream)) as served:
         _, body, _ = await ask(served, "GET", "/v1/models")
         listed = {m["id"]: m for m in body["data"]}
@@ -186,7 +188,7 @@ async def test_the_models_are_listed(upstream: FakeUpstream) -> None:
             assert (status, body["object"]) == (200, "model")
 
 
-async def test_health(upstream: FakeUpstream) -> None:
+async def test_health_reports_instances_and_a_drain(upstream: FakeUpstream) -> None:
     async with serving(*two(upstream)) as served:
         await served.chat()
         status, body, _ = await ask(served, "GET", "/health")
@@ -210,7 +212,7 @@ async def test_health(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("I-17", "S-12")
-async def test_toggle(upstream: FakeUpstream) -> None:
+async def test_a_toggle_applies_at_once(upstream: FakeUpstream) -> None:
     path = "/v1/providers/toggle"
     async with serving(*two(upstream)) as served:
         off = {"name": NAMES[0], "enabled": False}
@@ -250,7 +252,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.mark.proves("S-11")
-async def test_gateway_keys_and_admin_token(upstream: FakeUpstream) -> None:
+async def test_keys_and_the_admin_token_grant_separate_access(upstream: FakeUpstream) -> None:
     locks = {"gateway_keys": (Secret("alpha"), Secret("beta")), "admin_token": Secret("root")}
     toggle = {"method": "POST", "path": "/v1/providers/toggle"}
     body = {"json": {"name": NAMES[0], "enabled": True}}
@@ -259,8 +261,8 @@ async def test_gateway_keys_and_admin_token(upstream: FakeUpstream) -> None:
         for token, status in [("alpha", 200), ("beta", 200), ("gamma", 401), ("root", 401)]:
             assert (await ask(served, "GET", "/v1/models", headers=bearer(token)))[0] == status
         assert (await served.chat())[0] == 401
-        odd = {"Authorization": "Bearer \xe9\xe9"}
-        assert (await ask(served, "GET", "/v1/models", headers=odd))[0] == 401
+        non_ascii = {"Authorization": "Bearer \xe9\xe9"}
+        assert (await ask(served, "GET", "/v1/models", headers=non_ascii))[0] == 401
         for token, status in [("root", 200), ("alpha", 401)]:
             got = await ask(served, **toggle, **body, headers=bearer(token))
             assert got[0] == status
@@ -268,7 +270,7 @@ async def test_gateway_keys_and_admin_token(upstream: FakeUpstream) -> None:
         assert (await ask(served, "GET", "/v1/events", headers=bearer("beta")))[0] == 401
 
 
-async def test_every_route_under_v1_is_locked(upstream: FakeUpstream) -> None:
+async def test_every_route_under_v1_needs_a_key(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream), gateway_keys=(Secret("alpha"),)) as served:
         for method, path in [
             ("POST", "/v1/chat/completions"),
@@ -281,7 +283,7 @@ async def test_every_route_under_v1_is_locked(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("S-12")
-async def test_admin_calls_are_closed_beyond_this_machine(upstream: FakeUpstream) -> None:
+async def test_admin_calls_need_a_token_from_other_hosts(upstream: FakeUpstream) -> None:
     path, body = "/v1/providers/toggle", {"name": NAMES[0], "enabled": True}
     async with serving(make_instance(upstream), host="0.0.0.0") as served:
         status, answer, _ = await ask(served, "POST", path, json=body)
@@ -296,23 +298,23 @@ async def test_admin_calls_are_closed_beyond_this_machine(upstream: FakeUpstream
 
 @both_ways
 @pytest.mark.proves("S-13")
-async def test_cors(upstream: FakeUpstream) -> None:
+async def test_cors_headers_follow_the_setting(upstream: FakeUpstream) -> None:
     origin = {"Origin": "https://chat.example"}
-    ask_first = {**origin, "Access-Control-Request-Method": "POST"}
+    preflight = {**origin, "Access-Control-Request-Method": "POST"}
     chat, toggle = "/v1/chat/completions", "/v1/providers/toggle"
     allow = "Access-Control-Allow-Origin"
     async with serving(make_instance(upstream)) as served:
-        status, _, headers = await ask(served, "OPTIONS", chat, headers=ask_first)
+        status, _, headers = await ask(served, "OPTIONS", chat, headers=preflight)
         assert (status, headers[allow]) == (204, "*")
         assert (await served.chat(headers=origin))[2][allow] == "*"
         assert (await served.chat(b"{", headers=origin))[2][allow] == "*"
-        assert allow not in (await ask(served, "OPTIONS", toggle, headers=ask_first))[2]
-        assert (await ask(served, "OPTIONS", "/nowhere", headers=ask_first))[0] == 404
+        assert allow not in (await ask(served, "OPTIONS", toggle, headers=preflight))[2]
+        assert (await ask(served, "OPTIONS", "/nowhere", headers=preflight))[0] == 404
         assert (await ask(served, "POST", "/nowhere"))[0] == 404
     async with serving(make_instance(upstream), cors_origin="https://chat.example") as served:
-        _, _, headers = await ask(served, "OPTIONS", toggle, headers=ask_first)
+        _, _, headers = await ask(served, "OPTIONS", toggle, headers=preflight)
         assert (headers[allow], headers["Vary"]) == ("https://chat.example", "Origin")
-        other = {**ask_first, "Origin": "https://evil.example"}
+        other = {**preflight, "Origin": "https://evil.example"}
         assert allow not in (await ask(served, "OPTIONS", chat, headers=other))[2]
 
 
@@ -326,7 +328,7 @@ async def read_events(served: Served, count: int, last_id: str = "") -> list[dic
             if name:
                 event[name] = value
             elif event:
-                if event["event"] != "gateway":  # its figures come as time passes
+                if event["event"] != "gateway":  # sent periodically
                     events.append(event)
                 event = {}
             if len(events) == count:
@@ -334,7 +336,7 @@ async def read_events(served: Served, count: int, last_id: str = "") -> list[dic
     return events
 
 
-async def test_live_events(upstream: FakeUpstream) -> None:
+async def test_live_events_resume_after_the_last_id(upstream: FakeUpstream) -> None:
     async with serving(*two(upstream)) as served:
         listening = asyncio.create_task(read_events(served, 2))
         await asyncio.sleep(0.1)
@@ -352,7 +354,7 @@ async def test_live_events(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("I-59", "S-08")
-async def test_a_fault_of_our_own_says_nothing(
+async def test_an_internal_error_exposes_no_details(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(make_instance(upstream)) as served:
@@ -367,7 +369,7 @@ async def test_a_fault_of_our_own_says_nothing(
 
 
 @pytest.mark.proves("I-59", "I-31")
-async def test_a_fault_in_the_middle_of_a_stream_breaks_the_connection(
+async def test_an_internal_error_during_a_stream_breaks_the_connection(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upstream.default = Reply(delay_s=0.01)
@@ -390,7 +392,7 @@ async def test_a_fault_in_the_middle_of_a_stream_breaks_the_connection(
         ("/nowhere", ""),
     ],
 )
-async def test_a_wrong_base_url_is_guessed(upstream: FakeUpstream, path: str, hint: str) -> None:
+async def test_a_wrong_base_url_is_explained(upstream: FakeUpstream, path: str, hint: str) -> None:
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.post(path, HELLO)
     message = json.loads(text)["error"]["message"]

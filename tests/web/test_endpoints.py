@@ -1,4 +1,4 @@
-"""The other doors by OpenAI's official client: embeddings, completions, transcriptions."""
+"""OpenAI's official client on the embeddings, completions and transcriptions endpoints."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ async def served(upstream: FakeUpstream) -> AsyncIterator[Served]:
 async def client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
         base_url=served.url + "/v1", api_key="caller", max_retries=0
-    ) as made:
-        yield made
+    ) as client:
+        yield client
 
 
-async def test_embeddings(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
+async def test_embeddings_are_returned(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
     answer = await ask(client, "embeddings")
     assert answer.data[0].embedding == [0.25, -0.5]
     assert (answer.model, answer.usage.prompt_tokens) == ("fake-model", 7)
@@ -88,7 +88,7 @@ async def test_embeddings(client: openai.AsyncOpenAI, upstream: FakeUpstream) ->
 
 
 @pytest.mark.parametrize("model", ["auto", "nexus"])
-async def test_embeddings_need_a_model(
+async def test_embeddings_need_a_model_name(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, model: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="must name an embedding model") as raised:
@@ -97,7 +97,9 @@ async def test_embeddings_need_a_model(
     assert upstream.hits() == 0
 
 
-async def test_completions(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
+async def test_completions_are_returned_and_streamed(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
     answer = await ask(client, "completions")
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == (Reply().text, "stop")
     assert answer.usage.prompt_tokens == 7
@@ -122,7 +124,9 @@ async def test_a_broken_completion_raises(
             pass
 
 
-async def test_a_transcript(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
+async def test_a_transcription_form_is_rebuilt(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
     answer = await transcribe(client, language="en", extra_body={"api_key": "foreign"})
     assert answer.text == Reply().text
     (received,) = upstream.requests
@@ -137,13 +141,17 @@ async def test_a_transcript(client: openai.AsyncOpenAI, upstream: FakeUpstream) 
     assert "caller" not in " ".join(received.headers.values())
 
 
-async def test_a_transcript_as_text(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
+async def test_a_transcript_can_be_plain_text(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
     upstream.default = Reply(body="Grüße.\n".encode(), content_type="text/plain")
     assert await transcribe(client, response_format="text") == "Grüße.\n"
     assert b'name="response_format"\r\n\r\ntext\r\n' in upstream.requests[0].raw
 
 
-async def test_a_transcript_as_a_stream(client: openai.AsyncOpenAI, upstream: FakeUpstream) -> None:
+async def test_a_transcript_can_be_streamed(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
     stream = await transcribe(client, stream=True)
     *deltas, last = [event async for event in stream]
     assert {event.type for event in deltas} == {"transcript.text.delta"}
@@ -152,16 +160,18 @@ async def test_a_transcript_as_a_stream(client: openai.AsyncOpenAI, upstream: Fa
 
 
 @every_kind
-async def test_only_those_who_can_are_asked(
+async def test_only_instances_that_support_the_endpoint_are_used(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, kind: str
 ) -> None:
-    for model in ["{}-two", "unheard-of"] * 3:
+    for model in ["{}-two", "unknown-model"] * 3:
         await ask(client, kind, model)
     assert (upstream.hits(), upstream.hits(KEYS[0])) == (6, 0)
 
 
 @every_kind
-async def test_nobody_can(client: openai.AsyncOpenAI, upstream: FakeUpstream, kind: str) -> None:
+async def test_an_endpoint_without_an_instance_is_not_found(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream, kind: str
+) -> None:
     async with serving(make_instance(upstream)) as other:
         with pytest.raises(openai.NotFoundError) as raised:
             await ask(client.copy(base_url=other.url + "/v1"), kind)
@@ -172,7 +182,7 @@ async def test_nobody_can(client: openai.AsyncOpenAI, upstream: FakeUpstream, ki
 
 @every_kind
 @pytest.mark.parametrize("status", [500, 429, 401])
-async def test_the_next_one_is_asked(
+async def test_a_failure_is_retried_on_another_instance(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, kind: str, status: int
 ) -> None:
     upstream.script(Reply(status=status))
@@ -183,7 +193,7 @@ async def test_the_next_one_is_asked(
 
 
 @every_kind
-async def test_a_refusal_is_passed_on(
+async def test_a_bad_request_is_returned_to_the_caller(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, kind: str
 ) -> None:
     upstream.default = Reply(status=400)
@@ -197,7 +207,7 @@ MODELS = {"able": "{}-one", "Able (Key #2)": "{}-one", "able/their-own": "their-
 
 @every_kind
 @pytest.mark.parametrize(("model", "asked"), MODELS.items())
-async def test_models(
+async def test_a_model_name_selects_its_instance(
     client: openai.AsyncOpenAI, upstream: FakeUpstream, kind: str, model: str, asked: str
 ) -> None:
     await ask(client, kind, model)
@@ -231,30 +241,32 @@ async def pieces(size: int, between: Callable[[int], Awaitable[None]] | None = N
     yield END
 
 
-async def test_a_large_file_is_not_waited_for() -> None:
+async def test_a_large_file_is_streamed_to_the_upstream() -> None:
     begun = asyncio.Event()
 
-    async def hear(request: web.Request) -> web.Response:
-        heard = await request.content.readany()
+    async def receive(request: web.Request) -> web.Response:
+        received = await request.content.readany()
         begun.set()
-        heard += await request.content.read()
-        return web.json_response({"text": "exact" if heard == whole else "garbled"})
+        received += await request.content.read()
+        return web.json_response({"text": "exact" if received == expected else "garbled"})
 
     async def wait(sent: int) -> None:
         if sent >= 2 * MB:
             await asyncio.wait_for(begun.wait(), 30)
 
-    whole = BEGIN + b"\0" * 3 * MB + END
+    expected = BEGIN + b"\0" * 3 * MB + END
     app = web.Application()
-    app.router.add_post(URL, hear)
+    app.router.add_post(URL, receive)
     async with TestServer(app) as server:
         instance = make_instance(str(server.make_url("/v1")), provider=Able)
         async with serving(instance) as served:
             assert await post(served, pieces(3 * MB, wait)) == (200, {"text": "exact"})
 
 
-@pytest.mark.parametrize("stream", [b"true", b"false"], ids=["stream", "whole"])
-async def test_a_slow_caller_is_nobodys_failure(upstream: FakeUpstream, stream: bytes) -> None:
+@pytest.mark.parametrize("stream", [b"true", b"false"], ids=["stream", "complete"])
+async def test_a_slow_upload_is_not_a_failure_of_the_instance(
+    upstream: FakeUpstream, stream: bytes
+) -> None:
     async def slow() -> AsyncIterator[bytes]:
         yield BEGIN.replace(b'"model"', b'"stream"').replace(b"transcriptions-one", stream)
         await asyncio.sleep(1)
@@ -268,7 +280,7 @@ async def test_a_slow_caller_is_nobodys_failure(upstream: FakeUpstream, stream: 
 
 
 @pytest.mark.parametrize(("size", "status", "hits"), [(MB // 2, 200, 2), (3 * MB, 503, 1)])
-async def test_what_is_kept_can_be_sent_again(
+async def test_a_failed_upload_is_retried_only_if_it_is_buffered(
     served: Served, upstream: FakeUpstream, size: int, status: int, hits: int
 ) -> None:
     upstream.script(Reply(status=500))
@@ -278,10 +290,10 @@ async def test_what_is_kept_can_be_sent_again(
     assert status == 200 or "answered 500" in answer["error"]["message"]
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["with a length", "without"])
-async def test_too_large_a_file(served: Served, told: bool) -> None:
+@pytest.mark.parametrize("has_length", [True, False], ids=["with a length", "without"])
+async def test_too_large_a_file_is_rejected(served: Served, has_length: bool) -> None:
     body: Any = pieces(5 * MB)
-    if told:
+    if has_length:
         body = io.BytesIO(b"".join([piece async for piece in body]))
     status, answer = await post(served, body)
     assert (status, answer["error"]["code"]) == (413, "request_too_large")
@@ -303,8 +315,10 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("name", [*GARBAGE, "multipart/form-data", "application/json"])
-async def test_garbage(served: Served, upstream: FakeUpstream, name: str) -> None:
-    told = (GARBAGE[name],) if name in GARBAGE else (BEGIN + END, name)
-    status, answer = await post(served, *told)
+async def test_an_invalid_form_is_rejected(
+    served: Served, upstream: FakeUpstream, name: str
+) -> None:
+    arguments = (GARBAGE[name],) if name in GARBAGE else (BEGIN + END, name)
+    status, answer = await post(served, *arguments)
     assert (status, answer["error"]["type"]) == (400 if name in GARBAGE else 415, INVALID)
     assert upstream.hits() == 0

@@ -1,4 +1,4 @@
-"""Which credential opens which route, and that a further one changes nothing for the others."""
+"""Each route accepts its own credentials; another credential changes nothing for the others."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CREDENTIALS = {
     "the admin's token": {"Authorization": f"Bearer {ADMIN}"},
     "the admin's token in the other header": {"x-api-key": ADMIN},
 }
-# Where all are set. Whatever is not here opens what is public, and nothing else.
+# With all credentials set. A credential that is not listed opens only public routes.
 OPENS = {
     "a key": {Access.CALLER},
     "a key in the other header": {Access.CALLER},
@@ -50,14 +50,14 @@ def lines(headers: Mapping[str, str]) -> list[str]:
 
 @pytest.mark.proves("S-02", "S-23")
 @pytest.mark.parametrize("credential", CREDENTIALS)
-async def test_each_route_opens_to_its_own_credentials(
+async def test_each_route_accepts_only_its_own_credentials(
     upstream: FakeUpstream, credential: str
 ) -> None:
     async with serving(make_instance(upstream), **LOCKS) as served:
         for route in ROUTES:
             opens = {Access.PUBLIC} | OPENS.get(credential, set())
             path = served.url + route.path.replace("{id:.+}", "auto")
-            # Of the events only the head is read: they have no end.
+            # Only the head is read: the events have no end.
             async with served.session.request(
                 route.method, path, headers=CREDENTIALS[credential]
             ) as answer:
@@ -65,21 +65,21 @@ async def test_each_route_opens_to_its_own_credentials(
                     assert answer.status not in (401, 403), route.path
                     continue
                 assert answer.status == 401, route.path
-                told = await answer.text()
-            assert not any(word in told for word in (KEY, VIEWER, ADMIN))
-            assert ("VIEWER_TOKEN" in told) is (route.access is Access.VIEWER)
+                text = await answer.text()
+            assert not any(word in text for word in (KEY, VIEWER, ADMIN))
+            assert ("VIEWER_TOKEN" in text) is (route.access is Access.VIEWER)
         assert served.instances[0].enabled
     assert upstream.hits() == 0
 
 
-async def test_who_may_look_with_a_gateway_key_is_told_so(upstream: FakeUpstream) -> None:
+async def test_the_error_names_the_gateway_key_if_it_grants_viewing(upstream: FakeUpstream) -> None:
     settings = {name: LOCKS[name] for name in ("viewer_token", "gateway_keys")}
     async with serving(make_instance(upstream), **settings) as served:
         status, _, body = await raw(served.url, request("GET /v1/providers"))
         assert (status, b"needs the VIEWER_TOKEN or a gateway key as" in body) == (401, True)
 
 
-async def test_a_viewer_by_itself_opens_nothing_else_beyond_this_machine(
+async def test_a_viewer_token_alone_grants_only_viewing_to_other_hosts(
     upstream: FakeUpstream,
 ) -> None:
     token = f"Authorization: Bearer {VIEWER}"
@@ -97,51 +97,55 @@ async def test_a_viewer_by_itself_opens_nothing_else_beyond_this_machine(
 
 
 def verdict(headers: Mapping[str, str], access: Access, settings: dict[str, Any]) -> object:
-    """Return who came in, or the class of the refusal."""
+    """Return the caller's name, or the class of the error."""
     try:
         return check(CIMultiDict(headers), access, Settings(**settings))
     except (Forbidden, Unauthorized) as error:
         return type(error)
 
 
-BESIDE = [
+OTHER_LOCKS = [
     {"host": host, **{name: LOCKS[name] for name in names}}
     for host in ("127.0.0.1", "0.0.0.0")
     for names in ((), ("gateway_keys",), ("admin_token",), ("gateway_keys", "admin_token"))
 ]
-ABOUT = [{"Host": "127.0.0.1:3000"}, {"Host": "a.example"}, {"Host": "::1", "Via": "1.1 proxy"}]
+HOST_HEADERS = [
+    {"Host": "127.0.0.1:3000"},
+    {"Host": "a.example"},
+    {"Host": "::1", "Via": "1.1 proxy"},
+]
 
 
 @pytest.mark.proves("S-23")
 @pytest.mark.parametrize(
-    "settings", BESIDE, ids=lambda one: " ".join([one["host"], *list(one)[1:]])
+    "settings", OTHER_LOCKS, ids=lambda one: " ".join([one["host"], *list(one)[1:]])
 )
-def test_a_viewers_token_is_one_more_key_and_moves_no_other_lock(settings: dict[str, Any]) -> None:
+def test_a_viewer_token_changes_only_viewing(settings: dict[str, Any]) -> None:
     added = {**settings, "viewer_token": LOCKS["viewer_token"]}
-    for credential, about, access in itertools.product(CREDENTIALS, ABOUT, Access):
-        headers = {**about, **CREDENTIALS[credential]}
+    for credential, host_headers, access in itertools.product(CREDENTIALS, HOST_HEADERS, Access):
+        headers = {**host_headers, **CREDENTIALS[credential]}
         before, after = (verdict(headers, access, one) for one in (settings, added))
-        case = (credential, about, access)
+        case = (credential, host_headers, access)
         if access is not Access.VIEWER:
             assert after == before, case
         elif credential == "the viewer's token":
             assert after == "", case
         elif before is Forbidden:
-            assert after is Unauthorized, case  # there is something to ask for by now
+            assert after is Unauthorized, case  # a token would be accepted now
         else:
             assert after == before, case
 
 
 @pytest.mark.proves("S-23")
-@pytest.mark.parametrize("settings", [{**one, **LOCKS} for one in BESIDE] + BESIDE)
-def test_who_may_switch_may_look(settings: dict[str, Any]) -> None:
-    for credential, about in itertools.product(CREDENTIALS.values(), ABOUT):
-        headers = {**about, **credential}
+@pytest.mark.parametrize("settings", [{**one, **LOCKS} for one in OTHER_LOCKS] + OTHER_LOCKS)
+def test_admin_access_includes_viewing(settings: dict[str, Any]) -> None:
+    for credential, host_headers in itertools.product(CREDENTIALS.values(), HOST_HEADERS):
+        headers = {**host_headers, **credential}
         if isinstance(verdict(headers, Access.ADMIN, settings), str):
             assert isinstance(verdict(headers, Access.VIEWER, settings), str)
 
 
-def test_an_empty_token_is_none() -> None:
+def test_an_empty_token_is_no_token() -> None:
     for headers in ({"Authorization": "Bearer "}, {"Authorization": "Bearer"}, {}):
         for access in (Access.VIEWER, Access.ADMIN):
             assert verdict({"Host": "a", **headers}, access, {}) is Forbidden

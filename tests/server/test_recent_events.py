@@ -1,4 +1,4 @@
-"""What workers tell each other once: requests that ended, and times to the first token."""
+"""Each ended request and each time to the first token reaches every worker once."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ ONE, OTHER, THIRD = 1, 2, 3
 
 
 def at(*times: int) -> RecentEvents:
-    return RecentEvents([told(time) for time in times])
+    return RecentEvents([request_at(time) for time in times])
 
 
-def told(time: int, *, failed: bool = False, moved: bool = False) -> Ended:
+def request_at(time: int, *, failed: bool = False, moved: bool = False) -> Ended:
     return {"id": f"req-{time}", "endedAt": time, "failed": failed, "failedOver": moved}
 
 
-def times(news: RecentEvents) -> list[int]:
-    return [request["endedAt"] for request in news.requests]
+def times(recent: RecentEvents) -> list[int]:
+    return [request["endedAt"] for request in recent.requests]
 
 
-def test_a_request_is_told_once_and_never_back() -> None:
+def test_a_request_is_sent_once_and_never_to_its_sender() -> None:
     board = EventBoard()
     board.add(ONE, at(1, 2))
     assert times(board.new_for(OTHER, with_requests=True)) == [1, 2]
@@ -52,14 +52,14 @@ def test_a_request_is_told_once_and_never_back() -> None:
     assert not any(board.new_for(worker, with_requests=True) for worker in (ONE, OTHER))
 
 
-def test_who_does_not_listen_is_told_when_it_does() -> None:
+def test_a_worker_gets_requests_once_it_has_listeners() -> None:
     board = EventBoard()
     board.add(ONE, at(1))
     assert not board.new_for(OTHER, with_requests=False)
     assert times(board.new_for(OTHER, with_requests=True)) == [1]
 
 
-def test_of_all_requests_the_last_ended_are_kept_whoever_tells_last() -> None:
+def test_the_latest_requests_are_kept_in_any_order_of_arrival() -> None:
     board = EventBoard()
     board.add(ONE, at(*range(1000, 1000 + MOST_REQUESTS - 1)))
     board.add(OTHER, at(*range(MOST_REQUESTS)))
@@ -69,12 +69,13 @@ def test_of_all_requests_the_last_ended_are_kept_whoever_tells_last() -> None:
     ]
 
 
-def test_what_went_badly_is_kept_for_longer_and_once() -> None:
+def test_failed_requests_are_kept_longer_and_once() -> None:
     every_tenth = [
-        told(time, failed=time % 20 == 0, moved=time % 20 == 10) for time in range(0, 2000, 10)
+        request_at(time, failed=time % 20 == 0, moved=time % 20 == 10)
+        for time in range(0, 2000, 10)
     ]
-    well = [told(time) for time in range(1, 2000, 2)]
-    requests = sorted([*every_tenth, *well], key=ended_ms)
+    succeeded = [request_at(time) for time in range(1, 2000, 2)]
+    requests = sorted([*every_tenth, *succeeded], key=ended_ms)
     kept = to_keep(requests, lambda request: request)
     assert kept[-MOST_REQUESTS:] == requests[-MOST_REQUESTS:]
     before = requests[:-MOST_REQUESTS]
@@ -83,11 +84,11 @@ def test_what_went_badly_is_kept_for_longer_and_once() -> None:
     older = [request for request in before if is_troubled(request)][in_both - MOST_TROUBLED :]
     assert kept[:-MOST_REQUESTS] == older
     assert to_keep(requests[:5], lambda request: request) == requests[:5]
-    all_badly = [told(time, failed=True) for time in range(1000)]
-    assert to_keep(all_badly, lambda request: request) == all_badly[-MOST_REQUESTS:]
+    all_failed = [request_at(time, failed=True) for time in range(1000)]
+    assert to_keep(all_failed, lambda request: request) == all_failed[-MOST_REQUESTS:]
 
 
-def test_what_the_gone_told_stays() -> None:
+def test_events_of_a_removed_worker_are_kept() -> None:
     board = EventBoard()
     board.add(ONE, at(1))
     board.add(ONE, RecentEvents(first_tokens_ms={"a": [5.0]}))
@@ -95,18 +96,18 @@ def test_what_the_gone_told_stays() -> None:
     assert board.new_for(OTHER, with_requests=True) == RecentEvents(at(1).requests, {"a": [5.0]})
 
 
-def test_times_to_the_first_token_reach_all_others_and_no_other_key() -> None:
+def test_times_to_the_first_token_reach_all_workers_with_the_same_key() -> None:
     board, clock = EventBoard(), FakeClock()
     instances = [make_instance(clock=clock) for _ in range(2)]
     instances.append(make_instance(clock=clock, key=Secret("another-key-secret")))
-    names = [InstanceSync([instance], b"a salt") for instance in instances]
+    syncs = [InstanceSync([instance], b"a salt") for instance in instances]
 
     def exchange() -> None:
-        for number, name in enumerate(names):
-            told = json.loads(json.dumps(RecentEvents([], name.new_first_tokens_ms()).as_json()))
-            board.add(number, RecentEvents.from_json(told))
-        for number, name in enumerate(names):
-            name.merge_first_tokens(board.new_for(number, with_requests=False).first_tokens_ms)
+        for number, sync in enumerate(syncs):
+            message = json.loads(json.dumps(RecentEvents([], sync.new_first_tokens_ms()).as_json()))
+            board.add(number, RecentEvents.from_json(message))
+        for number, sync in enumerate(syncs):
+            sync.merge_first_tokens(board.new_for(number, with_requests=False).first_tokens_ms)
 
     instances[0].health.observe_first_token(100)
     instances[1].health.observe_first_token(900)
@@ -119,13 +120,13 @@ def test_times_to_the_first_token_reach_all_others_and_no_other_key() -> None:
     assert percentiles == [[100, 900], [100, 900], [None, None]]
     for _ in range(3 * WINDOW):
         instances[0].health.observe_first_token(200)
-    said = names[0].new_first_tokens_ms()
-    assert list(said.values()) == [[200] * WINDOW]
-    assert names[0].new_first_tokens_ms() == {}
+    new_ms = syncs[0].new_first_tokens_ms()
+    assert list(new_ms.values()) == [[200] * WINDOW]
+    assert syncs[0].new_first_tokens_ms() == {}
 
 
 class Worker:
-    """A worker's feed, and a page that listens there now and then, by its last event's id."""
+    """A worker's feed, and a page that sometimes listens to it, from the last event's id."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -137,7 +138,7 @@ class Worker:
         self.shown = self.feed.snapshot()["requests"]
         self.last = self.feed.refresh()
 
-    def hear(self) -> None:
+    def poll(self) -> None:
         if self.shown is None:
             return
         for number, _, request in self.feed.since(self.last):
@@ -155,18 +156,18 @@ OPS = st.tuples(
 
 
 def exchange(board: EventBoard, workers: list[Worker]) -> None:
-    """Tell all that is new, as where somebody listens."""
+    """Exchange all new events, as while a page listens."""
     for worker in workers:
-        news = json.loads(json.dumps(RecentEvents(worker.feed.unpublished()).as_json()))
-        board.add(worker.number, RecentEvents.from_json(news))
+        recent = json.loads(json.dumps(RecentEvents(worker.feed.unpublished()).as_json()))
+        board.add(worker.number, RecentEvents.from_json(recent))
     for worker in workers:
         listens = worker.shown is not None
         worker.feed.merge(board.new_for(worker.number, with_requests=listens).requests)
-        worker.hear()
+        worker.poll()
 
 
 @given(st.lists(OPS, max_size=30))
-def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any]) -> None:
+def test_every_page_shows_each_request_once(ops: list[Any]) -> None:
     board, numbers, ids = EventBoard(), itertools.count(1), itertools.count()
     workers = [Worker(next(numbers)) for _ in range(WORKERS)]
     for op, which, count in ops:
@@ -176,7 +177,7 @@ def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any
                 status = 503 if id % TROUBLE_EACH == 0 else 200
                 worker.feed.observe(ended(id=str(id), ended_s=float(id), status=status))
         elif op == "listen" and worker.shown is None:
-            exchange(board, workers)  # what the snapshot waits for
+            exchange(board, workers)  # the snapshot waits for this
             worker.shown = []
             worker.feed.merge(board.new_for(worker.number, with_requests=True).requests)
             worker.reload()
@@ -185,14 +186,14 @@ def test_every_page_shows_each_request_once_whoever_comes_and_goes(ops: list[Any
         elif op == "exchange":
             exchange(board, workers)
         elif op == "replace":
-            board.add(worker.number, RecentEvents(worker.feed.unpublished()))  # its last words
+            board.add(worker.number, RecentEvents(worker.feed.unpublished()))  # sent when it stops
             board.remove(worker.number)
             workers[which] = Worker(next(numbers))
     exchange(board, workers)
     all_served = [str(id) for id in range(next(ids))]
     served = all_served[-MOST_REQUESTS:]
-    badly = all_served[::TROUBLE_EACH][-MOST_TROUBLED:]
-    served = [id for id in badly if id not in served] + served
+    failed_ids = all_served[::TROUBLE_EACH][-MOST_TROUBLED:]
+    served = [id for id in failed_ids if id not in served] + served
     for worker in workers:
         if worker.shown is not None:
             shown = [request["id"] for request in worker.shown]

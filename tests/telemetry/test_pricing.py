@@ -1,4 +1,4 @@
-"""Costs, as the installed price list has them."""
+"""Costs according to the installed price list."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 import genai_prices
 import pytest
 from fakes import HELLO, Fake, make_instance, serving
-from records import resumed
-from test_ledger import record
+from records import record, resumed
 from waiting import until
 
 from nexus_gateway.telemetry import pricing
@@ -33,14 +32,14 @@ def used(prompt: int, completion: int = 0, cached: int = 0, written: int = 0) ->
     return {**usage, "prompt_tokens_details": details}
 
 
-def cost(known: Prices, provider: str, model: str, usage: Any, **more: Any) -> float | None:
-    one = record(provider=provider, model=model, usage=usage, **{"ended_s": NOW_S, **more})
-    return known.cost_usd(one)
+def cost(prices: Prices, provider: str, model: str, usage: Any, **more: Any) -> float | None:
+    record_ = record(provider=provider, model=model, usage=usage, **{"ended_s": NOW_S, **more})
+    return prices.cost_usd(record_)
 
 
-def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
+def package_cost(provider: str, model: str, usage: Any) -> Decimal:
     tokens = parse_usage(usage)
-    asked = genai_prices.Usage(
+    usage_ = genai_prices.Usage(
         input_tokens=tokens.prompt,
         cache_read_tokens=tokens.cached,
         cache_write_tokens=tokens.cache_written,
@@ -48,7 +47,7 @@ def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
     )
     at = datetime.fromtimestamp(NOW_S, UTC)
     return genai_prices.calc_price(
-        asked, model, provider_id=provider, genai_request_timestamp=at
+        usage_, model, provider_id=provider, genai_request_timestamp=at
     ).total_price
 
 
@@ -67,21 +66,21 @@ def by_the_package(provider: str, model: str, usage: Any) -> Decimal:
         ),
     ],
 )
-def test_a_cost_is_what_the_package_says(
+def test_a_cost_equals_that_of_the_package(
     provider: str, model: str, theirs: tuple[str, str] | None
 ) -> None:
-    known = Prices()
+    prices = Prices()
     large = used(900_000, 5000, 250_000, 9000)
     for usage in (used(1000), used(1000, 200, 300, 400), used(99_999, 1), large):
-        told = cost(known, provider, model, usage)
-        expected = float(by_the_package(*(theirs or (provider, model)), usage))
-        assert told == pytest.approx(expected, abs=1e-12)
-        assert told
+        cost_usd = cost(prices, provider, model, usage)
+        expected = float(package_cost(*(theirs or (provider, model)), usage))
+        assert cost_usd == pytest.approx(expected, abs=1e-12)
+        assert cost_usd
 
 
-def test_a_price_that_depends_on_the_length() -> None:
-    about = ("openrouter", "qwen/qwen3-coder-flash", used(50_000, 10))
-    assert cost(Prices(), *about) == pytest.approx(float(by_the_package(*about)))
+def test_a_price_may_depend_on_the_length() -> None:
+    arguments = ("openrouter", "qwen/qwen3-coder-flash", used(50_000, 10))
+    assert cost(Prices(), *arguments) == pytest.approx(float(package_cost(*arguments)))
 
 
 @pytest.mark.parametrize(
@@ -101,25 +100,25 @@ def test_a_price_that_depends_on_the_length() -> None:
         ),
     ],
 )
-def test_what_nobody_can_tell_is_not_guessed(
+def test_an_unknown_cost_is_not_guessed(
     provider: str, model: str, usage: Any, more: dict[str, Any]
 ) -> None:
     assert cost(Prices(), provider, model, usage, **more) is None
 
 
-def test_embeddings_write_nothing() -> None:
+def test_embeddings_have_no_completion_cost() -> None:
     usage = {"prompt_tokens": 1_000, "total_tokens": 1_000}
     assert cost(Prices(), "openai", "text-embedding-3-small", usage) == pytest.approx(2e-5)
 
 
-def test_the_bill_goes_before_the_list() -> None:
-    about, bill = used(10, 10), {"billed_usd": 0.125}
-    assert cost(Prices(), "openrouter", "a/model:free", about, **bill) == 0.125
-    assert cost(Prices(), "openai", "a-model-of-mine", about, **bill) is None
-    assert cost(Prices(), "openrouter", "nobody/knows", about) is None
+def test_a_bill_takes_precedence_over_the_list() -> None:
+    usage, bill = used(10, 10), {"billed_usd": 0.125}
+    assert cost(Prices(), "openrouter", "a/model:free", usage, **bill) == 0.125
+    assert cost(Prices(), "openai", "a-model-of-mine", usage, **bill) is None
+    assert cost(Prices(), "openrouter", "unknown/model", usage) is None
 
 
-def test_what_somebody_else_went_on_with_has_no_price() -> None:
+def test_a_resumed_answer_has_no_price() -> None:
     assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10)) is not None
     assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10), attempts=resumed()) is None
     assert (
@@ -128,81 +127,81 @@ def test_what_somebody_else_went_on_with_has_no_price() -> None:
     )
 
 
-def test_a_list_is_looked_into_once_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Prices()
-    assert not known.is_loaded
-    cost(known, "openai", "gpt-4o-mini", used(10, 10))
-    assert known.is_loaded
+def test_a_model_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices = Prices()
+    assert not prices.is_loaded
+    cost(prices, "openai", "gpt-4o-mini", used(10, 10))
+    assert prices.is_loaded
     monkeypatch.setattr(pricing, "_model", None)
-    assert cost(known, "openai", "gpt-4o-mini", used(20, 10))
-    # A quarter of an hour later the price may be another.
-    assert cost(known, "openai", "gpt-4o-mini", used(20, 10), ended_s=NOW_S + 900) is None
+    assert cost(prices, "openai", "gpt-4o-mini", used(20, 10))
+    # After 15 minutes the price is looked up again.
+    assert cost(prices, "openai", "gpt-4o-mini", used(20, 10), ended_s=NOW_S + 900) is None
 
 
-def test_a_fault_of_the_list_costs_no_row_and_is_logged_once(
+def test_an_error_of_the_list_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*about: object, **more: object) -> None:
+    def fail(*args: object, **more: object) -> None:
         raise ArithmeticError("a fault")
 
-    known = Prices()
+    prices = Prices()
     monkeypatch.setattr("genai_prices.types.ModelInfo.calc_price", fail)
     for _ in range(3):
-        assert cost(known, "openai", "gpt-4o-mini", used(10, 10)) is None
+        assert cost(prices, "openai", "gpt-4o-mini", used(10, 10)) is None
     assert caplog.text.count("no price for gpt-4o-mini") == 1
 
 
-def test_without_the_package_nothing_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_costs_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "genai_prices.data_snapshot", None)
     assert cost(Prices(), "openai", "gpt-4o-mini", used(10, 10)) is None
 
 
-def test_nothing_is_fetched() -> None:
+def test_prices_need_no_network() -> None:
     code = """
 import sys
 from types import SimpleNamespace
 from nexus_gateway.wire.usage import TokenUsage
 from nexus_gateway.telemetry.pricing import Prices
 
-def refuse(event, about):
+def refuse(event, args):
     assert not event.startswith("socket."), event
 
 sys.addaudithook(refuse)
-about = {"provider": "openai", "model": "gpt-4o-mini", "endpoint": "chat", "ended_s": 1e9}
-print(Prices().cost_usd(SimpleNamespace(tokens=TokenUsage(10, completion=10), resumed=0, **about)))
+fields = {"provider": "openai", "model": "gpt-4o-mini", "endpoint": "chat", "ended_s": 1e9}
+print(Prices().cost_usd(SimpleNamespace(tokens=TokenUsage(10, completion=10), resumed=0, **fields)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert float(done.stdout or 0), done.stderr
 
 
-async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_path: Path) -> None:
+async def test_the_page_shows_what_was_spent(upstream: FakeUpstream, tmp_path: Path) -> None:
     usage = {"include_usage": True}
     gpt = make_instance(upstream, provider=Fake, name="openai", model="gpt-4o-mini")
     ours = make_instance(upstream, provider=Fake, name="ours", model="ours-1")
     async with serving(gpt, ours, ledger=str(tmp_path / "ledger.sqlite3")) as served:
         feed = served.gateway.feed
 
-        def told() -> tuple[float | None, float | None]:
-            found = figures(served.gateway, feed)
-            return found["spentUsd"], found["priced"]
+        def spent() -> tuple[float | None, float | None]:
+            values = figures(served.gateway, feed)
+            return values["spentUsd"], values["priced"]
 
         async def spent_at(priced: float) -> float:
-            await until(lambda: told()[1] == priced)
-            spent_usd = told()[0]
+            await until(lambda: spent()[1] == priced)
+            spent_usd = spent()[0]
             assert spent_usd is not None
             return spent_usd
 
-        assert told() == (0.0, None)
+        assert spent() == (0.0, None)
         body = {**HELLO, "stream": True, "stream_options": usage}
         await served.chat({**body, "model": "openai"})
         spent_usd = await spent_at(1.0)
         assert spent_usd > 0
         await served.chat({**body, "model": "ours"})
-        assert await spent_at(0.5) == spent_usd, "no sum is told without the share that it is of"
+        assert await spent_at(0.5) == spent_usd, "a sum is always shown with its share"
         upstream.default = Reply(status=400)
         await served.chat({**body, "model": "openai"})
         await asyncio.to_thread(served.gateway.ledger.close)  # type: ignore[union-attr]
-        assert told() == (spent_usd, 0.5), "who got nothing is asked for nothing"
+        assert spent() == (spent_usd, 0.5), "a rejected request costs nothing"
         assert figures(served.gateway, feed)["since"] == round(feed.since_s * 1000)
 
 
@@ -215,7 +214,7 @@ async def test_what_was_spent_is_told_to_the_page(upstream: FakeUpstream, tmp_pa
         ((0.5, 3, 1), False, Spent(0.5, 0.75)),  # as the upstream billed
     ],
 )
-def test_nothing_is_said_to_be_spent_only_where_it_is_known(
+def test_zero_spending_is_shown_only_if_it_is_known(
     numbers: tuple[float, int, int], may_know: bool, spent: Spent
 ) -> None:
     assert spent_on(*numbers, may_know=may_know) == spent
