@@ -224,7 +224,7 @@ class Gateway:
         async with asyncio.timeout(START_S):
             while not (match := re.search(r"listens on (http://\S+)", self.output)):
                 line = await self.process.stderr.readline()
-                assert line, f"it ended: {self.said}"
+                assert line, f"it ended: {self.output}"
                 self.output += line.decode()
         self.url = match[1]
 

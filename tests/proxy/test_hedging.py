@@ -162,7 +162,7 @@ async def test_a_refusal_ends_both(upstream: FakeUpstream, served: Served) -> No
 async def test_a_caller_that_leaves_ends_both(upstream: FakeUpstream, served: Served) -> None:
     upstream.default = SLOW
     asking = asyncio.create_task(served.chat(headers=HEDGED))
-    while upstream.hits() < 2:  # noqa: ASYNC110 - nothing tells of it
+    while upstream.hits() < 2:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.01)
     before = [i.health.latency_ms() for i in served.instances]
     asking.cancel()

@@ -69,25 +69,25 @@ class LateGuard(Hook):
         raise Rejected("Not from that model.", status=451)
 
 
-def failing(how: str, *, open: bool) -> Hook:
+def failing(fault: str, *, open: bool) -> Hook:
     class Failing(Hook):
         deadline_s = 0.05
         fail_open = open
 
         async def fail(self) -> None:
-            if "hang" in how:
+            if "hang" in fault:
                 await asyncio.Event().wait()
             raise RuntimeError("a secret of the hook")
 
         async def before_routing(self, exchange: HookRequest) -> Any:
-            if how == "odd":
+            if fault == "invalid":
                 return {"messages": "no messages"}
-            if "answer" not in how:
+            if "answer" not in fault:
                 await self.fail()
             return None
 
         async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
-            if "answer" in how:
+            if "answer" in fault:
                 await self.fail()
 
     return Failing()
@@ -172,12 +172,12 @@ async def test_a_response_can_be_rejected_before_its_first_byte(
 
 
 @both
-@pytest.mark.parametrize("how", ["raise", "hang", "odd", "raise answer", "hang answer"])
+@pytest.mark.parametrize("fault", ["raise", "hang", "invalid", "raise answer", "hang answer"])
 async def test_a_failing_hook_ends_the_request(
-    upstream: FakeUpstream, how: str, stream: bool
+    upstream: FakeUpstream, fault: str, stream: bool
 ) -> None:
     instance = make_instance(upstream)
-    async with serving(instance, hooks={"bad": failing(how, open=False)}) as served:
+    async with serving(instance, hooks={"bad": failing(fault, open=False)}) as served:
         status, text, _ = await served.chat(stream=stream)
     assert (status, json.loads(text)["error"]["code"]) == (500, "hook_failed")
     assert "secret" not in text
@@ -240,12 +240,12 @@ async def test_a_hook_without_async_fails(upstream: FakeUpstream) -> None:
 
 
 @both
-@pytest.mark.parametrize("how", ["raise", "hang", "odd", "raise answer", "hang answer"])
+@pytest.mark.parametrize("fault", ["raise", "hang", "invalid", "raise answer", "hang answer"])
 async def test_a_hook_that_fails_open_is_skipped(
-    upstream: FakeUpstream, how: str, stream: bool
+    upstream: FakeUpstream, fault: str, stream: bool
 ) -> None:
     async with serving(
-        make_instance(upstream), hooks={"bad": failing(how, open=True), "good": Redactor()}
+        make_instance(upstream), hooks={"bad": failing(fault, open=True), "good": Redactor()}
     ) as served:
         status, text, _ = await served.chat(stream=stream)
     assert status == 200

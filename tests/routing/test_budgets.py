@@ -47,7 +47,7 @@ def test_retries_never_exceed_a_fifth_of_requests_and_the_floor(
             budget.request()
             events.append((now, "request"))
         for _ in range(retries):
-            recent = [what for at, what in events if at > now - 10]
+            recent = [kind for at, kind in events if at > now - 10]
             allowed = recent.count("retry") < 10 + 0.2 * recent.count("request")
             assert budget.allows() == allowed
             if allowed:

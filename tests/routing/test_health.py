@@ -44,7 +44,7 @@ def test_speed_is_tokens_per_second_and_not_a_mean_of_means() -> None:
     health, other = Health(clock), Health(clock)
     for burst_s in (0.0, 0.0008, 0.0499):
         health.observe_speed(100, burst_s)
-    assert health.tokens_per_s() is None, "what came at once tells no speed"
+    assert health.tokens_per_s() is None, "tokens that came at once give no speed"
     health.observe_speed(300, 10.0)
     health.observe_speed(100, 0.05)
     assert health.tokens_per_s() == pytest.approx(400 / 10.05)
@@ -99,17 +99,17 @@ def test_delays_double_up_to_two_seconds() -> None:
 
 
 def test_reading_a_score_changes_nothing() -> None:
-    asked, left = FakeClock(), FakeClock()
-    one, other = Health(asked), Health(left)
-    for health in (one, other):
+    read_clock, unread_clock = FakeClock(), FakeClock()
+    read, unread = Health(read_clock), Health(unread_clock)
+    for health in (read, unread):
         health.failure()
         health.success()
         health.observe_latency(800, 8000)
     for _ in range(60):
-        asked.advance(1)
-        one.score()
-    left.advance(60)
-    for health in (one, other):
+        read_clock.advance(1)
+        read.score()
+    unread_clock.advance(60)
+    for health in (read, unread):
         health.success()
-    assert one.score() == pytest.approx(other.score())
-    assert one.success_rate() == pytest.approx((1 + 0.5**0.5) / (1 + 2 * 0.5**0.5))
+    assert read.score() == pytest.approx(unread.score())
+    assert read.success_rate() == pytest.approx((1 + 0.5**0.5) / (1 + 2 * 0.5**0.5))

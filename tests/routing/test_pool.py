@@ -128,11 +128,11 @@ def test_the_demo_is_added_if_there_is_no_other_instance():
 
 
 def test_the_demo_is_left_out_beside_others_unless_requested():
-    without = build(DEMO_AND_ACME, ACME_X_KEY_1="k")
-    asked = build(DEMO_AND_ACME, demo=True, ACME_X_KEY_1="k")
+    demo_off = build(DEMO_AND_ACME, ACME_X_KEY_1="k")
+    demo_on = build(DEMO_AND_ACME, demo=True, ACME_X_KEY_1="k")
 
-    assert [i.name for i in without.instances] == ["Acme (Key #1)"]
-    assert [i.name for i in asked.instances] == ["Acme (Key #1)", "Demo"]
+    assert [i.name for i in demo_off.instances] == ["Acme (Key #1)"]
+    assert [i.name for i in demo_on.instances] == ["Acme (Key #1)", "Demo"]
 
 
 def test_a_provider_that_cannot_be_created_is_left_out():

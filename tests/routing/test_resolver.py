@@ -127,10 +127,10 @@ def test_a_request_that_no_instance_can_translate_is_invalid(kinds, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "ours"), [("unlisted", True), ("e-2", False), ("embedder", True)]
+    ("model", "chosen_by_us"), [("unlisted", True), ("e-2", False), ("embedder", True)]
 )
-def test_a_guessed_model_is_marked_as_chosen_by_us(kinds, model, ours):
-    assert resolve_target(kinds, embeddings(model), strict=False).chosen_by_us == ours
+def test_a_guessed_model_is_marked_as_chosen_by_us(kinds, model, chosen_by_us):
+    assert resolve_target(kinds, embeddings(model), strict=False).chosen_by_us == chosen_by_us
 
 
 def test_in_strict_mode_only_models_of_the_kind_are_named(kinds):

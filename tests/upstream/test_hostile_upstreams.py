@@ -79,7 +79,7 @@ async def ask(served: Served, stream: bool = True) -> tuple[int, bytes, Any]:
         return response.status, await response.read(), response.headers
 
 
-SPOKEN_ODDLY: dict[str, Callable[[bytes], bytes]] = {
+UNUSUAL_FRAMINGS: dict[str, Callable[[bytes], bytes]] = {
     "CRLF": lambda b: b.replace(b"\n", b"\r\n"),
     "CR": lambda b: b.replace(b"\n", b"\r"),
     "a byte order mark": lambda b: b"\xef\xbb\xbf" + b,
@@ -92,7 +92,7 @@ SPOKEN_ODDLY: dict[str, Callable[[bytes], bytes]] = {
         b"data: ", b"retry: 10\n\nid: 5\n\nevent: ping\n\nid: 1\n: x\n\ndata\n\ndata:\n\ndata: "
     ),
     "blank lines": lambda b: b.replace(b"\n\n", b"\n\n\n\n\n"),
-    "fields nobody knows": lambda b: b.replace(b"data: ", b"x-odd: 1\nodd\ndata: "),
+    "unknown fields": lambda b: b.replace(b"data: ", b"x-odd: 1\nodd\ndata: "),
     "no [DONE]": lambda b: b.replace(b"data: [DONE]\n\n", b""),
     "no end of the last line": lambda b: b.rstrip(b"\n"),
     "words after [DONE]": lambda b: b + EVENT % b"more" + b"\n\n",
@@ -101,11 +101,11 @@ TEXT = "Grüße, 世界 😀\u2028\u2029\x85\x0b\x0c\x1c.".replace("\x0b\x0c\x1c
 
 
 @pytest.mark.proves("F23", "F24", "I-32", "I-36", "I-37")
-@pytest.mark.parametrize("odd", SPOKEN_ODDLY)
+@pytest.mark.parametrize("framing", UNUSUAL_FRAMINGS)
 @pytest.mark.parametrize("size", [1, 100_000], ids=["byte by byte", "at once"])
-async def test_the_text_is_the_same_in_any_framing(odd: str, size: int) -> None:
+async def test_the_text_is_the_same_in_any_framing(framing: str, size: int) -> None:
     body = BODY.replace(b"one ", TEXT.encode())
-    wire = Wire(HEAD + b"\r\n" + chunked(SPOKEN_ODDLY[odd](body), size))
+    wire = Wire(HEAD + b"\r\n" + chunked(UNUSUAL_FRAMINGS[framing](body), size))
     async with listening(wire) as url, serving(make_instance(url)) as served:
         _, data, _ = await ask(served)
     assert read_stream(data.decode()).text == json.loads(f'"{TEXT}"') + "two"
@@ -395,7 +395,7 @@ async def test_a_request_whose_response_has_begun_is_not_sent_again(begun: bytes
     async with listening(wire) as url, serving(make_instance(url), max_attempts=1) as served:
         assert (await ask(served))[0] == 200
         cutting = asyncio.create_task(ask(served))
-        while wire.served < 2:  # noqa: ASYNC110 - nothing tells of it
+        while wire.served < 2:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.02)
         wire.writers[0].close()

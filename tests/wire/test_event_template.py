@@ -92,7 +92,7 @@ def test_the_rest_after_matching_events_is_returned() -> None:
         {"choices": [{"delta": {"content": "x"}}]},
         {"model": "up", "choices": [{"delta": {"role": "assistant", "content": "x"}}]},
     ],
-    ids=["the model behind", "no model", "a role"],
+    ids=["the model at the end", "no model", "a role"],
 )
 def test_the_model_may_be_anywhere(chunk: dict[str, Any], model: bytes | None) -> None:
     event = sse.frame(encode(chunk))
