@@ -44,7 +44,7 @@ def text(words: str, **more: Any) -> dict[str, Any]:
     return {"type": "text", "text": words, **more}
 
 
-def said(role: str, *blocks: Mapping[str, Any]) -> dict[str, Any]:
+def turn(role: str, *blocks: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": role, "content": list(blocks)}
 
 
@@ -62,15 +62,15 @@ def result(id: str, *blocks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call(chat: Mapping[str, Any], base_url: str = "https://api.anthropic.com/v1") -> Call:
-    whole = {"model": NEW, "stream": True, "messages": [HELLO], **chat}
-    return Call(whole, Account(Secret("sk-ant-1"), base_url))
+    body = {"model": NEW, "stream": True, "messages": [HELLO], **chat}
+    return Call(body, Account(Secret("sk-ant-1"), base_url))
 
 
 def encode(**chat: Any) -> dict[str, Any]:
-    asked = call(chat)
-    before = copy.deepcopy(asked.chat)
-    body = Anthropic().encode(asked).body
-    assert asked.chat == before
+    request = call(chat)
+    before = copy.deepcopy(request.chat)
+    body = Anthropic().encode(request).body
+    assert request.chat == before
     assert isinstance(body, bytes)
     parsed: dict[str, Any] = json.loads(body)
     check_shape(parsed)
@@ -83,7 +83,7 @@ def official(name: str) -> TypeAdapter[Any]:
 
 
 def check_shape(body: Mapping[str, Any]) -> None:
-    """Hold a body against the types of Anthropic's own client, which leaves lists unread."""
+    """Check a body against the types of Anthropic's own client, which does not check lists."""
     official("message_create_params.MessageCreateParamsStreaming").validate_python(body)
     for turn in body["messages"]:
         official("MessageParam").validate_python(turn)
@@ -100,7 +100,7 @@ def refusal(**chat: Any) -> CannotServe:
     return caught.value
 
 
-def test_the_least_chat() -> None:
+def test_a_minimal_chat_is_translated() -> None:
     request = Anthropic().encode(call({}, "http://127.0.0.1:9/x"))
     assert request.url == "http://127.0.0.1:9/x/messages"
     assert request.headers == {
@@ -111,7 +111,7 @@ def test_the_least_chat() -> None:
         "model": NEW,
         "max_tokens": MAX_TOKENS,
         "stream": True,
-        "messages": [said("user", text("Hello!"))],
+        "messages": [turn("user", text("Hello!"))],
     }
 
 
@@ -166,9 +166,9 @@ PARTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("part", "block"), PARTS)
-def test_parts(part: dict[str, Any], block: dict[str, Any]) -> None:
+def test_parts_are_translated(part: dict[str, Any], block: dict[str, Any]) -> None:
     body = encode(messages=[{"role": "user", "content": [text(" "), part]}])
-    assert body["messages"] == [said("user", block)]
+    assert body["messages"] == [turn("user", block)]
 
 
 CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
@@ -181,18 +181,18 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         ],
         {
             "system": [text("Be brief."), text("Be kind.")],
-            "messages": [said("user", text("Hello!"), text("Well?"))],
+            "messages": [turn("user", text("Hello!"), text("Well?"))],
         },
     ),
     "one system prompt": (
         [{"role": "system", "content": "Be brief."}, HELLO],
-        {"system": "Be brief.", "messages": [said("user", text("Hello!"))]},
+        {"system": "Be brief.", "messages": [turn("user", text("Hello!"))]},
     ),
     "a cached system prompt": (
         [{"role": "system", "content": [text("Long.", cache_control=EPHEMERAL)]}, HELLO],
         {
             "system": [text("Long.", cache_control=EPHEMERAL)],
-            "messages": [said("user", text("Hello!"))],
+            "messages": [turn("user", text("Hello!"))],
         },
     ),
     "tools called and their results": (
@@ -209,9 +209,9 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         ],
         {
             "messages": [
-                said("user", text("Hello!")),
-                said("assistant", text("Wait."), use("a", city="Rome"), use("functions_b_0")),
-                said("user", result("a", text("Sunny")), result("functions_b_0"), text("Hurry!")),
+                turn("user", text("Hello!")),
+                turn("assistant", text("Wait."), use("a", city="Rome"), use("functions_b_0")),
+                turn("user", result("a", text("Sunny")), result("functions_b_0"), text("Hurry!")),
             ]
         },
     ),
@@ -223,15 +223,15 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         ],
         {
             "messages": [
-                said("user", text("Hello!")),
-                said("assistant", use("a")),
-                said("user", result("a", PARTS[2][1])),
+                turn("user", text("Hello!")),
+                turn("assistant", use("a")),
+                turn("user", result("a", PARTS[2][1])),
             ]
         },
     ),
     "blank messages": (
         [HELLO, {"role": "assistant", "content": ""}, {"role": "user", "content": [text("So?")]}],
-        {"messages": [said("user", text("Hello!"), text("So?"))]},
+        {"messages": [turn("user", text("Hello!"), text("So?"))]},
     ),
     "refusals": (
         [
@@ -242,21 +242,21 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         ],
         {
             "messages": [
-                said("user", text("Hello!")),
-                said("assistant", text("No."), text("Never.")),
-                said("user", text("Hello!")),
+                turn("user", text("Hello!")),
+                turn("assistant", text("No."), text("Never.")),
+                turn("user", text("Hello!")),
             ]
         },
     ),
     "an answer begun": (
         [HELLO, {"role": "assistant", "content": "I say: \n"}],
-        {"messages": [said("user", text("Hello!")), said("assistant", text("I say:"))]},
+        {"messages": [turn("user", text("Hello!")), turn("assistant", text("I say:"))]},
     ),
 }
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_conversations(name: str) -> None:
+def test_conversations_are_translated(name: str) -> None:
     messages, expected = CONVERSATIONS[name]
     body = encode(messages=messages)
     assert {k: v for k, v in body.items() if k in ("system", "messages")} == expected
@@ -333,7 +333,7 @@ FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("chat", "expected"), FIELDS)
-def test_fields(chat: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_fields_are_translated(chat: dict[str, Any], expected: dict[str, Any]) -> None:
     assert encode(**chat) == {**encode(), **expected}
 
 
@@ -355,7 +355,7 @@ def test_fields(chat: dict[str, Any], expected: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_tool_choice(chat: dict[str, Any], choice: dict[str, Any] | None) -> None:
+def test_a_tool_choice_is_translated(chat: dict[str, Any], choice: dict[str, Any] | None) -> None:
     assert encode(tools=[TOOL], **chat).get("tool_choice") == choice
 
 
@@ -383,7 +383,7 @@ def test_tool_choice(chat: dict[str, Any], choice: dict[str, Any] | None) -> Non
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
     ],
 )
-def test_what_anthropic_lacks(chat: dict[str, Any], param: str) -> None:
+def test_fields_that_anthropic_lacks_are_an_error(chat: dict[str, Any], param: str) -> None:
     assert refusal(**chat).param == param
 
 
@@ -418,7 +418,7 @@ ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
         (answer_with('{"a": "\\ud800"}'), "messages"),
     ],
 )
-def test_messages_that_cannot_be_said(message: dict[str, Any], param: str) -> None:
+def test_messages_that_anthropic_lacks_are_an_error(message: dict[str, Any], param: str) -> None:
     assert refusal(messages=[HELLO, message]).param == param
 
 
@@ -437,12 +437,12 @@ def test_messages_that_cannot_be_said(message: dict[str, Any], param: str) -> No
         ({"type": "file", "file": {"file_data": PNG}}, "file.file_data"),
     ],
 )
-def test_images_and_files_that_cannot_be_shown(part: dict[str, Any], param: str) -> None:
-    found = refusal(messages=[{"role": "user", "content": [part]}])
-    assert found.param == f"messages[0].content[0].{param}"
+def test_unsupported_images_and_files_are_an_error(part: dict[str, Any], param: str) -> None:
+    error = refusal(messages=[{"role": "user", "content": [part]}])
+    assert error.param == f"messages[0].content[0].{param}"
 
 
-def test_a_chat_of_nothing_but_a_system_prompt() -> None:
+def test_a_chat_with_only_a_system_prompt_is_an_error() -> None:
     assert refusal(messages=[{"role": "system", "content": "Be brief."}]).param == "messages"
 
 
@@ -496,12 +496,12 @@ async def folded(*wire: Mapping[str, Any]) -> dict[str, Any]:
     return fold(await stream(*wire))
 
 
-async def test_text() -> None:
-    whole = await folded(START, PING, *words(0, "Hel", "", "lo!"), *end("end_turn"))
-    (choice,) = whole["choices"]
+async def test_a_text_is_translated() -> None:
+    completion = await folded(START, PING, *words(0, "Hel", "", "lo!"), *end("end_turn"))
+    (choice,) = completion["choices"]
     assert choice["message"] == {"role": "assistant", "content": "Hello!"}
     assert choice["finish_reason"] == "stop"
-    assert whole["usage"] == {"prompt_tokens": 25, "completion_tokens": 15, "total_tokens": 40}
+    assert completion["usage"] == {"prompt_tokens": 25, "completion_tokens": 15, "total_tokens": 40}
 
 
 @pytest.mark.parametrize(
@@ -517,12 +517,12 @@ async def test_text() -> None:
         ("something_new", "stop"),
     ],
 )
-async def test_why_it_stopped(reason: str, finish: str) -> None:
-    whole = await folded(START, *words(0, "Well"), *end(reason))
-    assert whole["choices"][0]["finish_reason"] == finish
+async def test_the_stop_reason_is_translated(reason: str, finish: str) -> None:
+    completion = await folded(START, *words(0, "Well"), *end(reason))
+    assert completion["choices"][0]["finish_reason"] == finish
 
 
-async def test_tools_called_side_by_side() -> None:
+async def test_parallel_tool_calls_are_translated() -> None:
     chunks = await stream(
         START,
         *words(0, "Let me look."),
@@ -546,16 +546,16 @@ async def test_tools_called_side_by_side() -> None:
 
 
 @given(st.lists(st.integers(0, 100)), st.dictionaries(st.text(), st.text(), max_size=3))
-def test_arguments_may_be_cut_anywhere(places: list[int], value: dict[str, str]) -> None:
+def test_arguments_may_be_split_anywhere(places: list[int], value: dict[str, str]) -> None:
     arguments = json.dumps(value)
     pieces = [piece.decode() for piece in cut(arguments.encode(), places)]
-    whole = asyncio.run(folded(START, *tool(0, "toolu_1", *pieces), *end("tool_use")))
-    (made,) = whole["choices"][0]["message"]["tool_calls"]
-    assert made["function"] == {"name": "weather", "arguments": arguments}
+    completion = asyncio.run(folded(START, *tool(0, "toolu_1", *pieces), *end("tool_use")))
+    (tool_call,) = completion["choices"][0]["message"]["tool_calls"]
+    assert tool_call["function"] == {"name": "weather", "arguments": arguments}
 
 
-async def test_thinking() -> None:
-    whole = await folded(
+async def test_thinking_is_translated() -> None:
+    completion = await folded(
         START,
         *block(
             0,
@@ -568,23 +568,23 @@ async def test_thinking() -> None:
         *words(2, "27"),
         *end("end_turn", output_tokens=40, output_tokens_details={"thinking_tokens": 30}),
     )
-    (choice,) = whole["choices"]
+    (choice,) = completion["choices"]
     assert choice["message"]["reasoning_content"] == "Let me see."
     assert choice["message"]["content"] == "27"
-    assert whole["usage"]["completion_tokens"] == 40
-    assert whole["usage"]["completion_tokens_details"] == {"reasoning_tokens": 30}
+    assert completion["usage"]["completion_tokens"] == 40
+    assert completion["usage"]["completion_tokens_details"] == {"reasoning_tokens": 30}
 
 
-async def test_usage_with_a_cache() -> None:
-    told = {
+async def test_usage_includes_the_cache() -> None:
+    start_usage = {
         **USAGE,
         "cache_read_input_tokens": 100,
         "cache_creation_input_tokens": 10,
     }
-    start = {"type": "message_start", "message": {"usage": told}}
+    start = {"type": "message_start", "message": {"usage": start_usage}}
     late = {"input_tokens": 30, "cache_read_input_tokens": None, "output_tokens": 7}
-    whole = await folded(start, *words(0, "Hi"), *end("end_turn", **late))
-    assert whole["usage"] == {
+    completion = await folded(start, *words(0, "Hi"), *end("end_turn", **late))
+    assert completion["usage"] == {
         "prompt_tokens": 140,
         "completion_tokens": 7,
         "total_tokens": 147,
@@ -592,16 +592,16 @@ async def test_usage_with_a_cache() -> None:
     }
 
 
-@pytest.mark.parametrize("seen", range(5))
-async def test_a_cut_stream_is_never_finished(seen: int) -> None:
+@pytest.mark.parametrize("received_events", range(5))
+async def test_a_cut_stream_is_never_finished(received_events: int) -> None:
     wire = [START, *words(0, "Hel"), *end("end_turn")]
     assert len(wire) == 6
-    chunks = await stream(*wire[: seen + 1])
+    chunks = await stream(*wire[: received_events + 1])
     assert all(choice["finish_reason"] is None for c in chunks for choice in c["choices"])
     assert not any("usage" in chunk for chunk in chunks)
 
 
-async def test_an_error_in_the_stream() -> None:
+async def test_an_error_event_in_the_stream_is_raised() -> None:
     error = {"type": "overloaded_error", "message": "Overloaded"}
     event = {"type": "error", "error": error, "request_id": "req_1"}
     *_, last = await stream(START, *words(0, "Hel"), event, *end("end_turn"))
@@ -614,7 +614,7 @@ async def test_an_event_that_is_no_object_is_an_error(data: str) -> None:
     assert last["error"]["type"] == "upstream_error"
 
 
-async def test_an_answer_of_nothing() -> None:
+async def test_an_empty_response_has_no_content() -> None:
     (chunk,) = await stream("", STOP)
     assert chunk["choices"][0]["finish_reason"] == "stop"
 
@@ -624,16 +624,16 @@ async def test_nothing_is_read_after_the_end() -> None:
     assert "usage" in chunks[-1]
 
 
-async def test_the_unknown_is_passed_over() -> None:
+async def test_unknown_events_and_blocks_are_skipped() -> None:
     citation = {"type": "citations_delta", "citation": {"type": "char_location"}}
     search = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
-    found = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
-    whole = await folded(
+    search_result = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": []}
+    completion = await folded(
         {"type": "brand_new", "delta": 5},
         {"type": "message_start"},
         {"type": "message_start", "message": {"usage": {"input_tokens": "many"}}},
         *block(0, search, {"type": "input_json_delta", "partial_json": '{"query": "x"}'}),
-        *block(1, found),
+        *block(1, search_result),
         *block(2, {"type": "text", "text": "He"}, {"type": "text_delta", "text": "y"}, citation),
         *block(3, {"type": "brand_new"}, {"type": "brand_new_delta"}, {}),
         {"type": "content_block_delta", "index": 4, "delta": None},
@@ -642,10 +642,10 @@ async def test_the_unknown_is_passed_over() -> None:
         {"type": "message_delta", "delta": None, "usage": None},
         STOP,
     )
-    (choice,) = whole["choices"]
+    (choice,) = completion["choices"]
     assert choice["message"] == {"role": "assistant", "content": "Hey"}
     assert choice["finish_reason"] == "stop"
-    assert whole["usage"]["prompt_tokens"] == 0
+    assert completion["usage"]["prompt_tokens"] == 0
 
 
 def failure(message: object, kind: str = "invalid_request_error", **more: Any) -> bytes:
@@ -662,7 +662,7 @@ SPENT = {"error_code": "contract_spend_limit_reached"}
     ("status", "body"),
     [(400, failure(LOW)), (400, failure(LIMIT)), (429, failure("Spent.", details=SPENT))],
 )
-def test_an_account_without_credit(status: int, body: bytes) -> None:
+def test_an_account_without_credit_is_a_bad_key(status: int, body: bytes) -> None:
     verdict = Anthropic().read_failure(status, {}, body)
     assert verdict is not None
     assert (verdict.outcome, verdict.status) == (Outcome.BAD_KEY, status)
@@ -691,7 +691,7 @@ def sent(*wire: Mapping[str, Any]) -> Reply:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_over_a_socket(upstream: FakeUpstream, streamed: bool) -> None:
+async def test_a_chat_is_answered_over_a_socket(upstream: FakeUpstream, streamed: bool) -> None:
     upstream.default = sent(START, *words(0, "Hel", "lo!"), *end("end_turn"))
     async with serving(make_instance(upstream, provider=Anthropic, name="anthropic")) as served:
         status, answer, _ = await served.chat(stream=streamed)
@@ -701,4 +701,4 @@ async def test_over_a_socket(upstream: FakeUpstream, streamed: bool) -> None:
     (received,) = upstream.requests
     assert received.path == "/v1/messages"
     assert received.headers["anthropic-version"] == "2023-06-01"
-    assert received.body["messages"] == [said("user", text("Hello!"))]
+    assert received.body["messages"] == [turn("user", text("Hello!"))]

@@ -32,7 +32,7 @@ def fast_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestAzureWithVersion(ProviderConformance):
-    """Azure with an API version, which has other URLs."""
+    """Azure with an API version, which changes its URLs."""
 
     provider = next(iter(_POINTS.select(name="azure"))).load()
 

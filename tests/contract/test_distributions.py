@@ -1,7 +1,7 @@
-"""What is installed from a wheel, beside providers from other distributions, on a bare venv.
+"""A gateway installed from its wheel in a new venv, with providers of other distributions.
 
-The distributions in `tests/distributions` are real ones: they are built, installed, found by
-their entry points and called through a gateway that was installed from its own wheel.
+The distributions in `tests/distributions` are real: they are built, installed, found by
+their entry points and called through a gateway that is installed from its own wheel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from aiohttp import web
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-# Builds and installs, which takes its time on a machine that does much else.
+# Building and installing takes long on a busy machine.
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parents[2]
 THIRD_PARTIES = ("nexus-echo", "nexus-foreign", "nexus-broken")
@@ -62,14 +62,14 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
     return done.stdout
 
 
-def bare(**variables: str) -> dict[str, str]:
+def bare_environment(**variables: str) -> dict[str, str]:
     """Return an environment that has no Python path, no key and no coverage of this run."""
     return {"PATH": os.environ.get("PATH", ""), "LEDGER": "off", **variables}
 
 
 @dataclass(frozen=True)
 class Built:
-    """What was built: the source in a folder of its own, and wheels."""
+    """A copy of the source in its own folder, and the wheels built from it."""
 
     source: Path
     wheels: Path
@@ -84,9 +84,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     source = tmp_path_factory.mktemp("source") / "gateway"
     shutil.copytree(ROOT, source, ignore=NOT_SOURCE)
     wheels = tmp_path_factory.mktemp("wheels")
-    theirs = [source / "tests" / "distributions" / name for name in THIRD_PARTIES]
+    third_parties = [source / "tests" / "distributions" / name for name in THIRD_PARTIES]
     alone = ("--no-deps", "--no-build-isolation", "--no-index")
-    run(sys.executable, "-m", "pip", "wheel", *alone, "-w", wheels, source, *theirs, cwd=wheels)
+    wheel = (sys.executable, "-m", "pip", "wheel", *alone, "-w", wheels)
+    run(*wheel, source, *third_parties, cwd=wheels)
     return Built(source, wheels)
 
 
@@ -109,7 +110,7 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Install
     python = venv / "bin" / "python"
     show = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(run(python, "-I", "-c", show, cwd=folder).strip())
-    # A folder named by a .pth file is searched, but its own .pth files are not read: so the
+    # A folder named in a .pth file is searched, but its own .pth files are not read: so the
     # libraries are found, and an editable install of the gateway is not.
     outer = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     (site / "libraries.pth").write_text("\n".join(outer) + "\n", encoding="utf-8")
@@ -133,7 +134,7 @@ def test_the_wheel_has_both_packages_and_their_types(built: Built) -> None:
     assert tops == {"nexus_gateway", "nexus_gateway_plugins"}
 
 
-def test_the_sdist_has_what_a_builder_needs(built: Built, tmp_path: Path) -> None:
+def test_the_sdist_has_all_files_for_a_build(built: Built, tmp_path: Path) -> None:
     build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", build, tmp_path, cwd=built.source)
     with tarfile.open(next(tmp_path.glob("nexus_gateway-*.tar.gz"))) as sdist:
@@ -147,14 +148,18 @@ def test_the_sdist_has_what_a_builder_needs(built: Built, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("module", ["nexus_gateway", "nexus_gateway_plugins", "nexus_echo"])
-def test_the_installed_code_is_what_runs(installed: Installed, module: str) -> None:
+def test_the_installed_code_runs(installed: Installed, module: str) -> None:
     show = f"import {module}; print({module}.__file__)"
-    place = run(installed.command("python"), "-c", show, cwd=installed.empty, env=bare()).strip()
+    place = run(
+        installed.command("python"), "-c", show, cwd=installed.empty, env=bare_environment()
+    ).strip()
     assert Path(place).resolve().is_relative_to(installed.venv.resolve())
 
 
-def test_every_provider_is_listed_and_the_broken_one_named(installed: Installed) -> None:
-    out = run(installed.command("nexus-gateway"), "providers", cwd=installed.empty, env=bare())
+def test_every_provider_is_listed_and_the_broken_one_reported(installed: Installed) -> None:
+    out = run(
+        installed.command("nexus-gateway"), "providers", cwd=installed.empty, env=bare_environment()
+    )
     listed, _, left_out = out.partition("left out:")
     firsts = {line.split()[0] for line in listed.splitlines() if line.strip()}
     assert {"groq", "gemini", "openrouter", "cerebras", "demo", "echo", "foreign"} <= firsts
@@ -175,7 +180,7 @@ FOREIGN_EVENTS: list[tuple[str, dict[str, Any]]] = [
 
 
 class ForeignBackend:
-    """A backend that speaks what nexus-foreign translates."""
+    """A backend with the format that nexus-foreign translates."""
 
     def __init__(self) -> None:
         self.received: list[tuple[dict[str, str], dict[str, Any]]] = []
@@ -206,29 +211,29 @@ async def foreign_backend() -> AsyncIterator[ForeignBackend]:
 
 
 class Gateway:
-    """A gateway in a process of its own."""
+    """A gateway in its own process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.url = ""
-        self.said = ""
+        self.output = ""
 
     async def started(self) -> None:
-        """Wait until it tells its port."""
+        """Wait until its port is logged."""
         assert self.process.stderr is not None
         async with asyncio.timeout(START_S):
-            while not (found := re.search(r"listens on (http://\S+)", self.said)):
+            while not (match := re.search(r"listens on (http://\S+)", self.output)):
                 line = await self.process.stderr.readline()
-                assert line, f"it ended: {self.said}"
-                self.said += line.decode()
-        self.url = found[1]
+                assert line, f"it ended: {self.output}"
+                self.output += line.decode()
+        self.url = match[1]
 
     async def stop(self) -> int:
-        """Ask it to end; return its exit code."""
+        """Stop it; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(STOP_S):
             out, err = await self.process.communicate()
-        self.said += (out + err).decode()
+        self.output += (out + err).decode()
         assert self.process.returncode is not None
         return self.process.returncode
 
@@ -248,14 +253,14 @@ async def gateway(installed: Installed, **variables: str) -> AsyncIterator[Gatew
     process = await asyncio.create_subprocess_exec(
         *(installed.command("nexus-gateway"), "serve", "--port", "0"),
         cwd=installed.empty,
-        env=bare(**variables),
+        env=bare_environment(**variables),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        made = Gateway(process)
-        await made.started()
-        yield made
+        gateway_process = Gateway(process)
+        await gateway_process.started()
+        yield gateway_process
     finally:
         if process.returncode is None:
             process.kill()
@@ -263,21 +268,21 @@ async def gateway(installed: Installed, **variables: str) -> AsyncIterator[Gatew
 
 
 def streamed(text: str) -> tuple[str, str | None]:
-    """Return a streamed answer's text and finish_reason."""
+    """Return a streamed response's text and finish_reason."""
     events = [event.removeprefix("data: ") for event in text.split("\n\n") if event]
     assert events[-1] == "[DONE]"
     choices = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
-    said = "".join(choice["delta"].get("content") or "" for choice in choices)
-    return said, choices[-1]["finish_reason"]
+    reply = "".join(choice["delta"].get("content") or "" for choice in choices)
+    return reply, choices[-1]["finish_reason"]
 
 
-def whole(text: str) -> tuple[str, str | None]:
-    """Return a whole answer's text and finish_reason."""
+def unstreamed(text: str) -> tuple[str, str | None]:
+    """Return the text and finish_reason of a response without a stream."""
     choice = json.loads(text)["choices"][0]
     return choice["message"]["content"], choice["finish_reason"]
 
 
-async def test_another_distributions_providers_answer(installed: Installed) -> None:
+async def test_providers_of_other_distributions_answer(installed: Installed) -> None:
     async with FakeUpstream() as echo, foreign_backend() as foreign:
         echo.default = Reply(text="An echo from afar")
         variables = {
@@ -287,9 +292,9 @@ async def test_another_distributions_providers_answer(installed: Installed) -> N
             "FOREIGN_BASE_URL": foreign.base_url,
         }
         async with gateway(installed, **variables) as served:
-            for stream, read in ((True, streamed), (False, whole)):
-                said = read(await served.chat("echo", stream=stream))
-                assert said == ("An echo from afar", "stop")
+            for stream, read in ((True, streamed), (False, unstreamed)):
+                reply = read(await served.chat("echo", stream=stream))
+                assert reply == ("An echo from afar", "stop")
                 assert read(await served.chat("foreign", stream=stream)) == ("Bonjour", "length")
             assert await served.stop() == 0
         assert [r.key for r in echo.requests] == ["echo-key-secret"] * 2
@@ -299,4 +304,4 @@ async def test_another_distributions_providers_answer(installed: Installed) -> N
     assert "authorization" not in {k.lower() for k in headers}
     assert (body["model"], body["system"]) == ("foreign-1", "Be short.")
     assert body["messages"] == MESSAGES[1:]
-    assert "key-secret" not in served.said
+    assert "key-secret" not in served.output

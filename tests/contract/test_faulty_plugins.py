@@ -1,4 +1,4 @@
-"""A plugin that is broken in any way is named with its distribution, and hurts no other."""
+"""A plugin that is broken in any way is reported with its distribution and affects no other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nexus_gateway.wire.chunks import Answer
 from nexus_gateway.wire.sse import Event
 
 ORIGIN = "faulty (nexus-faulty 0.1)"
-both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
 FIRST = {"X-Routing-Mode": "round-robin"}
 
 
@@ -96,7 +96,7 @@ class BreaksLate(Streams):
 
 
 def faulty(cls: type[Provider], upstream: FakeUpstream) -> Pool:
-    """Make a pool of a faulty plugin's instance and a good one's."""
+    """Return a pool with an instance of a faulty plugin and one of a good one."""
     env = {
         "FAULTY_KEY_1": "faulty-key-secret",
         "FAULTY_BASE_URL": upstream.base_url,
@@ -108,13 +108,13 @@ def faulty(cls: type[Provider], upstream: FakeUpstream) -> Pool:
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
+    ("plugin", "reason"),
     [(ImportError("gone"), "ImportError: gone"), (fit(title="Faulty", api_version=9), "version 9")],
 )
-async def test_one_that_cannot_be_loaded(
-    upstream: FakeUpstream, found: type[Provider], reason: str
+async def test_a_plugin_that_cannot_be_loaded_is_reported(
+    upstream: FakeUpstream, plugin: type[Provider], reason: str
 ) -> None:
-    pool = faulty(found, upstream)
+    pool = faulty(plugin, upstream)
     (problem,) = pool.problems
     assert str(problem).startswith("provider faulty (nexus-faulty 0.1, nexus_faulty:Cls): ")
     assert reason in str(problem)
@@ -126,7 +126,7 @@ async def test_one_that_cannot_be_loaded(
 @pytest.mark.parametrize(
     "cls", [Prepares, Addresses, Authorizes, Unsendable, Encodes, Streams], ids=lambda c: c.__name__
 )
-async def test_one_that_fails_on_a_request(
+async def test_a_plugin_that_fails_on_a_request_is_logged_and_fails_over(
     upstream: FakeUpstream,
     cls: type[Provider],
     stream: bool,
@@ -141,7 +141,7 @@ async def test_one_that_fails_on_a_request(
     assert "secret" not in caplog.text
 
 
-async def test_one_that_fails_in_the_middle(
+async def test_a_plugin_that_fails_in_its_stream_ends_it_with_an_error(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(*faulty(BreaksLate, upstream).instances) as served:
@@ -155,14 +155,14 @@ async def test_one_that_fails_in_the_middle(
     assert f"the plugin {ORIGIN} failed in its stream" in caplog.text
 
 
-class Choosy(Acme):
+class Selective(Acme):
     title = "Faulty"
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
         raise CannotServe("Only one answer at a time.", "n")
 
 
-class ChoosyInside(InProcess):
+class SelectiveInProcess(InProcess):
     title = "Faulty"
     default_model = "m"
     needs_key = True
@@ -173,8 +173,8 @@ class ChoosyInside(InProcess):
 
 
 @both
-@pytest.mark.parametrize("cls", [Choosy, ChoosyInside])
-async def test_what_a_backend_lacks_is_the_callers_to_know(
+@pytest.mark.parametrize("cls", [Selective, SelectiveInProcess])
+async def test_a_feature_that_a_backend_lacks_is_an_error_for_the_caller(
     upstream: FakeUpstream, cls: type[Provider], stream: bool
 ) -> None:
     pool = faulty(cls, upstream)
@@ -197,17 +197,19 @@ class Raises(Policy):
         raise RuntimeError("a bug")
 
 
-class ChoosesNobody(Policy):
+class ChoosesNothing(Policy):
     def choose(self, candidates: Any, rng: Random) -> Any:
         return None
 
 
-async def test_a_policy_of_anothers_is_taken_by_its_name(upstream: FakeUpstream) -> None:
-    made, found = load(POLICIES, [point("last", Last), *POINTS])
-    assert list(made) == ["smart", "fastest", "round-robin", "last"]
-    assert found.problems == []
+async def test_a_policy_of_another_distribution_is_chosen_by_its_name(
+    upstream: FakeUpstream,
+) -> None:
+    policies, discovery = load(POLICIES, [point("last", Last), *POINTS])
+    assert list(policies) == ["smart", "fastest", "round-robin", "last"]
+    assert discovery.problems == []
     pair = make_instance(upstream), make_instance(upstream, 2)
-    async with serving(*pair, policy_by_name=made) as served:
+    async with serving(*pair, policy_by_name=policies) as served:
         for _ in range(3):
             headers = (await served.chat(headers={"X-Routing-Mode": "last"}))[2]
             assert headers["X-Nexus-Provider"] == "Fake (Key #2)"
@@ -216,17 +218,17 @@ async def test_a_policy_of_anothers_is_taken_by_its_name(upstream: FakeUpstream)
     assert "smart, fastest, round-robin, last" in text
 
 
-def ours() -> list[Any]:
+def built_in_points() -> list[Any]:
     from importlib import metadata
 
     return list(metadata.entry_points(group=POLICIES.group))
 
 
-POINTS = ours()
+POINTS = built_in_points()
 
 
-@pytest.mark.parametrize("cls", [Raises, ChoosesNobody])
-def test_a_policy_that_fails_costs_nothing_but_its_choice(
+@pytest.mark.parametrize("cls", [Raises, ChoosesNothing])
+def test_a_policy_that_fails_is_replaced_by_a_default_choice(
     cls: type[Policy], caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = [make_instance(), make_instance(number=2)]
@@ -235,7 +237,7 @@ def test_a_policy_that_fails_costs_nothing_but_its_choice(
 
 
 @pytest.mark.parametrize(
-    ("found", "reason"),
+    ("plugin", "reason"),
     [
         (ImportError("gone"), "ImportError: gone"),
         (object, "not a subclass of nexus_gateway.routing.Policy"),
@@ -243,9 +245,9 @@ def test_a_policy_that_fails_costs_nothing_but_its_choice(
         (type("Half", (Policy,), {}), "choose"),
     ],
 )
-def test_a_broken_policy_is_left_out(found: object, reason: str) -> None:
-    made, told = load(POLICIES, [point("faulty", found, "nexus-faulty"), *POINTS])
-    assert list(made) == ["smart", "fastest", "round-robin"]
-    (problem,) = told.problems
+def test_a_broken_policy_is_left_out(plugin: object, reason: str) -> None:
+    policies, discovery = load(POLICIES, [point("faulty", plugin, "nexus-faulty"), *POINTS])
+    assert list(policies) == ["smart", "fastest", "round-robin"]
+    (problem,) = discovery.problems
     assert str(problem).startswith("policy faulty (nexus-faulty 0.1")
     assert reason in str(problem)

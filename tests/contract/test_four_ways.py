@@ -1,4 +1,4 @@
-"""One conversation, told by two clients before two kinds of backend: always the same."""
+"""One conversation with two clients and two kinds of backends: always the same."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ URL = f"data:image/png;base64,{PNG}"
 
 
 @dataclass(frozen=True)
-class Said:
-    """What an answer says, in neither dialect's words."""
+class Response:
+    """A response, independent of the dialect."""
 
     text: str
     calls: list[tuple[str, str, Any]]
@@ -38,8 +38,8 @@ class Said:
     tokens: tuple[int, int]
 
 
-class OpenAITeller:
-    """The conversation in the words of OpenAI's chat completions."""
+class OpenAICaller:
+    """The conversation in OpenAI's chat completions."""
 
     stops = {"stop": "end", "length": "cut", "tool_calls": "call", "content_filter": "refusal"}
 
@@ -54,33 +54,33 @@ class OpenAITeller:
     def second(self, call: tuple[str, str, Any]) -> list[Any]:
         id, name, arguments = call
         function = {"name": name, "arguments": json.dumps(arguments)}
-        made = {"id": id, "type": "function", "function": function}
-        assistant = {"role": "assistant", "content": BEFORE, "tool_calls": [made]}
+        tool_call = {"id": id, "type": "function", "function": function}
+        assistant = {"role": "assistant", "content": BEFORE, "tool_calls": [tool_call]}
         return [*self.first(), assistant, {"role": "tool", "tool_call_id": id, "content": RESULT}]
 
-    async def ask(self, messages: list[Any], stream: bool) -> Said:
-        function = {"name": NAME, "description": "Tells it.", "parameters": SCHEMA}
+    async def ask(self, messages: list[Any], stream: bool) -> Response:
+        function = {"name": NAME, "description": "Returns the weather.", "parameters": SCHEMA}
         tools: Any = [{"type": "function", "function": function}]
-        asked: dict[str, Any] = {"model": "auto", "max_tokens": 99, "tools": tools}
+        request: dict[str, Any] = {"model": "auto", "max_tokens": 99, "tools": tools}
         create = self.client.chat.completions
         if stream:
-            asked["stream_options"] = {"include_usage": True}
-            async with create.stream(**asked, messages=messages) as told:
-                async for _ in told:
+            request["stream_options"] = {"include_usage": True}
+            async with create.stream(**request, messages=messages) as events:
+                async for _ in events:
                     pass
-                # The final completion itself is not to be had where an answer was cut short.
-                whole: Any = told.current_completion_snapshot
+                # There is no final completion if a response was cut short.
+                completion: Any = events.current_completion_snapshot
         else:
-            whole = await create.create(**asked, messages=messages)
-        (choice,) = whole.choices
-        made = choice.message.tool_calls or []
-        calls = [(c.id, c.function.name, json.loads(c.function.arguments)) for c in made]
-        used = (whole.usage.prompt_tokens, whole.usage.completion_tokens)
-        return Said(choice.message.content or "", calls, self.stops[choice.finish_reason], used)
+            completion = await create.create(**request, messages=messages)
+        (choice,) = completion.choices
+        tool_calls = choice.message.tool_calls or []
+        calls = [(c.id, c.function.name, json.loads(c.function.arguments)) for c in tool_calls]
+        used = (completion.usage.prompt_tokens, completion.usage.completion_tokens)
+        return Response(choice.message.content or "", calls, self.stops[choice.finish_reason], used)
 
 
-class AnthropicTeller:
-    """The conversation in the words of Anthropic's Messages."""
+class AnthropicCaller:
+    """The conversation in Anthropic's Messages."""
 
     stops = {"end_turn": "end", "max_tokens": "cut", "tool_use": "call", "refusal": "refusal"}
 
@@ -99,23 +99,23 @@ class AnthropicTeller:
         assistant = {"role": "assistant", "content": [{"type": "text", "text": BEFORE}, used]}
         return [*self.first(), assistant, {"role": "user", "content": [result]}]
 
-    async def ask(self, messages: list[Any], stream: bool) -> Said:
-        tools: Any = [{"name": NAME, "description": "Tells it.", "input_schema": SCHEMA}]
-        asked: dict[str, Any] = {"model": "auto", "max_tokens": 99, "tools": tools}
-        asked |= {"system": SYSTEM, "messages": messages}
+    async def ask(self, messages: list[Any], stream: bool) -> Response:
+        tools: Any = [{"name": NAME, "description": "Returns the weather.", "input_schema": SCHEMA}]
+        request: dict[str, Any] = {"model": "auto", "max_tokens": 99, "tools": tools}
+        request |= {"system": SYSTEM, "messages": messages}
         if stream:
-            async with self.client.messages.stream(**asked) as told:
-                whole: Any = await told.get_final_message()
+            async with self.client.messages.stream(**request) as events:
+                message: Any = await events.get_final_message()
         else:
-            whole = await self.client.messages.create(**asked)
-        text = "".join(b.text for b in whole.content if b.type == "text")
-        calls = [(b.id, b.name, b.input) for b in whole.content if b.type == "tool_use"]
-        used = (whole.usage.input_tokens, whole.usage.output_tokens)
-        return Said(text, calls, self.stops[whole.stop_reason], used)
+            message = await self.client.messages.create(**request)
+        text = "".join(b.text for b in message.content if b.type == "text")
+        calls = [(b.id, b.name, b.input) for b in message.content if b.type == "tool_use"]
+        used = (message.usage.input_tokens, message.usage.output_tokens)
+        return Response(text, calls, self.stops[message.stop_reason], used)
 
 
 def read_chat(body: dict[str, Any]) -> list[Any]:
-    """Read what an OpenAI-compatible upstream got."""
+    """Normalize the body that an OpenAI-compatible upstream received."""
     read: list[Any] = [body["max_tokens"]]
     read += [(t["function"]["name"], t["function"]["parameters"]) for t in body["tools"]]
     for message in body["messages"]:
@@ -131,7 +131,7 @@ def read_chat(body: dict[str, Any]) -> list[Any]:
 
 
 def read_messages(body: dict[str, Any]) -> list[Any]:
-    """Read what an Anthropic upstream got."""
+    """Normalize the body that an Anthropic upstream received."""
     read: list[Any] = [body["max_tokens"]]
     read += [(t["name"], t["input_schema"]) for t in body["tools"]]
     read.append(("system", body["system"]))
@@ -140,8 +140,8 @@ def read_messages(body: dict[str, Any]) -> list[Any]:
             if block["type"] == "tool_use":
                 read.append(("call", block["id"], block["name"], block["input"]))
             elif block["type"] == "tool_result":
-                told = block["content"]
-                read.append(("result", told if isinstance(told, str) else told[0]["text"]))
+                result = block["content"]
+                read.append(("result", result if isinstance(result, str) else result[0]["text"]))
             elif block["type"] == "image":
                 source = block["source"]
                 url = f"data:{source['media_type']};base64,{source['data']}"
@@ -152,7 +152,7 @@ def read_messages(body: dict[str, Any]) -> list[Any]:
 
 
 READERS = {"openai": read_chat, "anthropic": read_messages}
-TELLERS = {"openai": OpenAITeller, "anthropic": AnthropicTeller}
+CALLERS = {"openai": OpenAICaller, "anthropic": AnthropicCaller}
 FIRST = [
     99,
     (NAME, SCHEMA),
@@ -181,38 +181,38 @@ async def served(backend: str, upstream: FakeUpstream) -> AsyncIterator[Served]:
 
 
 @pytest.fixture(params=["openai", "anthropic"])
-async def teller(
+async def caller(
     request: pytest.FixtureRequest, served: Served
-) -> AsyncIterator[OpenAITeller | AnthropicTeller]:
-    made = TELLERS[request.param](served.url)
-    async with made.client:
-        yield made
+) -> AsyncIterator[OpenAICaller | AnthropicCaller]:
+    one = CALLERS[request.param](served.url)
+    async with one.client:
+        yield one
 
 
-ways = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
 
 
-@ways
-async def test_a_conversation_is_the_same_whichever_way_it_goes(
-    teller: OpenAITeller | AnthropicTeller, backend: str, upstream: FakeUpstream, stream: bool
+@both
+async def test_a_conversation_is_the_same_for_all_clients_and_backends(
+    caller: OpenAICaller | AnthropicCaller, backend: str, upstream: FakeUpstream, stream: bool
 ) -> None:
     upstream.script(Reply(tool_calls=True), Reply(text=FINAL))
-    asked = await teller.ask(teller.first(), stream)
-    assert asked == Said("", [("call_1", NAME, {"city": "Paris"})], "call", (7, 4))
-    answered = await teller.ask(teller.second(asked.calls[0]), stream)
-    assert answered == Said(FINAL, [], "end", (7, 6))
+    first = await caller.ask(caller.first(), stream)
+    assert first == Response("", [("call_1", NAME, {"city": "Paris"})], "call", (7, 4))
+    second = await caller.ask(caller.second(first.calls[0]), stream)
+    assert second == Response(FINAL, [], "end", (7, 6))
     got = [READERS[backend](received.body) for received in upstream.requests]
     assert got == [FIRST, SECOND]
 
 
-@ways
+@both
 @pytest.mark.parametrize(("finish", "stop"), [("length", "cut"), ("content_filter", "refusal")])
-async def test_an_end_is_the_same_whichever_way_it_goes(
-    teller: OpenAITeller | AnthropicTeller,
+async def test_a_stop_reason_is_the_same_for_all_clients_and_backends(
+    caller: OpenAICaller | AnthropicCaller,
     upstream: FakeUpstream,
     finish: str,
     stop: str,
     stream: bool,
 ) -> None:
     upstream.default = Reply(text=FINAL, finish=finish)
-    assert await teller.ask(teller.first(), stream) == Said(FINAL, [], stop, (7, 6))
+    assert await caller.ask(caller.first(), stream) == Response(FINAL, [], stop, (7, 6))

@@ -1,4 +1,4 @@
-"""`nexus-gateway new-provider`: what it writes is installed, tested and served as it stands."""
+"""`nexus-gateway new-provider`: its output is installed, tested and served unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from pathlib import Path
 import aiohttp
 import pytest
 from plugin_points import point
-from test_distributions import ROOT, Installed, bare, built, gateway, installed, run, streamed
+from test_distributions import (
+    ROOT,
+    Installed,
+    bare_environment,
+    built,
+    gateway,
+    installed,
+    run,
+    streamed,
+)
 
 from nexus_gateway.cli.main import main
 from nexus_gateway.discovery import PROVIDERS, discover
@@ -39,11 +48,11 @@ data: {"why": "limit", "tokens_in": 3, "tokens_out": 2}
 
 @pytest.fixture(scope="module")
 def written(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders by dialect: written by the installed command, installed as an author does it."""
+    """Folders by dialect: written by the installed command, and installed as an author would."""
     folder = tmp_path_factory.mktemp("written")
     command = (installed.command("nexus-gateway"), "new-provider", "--dialect")
     for dialect, name in NAMES.items():
-        run(*command, dialect, name, cwd=folder, env=bare())
+        run(*command, dialect, name, cwd=folder, env=bare_environment())
     folders = {dialect: folder / f"nexus-{name}" for dialect, name in NAMES.items()}
     pip = (sys.executable, "-m", "pip", "--python", installed.command("python"), "install")
     alone = ("--no-deps", "--no-build-isolation", "--no-index")
@@ -53,19 +62,19 @@ def written(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.parametrize("dialect", NAMES)
-def test_its_tests_pass_at_once(
-    installed: Installed, written: dict[str, Path], dialect: str
-) -> None:
+def test_its_own_tests_pass(installed: Installed, written: dict[str, Path], dialect: str) -> None:
     command = (installed.command("python"), "-m", "pytest", "-W", "error")
-    out = run(*command, cwd=written[dialect], env=bare())
+    out = run(*command, cwd=written[dialect], env=bare_environment())
     assert " passed" in out
-    assert ("skipped" in out) == (dialect == "openai")  # it has no recordings yet
+    assert ("skipped" in out) == (dialect == "openai")  # there are no recordings yet
 
 
 def test_both_are_listed_with_their_distributions(
     installed: Installed, written: dict[str, Path]
 ) -> None:
-    out = run(installed.command("nexus-gateway"), "providers", cwd=installed.empty, env=bare())
+    out = run(
+        installed.command("nexus-gateway"), "providers", cwd=installed.empty, env=bare_environment()
+    )
     rows = [line.split() for line in out.partition("left out:")[0].splitlines() if line]
     assert ["acme-ai", "nexus-acme-ai", "0.1.0", "nexus_acme_ai:AcmeAi"] in [r[:4] for r in rows]
     assert ["made_up", "nexus-made_up", "0.1.0", "nexus_made_up:MadeUp"] in [r[:4] for r in rows]
@@ -84,10 +93,10 @@ async def test_both_answer_through_a_gateway(
             "MADE_UP_BASE_URL": made_up.base_url,
         }
         async with gateway(installed, **variables) as served:
-            said = streamed(await served.chat("acme-ai", stream=True))
-            assert said == ("An answer", "stop")
-            said = streamed(await served.chat("made_up", stream=True))
-            assert said == ("An answer", "length")
+            reply = streamed(await served.chat("acme-ai", stream=True))
+            assert reply == ("An answer", "stop")
+            reply = streamed(await served.chat("made_up", stream=True))
+            assert reply == ("An answer", "length")
             assert await served.stop() == 0
     assert (acme.requests[0].key, acme.requests[0].body["model"]) == (
         "acme-key-secret",
@@ -98,9 +107,14 @@ async def test_both_answer_through_a_gateway(
     assert received.body["turns"][0] == {"by": "system", "parts": [{"text": "Be short."}]}
 
 
-# What an author can do to a plugin, to which of the two, and what the owner is told.
+# Errors that an author can make in a plugin: its dialect, the change, and the message.
 BREAKS = {
-    "library": ("openai", "\nfrom nexus_", "\nimport a_library_of_nobody\nfrom nexus_", "nobody"),
+    "library": (
+        "openai",
+        "\nfrom nexus_",
+        "\nimport a_missing_library\nfrom nexus_",
+        "a_missing_library",
+    ),
     "stream": (
         "custom",
         'yield answer.text(data["text"])',
@@ -111,10 +125,10 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("broken", BREAKS)
-async def test_one_that_is_broken_hurts_no_other(
+async def test_a_broken_plugin_affects_no_other(
     installed: Installed, written: dict[str, Path], broken: str
 ) -> None:
-    dialect, old, new, told = BREAKS[broken]
+    dialect, old, new, message = BREAKS[broken]
     (module,) = written[dialect].glob("nexus_*.py")
     good = module.read_text(encoding="utf-8")
     assert old in good
@@ -139,26 +153,26 @@ async def test_one_that_is_broken_hurts_no_other(
                 assert await served.stop() == 0
     finally:
         module.write_text(good, encoding="utf-8")
-    screen = " ".join(served.said.split())  # folded to the terminal's width
-    assert re.search(rf"{NAMES[dialect]} \(nexus-{NAMES[dialect]} 0\.1\.0.*{told}", screen)
-    assert "key-secret" not in served.said
+    screen = " ".join(served.output.split())  # wrapped at the terminal's width
+    assert re.search(rf"{NAMES[dialect]} \(nexus-{NAMES[dialect]} 0\.1\.0.*{message}", screen)
+    assert "key-secret" not in served.output
 
 
-def test_it_is_typed_and_clean(written: dict[str, Path]) -> None:
+def test_its_code_is_typed_and_lint_free(written: dict[str, Path]) -> None:
     tools, wide = Path(sys.executable).parent, ("--isolated", "--line-length", "100", ".")
     for folder in written.values():
         run(tools / "ruff", "check", *wide, cwd=folder)
         run(tools / "ruff", "format", "--check", *wide, cwd=folder)
     modules = [m for f in written.values() for m in (*f.glob("*.py"), *f.glob("tests/*.py"))]
     places = os.pathsep.join(map(str, [ROOT, *written.values()]))
-    # Those of `make lint`: what the gateway's own types are has been found out there already.
+    # The cache of `make lint`, which has the gateway's own types already.
     known = ("--cache-dir", ROOT / ".mypy_cache")
     command = (tools / "mypy", "--strict", *known, *modules)
-    run(*command, cwd=modules[0].parent, env=bare(MYPYPATH=places))
+    run(*command, cwd=modules[0].parent, env=bare_environment(MYPYPATH=places))
 
 
 @pytest.mark.parametrize("dialect", NAMES)
-def test_what_has_to_be_changed_is_marked(
+def test_all_placeholders_are_marked(
     dialect: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert write(tmp_path, "acme", "--dialect", dialect) == 0
@@ -173,19 +187,19 @@ def write(folder: Path, *words: str) -> int:
     return main(["new-provider", *words, "--dir", str(folder)])
 
 
-def test_it_tells_what_it_wrote_and_what_to_type_next(
+def test_it_lists_its_files_and_the_next_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["new-provider", "acme"]) == 0
     listed, _, to_type = capsys.readouterr().out.partition("\nnext:\n")
-    there = {str(p.relative_to("nexus-acme")) for p in Path("nexus-acme").rglob("*.*")}
-    assert {line.strip() for line in listed.splitlines()[1:]} == there | {"LICENSE"}
+    written_files = {str(p.relative_to("nexus-acme")) for p in Path("nexus-acme").rglob("*.*")}
+    assert {line.strip() for line in listed.splitlines()[1:]} == written_files | {"LICENSE"}
     commands = ["cd nexus-acme", "pip install -e '.[test]'", "pytest"]
     assert [line.strip() for line in to_type.splitlines()[:3]] == commands
 
 
-def test_an_empty_folder_will_do_and_a_place_is_quoted(
+def test_an_empty_folder_is_used_and_its_path_is_quoted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "made for it"
@@ -201,7 +215,7 @@ RESERVED = ["auto", "nexus", "response", "gateway", "gateway-plugins"]
 
 
 @pytest.mark.parametrize("name", [*NOT_NAMES, *RESERVED, "groq", "local", "demo"])
-def test_a_name_that_cannot_be_is_refused(
+def test_an_invalid_name_is_rejected(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new"
@@ -213,7 +227,7 @@ def test_a_name_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("name", ["a", "acme", "acme-ai", "acme_ai", "acme2", "a--b"])
-def test_a_name_that_is_taken_here_is_taken_by_the_registry(
+def test_a_valid_name_is_accepted_by_discovery(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert write(tmp_path, name) == 0
@@ -227,7 +241,7 @@ def test_a_name_that_is_taken_here_is_taken_by_the_registry(
 
 
 @pytest.mark.parametrize("name", ["none", "true", "any", "call", "translator", "wire", "chunk"])
-def test_no_class_is_called_as_something_else_is(
+def test_no_class_has_the_name_of_an_import(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert write(tmp_path, name, "--dialect", "custom") == 0
@@ -240,7 +254,7 @@ def test_no_class_is_called_as_something_else_is(
         assert f"Nexus{name.capitalize()}" in bound
 
 
-def test_a_folder_that_holds_something_is_left_alone(
+def test_a_folder_that_is_not_empty_is_not_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
@@ -252,7 +266,7 @@ def test_a_folder_that_holds_something_is_left_alone(
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_folder_that_cannot_be_made_is_told(
+def test_a_folder_that_cannot_be_created_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a-file").touch()
@@ -261,12 +275,12 @@ def test_a_folder_that_cannot_be_made_is_told(
     assert "cannot be written" in line
 
 
-def test_another_dialect_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_dialect_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         write(tmp_path, "acme", "--dialect", "latin")
     assert "openai" in capsys.readouterr().err
 
 
-def test_no_server_is_loaded_for_it() -> None:
+def test_it_does_not_import_the_server() -> None:
     code = "import sys, nexus_gateway.cli.new_provider; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

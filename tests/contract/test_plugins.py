@@ -1,4 +1,4 @@
-"""The built-in providers, found as any other plugin is: by their entry points."""
+"""The built-in providers, found like any other plugin: by their entry points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nexus_gateway.provider import API_VERSION, Account, Call, InProcess, Model,
 from nexus_gateway.secret import Secret
 from nexus_gateway.wire.chunks import Answer, fold
 
-# title, base URL, the models of its first day (the first is the default)
+# title, base URL, the models of its first release (the first is the default)
 EXPECTED: dict[str, tuple[str, str, tuple[Model, ...]]] = {
     "groq": (
         "Groq",
@@ -47,14 +47,14 @@ EXPECTED: dict[str, tuple[str, str, tuple[Model, ...]]] = {
 
 
 def load(name: str) -> type[Provider]:
-    found = metadata.entry_points(group="nexus_gateway.providers", name=name)
-    cls: type[Provider] = next(iter(found)).load()
+    points = metadata.entry_points(group="nexus_gateway.providers", name=name)
+    cls: type[Provider] = next(iter(points)).load()
     assert issubclass(cls, Provider)
     return cls
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_built_in_is_what_the_readme_promises(name: str) -> None:
+def test_a_built_in_provider_is_as_documented(name: str) -> None:
     title, base_url, models = EXPECTED[name]
     cls = load(name)
     assert (cls.title, cls.base_url) == (title, base_url)
@@ -66,13 +66,13 @@ def test_a_built_in_is_what_the_readme_promises(name: str) -> None:
 
 @pytest.mark.proves("S-05")
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "demo"])
-def test_a_key_travels_in_a_header_only(name: str) -> None:
+def test_a_key_is_sent_only_in_a_header(name: str) -> None:
     provider = load(name)()
     assert provider.authorize(Secret("a-key")) == {"Authorization": "Bearer a-key"}
     assert "a-key" not in provider.base_url
 
 
-def test_gemini_tells_a_wrong_key_by_its_reason() -> None:
+def test_gemini_recognizes_a_wrong_key_by_its_reason() -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
     error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}
     provider = load("gemini")()
@@ -80,13 +80,13 @@ def test_gemini_tells_a_wrong_key_by_its_reason() -> None:
     verdict = provider.read_failure(400, {}, wrong)
     assert verdict is not None
     assert (verdict.outcome, verdict.error) == (Outcome.BAD_KEY, None)
-    # What a caller can bring about stays the caller's: a text in an error is escaped.
-    said = json.dumps({"error": {**error, "message": '"reason": "API_KEY_INVALID"'}}).encode()
-    assert provider.read_failure(400, {}, said) is None
+    # A caller's own text in an error must not park the key: in JSON it is escaped.
+    quoted = json.dumps({"error": {**error, "message": '"reason": "API_KEY_INVALID"'}}).encode()
+    assert provider.read_failure(400, {}, quoted) is None
     assert provider.read_failure(500, {}, wrong) is None
 
 
-def test_openrouter_says_who_calls() -> None:
+def test_openrouter_gets_the_gateways_name() -> None:
     assert load("openrouter").headers == {"X-Title": "Nexus Gateway"}
 
 
@@ -98,16 +98,16 @@ def test_built_ins_import_only_the_contract() -> None:
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Make every sleep a short one, and tell how long each would have been."""
-    naps: list[float] = []
+    """Make every sleep short, and record its length."""
+    lengths: list[float] = []
     sleep = asyncio.sleep
 
-    async def nap(seconds: float) -> None:
-        naps.append(seconds)
+    async def short_sleep(seconds: float) -> None:
+        lengths.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(asyncio, "sleep", nap)
-    return naps
+    monkeypatch.setattr(asyncio, "sleep", short_sleep)
+    return lengths
 
 
 async def ask(chat: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -120,12 +120,12 @@ async def ask(chat: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 async def test_the_demo_streams_word_by_word(slept: list[float]) -> None:
     chunks = await ask({"messages": [{"role": "user", "content": "How are you?"}]})
-    whole = fold(chunks)
-    text = whole["choices"][0]["message"]["content"]
+    completion = fold(chunks)
+    text = completion["choices"][0]["message"]["content"]
     assert "demo" in text
     assert '"How are you?"' in text
     assert "GROQ_KEY_1" in text
-    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert completion["choices"][0]["finish_reason"] == "stop"
     assert len(chunks) == len(text.split()) + 2
     assert slept == [0.03] * len(text.split())
     assert chunks[-1]["usage"]["prompt_tokens"] == 3
@@ -134,8 +134,8 @@ async def test_the_demo_streams_word_by_word(slept: list[float]) -> None:
 
 @pytest.mark.usefixtures("slept")
 async def test_the_demo_quotes_80_characters_at_most() -> None:
-    whole = fold(await ask({"messages": [{"role": "user", "content": "x" * 200}]}))
-    assert '"' + "x" * 80 + '…"' in whole["choices"][0]["message"]["content"]
+    completion = fold(await ask({"messages": [{"role": "user", "content": "x" * 200}]}))
+    assert '"' + "x" * 80 + '…"' in completion["choices"][0]["message"]["content"]
 
 
 PARTS = [
@@ -169,7 +169,7 @@ PARTS = [
         ({}, None),
     ],
 )
-async def test_the_demo_takes_any_content(chat: dict[str, Any], quoted: str | None) -> None:
+async def test_the_demo_accepts_any_content(chat: dict[str, Any], quoted: str | None) -> None:
     text = fold(await ask(chat))["choices"][0]["message"]["content"]
     if quoted is None:
         assert "You asked" not in text

@@ -1,4 +1,4 @@
-"""GET /v1/providers: what an operator needs, and no secret."""
+"""GET /v1/providers: all that an operator needs, and no secret."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def overview(served: Served, **headers: str) -> tuple[int, dict[str, Any]]
         return response.status, await response.json()
 
 
-async def test_all_that_an_operator_needs(upstream: FakeUpstream) -> None:
+async def test_it_has_all_that_an_operator_needs(upstream: FakeUpstream) -> None:
     upstream.script(
         Reply(
             headers={
@@ -86,7 +86,9 @@ async def test_all_that_an_operator_needs(upstream: FakeUpstream) -> None:
     assert body["settings"]["FIRST_TOKEN_TIMEOUT_MS"] == 8000
 
 
-async def test_failures_in_a_row_are_counted_before_it_opens(upstream: FakeUpstream) -> None:
+async def test_failures_in_a_row_are_counted_before_the_circuit_opens(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = Reply(status=500)
     async with serving(make_instance(upstream), max_attempts=1) as served:
         await served.chat()

@@ -1,4 +1,4 @@
-"""Answers that are translated on their way: signs of life, blame, and what must not get lost."""
+"""Translated responses: keep-alives, whose fault an error is, and fields that must not get lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANSWER = Answer("chatcmpl-1", 1, "m")
 
 
 class Slow:
-    """An upstream that lets its second word be waited for, with signs of life meanwhile."""
+    """An upstream that sends keep-alives for a while before its second word."""
 
     def __init__(self, sign: bytes, wire: type[Wire]) -> None:
         self.sign = sign
@@ -68,27 +68,29 @@ async def slow(sign: bytes, wire: type[Wire]) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 @pytest.mark.parametrize("native", [False, True], ids=["openai", "anthropic"])
-async def test_comments_and_pings_are_signs_of_life(path: str, native: bool) -> None:
+async def test_comments_and_pings_reset_the_idle_timeout(path: str, native: bool) -> None:
     sign = b'event: ping\ndata: {"type": "ping"}\n\n' if native else b": PROCESSING\n\n"
     async for url in slow(sign, MessagesWire if native else Wire):
-        made = FakeUpstream()
-        made.base_url = url
-        instance = anthropic(made) if native else make_instance(url)
+        fake = FakeUpstream()
+        fake.base_url = url
+        instance = anthropic(fake) if native else make_instance(url)
         body = {"input": "Hi"} if path == "/v1/responses" else MESSAGES
         async with serving(instance, idle_timeout_ms=250) as served:
-            status, said, _ = await served.post(path, {**body, "stream": True})
-        assert (status, "idle_timeout" in said, "two" in said) == (200, False, True)
+            status, text, _ = await served.post(path, {**body, "stream": True})
+        assert (status, "idle_timeout" in text, "two" in text) == (200, False, True)
         assert instance.health.success_rate() == 1.0
 
 
-async def test_silence_is_still_noticed(upstream: FakeUpstream) -> None:
+async def test_silence_is_still_a_timeout(upstream: FakeUpstream) -> None:
     upstream.default = Reply(hang_after=2, delay_s=0.01)
     async with serving(make_instance(upstream), idle_timeout_ms=150) as served:
-        _, said, _ = await served.post("/v1/messages", {**MESSAGES, "stream": True})
-    assert "upstream_idle_timeout" in said
+        _, text, _ = await served.post("/v1/messages", {**MESSAGES, "stream": True})
+    assert "upstream_idle_timeout" in text
 
 
-async def test_a_model_that_does_not_stream_harms_nobody(upstream: FakeUpstream) -> None:
+async def test_a_stream_from_a_model_without_streams_is_the_callers_error(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = Reply(body=b'{"text": "said"}')
     instance = make_instance(upstream, provider=Able)
     kind = {"Content-Type": "multipart/form-data; boundary=XbX"}
@@ -105,26 +107,26 @@ async def test_a_model_that_does_not_stream_harms_nobody(upstream: FakeUpstream)
     assert instance.breaker.state() is State.CLOSED
 
 
-async def test_a_misspelt_model_is_the_callers(
+async def test_a_misspelt_model_is_the_callers_error(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.default = Reply(status=404, error={"message": "No such model."})
     pair = [make_instance(upstream, n, provider=Able, name="able") for n in (1, 2)]
     async with serving(*pair) as served:
-        body = {"model": "nobodys", "input": "x"}
+        body = {"model": "unlisted", "input": "x"}
         status, text, _ = await served.post("/v1/embeddings", body)
     assert (status, json.loads(text)["error"]["message"]) == (404, "No such model.")
     assert upstream.hits() == 2
     assert [i.last_reason for i in pair] == [None, None]
-    assert "nobodys" not in caplog.text
+    assert "unlisted" not in caplog.text
 
 
-async def test_tokens_are_counted_without_thinking_of_ours(upstream: FakeUpstream) -> None:
+async def test_thinking_added_by_the_gateway_is_not_counted(upstream: FakeUpstream) -> None:
     thought = {"type": "thinking", "thinking": "Hm", "signature": UNSIGNED}
-    said = {"role": "assistant", "content": [thought, {"type": "text", "text": "Yes"}]}
+    message = {"role": "assistant", "content": [thought, {"type": "text", "text": "Yes"}]}
     async with serving(anthropic(upstream)) as served:
         for path in ("/v1/messages", "/v1/messages/count_tokens"):
-            await served.post(path, {"messages": [*HI, said, *HI], "max_tokens": 9})
+            await served.post(path, {"messages": [*HI, message, *HI], "max_tokens": 9})
     assert all(UNSIGNED.encode() not in received.raw for received in upstream.requests)
     assert upstream.hits() == 2
 
@@ -160,7 +162,7 @@ class Sudden(Translator):
 
 
 @pytest.mark.parametrize("cls", [Unsendable, Misplaced, Sudden], ids=lambda cls: cls.__name__)
-async def test_what_a_plugin_does_wrong_is_told_of_it(
+async def test_an_error_in_a_plugin_is_logged_with_its_name(
     upstream: FakeUpstream, cls: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = make_instance(upstream, provider=cls, name="bad", origin="nexus-bad 1.0")
@@ -177,14 +179,14 @@ class Terse(Fake):
         return Verdict(Outcome.REFUSED, "no")
 
 
-async def test_a_refusal_without_an_error_has_the_upstreams(upstream: FakeUpstream) -> None:
+async def test_a_refusal_without_an_error_has_the_upstreams_error(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=409, error={"message": "Not twice."})
     async with serving(make_instance(upstream, provider=Terse)) as served:
         status, text, _ = await served.chat()
     assert (status, json.loads(text)["error"]["message"]) == (409, "Not twice.")
 
 
-def test_a_message_begins_when_it_has_an_id() -> None:
+def test_a_message_begins_once_it_has_an_id() -> None:
     encoder = MessageEncoder(thinking=False)
     assert (
         encoder.encode({"id": "", "model": "", "choices": [], "prompt_filter_results": []}) == b""
@@ -192,24 +194,24 @@ def test_a_message_begins_when_it_has_an_id() -> None:
     assert b'"id":"msg_1"' in encoder.encode(ANSWER.text("x"))
 
 
-def test_a_calls_name_may_come_late() -> None:
+def test_a_calls_name_may_arrive_late() -> None:
     encoder = MessageEncoder(thinking=False)
     first = ANSWER.call(0, "a", "")
     late = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
     more = {**first, "choices": [{"index": 0, "delta": {"tool_calls": [late]}}]}
-    said = encoder.encode(first) + encoder.encode(more) + encoder.finish()
-    assert b'"name":"f"' in said
-    assert said.count(b"content_block_start\n") == 1
+    encoded = encoder.encode(first) + encoder.encode(more) + encoder.finish()
+    assert b'"name":"f"' in encoded
+    assert encoded.count(b"content_block_start\n") == 1
 
 
-def test_whole_calls_without_any_mark_keep_apart() -> None:
+def test_complete_calls_without_an_index_stay_separate() -> None:
     calls = [{"function": {"name": n, "arguments": f'{{"n": {n}}}'}} for n in "12"]
     chunk = {**ANSWER.text(""), "choices": [{"index": 0, "delta": {"tool_calls": calls}}]}
     folded = fold([chunk])["choices"][0]["message"]["tool_calls"]
     assert [call["function"]["name"] for call in folded] == ["1", "2"]
 
 
-async def test_a_text_says_its_charset(upstream: FakeUpstream) -> None:
+async def test_a_text_has_its_charset(upstream: FakeUpstream) -> None:
     upstream.default = Reply(body="Grüße".encode(), content_type="text/plain")
     kind = {"Content-Type": "multipart/form-data; boundary=XbX"}
     body = form('Content-Disposition: form-data; name="model"')

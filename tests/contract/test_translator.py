@@ -1,4 +1,4 @@
-"""Plugins with a wire format of their own, and those without a wire, over a real socket."""
+"""Plugins with their own wire format, and in-process plugins, over a real socket."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = ["One", " two", " three"]
 
 
 class Foreign(Translator):
-    """Speaks `event: word` lines."""
+    """A provider with `event: word` lines."""
 
     title = "Foreign"
     base_url = "http://127.0.0.1:9"
@@ -80,15 +80,15 @@ def local(fault: str) -> type[Local]:
     return type("Local", (Local,), {"fault": fault})
 
 
-def spoken(*lines: str) -> Reply:
+def foreign_reply(*lines: str) -> Reply:
     words = "".join(f"event: word\ndata: {json.dumps(word)}\n\n" for word in WORDS)
     body = words + "".join(f"event: {line}\ndata: 0\n\n" for line in lines)
     return Reply(body=body.encode(), content_type="text/event-stream")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_foreign_wire_is_translated(upstream: FakeUpstream, stream: bool) -> None:
-    upstream.default = spoken("end")
+async def test_a_foreign_format_is_translated(upstream: FakeUpstream, stream: bool) -> None:
+    upstream.default = foreign_reply("end")
     async with serving(make_instance(upstream, provider=Foreign, name="foreign")) as served:
         status, text, headers = await served.chat(stream=stream)
     assert status == 200
@@ -114,14 +114,14 @@ async def test_a_foreign_failure_fails_over(
     upstream: FakeUpstream, reply: Reply, stream: bool
 ) -> None:
     upstream.script(reply)
-    upstream.default = spoken("end")
+    upstream.default = foreign_reply("end")
     pair = [make_instance(upstream, n, provider=Foreign, name="foreign") for n in (1, 2)]
     async with serving(*pair) as served:
         status, _, headers = await served.chat(stream=stream)
     assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
 
 
-async def test_a_provider_may_judge_by_itself(upstream: FakeUpstream) -> None:
+async def test_a_provider_may_classify_its_failures(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=418)
     instance = make_instance(upstream, provider=Foreign)
     async with serving(instance) as served:
@@ -131,8 +131,10 @@ async def test_a_provider_may_judge_by_itself(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.parametrize("lines", [(), ("fault",)])
-async def test_a_foreign_answer_that_breaks(upstream: FakeUpstream, lines: tuple[str]) -> None:
-    upstream.default = spoken(*lines)
+async def test_a_foreign_response_that_breaks_ends_with_an_error(
+    upstream: FakeUpstream, lines: tuple[str]
+) -> None:
+    upstream.default = foreign_reply(*lines)
     async with serving(make_instance(upstream, provider=Foreign), max_attempts=1) as served:
         _, text, _ = await served.chat()
         assert '"error"' in text
@@ -145,7 +147,7 @@ class Clumsy(Foreign):
         raise KeyError("a bug in the plugin")
 
 
-async def test_a_plugin_that_cannot_encode_hurts_nobody_else(upstream: FakeUpstream) -> None:
+async def test_a_plugin_that_cannot_encode_affects_no_other(upstream: FakeUpstream) -> None:
     upstream.default = Reply()
     clumsy = make_instance(upstream, provider=Clumsy, name="clumsy")
     async with serving(clumsy, make_instance(upstream, 2)) as served:
@@ -158,7 +160,7 @@ async def test_a_plugin_that_cannot_encode_hurts_nobody_else(upstream: FakeUpstr
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_in_process(stream: bool) -> None:
+async def test_an_in_process_provider_answers(stream: bool) -> None:
     async with serving(make_instance(provider=Local, name="local")) as served:
         status, text, headers = await served.chat(stream=stream)
     assert (status, headers["X-Nexus-Provider"]) == (200, "Local")
@@ -195,15 +197,15 @@ async def test_in_process_failures_after_content_end_the_stream(fault: str, code
     assert instance.in_flight == 0
 
 
-async def test_the_callers_body_reaches_a_plugin_whole() -> None:
-    seen: list[Any] = []
+async def test_a_plugin_gets_the_callers_complete_body() -> None:
+    chats: list[Any] = []
 
     class Curious(Local):
         async def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-            seen.append(dict(call.chat))
+            chats.append(dict(call.chat))
             yield answer.text("x")
             yield answer.finish()
 
     async with serving(make_instance(provider=Curious, name="local")) as served:
         await served.chat({**HELLO, "temperature": 0.5, "model": "local/big"})
-    assert seen == [{**HELLO, "temperature": 0.5, "model": "big", "stream": True}]
+    assert chats == [{**HELLO, "temperature": 0.5, "model": "big", "stream": True}]

@@ -1,4 +1,4 @@
-"""Anthropic's Messages put into chats, and chats into messages; there and back again."""
+"""Anthropic's Messages translated to chats, chats to messages, and both back."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 
 def turns(*messages: Any, **fields: Any) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = chat(messages=list(messages), **fields)["messages"]
-    return made
+    messages: list[dict[str, Any]] = chat(messages=list(messages), **fields)["messages"]
+    return messages
 
 
 def user(*content: Any) -> dict[str, Any]:
     return {"role": "user", "content": list(content)}
 
 
-def text(said: str) -> dict[str, Any]:
-    return {"type": "text", "text": said}
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
 
 
-def test_a_plain_request() -> None:
+def test_a_plain_request_is_translated() -> None:
     request = parse(temperature=0.5, top_p=0.9, stop_sequences=["x"], top_k=5, metadata={}, seed=1)
     assert request.chat is not None
     assert request.chat.fields == {
@@ -65,20 +65,20 @@ def test_a_plain_request() -> None:
     assert (request.model, request.stream, request.images) == ("m", False, False)
 
 
-def test_a_streams_usage_is_asked_for() -> None:
+def test_a_streams_usage_is_requested() -> None:
     assert chat(stream=True)["stream_options"] == {"include_usage": True}
 
 
 @pytest.mark.parametrize(
-    ("system", "said"),
+    ("system", "content"),
     [
         ("Be short.", "Be short."),
         ([text("Be"), {**text("short."), "cache_control": {"type": "ephemeral"}}], "Be\n\nshort."),
         ("", None),
     ],
 )
-def test_the_system_prompt(system: Any, said: str | None) -> None:
-    first = [{"role": "system", "content": said}] if said else []
+def test_the_system_prompt_is_the_first_message(system: Any, content: str | None) -> None:
+    first = [{"role": "system", "content": content}] if content else []
     assert turns(*HI, system=system) == [*first, *HI]
 
 
@@ -98,7 +98,7 @@ PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
 @pytest.mark.parametrize(
-    ("message", "made"),
+    ("message", "expected"),
     [
         (user(), [{"role": "user", "content": ""}]),
         (user(text("a"), text("b")), [user(text("a"), text("b"))]),
@@ -148,11 +148,11 @@ PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
         ({"role": "assistant", "content": []}, [{"role": "assistant", "content": ""}]),
     ],
 )
-def test_a_turn(message: Any, made: Any) -> None:
-    assert turns(message) == made
+def test_a_turn_is_translated(message: Any, expected: Any) -> None:
+    assert turns(message) == expected
 
 
-def test_images_are_noticed() -> None:
+def test_images_are_detected() -> None:
     assert parse(messages=[user({"type": "image", "source": IMAGE})]).images
     assert parse(messages=[user(result({"type": "image", "source": IMAGE}))]).images
 
@@ -160,7 +160,7 @@ def test_images_are_noticed() -> None:
 SCHEMA = {"type": "object"}
 
 
-def test_tools() -> None:
+def test_tools_are_translated() -> None:
     tools = [
         {"name": "f", "description": "d", "input_schema": SCHEMA, "cache_control": {}},
         {"type": "custom", "name": "g", "input_schema": SCHEMA, "strict": True},
@@ -172,7 +172,7 @@ def test_tools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "made"),
+    ("choice", "expected"),
     [
         ({"type": "auto"}, {"tool_choice": "auto"}),
         ({"type": "any"}, {"tool_choice": "required"}),
@@ -187,15 +187,15 @@ def test_tools() -> None:
         ),
     ],
 )
-def test_a_tool_choice(choice: Any, made: Any) -> None:
-    assert chat(tool_choice=choice) == {**chat(), **made}
+def test_a_tool_choice_is_translated(choice: Any, expected: Any) -> None:
+    assert chat(tool_choice=choice) == {**chat(), **expected}
 
 
-def test_a_schema_for_the_answer() -> None:
-    made = chat(
+def test_a_schema_of_the_response_is_translated() -> None:
+    chat_fields = chat(
         output_config={"effort": "high", "format": {"type": "json_schema", "schema": SCHEMA}}
     )
-    assert made["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert chat_fields["response_format"]["json_schema"]["schema"] == SCHEMA
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_schema_for_the_answer() -> None:
         ),
     ],
 )
-def test_what_only_anthropic_can_do_is_an_obstacle(fields: Any, where: str) -> None:
+def test_features_of_anthropic_alone_are_not_translated(fields: Any, where: str) -> None:
     request = parse(**fields)
     assert request.chat is None
     assert request.untranslatable is not None
@@ -244,20 +244,20 @@ def test_what_only_anthropic_can_do_is_an_obstacle(fields: Any, where: str) -> N
         ({"model": 5}, "model"),
     ],
 )
-def test_what_is_malformed_is_said_at_once(fields: Any, where: str) -> None:
+def test_a_malformed_request_is_rejected_at_once(fields: Any, where: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(**fields)
     assert caught.value.param == where
 
 
-def test_the_own_body_keeps_every_field() -> None:
+def test_the_native_body_keeps_every_field() -> None:
     sent = {"messages": HI, "max_tokens": 9, "top_k": 5, "stream": True, "model": "m"}
     encoded = parse(top_k=5, stream=True).native.encode("claude-x")
     assert isinstance(encoded, bytes)
     assert json.loads(encoded) == {**sent, "model": "claude-x"}
 
 
-def test_thinking_of_ours_does_not_go_to_anthropic() -> None:
+def test_thinking_added_by_the_gateway_is_not_sent_to_anthropic() -> None:
     thoughts = [{"type": "thinking", "thinking": "a", "signature": s} for s in (UNSIGNED, "real")]
     encoded = parse(
         messages=[{"role": "assistant", "content": [*thoughts, text("x")]}]
@@ -267,7 +267,7 @@ def test_thinking_of_ours_does_not_go_to_anthropic() -> None:
 
 
 @pytest.mark.proves("S-17")
-def test_headers_that_go_along() -> None:
+def test_only_known_headers_are_forwarded() -> None:
     headers = {"anthropic-beta": "a,b", "anthropic-version": "2023\n", "x-api-key": "k"}
     body = json.dumps({"messages": HI}).encode()
     assert MESSAGES.parse(body, headers).headers == {"anthropic-beta": "a,b"}
@@ -278,14 +278,14 @@ def events(data: bytes) -> list[tuple[str, dict[str, Any]]]:
     return [(event.name, json.loads(event.data)) for event in read]
 
 
-def spoken(chunks: Iterable[Chunk], *, thinking: bool = True) -> bytes:
+def encoded(chunks: Iterable[Chunk], *, thinking: bool = True) -> bytes:
     encoder = MessageEncoder(thinking)
     return b"".join([*(encoder.encode(chunk) for chunk in chunks), encoder.finish()])
 
 
-def test_the_events_of_a_text() -> None:
+def test_a_text_has_its_events() -> None:
     chunks = [ANSWER.text("He"), ANSWER.text("llo"), ANSWER.finish(), ANSWER.usage(7, 2, cached=3)]
-    names = [name for name, _ in events(spoken(chunks))]
+    names = [name for name, _ in events(encoded(chunks))]
     assert names == [
         "message_start",
         "content_block_start",
@@ -294,42 +294,42 @@ def test_the_events_of_a_text() -> None:
         "message_delta",
         "message_stop",
     ]
-    start, *_, delta, _ = [data for _, data in events(spoken(chunks))]
+    start, *_, delta, _ = [data for _, data in events(encoded(chunks))]
     assert start["message"]["id"] == "msg_1"
     assert start["message"]["model"] == "Fake (Key #1)"
     assert delta["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
     assert (delta["usage"]["input_tokens"], delta["usage"]["cache_read_input_tokens"]) == (4, 3)
-    assert all(name == data["type"] for name, data in events(spoken(chunks)))
+    assert all(name == data["type"] for name, data in events(encoded(chunks)))
 
 
 def blocks(data: bytes) -> list[dict[str, Any]]:
-    """Put a message's blocks together as a client does; they must come one after the other."""
-    made: list[dict[str, Any]] = []
+    """Join a message's blocks as a client does; no two may be open at once."""
+    joined: list[dict[str, Any]] = []
     open_index = None
-    for name, told in events(data):
+    for name, event in events(data):
         if name == "content_block_start":
             assert open_index is None
-            assert told["index"] == len(made)
-            open_index = told["index"]
-            made.append({**told["content_block"], "json": ""})
+            assert event["index"] == len(joined)
+            open_index = event["index"]
+            joined.append({**event["content_block"], "json": ""})
         elif name == "content_block_delta":
-            assert told["index"] == open_index
-            delta = told["delta"]
+            assert event["index"] == open_index
+            delta = event["delta"]
             kind = delta.pop("type")
             field = "json" if kind == "input_json_delta" else next(iter(delta))
-            made[-1][field] = made[-1].get(field, "") + next(iter(delta.values()))
+            joined[-1][field] = joined[-1].get(field, "") + next(iter(delta.values()))
         elif name == "content_block_stop":
-            assert told["index"] == open_index
+            assert event["index"] == open_index
             open_index = None
     assert open_index is None
-    for block in made:
+    for block in joined:
         arguments = block.pop("json")
         if block["type"] == "tool_use":
             block["input"] = json.loads(arguments or "{}")
-    return made
+    return joined
 
 
-def test_calls_that_interleave_are_told_one_after_the_other() -> None:
+def test_interleaved_calls_are_sent_one_after_the_other() -> None:
     chunks = [
         ANSWER.call(0, "a", "f"),
         ANSWER.call(1, "b", "g"),
@@ -338,29 +338,29 @@ def test_calls_that_interleave_are_told_one_after_the_other() -> None:
         ANSWER.arguments(1, "2}"),
         ANSWER.finish("tool_calls"),
     ]
-    assert blocks(spoken(chunks)) == [
+    assert blocks(encoded(chunks)) == [
         {"type": "tool_use", "id": "a", "name": "f", "input": {"x": 1}},
         {"type": "tool_use", "id": "b", "name": "g", "input": {"y": 2}},
     ]
 
 
-def test_an_answer_that_calls_a_tool_ends_for_that() -> None:
+def test_a_response_with_a_tool_call_stops_for_tool_use() -> None:
     chunks = [ANSWER.call(0, "a", "f"), ANSWER.finish("stop")]
-    assert events(spoken(chunks))[-2][1]["delta"]["stop_reason"] == "tool_use"
+    assert events(encoded(chunks))[-2][1]["delta"]["stop_reason"] == "tool_use"
     assert message(fold(chunks), thinking=False)["stop_reason"] == "tool_use"
 
 
-def test_text_in_parts_is_text() -> None:
+def test_text_in_parts_is_translated() -> None:
     thought = {"type": "thinking", "thinking": [text("Hm")]}
     chunk = {**ANSWER.finish(), "choices": [{"delta": {"content": [thought, text("Yes")]}}]}
-    assert [b.get("text") or b["thinking"] for b in blocks(spoken([chunk]))] == ["Hm", "Yes"]
+    assert [b.get("text") or b["thinking"] for b in blocks(encoded([chunk]))] == ["Hm", "Yes"]
 
 
-def test_thinking_is_told_to_those_who_ask() -> None:
+def test_thinking_is_sent_only_if_requested() -> None:
     chunks = [ANSWER.reasoning("Hm"), ANSWER.text("Yes"), ANSWER.finish()]
     thought = {"type": "thinking", "thinking": "Hm", "signature": UNSIGNED}
-    assert blocks(spoken(chunks)) == [thought, text("Yes")]
-    assert blocks(spoken(chunks, thinking=False)) == [text("Yes")]
+    assert blocks(encoded(chunks)) == [thought, text("Yes")]
+    assert blocks(encoded(chunks, thinking=False)) == [text("Yes")]
     assert message(fold(chunks), thinking=True)["content"] == [thought, text("Yes")]
     assert message(fold(chunks), thinking=False)["content"] == [text("Yes")]
 
@@ -371,8 +371,8 @@ scripts = st.tuples(pieces, pieces, st.lists(objects, max_size=3), st.data())
 FINISHES = ["stop", "length", "tool_calls", "content_filter"]
 
 
-def script(thoughts: Sequence[str], said: Sequence[str], calls: Any, data: Any) -> list[Chunk]:
-    chunks = [ANSWER.reasoning(t) for t in thoughts] + [ANSWER.text(t) for t in said]
+def script(thoughts: Sequence[str], words: Sequence[str], calls: Any, data: Any) -> list[Chunk]:
+    chunks = [ANSWER.reasoning(t) for t in thoughts] + [ANSWER.text(t) for t in words]
     for index, arguments in enumerate(calls):
         chunks.append(ANSWER.call(index, f"toolu_{index}", f"f{index}"))
         written = json.dumps(arguments)
@@ -382,47 +382,50 @@ def script(thoughts: Sequence[str], said: Sequence[str], calls: Any, data: Any) 
 
 
 @given(scripts)
-def test_a_stream_says_what_a_whole_message_says(made: Any) -> None:
-    chunks = script(*made)
-    whole = message(fold(chunks), thinking=True)
-    assert blocks(spoken(chunks)) == whole["content"]
-    delta = events(spoken(chunks))[-2][1]
-    assert (delta["delta"]["stop_reason"], delta["usage"]) == (whole["stop_reason"], whole["usage"])
+def test_a_stream_equals_the_message_without_a_stream(script_parts: Any) -> None:
+    chunks = script(*script_parts)
+    full_message = message(fold(chunks), thinking=True)
+    assert blocks(encoded(chunks)) == full_message["content"]
+    delta = events(encoded(chunks))[-2][1]
+    assert (delta["delta"]["stop_reason"], delta["usage"]) == (
+        full_message["stop_reason"],
+        full_message["usage"],
+    )
 
 
 def anthropic() -> Translator:
     (point,) = metadata.entry_points(group="nexus_gateway.providers", name="anthropic")
-    made: Translator = point.load()()
-    return made
+    translator: Translator = point.load()()
+    return translator
 
 
-async def understood(data: bytes) -> list[Chunk]:
-    async def told() -> AsyncIterator[sse.Event]:
+async def decoded(data: bytes) -> list[Chunk]:
+    async def parsed() -> AsyncIterator[sse.Event]:
         for event in sse.split(data):
             yield sse.parse_event(event)
 
-    return [chunk async for chunk in anthropic().stream(told(), ANSWER)]
+    return [chunk async for chunk in anthropic().stream(parsed(), ANSWER)]
 
 
 @given(scripts)
-async def test_there_and_back_a_stream_says_the_same(made: Any) -> None:
-    chunks = script(*made)
-    back = fold(await understood(spoken(chunks)))
-    there = fold(chunks)
-    (choice,) = there["choices"]
+async def test_a_stream_translated_there_and_back_is_the_same(script_parts: Any) -> None:
+    chunks = script(*script_parts)
+    translated = fold(await decoded(encoded(chunks)))
+    original = fold(chunks)
+    (choice,) = original["choices"]
     if choice["finish_reason"] == "stop" and choice["message"].get("tool_calls"):
-        choice["finish_reason"] = "tool_calls"  # what a message says of an answer that calls
-    for whole in (back, there):
-        for call in whole["choices"][0]["message"].get("tool_calls", []):
+        choice["finish_reason"] = "tool_calls"  # a message's stop reason for tool calls
+    for completion in (translated, original):
+        for call in completion["choices"][0]["message"].get("tool_calls", []):
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-        whole["choices"][0]["message"]["content"] = (
-            whole["choices"][0]["message"]["content"] or None
+        completion["choices"][0]["message"]["content"] = (
+            completion["choices"][0]["message"]["content"] or None
         )
-    assert back["choices"] == there["choices"]
-    assert back["usage"] == there["usage"]
+    assert translated["choices"] == original["choices"]
+    assert translated["usage"] == original["usage"]
 
 
-def test_there_and_back_a_request_asks_the_same() -> None:
+def test_a_request_translated_there_and_back_is_the_same() -> None:
     sent: dict[str, Any] = {
         "messages": [
             {"role": "system", "content": "Be short."},
@@ -453,8 +456,8 @@ def test_there_and_back_a_request_asks_the_same() -> None:
 
 
 @given(st.data())
-def test_a_native_stream_passes_byte_for_byte_wherever_it_is_cut(data: Any) -> None:
-    stream = b'event: ping\ndata: {"type": "ping"}\n\n' + spoken(
+def test_a_native_stream_passes_unchanged_however_it_is_cut(data: Any) -> None:
+    stream = b'event: ping\ndata: {"type": "ping"}\n\n' + encoded(
         script(["a"], ["b", "c"], [{}], data)
     )
     passthrough = MESSAGES.passthrough(parse(), None)
@@ -465,9 +468,9 @@ def test_a_native_stream_passes_byte_for_byte_wherever_it_is_cut(data: Any) -> N
     assert passthrough.used()["completion_tokens"] == 4
 
 
-def test_nothing_passes_before_there_is_content() -> None:
+def test_nothing_is_sent_before_content() -> None:
     passthrough = MESSAGES.passthrough(parse(), None)
-    start = spoken([ANSWER.text("x")]).split(b"event: content_block_delta")[0]
+    start = encoded([ANSWER.text("x")]).split(b"event: content_block_delta")[0]
     assert passthrough.feed(start) == b""
     assert not passthrough.started
     with pytest.raises(TruncatedStream):
@@ -475,12 +478,12 @@ def test_nothing_passes_before_there_is_content() -> None:
 
 
 def test_an_error_event_breaks_a_native_stream() -> None:
-    told = {"type": "error", "error": {"type": "overloaded_error", "message": "M"}}
-    error = sse.json_event(told, "error")
+    error_object = {"type": "error", "error": {"type": "overloaded_error", "message": "M"}}
+    error = sse.json_event(error_object, "error")
     with pytest.raises(ErrorEvent, match="M"):
         MESSAGES.passthrough(parse(), None).feed(error)
     passthrough = MESSAGES.passthrough(parse(), None)
-    good = spoken([ANSWER.text("x"), ANSWER.text("y")]).split(b"event: content_block_stop")[0]
+    good = encoded([ANSWER.text("x"), ANSWER.text("y")]).split(b"event: content_block_stop")[0]
     assert (passthrough.feed(good), passthrough.feed(error)) == (good, b"")
     assert isinstance(passthrough.broken, ErrorEvent)
     with pytest.raises(BrokenStream):
@@ -505,13 +508,13 @@ def test_an_error_event_breaks_a_native_stream() -> None:
     ],
 )
 def test_errors_have_anthropics_types(status: int, kind: str) -> None:
-    told = MESSAGES.error(status, {"error": {"message": "M", "type": "x", "code": "c"}})
-    assert told == {"type": "error", "error": {"message": "M", "type": kind, "code": "c"}}
+    error_object = MESSAGES.error(status, {"error": {"message": "M", "type": "x", "code": "c"}})
+    assert error_object == {"type": "error", "error": {"message": "M", "type": kind, "code": "c"}}
     ((name, data),) = events(MESSAGES.error_event(status, {"error": {"message": "M"}}))
     assert (name, data) == ("error", {"type": "error", "error": {"message": "M", "type": kind}})
 
 
-def test_a_whole_message_is_told_from_other_things() -> None:
+def test_a_message_is_distinguished_from_other_bodies() -> None:
     good = json.dumps(message(fold([ANSWER.text("x")]), thinking=False)).encode()
     assert MESSAGES.parse_native(good, "application/json", "L").body == good
     for bad in (b"<html>", b"{}", b"[]", b'{"type":"error","error":{"message":"x"}}'):
@@ -519,7 +522,7 @@ def test_a_whole_message_is_told_from_other_things() -> None:
             MESSAGES.parse_native(bad, "application/json", None)
 
 
-def test_a_count() -> None:
+def test_a_count_is_passed_on_and_not_translated() -> None:
     request = COUNT_TOKENS.parse(json.dumps({"model": "m", "messages": HI}).encode(), {})
     assert (request.chat, request.stream) == (None, False)
     assert request.untranslatable is not None
@@ -528,7 +531,7 @@ def test_a_count() -> None:
         COUNT_TOKENS.parse_native(b"{}", "", None)
 
 
-def test_usage_that_leaves_out_what_a_cache_had_or_got() -> None:
+def test_input_tokens_exclude_the_cache() -> None:
     details = {"cached_tokens": 2, "cache_write_tokens": 4}
     used = {"prompt_tokens": 7, "completion_tokens": 8, "prompt_tokens_details": details}
     assert usage(used) == {
@@ -539,7 +542,7 @@ def test_usage_that_leaves_out_what_a_cache_had_or_got() -> None:
     }
 
 
-def test_usage_counts_the_cache() -> None:
+def test_prompt_tokens_include_the_cache() -> None:
     used = {"input_tokens": 1, "cache_read_input_tokens": 2, "cache_creation_input_tokens": 4}
     assert usage_as_chat({**used, "output_tokens": 8}) == {
         "prompt_tokens": 7,

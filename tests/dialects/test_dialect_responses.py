@@ -51,20 +51,20 @@ def stream_of(chunks: Iterable[Chunk], **fields: Any) -> bytes:
 
 
 def events_of(chunks: Iterable[Chunk], **fields: Any) -> list[dict[str, Any]]:
-    told = [sse.parse_event(event) for event in sse.split(stream_of(chunks, **fields))]
-    events = [json.loads(event.data) for event in told]
-    assert [event.name for event in told] == [event["type"] for event in events]
+    parsed = [sse.parse_event(event) for event in sse.split(stream_of(chunks, **fields))]
+    events = [json.loads(event.data) for event in parsed]
+    assert [event.name for event in parsed] == [event["type"] for event in events]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
 
 
 def short(event: dict[str, Any]) -> str:
     place = "".join(f" {event[k]}" for k in ("output_index", "content_index") if k in event)
-    said = [event[k] for k in ("delta", "text", "refusal", "arguments") if k in event]
-    return event["type"].removeprefix("response.") + place + "".join(f" {text}" for text in said)
+    values = [event[k] for k in ("delta", "text", "refusal", "arguments") if k in event]
+    return event["type"].removeprefix("response.") + place + "".join(f" {text}" for text in values)
 
 
-def told(*chunks: Chunk) -> list[str]:
+def summaries(*chunks: Chunk) -> list[str]:
     return [short(event) for event in events_of(chunks)]
 
 
@@ -73,7 +73,7 @@ def response_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
     return response
 
 
-def whole_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
+def full_response_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
     return RESPONSES.encode_full(parse({"input": "Hi", **fields}), fold(chunks))
 
 
@@ -84,7 +84,7 @@ def delta(**fields: Any) -> Chunk:
 # The request.
 
 
-def test_a_plain_request() -> None:
+def test_a_plain_request_is_translated() -> None:
     request = parse({"model": "m", "input": "Hi"})
     assert (request.model, request.stream, request.images) == ("m", False, False)
     assert request.native is not None
@@ -97,7 +97,7 @@ def test_a_plain_request() -> None:
     }
 
 
-def test_a_streamed_request_asks_for_usage() -> None:
+def test_a_streamed_request_requests_usage() -> None:
     assert chat_of(stream=True)["stream_options"] == {"include_usage": True}
     assert "stream_options" not in chat_of(stream=False)
 
@@ -136,11 +136,11 @@ def test_a_streamed_request_asks_for_usage() -> None:
         ({"tool_choice": "required"}, {"tool_choice": "required"}),
     ],
 )
-def test_fields(fields: dict[str, Any], chat: dict[str, Any]) -> None:
+def test_fields_are_translated(fields: dict[str, Any], chat: dict[str, Any]) -> None:
     assert chat_of(**fields) == {"messages": [USER], **chat}
 
 
-def test_tools() -> None:
+def test_tools_are_translated() -> None:
     named = {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
     chat = chat_of(
         tools=[{"type": "function", **named}, {"type": "function", "name": "g", "strict": None}],
@@ -213,27 +213,27 @@ def test_instructions_come_first() -> None:
         ),
     ],
 )
-def test_messages(item: Any, message: Any) -> None:
+def test_messages_are_translated(item: Any, message: Any) -> None:
     assert messages_of(item) == [message]
 
 
 def test_one_turn_of_the_assistant_is_one_message() -> None:
-    said = {"role": "assistant", "content": "Wait."}
+    message = {"role": "assistant", "content": "Wait."}
     reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
     second = {**CALL, "call_id": "c2"}
-    items = [USER, reasoning, said, CALL, reasoning, second, OUTPUT, {**OUTPUT, "call_id": "c2"}]
+    items = [USER, reasoning, message, CALL, reasoning, second, OUTPUT, {**OUTPUT, "call_id": "c2"}]
     calls = [CHAT_CALL, {**CHAT_CALL, "id": "c2"}]
-    assert messages_of(*items, said, USER) == [
+    assert messages_of(*items, message, USER) == [
         USER,
-        {**said, "tool_calls": calls},
+        {**message, "tool_calls": calls},
         {"role": "tool", "tool_call_id": "c1", "content": "9"},
         {"role": "tool", "tool_call_id": "c2", "content": "9"},
-        said,
+        message,
         USER,
     ]
 
 
-def test_calls_alone_and_words_after_them() -> None:
+def test_calls_and_text_after_them_are_one_message() -> None:
     assert messages_of(CALL) == [{"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]}]
     after = {"role": "assistant", "content": "So."}
     assert messages_of(CALL, after, OUTPUT)[0] == {
@@ -243,7 +243,7 @@ def test_calls_alone_and_words_after_them() -> None:
     }
 
 
-def test_what_an_output_shows_follows_all_outputs() -> None:
+def test_images_of_outputs_follow_all_outputs() -> None:
     text = {"type": "input_text", "text": "a"}
     rich = {**OUTPUT, "output": [text, PICTURE, text]}
     bare = {**OUTPUT, "call_id": "c2", "output": [PICTURE]}
@@ -295,7 +295,7 @@ OBSTACLES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param"), OBSTACLES, ids=[param for _, param in OBSTACLES])
-def test_what_a_chat_cannot_say(fields: dict[str, Any], param: str) -> None:
+def test_features_that_chats_lack_are_not_translated(fields: dict[str, Any], param: str) -> None:
     request = parse({"input": "Hi", **fields})
     assert request.chat is None
     assert request.untranslatable is not None
@@ -304,7 +304,7 @@ def test_what_a_chat_cannot_say(fields: dict[str, Any], param: str) -> None:
     assert request.can_pass_through({"responses"})
 
 
-def test_an_unknown_field_is_named() -> None:
+def test_an_unknown_field_is_reported() -> None:
     obstacle = parse({"input": "Hi", "seed": 1}).untranslatable
     assert obstacle is not None
     assert obstacle.message == "`seed` is not supported by this gateway; remove it."
@@ -342,20 +342,20 @@ def test_an_unknown_field_is_named() -> None:
         ({"input": [], "store": True}, "input"),
     ],
 )
-def test_what_is_malformed(fields: dict[str, Any], param: str) -> None:
+def test_a_malformed_request_is_rejected(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(fields)
     assert caught.value.param == param
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]"])
-def test_what_is_no_object(data: bytes) -> None:
+def test_a_body_that_is_no_object_is_rejected(data: bytes) -> None:
     with pytest.raises(InvalidRequest):
         RESPONSES.parse(data, {})
 
 
-def test_reasoning_told_by_the_gateway_goes_to_nobody() -> None:
-    response = whole_of(ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish())
+def test_reasoning_added_by_the_gateway_is_not_sent_upstream() -> None:
+    response = full_response_of(ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish())
     sealed = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
     body = {"input": [USER, *response["output"], sealed, USER]}
     request = parse(body)
@@ -367,7 +367,7 @@ def test_reasoning_told_by_the_gateway_goes_to_nobody() -> None:
     assert json.loads(parse({"input": "rs_open"}).native.encode("m"))["input"] == "rs_open"
 
 
-def test_the_callers_fields_stay_as_they_are() -> None:
+def test_the_callers_fields_are_not_changed() -> None:
     fields = {
         "input": [USER, CALL, OUTPUT, {"role": "user", "content": [PICTURE]}],
         "instructions": "x",
@@ -380,12 +380,12 @@ def test_the_callers_fields_stay_as_they_are() -> None:
     assert request.native.fields == before == fields
 
 
-# The answer, event by event.
+# The response, event by event.
 
 
-def test_a_text() -> None:
+def test_a_text_has_its_events() -> None:
     chunks = [ANSWER.text(""), ANSWER.text("He"), ANSWER.text("llo"), ANSWER.finish()]
-    assert told(*chunks, ANSWER.usage(3, 2)) == [
+    assert summaries(*chunks, ANSWER.usage(3, 2)) == [
         "created",
         "in_progress",
         "output_item.added 0",
@@ -399,7 +399,7 @@ def test_a_text() -> None:
     ]
 
 
-def test_the_events_of_a_text_in_full() -> None:
+def test_the_events_of_a_text_are_complete() -> None:
     created, going, added, part, piece, text, part_done, done, completed = events_of(
         [ANSWER.text("Hi"), ANSWER.finish()]
     )
@@ -414,13 +414,13 @@ def test_the_events_of_a_text_in_full() -> None:
     assert piece.items() >= {**place, "delta": "Hi", "logprobs": []}.items()
     assert text.items() >= {**place, "text": "Hi", "logprobs": []}.items()
     assert part_done["part"] == {**blank, "text": "Hi"}
-    whole = {**item, "status": "completed", "content": [{**blank, "text": "Hi"}]}
-    assert done["item"] == whole
+    completed_item = {**item, "status": "completed", "content": [{**blank, "text": "Hi"}]}
+    assert done["item"] == completed_item
     response = completed["response"]
-    assert response.items() >= {**head, "status": "completed", "output": [whole]}.items()
+    assert response.items() >= {**head, "status": "completed", "output": [completed_item]}.items()
 
 
-def test_a_tool_call() -> None:
+def test_a_tool_call_has_its_events() -> None:
     chunks = [
         ANSWER.text("Wait"),
         ANSWER.call(0, "c1", "f"),
@@ -428,7 +428,7 @@ def test_a_tool_call() -> None:
         ANSWER.arguments(0, ":1}"),
         ANSWER.finish("tool_calls"),
     ]
-    assert told(*chunks)[5:] == [
+    assert summaries(*chunks)[5:] == [
         "output_text.done 0 0 Wait",
         "content_part.done 0 0",
         "output_item.done 0",
@@ -449,7 +449,7 @@ def test_a_tool_call() -> None:
     }
 
 
-def test_two_tool_calls_by_turns() -> None:
+def test_interleaved_tool_calls_have_their_events() -> None:
     chunks = [
         ANSWER.call(0, "c1", "f"),
         ANSWER.call(1, "c2", "g"),
@@ -458,7 +458,7 @@ def test_two_tool_calls_by_turns() -> None:
         ANSWER.arguments(1, "}"),
         ANSWER.finish("tool_calls"),
     ]
-    assert told(*chunks)[2:] == [
+    assert summaries(*chunks)[2:] == [
         "output_item.added 0",
         "output_item.added 1",
         "function_call_arguments.delta 1 {",
@@ -472,9 +472,9 @@ def test_two_tool_calls_by_turns() -> None:
     ]
 
 
-def test_reasoning_and_text() -> None:
+def test_reasoning_and_text_have_their_events() -> None:
     chunks = [ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish()]
-    assert told(*chunks)[2:] == [
+    assert summaries(*chunks)[2:] == [
         "output_item.added 0",
         "content_part.added 0 0",
         "reasoning_text.delta 0 0 Hm",
@@ -499,9 +499,9 @@ def test_reasoning_and_text() -> None:
     assert response_of(delta(reasoning="Hm"), *chunks[1:]) == response_of(*chunks)
 
 
-def test_a_refusal_after_a_text() -> None:
+def test_a_refusal_after_a_text_has_its_events() -> None:
     chunks = [ANSWER.text("Er"), delta(refusal="No"), ANSWER.finish()]
-    assert told(*chunks)[5:-2] == [
+    assert summaries(*chunks)[5:-2] == [
         "output_text.done 0 0 Er",
         "content_part.done 0 0",
         "content_part.added 0 1",
@@ -510,25 +510,25 @@ def test_a_refusal_after_a_text() -> None:
         "content_part.done 0 1",
     ]
     assert response_of(*chunks)["output"][0]["content"][1] == {"type": "refusal", "refusal": "No"}
-    assert response_of(*chunks) == whole_of(*chunks, stream=True)
+    assert response_of(*chunks) == full_response_of(*chunks, stream=True)
 
 
 @pytest.mark.parametrize(
     ("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
 )
-def test_an_answer_that_is_cut_off(finish: str, reason: str) -> None:
+def test_a_response_that_is_cut_off_is_incomplete(finish: str, reason: str) -> None:
     chunks = [ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish(finish)]
-    assert told(*chunks)[-1] == "incomplete"
+    assert summaries(*chunks)[-1] == "incomplete"
     response = response_of(*chunks)
     assert (response["status"], response["incomplete_details"]) == (
         "incomplete",
         {"reason": reason},
     )
     assert [item["status"] for item in response["output"]] == ["completed", "incomplete"]
-    assert response == whole_of(*chunks)
+    assert response == full_response_of(*chunks)
 
 
-def test_words_after_a_call_are_a_new_item() -> None:
+def test_text_after_a_call_is_a_new_item() -> None:
     chunks = [
         ANSWER.text("a"),
         ANSWER.call(0, "c1", "f"),
@@ -543,27 +543,29 @@ def test_words_after_a_call_are_a_new_item() -> None:
     assert [item["id"] for item in (first, call, second)] == ["msg_7_0", "fc_7_1", "msg_7_2"]
 
 
-def test_only_the_first_choice_is_told() -> None:
+def test_only_the_first_choice_is_translated() -> None:
     other = {**ANSWER.text("x"), "choices": [{"index": 1, "delta": {"content": "x"}}]}
-    assert told(ANSWER.text("a"), other, ANSWER.finish()) == told(ANSWER.text("a"), ANSWER.finish())
-    assert any("x" in event for event in told(other))
+    assert summaries(ANSWER.text("a"), other, ANSWER.finish()) == summaries(
+        ANSWER.text("a"), ANSWER.finish()
+    )
+    assert any("x" in event for event in summaries(other))
 
 
 def test_a_chunk_without_choices_begins_nothing() -> None:
     early = {"id": "", "model": "", "choices": [], "prompt_filter_results": []}
     assert response_of(early, ANSWER.text("a"), ANSWER.finish())["id"] == "resp_7"
-    assert told() == ["created", "in_progress", "completed"]
+    assert summaries() == ["created", "in_progress", "completed"]
 
 
-def test_calls_get_what_they_lack() -> None:
+def test_missing_fields_of_calls_are_added() -> None:
     bare = delta(tool_calls=[{"function": {"name": "f", "arguments": "{}"}}])
     more = delta(tool_calls=[{"function": {"name": "oo"}}])
     (call,) = response_of(bare, more, ANSWER.finish())["output"]
     assert (call["call_id"], call["name"], call["arguments"]) == ("call_7_0", "foo", "{}")
-    assert whole_of(bare, more, ANSWER.finish())["output"] == [call]
+    assert full_response_of(bare, more, ANSWER.finish())["output"] == [call]
 
 
-def test_logprobs_go_with_their_text() -> None:
+def test_logprobs_are_sent_with_their_text() -> None:
     probs = [{"token": t, "bytes": [1], "logprob": -1.0, "top_logprobs": []} for t in "ab"]
     chunks = [ANSWER.text("a"), ANSWER.text("b"), ANSWER.finish()]
     for chunk, prob in zip(chunks, probs, strict=False):
@@ -572,14 +574,14 @@ def test_logprobs_go_with_their_text() -> None:
     assert events["output_text.delta 0 0 b"]["logprobs"] == probs[1:]
     assert events["output_text.done 0 0 ab"]["logprobs"] == probs
     assert response_of(*chunks)["output"][0]["content"][0]["logprobs"] == probs
-    assert response_of(*chunks) == whole_of(*chunks)
+    assert response_of(*chunks) == full_response_of(*chunks)
 
 
 # The response.
 
 
-def test_what_is_repeated() -> None:
-    plain = whole_of(ANSWER.finish())
+def test_the_response_repeats_the_requests_fields() -> None:
+    plain = full_response_of(ANSWER.finish())
     assert plain == {
         "id": "resp_7",
         "object": "response",
@@ -618,10 +620,10 @@ def test_what_is_repeated() -> None:
         "parallel_tool_calls": False,
         "user": "u",
     }
-    said = whole_of(
+    response = full_response_of(
         ANSWER.finish(), **fields, text={"verbosity": "low"}, reasoning={"effort": "low"}
     )
-    assert said == {
+    assert response == {
         **plain,
         **fields,
         "text": {"format": {"type": "text"}, "verbosity": "low"},
@@ -629,9 +631,9 @@ def test_what_is_repeated() -> None:
     }
 
 
-def test_usage() -> None:
+def test_usage_is_translated() -> None:
     chunks = [ANSWER.finish(), ANSWER.usage(9, 4, cached=3, reasoning=2)]
-    assert whole_of(*chunks)["usage"] == {
+    assert full_response_of(*chunks)["usage"] == {
         "input_tokens": 9,
         "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
         "output_tokens": 4,
@@ -662,8 +664,8 @@ def scripts(draw: st.DrawFn) -> list[Chunk]:
 
 
 @given(scripts())
-def test_a_whole_answer_is_what_its_stream_ends_with(chunks: list[Chunk]) -> None:
-    assert response_of(*chunks, stream=True) == whole_of(*chunks, stream=True)
+def test_a_full_response_equals_the_end_of_its_stream(chunks: list[Chunk]) -> None:
+    assert response_of(*chunks, stream=True) == full_response_of(*chunks, stream=True)
 
 
 # The official client.
@@ -687,7 +689,7 @@ def texts(output: list[dict[str, Any]], kind: str) -> str:
 
 
 @given(st.permutations(range(6)), scripts())
-def test_the_official_client_follows(order: list[int], chunks: list[Chunk]) -> None:
+def test_the_official_client_reads_the_stream(order: list[int], chunks: list[Chunk]) -> None:
     mixed = [
         ANSWER.text("a"),
         ANSWER.reasoning("b"),
@@ -702,11 +704,11 @@ def test_the_official_client_follows(order: list[int], chunks: list[Chunk]) -> N
         official.responses.stream(model="m", input="Hi") as stream,
     ):
         final = stream.get_final_response()
-    response, whole = response_of(*chunks), fold(chunks)["choices"][0]["message"]
+    response, chat_message = response_of(*chunks), fold(chunks)["choices"][0]["message"]
     for item, expected in zip(final.output, response["output"], strict=True):
         assert (item.type, item.id) == (expected["type"], expected["id"])
-    assert final.output_text == texts(response["output"], "message") == whole["content"]
-    assert texts(response["output"], "reasoning") == whole["reasoning_content"]
+    assert final.output_text == texts(response["output"], "message") == chat_message["content"]
+    assert texts(response["output"], "reasoning") == chat_message["reasoning_content"]
     assert [call.arguments for call in final.output if call.type == "function_call"] == [
         item["arguments"] for item in response["output"] if item["type"] == "function_call"
     ]
@@ -741,8 +743,8 @@ def test_every_event_has_its_official_form(chunks: list[Chunk]) -> None:
         official_event().validate_python(event)
 
 
-def test_the_official_client_reads_a_whole_response() -> None:
-    response = whole_of(ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish("length"))
+def test_the_official_client_reads_a_full_response() -> None:
+    response = full_response_of(ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish("length"))
     with client(json.dumps(response).encode(), "application/json") as official:
         read = official.responses.create(model="m", input="Hi")
     assert (read.output_text, read.status) == ("So", "incomplete")
@@ -770,19 +772,19 @@ def test_the_official_client_raises_an_error_event() -> None:
         list(stream)
 
 
-def test_an_error_is_openais() -> None:
+def test_an_error_has_openais_form() -> None:
     assert RESPONSES.error(400, {"error": {"message": "x"}}) == {"error": {"message": "x"}}
 
 
-# A backend that speaks this dialect itself.
+# A backend with this dialect.
 
 
-def test_a_response_of_a_backend() -> None:
+def test_a_native_response_keeps_its_fields_and_its_usage_is_read() -> None:
     chunks = [ANSWER.text("a"), ANSWER.finish(), ANSWER.usage(9, 4, cached=3)]
-    body = json.dumps(whole_of(*chunks)).encode()
-    whole = RESPONSES.parse_native(body, "application/json", "Me")
-    assert json.loads(whole.body) == {**whole_of(*chunks), "model": "Me"}
-    assert whole.usage == {
+    body = json.dumps(full_response_of(*chunks)).encode()
+    native = RESPONSES.parse_native(body, "application/json", "Me")
+    assert json.loads(native.body) == {**full_response_of(*chunks), "model": "Me"}
+    assert native.usage == {
         "prompt_tokens": 9,
         "completion_tokens": 4,
         "total_tokens": 13,
@@ -794,13 +796,13 @@ def test_a_response_of_a_backend() -> None:
 @pytest.mark.parametrize(
     "body", [b"x", b"[]", b"{}", b'{"object":"response","error":{"code":"x"}}']
 )
-def test_what_is_no_response(body: bytes) -> None:
+def test_an_invalid_native_response_is_rejected(body: bytes) -> None:
     with pytest.raises(InvalidAnswer):
         RESPONSES.parse_native(body, "application/json", None)
 
 
 @given(scripts(), st.lists(st.integers(0, 10_000), max_size=6))
-def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> None:
+def test_a_native_stream_passes_unchanged(chunks: list[Chunk], places: list[int]) -> None:
     sent = stream_of(chunks)
     passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), "Me")
     assert b"".join(map(passthrough.feed, cut(sent, places))) == sent
@@ -812,7 +814,7 @@ def test_a_stream_passes_untouched(chunks: list[Chunk], places: list[int]) -> No
 @pytest.mark.parametrize(
     "first", [ANSWER.reasoning("a"), ANSWER.text("a"), ANSWER.call(0, "c", "f")]
 )
-def test_a_stream_begins_with_content(first: Chunk) -> None:
+def test_a_native_stream_begins_with_content(first: Chunk) -> None:
     head, rest = stream_of([first, ANSWER.finish()]).split(b"event: response.output_item.added")
     passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), None)
     assert (passthrough.feed(head), passthrough.started) == (b"", False)
@@ -832,7 +834,7 @@ def test_a_stream_begins_with_content(first: Chunk) -> None:
         ),
     ],
 )
-def test_an_error_of_a_backend(event: dict[str, Any], message: str) -> None:
+def test_an_error_event_breaks_a_native_stream(event: dict[str, Any], message: str) -> None:
     with pytest.raises(ErrorEvent) as caught:
         RESPONSES.passthrough(parse({"input": "Hi"}), None).feed(sse.json_event(event))
     assert (caught.value.error["message"], caught.value.error["code"]) == (message, "c")
@@ -843,7 +845,7 @@ def test_an_error_of_a_backend(event: dict[str, Any], message: str) -> None:
     assert isinstance(passthrough.broken, BrokenStream)
 
 
-def test_a_stream_of_a_backend_that_is_cut_off() -> None:
+def test_a_native_stream_that_is_cut_off_is_an_error() -> None:
     begun = stream_of([ANSWER.text("a"), ANSWER.finish()]).split(b"event: response.completed")[0]
     passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), None)
     assert passthrough.feed(begun) == begun

@@ -24,40 +24,40 @@ Answer = tuple[int, str]
 
 
 @pytest.fixture
-async def crowd() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client that opens as many connections as it needs."""
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client with no limit on connections."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         yield session
 
 
 def ask(
-    crowd: aiohttp.ClientSession, gateway: Served, count: int, policy: str = "smart"
+    session: aiohttp.ClientSession, gateway: Served, count: int, policy: str = "smart"
 ) -> list[asyncio.Task[Answer]]:
-    async def one() -> Answer:
+    async def post() -> Answer:
         url, headers = gateway.url + "/v1/chat/completions", {"X-Routing-Mode": policy}
-        async with crowd.post(url, json=HELLO, headers=headers) as answer:
+        async with session.post(url, json=HELLO, headers=headers) as answer:
             return answer.status, await answer.text()
 
-    return [asyncio.create_task(one()) for _ in range(count)]
+    return [asyncio.create_task(post()) for _ in range(count)]
 
 
-def shut(instance: Instance) -> None:
+def open_circuit(instance: Instance) -> None:
     for _ in range(3):
         instance.breaker.failure(instance.breaker.acquire())
 
 
-async def all_but_one(
-    asked: list[asyncio.Task[Answer]], upstream: FakeUpstream, key: str
+async def last_unfinished(
+    requests: list[asyncio.Task[Answer]], upstream: FakeUpstream, key: str
 ) -> asyncio.Task[Answer]:
-    """Wait until a single one is left, which a key's upstream has, and return it."""
-    await until(lambda: sum(task.done() for task in asked) >= len(asked) - 1)
+    """Wait until one request is unfinished, the one that the key's upstream has, and return it."""
+    await until(lambda: sum(task.done() for task in requests) >= len(requests) - 1)
     await until(lambda: upstream.hits(key))
-    (left,) = [task for task in asked if not task.done()]
-    return left
+    (unfinished,) = [task for task in requests if not task.done()]
+    return unfinished
 
 
 async def leave(probe: asyncio.Task[Answer], upstream: FakeUpstream, instance: Instance) -> None:
-    """Let a probe's caller go, and wait until the gateway has let go as well."""
+    """Cancel a probe's request, and wait until the gateway has released it."""
     probe.cancel()
     (received,) = [r for r in upstream.requests if r.key == instance.key.reveal()]
     assert await received.gone(30)
@@ -65,29 +65,29 @@ async def leave(probe: asyncio.Task[Answer], upstream: FakeUpstream, instance: I
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a crowd in one process connect however late its loop is; nobody is to blame for that."""
+def long_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow long connects: with so many requests in one process, its loop may be late."""
     monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(total=None, sock_connect=60))
 
 
 @pytest.mark.unmeasured
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("long_connects")
 @pytest.mark.proves("I-13", "F10")
 @pytest.mark.parametrize(
     ("policy", "count"), [("smart", 200), ("fastest", 20), ("round-robin", 20)]
 )
-async def test_one_of_hundreds_probes_and_the_others_go_elsewhere(
-    upstream: FakeUpstream, crowd: aiohttp.ClientSession, policy: str, count: int
+async def test_one_request_of_hundreds_probes_and_the_others_go_elsewhere(
+    upstream: FakeUpstream, session: aiohttp.ClientSession, policy: str, count: int
 ) -> None:
     clock = FakeClock()
     shaky, sound = (make_instance(upstream, n, clock) for n in (1, 2))
     upstream.defaults[KEYS[0]] = Reply(hang=True)
     async with serving(shaky, sound, clock=clock, first_token_timeout_ms=60_000) as gateway:
-        shut(shaky)
+        open_circuit(shaky)
         clock.advance(60)
-        asked = ask(crowd, gateway, count, policy)
-        probe = await all_but_one(asked, upstream, KEYS[0])
-        answers = [task.result() for task in asked if task is not probe]
+        requests = ask(session, gateway, count, policy)
+        probe = await last_unfinished(requests, upstream, KEYS[0])
+        answers = [task.result() for task in requests if task is not probe]
         assert {(status, "[DONE]" in text) for status, text in answers} == {(200, True)}
         assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, count - 1)
         await leave(probe, upstream, shaky)
@@ -95,20 +95,20 @@ async def test_one_of_hundreds_probes_and_the_others_go_elsewhere(
         assert shaky.breaker.admits()
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("long_connects")
 @pytest.mark.proves("I-13", "I-12", "F11", "F08")
-async def test_with_nobody_else_the_others_are_told_at_once_and_a_probe_that_leaves_frees_its_place(
-    upstream: FakeUpstream, crowd: aiohttp.ClientSession
+async def test_without_another_instance_requests_fail_at_once_and_a_cancelled_probe_frees_its_place(
+    upstream: FakeUpstream, session: aiohttp.ClientSession
 ) -> None:
     clock = FakeClock()
     instance = make_instance(upstream, clock=clock)
     upstream.default = Reply(hang=True)
     async with serving(instance, clock=clock, first_token_timeout_ms=60_000) as gateway:
-        shut(instance)
+        open_circuit(instance)
         clock.advance(60)
-        asked = ask(crowd, gateway, 100)
-        probe = await all_but_one(asked, upstream, KEYS[0])
-        assert {task.result()[0] for task in asked if task is not probe} == {503}
+        requests = ask(session, gateway, 100)
+        probe = await last_unfinished(requests, upstream, KEYS[0])
+        assert {task.result()[0] for task in requests if task is not probe} == {503}
         assert upstream.hits() == 1
         await leave(probe, upstream, instance)
         assert instance.breaker.state() is State.HALF_OPEN
@@ -119,7 +119,7 @@ async def test_with_nobody_else_the_others_are_told_at_once_and_a_probe_that_lea
 
 @pytest.mark.proves("I-13", "F09")
 @pytest.mark.parametrize("reply", [Reply(hang=True), Reply(status=500), Reply(cut_after=1)])
-async def test_a_probe_that_fails_or_hangs_shuts_it_for_another_minute(
+async def test_a_probe_that_fails_or_hangs_opens_the_circuit_for_another_minute(
     upstream: FakeUpstream, reply: Reply
 ) -> None:
     clock = FakeClock()
@@ -127,7 +127,7 @@ async def test_a_probe_that_fails_or_hangs_shuts_it_for_another_minute(
     upstream.defaults[KEYS[0]] = reply
     async with serving(shaky, sound, clock=clock, first_token_timeout_ms=200) as gateway:
         for round_number in (1, 2):
-            shut(shaky) if round_number == 1 else None
+            open_circuit(shaky) if round_number == 1 else None
             clock.advance(60)
             turns = {"X-Routing-Mode": "round-robin"}
             statuses = [(await gateway.chat(headers=turns))[0] for _ in range(4)]
@@ -138,12 +138,12 @@ async def test_a_probe_that_fails_or_hangs_shuts_it_for_another_minute(
 
 
 @pytest.mark.proves("F40", "I-50")
-async def test_a_drain_lets_a_probe_end(upstream: FakeUpstream) -> None:
+async def test_a_drain_waits_for_a_probe(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     instance = make_instance(upstream, clock=clock)
     upstream.default = Reply(text="a b c", delay_s=0.1)
     async with serving(instance, clock=clock) as gateway:
-        shut(instance)
+        open_circuit(instance)
         clock.advance(60)
         probe = asyncio.create_task(gateway.chat())
         await until(lambda: upstream.open)
@@ -158,7 +158,7 @@ async def test_a_drain_lets_a_probe_end(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("I-01", "I-10", "F07")
-async def test_a_key_that_fails_is_left_alone_after_three_and_hides_no_sibling(
+async def test_a_failing_key_is_skipped_after_three_failures_and_its_siblings_serve(
     upstream: FakeUpstream,
 ) -> None:
     clock = FakeClock()
@@ -173,7 +173,7 @@ async def test_a_key_that_fails_is_left_alone_after_three_and_hides_no_sibling(
 
 
 @pytest.mark.proves("I-15")
-async def test_a_stream_counts_at_its_end(upstream: FakeUpstream) -> None:
+async def test_a_stream_is_counted_at_its_end(upstream: FakeUpstream) -> None:
     instance = make_instance(upstream)
     async with serving(instance, max_attempts=1) as gateway:
         for last, state in ((Reply(), State.CLOSED), (Reply(cut_after=3), State.OPEN)):
@@ -184,19 +184,19 @@ async def test_a_stream_counts_at_its_end(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("I-14")
-async def test_streams_from_before_it_opened_neither_open_nor_close_it(
-    upstream: FakeUpstream, crowd: aiohttp.ClientSession
+async def test_streams_that_began_before_the_circuit_opened_do_not_change_it(
+    upstream: FakeUpstream, session: aiohttp.ClientSession
 ) -> None:
     clock = FakeClock()
     instance = make_instance(upstream, clock=clock)
     late = {"delay_s": 0.3, "text": "a b"}
     upstream.script(*[Reply(**late)] * 4, *[Reply(**late, cut_after=1)] * 4)
     async with serving(instance, clock=clock, max_attempts=1) as gateway:
-        asked = ask(crowd, gateway, 8)
+        running = ask(session, gateway, 8)
         await until(lambda: upstream.open >= 8)
-        shut(instance)
+        open_circuit(instance)
         clock.advance(20)
-        answers = await asyncio.gather(*asked)
+        answers = await asyncio.gather(*running)
         assert sum("[DONE]" in text for _, text in answers) == 4
         assert instance.breaker.state() is State.OPEN
         assert instance.breaker.ready_in_s() == 40
@@ -204,7 +204,7 @@ async def test_streams_from_before_it_opened_neither_open_nor_close_it(
 
 
 @pytest.mark.proves("I-06")
-async def test_a_success_that_began_before_ends_no_park(upstream: FakeUpstream) -> None:
+async def test_a_success_that_began_before_a_park_does_not_end_it(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     instance = make_instance(upstream, clock=clock)
     limited = Reply(status=429, headers={"Retry-After": "7"})
@@ -227,14 +227,14 @@ async def test_a_success_that_began_before_ends_no_park(upstream: FakeUpstream) 
 
 @pytest.mark.proves("I-11", "F41")
 @pytest.mark.parametrize("jump_s", [3600, -3600])
-async def test_a_wall_clock_that_jumps_changes_nothing(
+async def test_a_jump_of_the_wall_clock_changes_nothing(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, jump_s: int
 ) -> None:
     parked, shaky, sound = (make_instance(upstream, n) for n in (1, 2, 3))
     upstream.default = Reply(text="a b c d", delay_s=0.04)
     async with serving(parked, shaky, sound) as gateway:
         parked.park(30)
-        shut(shaky)
+        open_circuit(shaky)
         running = asyncio.create_task(gateway.chat())
         await until(lambda: upstream.open)
         now = time.time
@@ -248,8 +248,8 @@ async def test_a_wall_clock_that_jumps_changes_nothing(
 
 
 @pytest.mark.proves("I-17", "F43")
-async def test_a_storm_of_toggles_cuts_no_stream(
-    upstream: FakeUpstream, crowd: aiohttp.ClientSession
+async def test_rapid_toggles_cut_no_stream(
+    upstream: FakeUpstream, session: aiohttp.ClientSession
 ) -> None:
     upstream.default = Reply(text="a b c", delay_s=0.1)
     instances = [make_instance(upstream, n) for n in (1, 2)]
@@ -259,17 +259,17 @@ async def test_a_storm_of_toggles_cuts_no_stream(
             body = {"name": instances[0].name, "enabled": enabled}
             return (await gateway.post("/v1/providers/toggle", body))[0]
 
-        before = ask(crowd, gateway, 20, "round-robin")
+        before = ask(session, gateway, 20, "round-robin")
         await until(lambda: upstream.open >= 20)
         assert await toggle(False) == 200
         hits = upstream.hits(KEYS[0])
         assert hits == 10
-        during = ask(crowd, gateway, 10)
-        whole = await asyncio.gather(*before, *during)
+        during = ask(session, gateway, 10)
+        responses = await asyncio.gather(*before, *during)
         assert upstream.hits(KEYS[0]) == hits
-        storm = [toggle(random.random() < 0.5) for _ in range(60)]
-        whole += (await asyncio.gather(asyncio.gather(*ask(crowd, gateway, 30)), *storm))[0]
-        assert {(status, text[-8:]) for status, text in whole} == {(200, "[DONE]\n\n")}
+        toggles = [toggle(random.random() < 0.5) for _ in range(60)]
+        responses += (await asyncio.gather(asyncio.gather(*ask(session, gateway, 30)), *toggles))[0]
+        assert {(status, text[-8:]) for status, text in responses} == {(200, "[DONE]\n\n")}
         for enabled in (False, True, True):
             assert await toggle(enabled) == 200
             assert (await gateway.health())["providers"][0]["enabled"] is enabled
@@ -278,44 +278,44 @@ async def test_a_storm_of_toggles_cuts_no_stream(
 
 
 ENDS = {
-    "whole": Reply(),
+    "complete": Reply(),
     "refused": Reply(status=400),
     "bad key": Reply(status=401),
     "limited": Reply(status=429),
     "fails": Reply(status=500),
     "breaks": Reply(cut_after=2),
     "left before the head": Reply(hang=True),
-    "left before the first word": Reply(hang_after=0),
-    "left in its midst": Reply(hang_after=2),
+    "left before the first content": Reply(hang_after=0),
+    "left in the middle": Reply(hang_after=2),
     "left in a pause": Reply(status=500),
-    "our own fault": Reply(),
+    "an internal error": Reply(),
 }
 
 
 @pytest.mark.proves("I-16")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("end", ENDS)
-async def test_nothing_stays_in_flight_however_it_ends(
+async def test_no_outcome_leaves_an_attempt_in_flight(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, end: str, stream: bool
 ) -> None:
     upstream.default = ENDS[end]
     if not stream and ENDS[end].hang_after is not None:
-        upstream.default = Reply(hang=True)  # a whole answer has no midst
+        upstream.default = Reply(hang=True)  # a response without a stream has no middle
     instance = make_instance(upstream)
 
-    async def fault(*args: object) -> None:
-        raise RuntimeError("a fault of our own")
+    async def fail(*args: object) -> None:
+        raise RuntimeError("an internal error")
 
-    if end == "our own fault":
-        monkeypatch.setattr(Responder, "start" if stream else "full", fault)
+    if end == "an internal error":
+        monkeypatch.setattr(Responder, "start" if stream else "full", fail)
     attempts = 6 if "pause" in end else 2
     async with serving(instance, max_attempts=attempts) as gateway:
-        asked = asyncio.create_task(gateway.chat(stream=stream))
+        request_task = asyncio.create_task(gateway.chat(stream=stream))
         if end.startswith("left"):
             await until(lambda: instance.in_flight and upstream.requests)
             await asyncio.sleep(0.03)
-            asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+            request_task.cancel()
+        await asyncio.gather(request_task, return_exceptions=True)
         await until(lambda: not (instance.in_flight or gateway.gateway.drain.in_flight))
         tried = upstream.hits()
         await asyncio.sleep(0.05)

@@ -21,7 +21,7 @@ def within(ms: int | str) -> dict[str, str]:
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_answer_that_is_not_there_in_time(upstream: FakeUpstream, stream: bool) -> None:
+async def test_a_response_after_the_deadline_is_a_504(upstream: FakeUpstream, stream: bool) -> None:
     upstream.default = Reply(hang=True)
     instance = make_instance(upstream)
     async with serving(instance) as served:
@@ -31,11 +31,13 @@ async def test_an_answer_that_is_not_there_in_time(upstream: FakeUpstream, strea
         assert headers["x-should-retry"] == "false"
         assert await upstream.requests[0].gone(30)
         assert instance.in_flight == 0
-        assert instance.health.success_rate() == 1  # his impatience is nobody's fault
+        assert instance.health.success_rate() == 1  # no failure of the instance
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_stream_that_does_not_end_in_time(upstream: FakeUpstream) -> None:
+async def test_a_stream_that_exceeds_the_deadline_ends_with_an_error(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = Reply(text="word " * 500, delay_s=0.02)
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.chat(headers=within(200))
@@ -45,7 +47,7 @@ async def test_a_stream_that_does_not_end_in_time(upstream: FakeUpstream) -> Non
         assert await upstream.requests[0].gone(30)
 
 
-async def test_it_bounds_all_attempts_together(upstream: FakeUpstream) -> None:
+async def test_the_deadline_bounds_all_attempts_together(upstream: FakeUpstream) -> None:
     upstream.script(Reply(status=500, head_delay_s=0.1))
     upstream.default = Reply(hang=True)
     instances = make_instance(upstream), make_instance(upstream, provider=Other, name="other")
@@ -55,8 +57,10 @@ async def test_it_bounds_all_attempts_together(upstream: FakeUpstream) -> None:
         assert int(headers["X-Nexus-Attempts"]) <= 3
 
 
-async def test_a_whole_answer_has_all_of_the_callers_time(upstream: FakeUpstream) -> None:
-    """Other than our own limit, which leaves a half for somebody else."""
+async def test_a_response_without_a_stream_may_use_all_of_the_deadline(
+    upstream: FakeUpstream,
+) -> None:
+    """The gateway's own limit is different: it leaves half of the time for another instance."""
     upstream.default = Reply(head_delay_s=0.3)
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         status, _, headers = await served.chat(stream=False, headers=within(500))
@@ -66,7 +70,7 @@ async def test_a_whole_answer_has_all_of_the_callers_time(upstream: FakeUpstream
 @pytest.mark.parametrize(
     "value", ["0", "-1", "1.5", "soon", "", "9" * 30, "0" * 17 + "1" + "9" * 400]
 )
-async def test_a_limit_must_be_a_number(upstream: FakeUpstream, value: str) -> None:
+async def test_a_deadline_must_be_a_number(upstream: FakeUpstream, value: str) -> None:
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.chat(headers=within(value))
         assert status == 400
@@ -75,25 +79,25 @@ async def test_a_limit_must_be_a_number(upstream: FakeUpstream, value: str) -> N
 
 @pytest.mark.proves("F39", "I-20")
 async def test_an_outage_of_everything_does_not_multiply_the_load(upstream: FakeUpstream) -> None:
-    """All fail now and then well before a circuit opens, so that only the budget says no."""
+    """All instances fail, but no circuit stays open, so that only the budget limits retries."""
     clock = FakeClock()
     upstream.default = Reply(status=500)
     instances = [make_instance(upstream, n, clock) for n in (1, 2, 3)]
     async with serving(*instances, clock=clock) as served:
-        asked = 0
+        sent = 0
         for _ in range(12):
-            for instance in instances:  # as if each had a good moment once a second
+            for instance in instances:  # as if each had a success once a second
                 if instance.breaker.state() is not State.CLOSED:
                     instance.breaker.merge_remote((clock(), False))
             await asyncio.gather(*(served.chat() for _ in range(10)))
-            asked += 10
+            sent += 10
             clock.advance(1)
-        retries = upstream.hits() - asked
+        retries = upstream.hits() - sent
         assert served.gateway.scheduler.retries.denied
-        assert retries <= 0.2 * asked + 2 * 10 + len(instances) * 12
+        assert retries <= 0.2 * sent + 2 * 10 + len(instances) * 12
 
 
-async def test_a_retry_that_goes_to_somebody_who_is_well_is_always_made(
+async def test_a_retry_at_a_healthy_instance_is_always_allowed(
     upstream: FakeUpstream,
 ) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=500)
@@ -101,6 +105,6 @@ async def test_a_retry_that_goes_to_somebody_who_is_well_is_always_made(
     async with serving(bad, good) as served:
         for _ in range(16):
             bad.breaker.merge_remote((time.monotonic(), False))  # it never stays open
-            answer = await served.chat(stream=False, headers={"X-Routing-Mode": "round-robin"})
-            assert answer[0] == 200
+            response = await served.chat(stream=False, headers={"X-Routing-Mode": "round-robin"})
+            assert response[0] == 200
         assert upstream.hits(KEYS[0]) == 16

@@ -1,4 +1,4 @@
-"""Callers who leave, wherever they are in their request, and streams that keep their pace."""
+"""Callers that disconnect at any point of their request, and streams that keep their pace."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ pytestmark = pytest.mark.usefixtures("each_way")
 
 
 @contextlib.asynccontextmanager
-async def left(served: Served, data: bytes, when: Callable[[], object]) -> AsyncIterator[None]:
-    """Send a request and leave once something is true; whoever leaves leaves nothing behind."""
+async def disconnecting(
+    served: Served, data: bytes, when: Callable[[], object]
+) -> AsyncIterator[None]:
+    """Send a request, disconnect once `when` is true, and check that nothing is left behind."""
     tasks = len(asyncio.all_tasks())
     instance = served.instances[0]
     async with connected(served) as (_, writer):
@@ -39,33 +41,35 @@ async def left(served: Served, data: bytes, when: Callable[[], object]) -> Async
 
 AT = {
     "before the head": Reply(hang=True),
-    "before the first word": Reply(hang_after=0),
-    "in the midst": Reply(hang_after=2),
-    "in a flood": Reply(text=("x" * 5000 + " ") * 4000),  # more than all buffers hold
+    "before the first content": Reply(hang_after=0),
+    "in the middle": Reply(hang_after=2),
+    "in a flood": Reply(text=("x" * 5000 + " ") * 4000),  # more than all buffers can hold
 }
 
 
 @pytest.mark.proves("F29", "I-16", "I-33")
 @pytest.mark.parametrize("at", AT)
-async def test_who_leaves_a_stream_closes_its_upstream(upstream: FakeUpstream, at: str) -> None:
+async def test_disconnecting_from_a_stream_closes_its_upstream(
+    upstream: FakeUpstream, at: str
+) -> None:
     upstream.default = AT[at]
     async with serving(make_instance(upstream)) as served:
-        async with left(served, asking(stream=True), lambda: upstream.requests):
+        async with disconnecting(served, asking(stream=True), lambda: upstream.requests):
             assert await upstream.requests[0].gone(30)
         assert upstream.hits() == 1
 
 
 @pytest.mark.proves("F29", "I-16", "I-33")
-async def test_who_leaves_a_whole_answer_closes_its_upstream(upstream: FakeUpstream) -> None:
+async def test_disconnecting_before_a_response_closes_its_upstream(upstream: FakeUpstream) -> None:
     upstream.default = Reply(hang=True)
     async with serving(make_instance(upstream)) as served:
-        async with left(served, asking(), lambda: upstream.requests):
+        async with disconnecting(served, asking(), lambda: upstream.requests):
             assert await upstream.requests[0].gone(30)
         assert upstream.hits() == 1
 
 
 @pytest.mark.proves("F29", "I-23", "I-33")
-async def test_who_leaves_in_a_pause_between_attempts_ends_them(upstream: FakeUpstream) -> None:
+async def test_disconnecting_between_attempts_ends_them(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=500)
     instance = make_instance(upstream)
     async with serving(instance) as served, connected(served) as (_, writer):
@@ -74,13 +78,15 @@ async def test_who_leaves_in_a_pause_between_attempts_ends_them(upstream: FakeUp
         writer.transport.abort()
         await until(lambda: instance.in_flight == served.gateway.drain.in_flight == 0)
         tried = upstream.hits()  # one, unless the machine is slower than the pause
-        await asyncio.sleep(0.25)  # as long as the first two pauses may be
+        await asyncio.sleep(0.25)  # as long as the first two pauses together
         assert upstream.hits() == tried
 
 
 @pytest.mark.proves("F29")
 @pytest.mark.parametrize("sent", [0, 10, 100, -1])
-async def test_who_leaves_in_his_request_reaches_nobody(upstream: FakeUpstream, sent: int) -> None:
+async def test_disconnecting_while_sending_reaches_no_upstream(
+    upstream: FakeUpstream, sent: int
+) -> None:
     async with serving(make_instance(upstream)) as served:
         tasks = len(asyncio.all_tasks())
         async with connected(served) as (_, writer):
@@ -92,7 +98,7 @@ async def test_who_leaves_in_his_request_reaches_nobody(upstream: FakeUpstream, 
 
 
 class Prompted(Wire):
-    """Says the next of its words when it is told to."""
+    """Send the next word after each prompt."""
 
     def __init__(self, *words: bytes) -> None:
         super().__init__(b"")
@@ -116,7 +122,7 @@ def streamed(served: Served) -> Any:
 
 
 @pytest.mark.proves("F26", "I-39")
-async def test_each_event_leaves_before_the_next_has_come() -> None:
+async def test_each_event_is_sent_before_the_next_arrives() -> None:
     words = [EVENT % b"%d" % n + b"\n\n" for n in range(20)]
     wire = Prompted(*words, FINISH + b"\n\n", b"data: [DONE]\n\n")
     async with listening(wire) as url, serving(make_instance(url)) as served:
@@ -130,7 +136,7 @@ async def test_each_event_leaves_before_the_next_has_come() -> None:
 
 
 @pytest.mark.proves("F20", "I-35")
-async def test_comments_are_signs_of_life_once_it_has_begun() -> None:
+async def test_comments_reset_the_idle_timeout_once_a_stream_has_begun() -> None:
     begun, finish = EVENT % b"one" + b"\n\n", FINISH + b"\n\ndata: [DONE]\n\n"
     wire = Prompted(begun, *[b": still there\n\n"] * 8, finish)
     async with listening(wire) as url, serving(make_instance(url), idle_timeout_ms=800) as served:
@@ -141,19 +147,19 @@ async def test_comments_are_signs_of_life_once_it_has_begun() -> None:
                 wire.prompts.release()
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
         wire.prompts.release()
-        async with asyncio.timeout(30), streamed(served) as response:  # and then silence
+        async with asyncio.timeout(30), streamed(served) as response:  # and then nothing
             assert b'"upstream_idle_timeout"' in await response.read()
 
 
 @pytest.mark.proves("F13")
-async def test_who_cannot_be_reached_in_time_fails_over(
+async def test_a_connect_timeout_fails_over(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = client.aiohttp.ClientTimeout(total=None, sock_connect=1)
     monkeypatch.setattr(client, "_TIMEOUT", limit)
     with contextlib.ExitStack() as sockets:
         full = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        # A listener whose queue is full drops whoever comes next.
+        # A listener whose queue is full drops the next connection.
         for _ in range(4):
             waiting = sockets.enter_context(socket.socket())
             waiting.setblocking(False)

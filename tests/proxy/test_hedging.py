@@ -1,4 +1,4 @@
-"""Who lets himself be waited for gets company."""
+"""A second instance is asked when the first token is late."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SLOW = Reply(head_delay_s=5)
 
 @pytest.fixture
 async def served(upstream: FakeUpstream) -> AsyncIterator[Served]:
-    """A gateway whose instances have a past of quick answers, and that has saved some hedges."""
+    """A gateway whose instances have a history of fast responses, and with some hedges saved."""
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances) as gateway:
         for instance in instances:
@@ -40,7 +40,7 @@ async def served(upstream: FakeUpstream) -> AsyncIterator[Served]:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_the_first_to_speak_wins_and_the_loser_is_closed(
+async def test_the_first_response_wins_and_the_other_is_closed(
     upstream: FakeUpstream, served: Served
 ) -> None:
     upstream.defaults[KEYS[0]] = SLOW
@@ -51,11 +51,11 @@ async def test_the_first_to_speak_wins_and_the_loser_is_closed(
     assert await upstream.requests[0].gone(30)
     loser, winner = served.instances
     assert (loser.in_flight, winner.in_flight) == (0, 0)
-    assert loser.health.success_rate() == 1  # slow, but no failure
+    assert loser.health.success_rate() == 1  # slow is no failure
     assert loser.health.latency_ms() >= 30
 
 
-async def test_the_first_one_may_win_after_all(upstream: FakeUpstream, served: Served) -> None:
+async def test_the_first_attempt_may_win_after_all(upstream: FakeUpstream, served: Served) -> None:
     upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.1)
     upstream.defaults[KEYS[1]] = SLOW
     _, text, headers = await served.chat(headers=HEDGED)
@@ -64,7 +64,7 @@ async def test_the_first_one_may_win_after_all(upstream: FakeUpstream, served: S
     assert await upstream.requests[1].gone(30)
 
 
-async def test_a_quick_answer_has_no_company(upstream: FakeUpstream, served: Served) -> None:
+async def test_a_fast_response_is_not_hedged(upstream: FakeUpstream, served: Served) -> None:
     for instance in served.instances:
         for _ in range(64):
             instance.health.observe_first_token(3000)
@@ -72,22 +72,22 @@ async def test_a_quick_answer_has_no_company(upstream: FakeUpstream, served: Ser
     assert upstream.hits() == 1
 
 
-@pytest.mark.parametrize("trouble", [Reply(status=500), Reply(reset=True)])
-async def test_a_hedge_that_fails_leaves_the_first_alone(
-    upstream: FakeUpstream, served: Served, trouble: Reply
+@pytest.mark.parametrize("failure", [Reply(status=500), Reply(reset=True)])
+async def test_a_failed_hedge_does_not_affect_the_first_attempt(
+    upstream: FakeUpstream, served: Served, failure: Reply
 ) -> None:
     upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
-    upstream.defaults[KEYS[1]] = trouble
+    upstream.defaults[KEYS[1]] = failure
     _, text, headers = await served.chat(headers=HEDGED)
     assert read_stream(text).text == Reply().text
     assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
     assert served.instances[1].health.success_rate() == 0
 
 
-async def test_what_this_process_lacks_for_a_hedge_leaves_the_first_alone(
+async def test_a_lack_of_resources_for_a_hedge_does_not_affect_the_first_attempt(
     upstream: FakeUpstream, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as a file descriptor: without the hedge nobody would have noticed."""
+    """Such as a file descriptor: a lack that the first attempt does not notice."""
     upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
     plain = Upstream.stream
 
@@ -104,8 +104,8 @@ async def test_what_this_process_lacks_for_a_hedge_leaves_the_first_alone(
     assert served.instances[1].health.success_rate() != 0
 
 
-class Words:
-    """An answer that notes whether it was closed."""
+class StubResponse:
+    """A response that records whether it was closed."""
 
     closed = False
 
@@ -113,15 +113,15 @@ class Words:
         self.closed = True
 
 
-async def test_a_caller_who_leaves_as_both_speak_leaves_no_answer_open(served: Served) -> None:
-    gateway, answers = served.gateway, [Words(), Words()]
+async def test_a_caller_that_leaves_as_both_respond_leaves_no_response_open(served: Served) -> None:
+    gateway, responses = served.gateway, [StubResponse(), StubResponse()]
     target, scheduler = RoutingTarget(tuple(served.instances)), gateway.scheduler
-    both, asked = asyncio.Event(), iter(answers)
+    both_open, remaining = asyncio.Event(), iter(responses)
 
     async def open(delivery: Delivery, attempt: Attempt) -> Any:
-        words = next(asked)
-        await both.wait()
-        return words
+        response = next(remaining)
+        await both_open.wait()
+        return response
 
     history = AttemptHistory()
     context = RequestContext("chat", "", scheduler.clock, 0.0, history)
@@ -132,17 +132,17 @@ async def test_a_caller_who_leaves_as_both_speak_leaves_no_answer_open(served: S
     running = asyncio.create_task(race.run(attempt))
     while len(race._running) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    both.set()
-    while race._running:  # noqa: ASYNC110 - until the loser is being cut off
+    both_open.set()
+    while race._running:  # noqa: ASYNC110 - until the loser is being closed
         await asyncio.sleep(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert [words.closed for words in answers] == [True, True]
+    assert [response.closed for response in responses] == [True, True]
     assert [i.in_flight for i in served.instances] == [0, 0]
 
 
-async def test_where_both_fail_the_next_attempt_follows(
+async def test_if_both_fail_the_next_attempt_follows(
     upstream: FakeUpstream, served: Served
 ) -> None:
     upstream.script(Reply(status=500, head_delay_s=0.1), key=KEYS[0])
@@ -159,10 +159,10 @@ async def test_a_refusal_ends_both(upstream: FakeUpstream, served: Served) -> No
     assert [i.in_flight for i in served.instances] == [0, 0]
 
 
-async def test_a_caller_who_leaves_ends_both(upstream: FakeUpstream, served: Served) -> None:
+async def test_a_caller_that_leaves_ends_both(upstream: FakeUpstream, served: Served) -> None:
     upstream.default = SLOW
     asking = asyncio.create_task(served.chat(headers=HEDGED))
-    while upstream.hits() < 2:  # noqa: ASYNC110 - nothing tells of it
+    while upstream.hits() < 2:  # noqa: ASYNC110 - there is no event for it
         await asyncio.sleep(0.01)
     before = [i.health.latency_ms() for i in served.instances]
     asking.cancel()
@@ -172,7 +172,9 @@ async def test_a_caller_who_leaves_ends_both(upstream: FakeUpstream, served: Ser
     assert [i.health.latency_ms() for i in served.instances] == before
 
 
-async def test_one_in_twenty_at_most(upstream: FakeUpstream, served: Served) -> None:
+async def test_at_most_one_request_in_twenty_is_hedged(
+    upstream: FakeUpstream, served: Served
+) -> None:
     upstream.default = Reply(head_delay_s=0.06)
     while served.gateway.scheduler.hedges.take():
         pass
@@ -181,7 +183,9 @@ async def test_one_in_twenty_at_most(upstream: FakeUpstream, served: Served) -> 
     assert 60 < upstream.hits() <= 63
 
 
-async def test_nobody_is_hedged_who_did_not_ask(upstream: FakeUpstream, served: Served) -> None:
+async def test_a_request_is_hedged_only_if_requested(
+    upstream: FakeUpstream, served: Served
+) -> None:
     upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
     assert (await served.chat(headers={"X-Routing-Mode": "round-robin"}))[0] == 200
     assert upstream.hits() == 1
@@ -190,7 +194,7 @@ async def test_nobody_is_hedged_who_did_not_ask(upstream: FakeUpstream, served: 
     assert "X-Nexus-Hedge" in text
 
 
-async def test_the_owner_may_ask_for_all(upstream: FakeUpstream) -> None:
+async def test_a_setting_hedges_all_requests(upstream: FakeUpstream) -> None:
     instances = make_instance(upstream), make_instance(upstream, 2)
     upstream.defaults[KEYS[0]] = SLOW
     async with serving(*instances, hedge=True) as served:

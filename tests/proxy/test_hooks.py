@@ -1,4 +1,4 @@
-"""Hooks: what they see, what they change, and what becomes of a request when they fail."""
+"""Hooks: what they see, what they change, and how a request ends when they fail."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from nexus_gateway.secret import Secret
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
 MESSAGES = {"model": "auto", "max_tokens": 9, **HELLO}
 
 
-class Witness(Hook):
-    """Notes what it is told."""
+class Recorder(Hook):
+    """Records all its calls."""
 
     def __init__(self) -> None:
         self.exchanges: list[HookRequest] = []
         self.answers: list[HookResponse] = []
         self.used: list[HookResult] = []
-        self.told = asyncio.Event()
+        self.ended = asyncio.Event()
 
     async def before_routing(self, exchange: HookRequest) -> None:
         exchange.notes["seen"] = True
@@ -43,7 +43,7 @@ class Witness(Hook):
 
     async def at_end(self, exchange: HookRequest, used: HookResult) -> None:
         self.used.append(used)
-        self.told.set()
+        self.ended.set()
 
 
 class Redactor(Hook):
@@ -69,44 +69,44 @@ class LateGuard(Hook):
         raise Rejected("Not from that model.", status=451)
 
 
-def failing(how: str, *, open: bool) -> Hook:
+def failing(fault: str, *, open: bool) -> Hook:
     class Failing(Hook):
         deadline_s = 0.05
         fail_open = open
 
         async def fail(self) -> None:
-            if "hang" in how:
+            if "hang" in fault:
                 await asyncio.Event().wait()
             raise RuntimeError("a secret of the hook")
 
         async def before_routing(self, exchange: HookRequest) -> Any:
-            if how == "odd":
+            if fault == "invalid":
                 return {"messages": "no messages"}
-            if "answer" not in how:
+            if "answer" not in fault:
                 await self.fail()
             return None
 
         async def before_answer(self, exchange: HookRequest, answer: HookResponse) -> None:
-            if "answer" in how:
+            if "answer" in fault:
                 await self.fail()
 
     return Failing()
 
 
 @both
-async def test_a_hook_sees_a_request_from_beginning_to_end(
+async def test_a_hook_sees_a_request_from_start_to_end(
     upstream: FakeUpstream, stream: bool
 ) -> None:
-    witness = Witness()
+    recorder = Recorder()
     keys = (Secret("caller-one"), Secret("caller-two"))
     async with serving(
-        make_instance(upstream), hooks={"witness": witness}, gateway_keys=keys
+        make_instance(upstream), hooks={"recorder": recorder}, gateway_keys=keys
     ) as served:
         head = {"Authorization": "Bearer caller-two", "X-Request-Id": "mine"}
         status, text, _ = await served.chat({**HELLO, "stream": stream}, headers=head)
-        await asyncio.wait_for(witness.told.wait(), 30)
+        await asyncio.wait_for(recorder.ended.wait(), 30)
     assert status == 200
-    (exchange,), (answer,), (used,) = witness.exchanges, witness.answers, witness.used
+    (exchange,), (answer,), (used,) = recorder.exchanges, recorder.answers, recorder.used
     assert (exchange.id, exchange.dialect, exchange.caller) == ("mine", "chat", "key-2")
     assert exchange.body == exchange.own == {**HELLO, "stream": stream}
     assert (answer.instance, answer.attempts) == ("Fake (Key #1)", 1)
@@ -138,16 +138,16 @@ async def test_a_redactor_works_in_every_dialect(
 
 @both
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-async def test_a_refusal_reaches_the_caller_and_nobody_else(
+async def test_a_rejection_reaches_the_caller_and_no_upstream(
     upstream: FakeUpstream, path: str, stream: bool
 ) -> None:
-    witness = Witness()
+    recorder = Recorder()
     body = {**MESSAGES, "stream": stream, "messages": [{"role": "user", "content": "a bomb"}]}
     async with serving(
-        make_instance(upstream), hooks={"guard": Guard(), "witness": witness}
+        make_instance(upstream), hooks={"guard": Guard(), "recorder": recorder}
     ) as served:
         status, text, _ = await served.post(path, body)
-        await asyncio.wait_for(witness.told.wait(), 30)
+        await asyncio.wait_for(recorder.ended.wait(), 30)
     error = json.loads(text)["error"]
     assert (status, error["message"], error["code"]) == (
         403,
@@ -155,11 +155,11 @@ async def test_a_refusal_reaches_the_caller_and_nobody_else(
         "blocked",
     )
     assert upstream.hits() == 0
-    assert (witness.exchanges, witness.used[0].outcome) == ([], "blocked")
+    assert (recorder.exchanges, recorder.used[0].outcome) == ([], "blocked")
 
 
 @both
-async def test_an_answer_can_be_refused_before_its_first_byte(
+async def test_a_response_can_be_rejected_before_its_first_byte(
     upstream: FakeUpstream, stream: bool
 ) -> None:
     instance = make_instance(upstream)
@@ -172,12 +172,12 @@ async def test_an_answer_can_be_refused_before_its_first_byte(
 
 
 @both
-@pytest.mark.parametrize("how", ["raise", "hang", "odd", "raise answer", "hang answer"])
-async def test_a_hook_that_fails_closes_the_way(
-    upstream: FakeUpstream, how: str, stream: bool
+@pytest.mark.parametrize("fault", ["raise", "hang", "invalid", "raise answer", "hang answer"])
+async def test_a_failing_hook_ends_the_request(
+    upstream: FakeUpstream, fault: str, stream: bool
 ) -> None:
     instance = make_instance(upstream)
-    async with serving(instance, hooks={"bad": failing(how, open=False)}) as served:
+    async with serving(instance, hooks={"bad": failing(fault, open=False)}) as served:
         status, text, _ = await served.chat(stream=stream)
     assert (status, json.loads(text)["error"]["code"]) == (500, "hook_failed")
     assert "secret" not in text
@@ -217,7 +217,9 @@ async def test_nothing_that_a_hook_raises_ends_the_gateway(
 @pytest.mark.parametrize(
     "returned", [[], "x", 5, {}, {"messages": []}, {**HELLO, "model": 5}, {"x": {1, 2}}], ids=repr
 )
-async def test_what_is_no_body_is_the_hooks_failure(upstream: FakeUpstream, returned: Any) -> None:
+async def test_an_invalid_body_from_a_hook_is_a_failure_of_the_hook(
+    upstream: FakeUpstream, returned: Any
+) -> None:
     class Odd(Hook):
         async def before_routing(self, exchange: HookRequest) -> Any:
             return returned
@@ -227,7 +229,7 @@ async def test_what_is_no_body_is_the_hooks_failure(upstream: FakeUpstream, retu
     assert (status, json.loads(text)["error"]["code"]) == (500, "hook_failed")
 
 
-async def test_one_that_forgot_async_has_failed(upstream: FakeUpstream) -> None:
+async def test_a_hook_without_async_fails(upstream: FakeUpstream) -> None:
     class Plain(Hook):
         def before_routing(self, exchange: HookRequest) -> None:  # type: ignore[override]
             raise RuntimeError("a secret of the hook")
@@ -238,12 +240,12 @@ async def test_one_that_forgot_async_has_failed(upstream: FakeUpstream) -> None:
 
 
 @both
-@pytest.mark.parametrize("how", ["raise", "hang", "odd", "raise answer", "hang answer"])
-async def test_one_that_may_fail_is_passed_over(
-    upstream: FakeUpstream, how: str, stream: bool
+@pytest.mark.parametrize("fault", ["raise", "hang", "invalid", "raise answer", "hang answer"])
+async def test_a_hook_that_fails_open_is_skipped(
+    upstream: FakeUpstream, fault: str, stream: bool
 ) -> None:
     async with serving(
-        make_instance(upstream), hooks={"bad": failing(how, open=True), "good": Redactor()}
+        make_instance(upstream), hooks={"bad": failing(fault, open=True), "good": Redactor()}
     ) as served:
         status, text, _ = await served.chat(stream=stream)
     assert status == 200
@@ -261,7 +263,7 @@ class Slow(Hook):
 
 
 @pytest.mark.parametrize("fault", ["raise", "slow"])
-async def test_nobody_waits_for_the_end(
+async def test_the_caller_does_not_wait_for_the_end_hooks(
     upstream: FakeUpstream, fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(make_instance(upstream), hooks={"slow": Slow(fault)}) as served:
@@ -270,7 +272,7 @@ async def test_nobody_waits_for_the_end(
     assert ("failed at the end" in caplog.text) == (fault == "raise")
 
 
-async def test_a_hook_may_name_another_model(upstream: FakeUpstream) -> None:
+async def test_a_hook_may_change_the_model(upstream: FakeUpstream) -> None:
     class Thrifty(Hook):
         async def before_routing(self, exchange: HookRequest) -> Mapping[str, Any]:
             assert exchange.body is not None
@@ -282,7 +284,7 @@ async def test_a_hook_may_name_another_model(upstream: FakeUpstream) -> None:
     assert [r.body["model"] for r in upstream.requests] == ["fake-small"] * 2
 
 
-async def test_what_is_no_chat_is_shown_as_it_came(upstream: FakeUpstream) -> None:
+async def test_a_body_that_is_no_chat_is_passed_unchanged(upstream: FakeUpstream) -> None:
     from nexus_gateway.provider import Model, Provider
 
     class Embedder(Provider):
@@ -301,7 +303,7 @@ async def test_what_is_no_chat_is_shown_as_it_came(upstream: FakeUpstream) -> No
     assert upstream.requests[0].body == {"model": "e", "input": "****"}
 
 
-def test_hooks_come_by_their_names_and_broken_ones_are_told() -> None:
+def test_hooks_are_sorted_by_name_and_broken_ones_reported() -> None:
     class Old(Hook):
         api_version = API_VERSION + 1
 
@@ -312,10 +314,10 @@ def test_hooks_come_by_their_names_and_broken_ones_are_told() -> None:
     class Hasty(Hook):
         deadline_s = 0
 
-    made, found = load(
+    hooks, discovery = load(
         HOOKS,
         [
-            point("b", Witness),
+            point("b", Recorder),
             point("a", Guard),
             point("old", Old),
             point("gone", ImportError("gone")),
@@ -324,15 +326,15 @@ def test_hooks_come_by_their_names_and_broken_ones_are_told() -> None:
             point("odd", dict),
         ],
     )
-    assert list(made) == ["a", "b"]
-    reasons = {p.name: p.reason for p in found.problems}
+    assert list(hooks) == ["a", "b"]
+    reasons = {p.name: p.reason for p in discovery.problems}
     assert set(reasons) == {"old", "gone", "unmade", "hasty", "odd"}
     assert "version" in reasons["old"]
-    assert all(str(p).startswith(f"hook {p.name} (nexus-acme 0.1") for p in found.problems)
+    assert all(str(p).startswith(f"hook {p.name} (nexus-acme 0.1") for p in discovery.problems)
 
 
 @both
-async def test_without_a_hook_none_of_their_code_runs(upstream: FakeUpstream, stream: bool) -> None:
+async def test_without_hooks_none_of_their_code_runs(upstream: FakeUpstream, stream: bool) -> None:
     called: set[str] = set()
 
     def note(frame: Any, event: str, argument: object) -> None:

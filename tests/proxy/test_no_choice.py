@@ -1,4 +1,4 @@
-"""Nothing that a caller says chooses where a key goes, and nothing else of his goes along."""
+"""Nothing in a request chooses where a key goes, and nothing else of the caller is forwarded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BODIES = {
 
 
 def fields(url: str) -> dict[str, Any]:
-    """Return what has chosen an upstream or a key in one gateway or another."""
+    """Return fields that chose an upstream or a key in other gateways."""
     names = ("api_base", "base_url", "api_key", "apiBase", "baseURL", "API_BASE", "host", "url")
     nested = {"api_base": url, "base_url": url, "headers": {"Authorization": "Bearer stolen"}}
     return {
@@ -45,11 +45,11 @@ def fields(url: str) -> dict[str, Any]:
 @both_ways
 @pytest.mark.proves("S-01")
 @pytest.mark.parametrize("path", BODIES)
-async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
-        body = {**BODIES[path], **fields(bird.url)}
-        await served.post(f"{path}?api_base={bird.url}&api_key=k&base_url={bird.url}", body)
-    assert bird.visits == 0
+async def test_no_field_of_a_body_chooses_an_upstream(upstream: FakeUpstream, path: str) -> None:
+    async with canary() as decoy, serving(make_instance(upstream, provider=Native)) as served:
+        body = {**BODIES[path], **fields(decoy.url)}
+        await served.post(f"{path}?api_base={decoy.url}&api_key=k&base_url={decoy.url}", body)
+    assert decoy.visits == 0
     assert upstream.requests
     for received in upstream.requests:
         assert (received.target, received.key) == (path, KEYS[0])
@@ -58,15 +58,20 @@ async def test_no_field_of_a_body_does(upstream: FakeUpstream, path: str) -> Non
 
 @both_ways
 @pytest.mark.proves("S-01")
-async def test_no_field_of_a_form_does(upstream: FakeUpstream) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
-        named = {"api_base": bird.url, "base_url": bird.url, "api_key": "k", "model": "ears"}
+async def test_no_field_of_a_form_chooses_an_upstream(upstream: FakeUpstream) -> None:
+    async with canary() as decoy, serving(make_instance(upstream, provider=Native)) as served:
+        named = {
+            "api_base": decoy.url,
+            "base_url": decoy.url,
+            "api_key": "k",
+            "model": "ears",
+        }
         parts = [f'name="{name}"\r\n\r\n{value}' for name, value in named.items()]
         parts += ['name="file"; filename="a.wav"\r\n\r\nRIFF']
         body = "".join(f"--X\r\nContent-Disposition: form-data; {p}\r\n" for p in parts) + "--X--"
         kind = {"Content-Type": "multipart/form-data; boundary=X"}
         await served.post("/v1/audio/transcriptions", body.encode(), headers=kind)
-    assert bird.visits == 0
+    assert decoy.visits == 0
     (received,) = upstream.requests
     assert received.key == KEYS[0]
     assert b"api_base" not in received.raw
@@ -95,9 +100,11 @@ CHOOSERS = (
 @both_ways
 @pytest.mark.proves("S-02", "S-17")
 @pytest.mark.parametrize("path", BODIES)
-async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: str) -> None:
-    async with canary() as bird, serving(make_instance(upstream, provider=Native)) as served:
-        headers = [f"{name}: {bird.url}" for name in CHOOSERS]
+async def test_no_header_chooses_an_upstream_or_is_forwarded(
+    upstream: FakeUpstream, path: str
+) -> None:
+    async with canary() as decoy, serving(make_instance(upstream, provider=Native)) as served:
+        headers = [f"{name}: {decoy.url}" for name in CHOOSERS]
         headers += ["Authorization: Bearer a-callers", "X-Api-Key: a-callers", "api-key: x"]
         headers += ["Cookie: a=b", "Proxy-Authorization: Basic eDp5", "OpenAI-Organization: o"]
         headers += ["X-Forwarded-For: 1.2.3.4", "OpenAI-Project: p", "x-goog-api-key: x"]
@@ -108,10 +115,10 @@ async def test_no_header_does_and_none_goes_along(upstream: FakeUpstream, path: 
             "Accept-Encoding: br",
             "TE: trailers",
         ]
-        body, host = json.dumps(BODIES[path]).encode(), bird.url.removeprefix("http://")
-        target = f"POST {bird.url}{path}"  # a proxy would take it from there
+        body, host = json.dumps(BODIES[path]).encode(), decoy.url.removeprefix("http://")
+        target = f"POST {decoy.url}{path}"  # a proxy would follow this
         await raw(served.url, request(target, *headers, body=body, host=host))
-    assert bird.visits == 0
+    assert decoy.visits == 0
     sent = {name.lower(): value for name, value in upstream.requests[0].headers.items()}
     assert set(sent) == {
         *("accept", "accept-encoding", "authorization", "content-length", "content-type"),
@@ -134,7 +141,7 @@ BUILT_IN = [
 @both_ways
 @pytest.mark.proves("S-05")
 @pytest.mark.parametrize("point", BUILT_IN, ids=lambda point: point.name)
-async def test_a_key_never_stands_in_an_address(point: metadata.EntryPoint) -> None:
+async def test_a_key_is_never_in_a_url(point: metadata.EntryPoint) -> None:
     cls: type[Provider] = point.load()
     key = "canary-0123456789"
     async with FakeUpstream() as upstream:
@@ -179,37 +186,39 @@ PICTURES: dict[str, Any] = {
 @pytest.mark.proves("S-07")
 @pytest.mark.parametrize("native", [False, True], ids=["translated", "as it is"])
 @pytest.mark.parametrize("path", PICTURES)
-async def test_what_a_body_points_at_is_not_fetched(
+async def test_urls_in_a_body_are_not_fetched(
     upstream: FakeUpstream, path: str, native: bool
 ) -> None:
     instance = make_instance(upstream, provider=Native if native else Fake)
-    async with canary() as bird, serving(instance) as served:
-        url = bird.url + "/latest/meta-data"
+    async with canary() as decoy, serving(instance) as served:
+        url = decoy.url + "/latest/meta-data"
         await served.post(path, PICTURES[path](url))
-    assert bird.visits == 0
+    assert decoy.visits == 0
     assert url in upstream.requests[0].raw.decode()
 
 
 @pytest.mark.proves("S-22")
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-async def test_an_upstream_reads_what_we_have_read(upstream: FakeUpstream, path: str) -> None:
-    said = json.dumps(BODIES[path])[:-1].encode()
+async def test_an_upstream_gets_the_fields_as_the_gateway_parsed_them(
+    upstream: FakeUpstream, path: str
+) -> None:
+    start = json.dumps(BODIES[path])[:-1].encode()
     twice = (
-        said + b', "model": "fake/one", "x": {"a": 1, "a": 2}, "model": "fake/two",'
+        start + b', "model": "fake/one", "x": {"a": 1, "a": 2}, "model": "fake/two",'
         b'"api_base": "http://a", "\\u0061pi_base": "http://b", "stream": true, "stream": false}'
     )
     async with serving(make_instance(upstream, provider=Native)) as served:
         status, _, headers = await served.post(path, twice)
         assert status == 200
-        for odd in (b', "x": NaN}', b', "x": -Infinity}', b', "x": 1e999}', b', "x": 1}{}'):
-            assert (await served.post(path, said + odd))[0] == 400
+        for invalid in (b', "x": NaN}', b', "x": -Infinity}', b', "x": 1e999}', b', "x": 1}{}'):
+            assert (await served.post(path, start + invalid))[0] == 400
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len({name for name, _ in pairs}) == len(pairs), pairs
         return dict(pairs)
 
     (received,) = upstream.requests
-    body = json.loads(received.raw, object_pairs_hook=once)
+    body = json.loads(received.raw, object_pairs_hook=unique)
     assert (body["model"], headers["X-Nexus-Model"]) == ("two", "two")
     assert (body["x"], body["stream"]) == ({"a": 2}, False)
     assert "api_base" not in body
@@ -230,7 +239,7 @@ HOSTILE = {
     "Clear-Site-Data": '"*"',
     "Content-Security-Policy": "none",
 }
-OURS = {
+ALLOWED = {
     *("content-type", "content-length", "transfer-encoding", "date", "connection"),
     *("cache-control", "x-accel-buffering", "x-request-id", "x-nexus-provider"),
     *("x-nexus-model", "x-nexus-attempts", "server-timing", "retry-after", "x-should-retry"),
@@ -241,14 +250,14 @@ OURS = {
 @pytest.mark.proves("S-16", "F28")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [200, 400, 500])
-async def test_no_header_of_an_upstream_comes_through(
+async def test_no_header_of_an_upstream_is_forwarded(
     upstream: FakeUpstream, status: int, stream: bool
 ) -> None:
     upstream.default = Reply(status=status, headers=HOSTILE)
     async with serving(make_instance(upstream), max_attempts=1) as served:
         for _ in range(2):
             _, _, headers = await served.chat(stream=stream)
-            assert {name.lower() for name in headers} <= OURS
+            assert {name.lower() for name in headers} <= ALLOWED
             assert "theirs" not in headers["X-Request-Id"]
             assert not any("evil" in value for value in headers.values())
     assert not any("Cookie" in received.headers for received in upstream.requests)
@@ -261,17 +270,17 @@ async def test_no_header_of_an_upstream_comes_through(
 async def test_a_redirect_is_not_followed(
     upstream: FakeUpstream, status: int, stream: bool
 ) -> None:
-    async with canary() as bird, serving(make_instance(upstream), max_attempts=1) as served:
-        upstream.default = Reply(status=status, headers={"Location": bird.url + "/v1"})
+    async with canary() as decoy, serving(make_instance(upstream), max_attempts=1) as served:
+        upstream.default = Reply(status=status, headers={"Location": decoy.url + "/v1"})
         got, text, headers = await served.chat(stream=stream)
-    assert (got, bird.visits, upstream.hits()) == (503, 0, 1)
-    assert bird.url not in text + str(headers)
+    assert (got, decoy.visits, upstream.hits()) == (503, 0, 1)
+    assert decoy.url not in text + str(headers)
     assert "redirected" in text
 
 
 @both_ways
 @pytest.mark.proves("S-16")
-async def test_an_endless_error_is_cut(upstream: FakeUpstream) -> None:
+async def test_a_huge_error_is_cut(upstream: FakeUpstream) -> None:
     flood = json.dumps({"error": {"message": "x" * 5_000_000}}).encode()
     upstream.default = Reply(status=400, body=flood)
     async with serving(make_instance(upstream)) as served:
@@ -291,40 +300,40 @@ def environment(monkeypatch: pytest.MonkeyPatch, proxy: str) -> Iterator[None]:
 
 @both_ways
 @pytest.mark.proves("S-16")
-async def test_no_proxy_of_the_environment_sees_a_key(
+async def test_no_proxy_of_the_environment_gets_a_key(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with canary() as bird:
-        with environment(monkeypatch, bird.url):
+    async with canary() as decoy:
+        with environment(monkeypatch, decoy.url):
             async with serving(make_instance(upstream)) as served:
                 assert (await served.chat())[0] == 200
-    assert bird.visits == 0
+    assert decoy.visits == 0
 
 
 @both_ways
 @pytest.mark.proves("S-16")
 @pytest.mark.parametrize("name", ["127.0.0.1", "other.example"])
-async def test_no_key_goes_where_the_certificate_is_not_good(name: str) -> None:
-    heard: list[bytes] = []
+async def test_no_key_is_sent_if_the_certificate_is_invalid(name: str) -> None:
+    received: list[bytes] = []
 
-    async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.append(await reader.read(100))
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.read(100))
         writer.close()
 
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert(name).configure_cert(theirs)
-    server = await asyncio.start_server(hear, "127.0.0.1", 0, ssl=theirs)
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert(name).configure_cert(server_context)
+    server = await asyncio.start_server(receive, "127.0.0.1", 0, ssl=server_context)
     async with server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         async with serving(make_instance(url), max_attempts=1) as served:
             status, text, _ = await served.chat()
     assert (status, "TLS failed" in text) == (503, True)
-    assert not any(heard)
+    assert not any(received)
 
 
 @both_ways
 @pytest.mark.proves("S-08", "F37")
-async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUpstream) -> None:
+async def test_a_connection_error_reveals_no_address(upstream: FakeUpstream) -> None:
     where = "no-such-host.invalid"
     for url in ("http://127.0.0.1:9", f"http://{where}/v1", "http://[::1]:9/v1"):
         async with serving(make_instance(url), max_attempts=1) as served:
@@ -336,7 +345,7 @@ async def test_what_went_wrong_below_http_is_told_in_our_words(upstream: FakeUps
 
 @both_ways
 @pytest.mark.proves("F48")
-async def test_a_key_may_be_short_long_or_twice_the_same(upstream: FakeUpstream) -> None:
+async def test_a_key_may_be_short_long_or_repeated(upstream: FakeUpstream) -> None:
     keys = ["k", "k" * 500, KEYS[0], KEYS[0]]
     names = ["fake", "fake", "fake", "other"]
     instances = [

@@ -1,4 +1,4 @@
-"""Rate limits on the wire: who is nearly out of quota, and requests that wait."""
+"""Rate limits over the network: instances nearly out of quota, and requests that wait."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROUND = {"X-Routing-Mode": "round-robin"}
 
 def quota(left: int, limit: int = 100, reset: str = "60s") -> Reply:
     kind = "x-ratelimit-{}-requests"
-    said = {"remaining": str(left), "limit": str(limit), "reset": reset}
-    return Reply(headers={kind.format(word): value for word, value in said.items()})
+    values = {"remaining": str(left), "limit": str(limit), "reset": reset}
+    return Reply(headers={kind.format(word): value for word, value in values.items()})
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_who_has_nothing_left_is_spared_before_he_fails(upstream: FakeUpstream) -> None:
+async def test_an_instance_without_quota_is_avoided_before_it_fails(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     upstream.defaults[KEYS[0]] = quota(0)
     instances = [make_instance(upstream, n, clock) for n in (1, 2)]
@@ -36,27 +36,29 @@ async def test_who_has_nothing_left_is_spared_before_he_fails(upstream: FakeUpst
         assert upstream.hits(KEYS[0]) == 2
 
 
-async def test_he_is_asked_where_there_is_nobody_else(upstream: FakeUpstream) -> None:
+async def test_an_instance_without_quota_is_used_if_there_is_no_other(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = quota(0)
     async with serving(make_instance(upstream)) as served:
         assert [(await served.chat())[0] for _ in range(3)] == [200] * 3
 
 
-async def test_who_has_little_left_is_chosen_less(upstream: FakeUpstream) -> None:
+async def test_an_instance_with_little_quota_is_chosen_less(upstream: FakeUpstream) -> None:
     upstream.defaults[KEYS[0]] = quota(2)
     instances = [make_instance(upstream, n) for n in (1, 2)]
     async with serving(*instances) as served:
         served_by = Counter(
             [(await served.chat(stream=False))[2]["X-Nexus-Provider"] for _ in range(60)]
         )
-    assert 1 <= served_by["Fake (Key #1)"] <= 20  # of 30, a fifth, as it has a fiftieth left
+    assert 1 <= served_by["Fake (Key #1)"] <= 20  # instead of 30: 2 % of its quota is left
 
 
 def limited(wait_s: float) -> Reply:
     return Reply(status=429, headers={"Retry-After": str(wait_s)})
 
 
-async def test_a_server_that_asks_for_a_rest_gets_it(upstream: FakeUpstream) -> None:
+async def test_a_503_with_retry_after_parks_the_instance(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     upstream.script(Reply(status=503, headers={"Retry-After": "7"}))
     instance = make_instance(upstream, clock=clock)
@@ -73,12 +75,12 @@ async def test_a_server_that_asks_for_a_rest_gets_it(upstream: FakeUpstream) -> 
 
 
 def soon() -> asyncio.Timeout:
-    """Fail when it takes as long as the queue would, and not for a slow machine."""
+    """Fail after as long as the queue would wait, but not because of a slow machine."""
     return asyncio.timeout(30)
 
 
 @pytest.mark.proves("F05")
-async def test_without_a_queue_all_parked_is_said_at_once(upstream: FakeUpstream) -> None:
+async def test_without_a_queue_all_parked_is_a_429_at_once(upstream: FakeUpstream) -> None:
     upstream.default = limited(3)
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         status, _, headers = await served.chat()
@@ -87,7 +89,7 @@ async def test_without_a_queue_all_parked_is_said_at_once(upstream: FakeUpstream
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_request_waits_for_the_first_to_return(
+async def test_a_request_waits_for_the_first_instance_to_return(
     upstream: FakeUpstream, stream: bool
 ) -> None:
     upstream.script(limited(0.2))
@@ -96,7 +98,9 @@ async def test_a_request_waits_for_the_first_to_return(
         assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
 
 
-async def test_it_does_not_wait_for_who_returns_too_late(upstream: FakeUpstream) -> None:
+async def test_a_request_does_not_wait_for_an_instance_that_returns_too_late(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = limited(60)
     async with serving(make_instance(upstream), queue_timeout_ms=50_000) as served, soon():
         status, _, headers = await served.chat()
@@ -105,7 +109,7 @@ async def test_it_does_not_wait_for_who_returns_too_late(upstream: FakeUpstream)
 
 
 @pytest.mark.proves("I-41")
-async def test_the_line_is_in_order_and_bounded(upstream: FakeUpstream) -> None:
+async def test_the_queue_is_in_order_and_bounded(upstream: FakeUpstream) -> None:
     upstream.script(limited(0.3))
     refused: list[int] = []
     async with serving(make_instance(upstream), queue_timeout_ms=5000, queue_limit=4) as served:
@@ -123,11 +127,13 @@ async def test_the_line_is_in_order_and_bounded(upstream: FakeUpstream) -> None:
             await asyncio.sleep(0.03)
         await asyncio.gather(*tasks)
     assert refused == [4, 5]
-    came = [received.body["messages"][0]["content"] for received in upstream.requests]
-    assert came == ["0", "0", "1", "2", "3"]
+    received_order = [received.body["messages"][0]["content"] for received in upstream.requests]
+    assert received_order == ["0", "0", "1", "2", "3"]
 
 
-async def test_a_caller_who_leaves_the_line_lets_the_next_one_go(upstream: FakeUpstream) -> None:
+async def test_a_caller_that_leaves_the_queue_frees_the_next_request(
+    upstream: FakeUpstream,
+) -> None:
     upstream.script(limited(0.3))
     async with serving(make_instance(upstream), queue_timeout_ms=5000) as served:
         first = asyncio.create_task(served.chat())
@@ -139,7 +145,7 @@ async def test_a_caller_who_leaves_the_line_lets_the_next_one_go(upstream: FakeU
         assert upstream.hits() == 2
 
 
-async def test_an_instance_that_is_switched_on_is_noticed(upstream: FakeUpstream) -> None:
+async def test_an_enabled_instance_serves_waiting_requests(upstream: FakeUpstream) -> None:
     instances = make_instance(upstream), make_instance(upstream, 2)
     upstream.defaults[KEYS[0]] = limited(40)
     async with serving(*instances, queue_timeout_ms=50_000) as served, soon():
@@ -151,18 +157,18 @@ async def test_an_instance_that_is_switched_on_is_noticed(upstream: FakeUpstream
 
 
 @pytest.mark.parametrize(
-    "trouble", [Reply(status=404), limited(0)], ids=["does not know its model", "wait 0 s"]
+    "failure", [Reply(status=404), limited(0)], ids=["does not know its model", "wait 0 s"]
 )
-async def test_who_is_there_and_says_no_is_not_waited_for(
-    upstream: FakeUpstream, trouble: Reply
+async def test_an_available_instance_that_refused_is_not_waited_for(
+    upstream: FakeUpstream, failure: Reply
 ) -> None:
-    upstream.default = trouble
+    upstream.default = failure
     async with serving(make_instance(upstream), queue_timeout_ms=50_000) as served, soon():
         assert (await served.chat())[0] in (429, 503)
         assert upstream.hits() == 1
 
 
-async def test_somebody_else_is_waited_for_beside_who_refused(upstream: FakeUpstream) -> None:
+async def test_another_instance_is_waited_for_after_a_refusal(upstream: FakeUpstream) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=404)
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances, queue_timeout_ms=5000) as served:
@@ -171,10 +177,10 @@ async def test_somebody_else_is_waited_for_beside_who_refused(upstream: FakeUpst
         assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, 1)
 
 
-async def test_a_retry_that_is_not_granted_does_not_hold_up_the_line(
+async def test_a_denied_retry_does_not_block_the_queue(
     upstream: FakeUpstream,
 ) -> None:
-    """It would look for its chance a thousand times a second, and nobody else could pass."""
+    """It would retry a thousand times a second and block all other requests."""
     upstream.script(Reply(status=500))
     async with serving(make_instance(upstream), queue_timeout_ms=50_000) as served, soon():
         retries = served.gateway.scheduler.retries

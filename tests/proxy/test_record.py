@@ -1,4 +1,4 @@
-"""What is known of a request once it has ended."""
+"""The record of a request once it has ended."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def context_of(*attempts: Attempt) -> RequestContext:
     return RequestContext("chat", "", lambda: 0.001, 0.0, history)
 
 
-async def test_the_whole_story(upstream: FakeUpstream) -> None:
+async def test_a_record_has_all_fields_of_its_request(upstream: FakeUpstream) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=500)
-    told: list[RequestRecord] = []
+    records: list[RequestRecord] = []
     keys = (Secret("a-caller"), Secret("another"))
     async with serving(
         make_instance(upstream), make_instance(upstream, 2), gateway_keys=keys
     ) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         head = {**ROUND, "Authorization": "Bearer another", "X-Request-Id": "mine"}
         await served.chat({**HELLO, "model": "fake", "stream": True}, headers=head)
-    (record,) = told
+    (record,) = records
     assert (record.id, record.endpoint, record.caller) == ("mine", "chat", "key-2")
     assert (record.asked_model, record.model, record.stream) == ("fake", "fake-large", True)
     assert (record.instance, record.provider) == ("Fake (Key #2)", "fake")
@@ -59,73 +59,75 @@ async def test_the_whole_story(upstream: FakeUpstream) -> None:
         (Reply(cut_after=2, delay_s=0.02), 200, "failure", ["failure"]),
     ],
 )
-async def test_how_it_may_end(
+async def test_each_end_has_its_outcome(
     upstream: FakeUpstream, reply: Reply, status: int, outcome: str, attempts: list[str]
 ) -> None:
     upstream.default = reply
-    told: list[RequestRecord] = []
+    records: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         await served.chat()
-    assert (told[0].status, told[0].outcome) == (status, outcome)
-    assert [a.outcome.value for a in told[0].attempts] == attempts
-    assert told[0].answered is (status == 200)
-    first_ms = request_json(told[0])["firstMs"]
-    assert (first_ms is None) is (status != 200), "who got no answer has no time to its beginning"
-    assert told[0].failovers == [], "one that is asked again is no other"
+    assert (records[0].status, records[0].outcome) == (status, outcome)
+    assert [a.outcome.value for a in records[0].attempts] == attempts
+    assert records[0].answered is (status == 200)
+    first_ms = request_json(records[0])["firstMs"]
+    assert (first_ms is None) is (status != 200), (
+        "without a response there is no time to the first byte"
+    )
+    assert records[0].failovers == [], "a retry at the same instance is no fail-over"
 
 
-async def test_a_caller_who_leaves(upstream: FakeUpstream) -> None:
+async def test_a_caller_that_leaves_is_recorded_as_cancelled(upstream: FakeUpstream) -> None:
     upstream.default = Reply(hang=True)
-    told: list[RequestRecord] = []
+    records: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         asking = asyncio.create_task(served.chat())
-        while not upstream.hits():  # noqa: ASYNC110 - nothing tells of it
+        while not upstream.hits():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
         asking.cancel()
-        while not told:  # noqa: ASYNC110 - nothing tells of it
+        while not records:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
-    assert (told[0].status, told[0].outcome) == (499, "cancelled")
-    assert [a.outcome.value for a in told[0].attempts] == ["cancelled"]
+    assert (records[0].status, records[0].outcome) == (499, "cancelled")
+    assert [a.outcome.value for a in records[0].attempts] == ["cancelled"]
 
 
-async def test_an_observer_that_fails_costs_nothing(upstream: FakeUpstream) -> None:
+async def test_a_failing_observer_does_not_affect_the_request(upstream: FakeUpstream) -> None:
     def fail(record: RequestRecord) -> None:
         raise RuntimeError
 
-    told: list[RequestRecord] = []
+    records: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.recorder.observers.extend([fail, told.append])
+        served.gateway.recorder.observers.extend([fail, records.append])
         assert (await served.chat())[0] == 200
-    assert len(told) == 1
+    assert len(records) == 1
 
 
-async def test_what_is_no_request_in_order_is_told_as_well(upstream: FakeUpstream) -> None:
-    told: list[RequestRecord] = []
+async def test_an_invalid_request_is_recorded_too(upstream: FakeUpstream) -> None:
+    records: list[RequestRecord] = []
     async with serving(make_instance(upstream)) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         assert (await served.chat({"messages": 1}))[0] == 400
-    assert (told[0].status, told[0].instance, told[0].attempts) == (400, "", ())
+    assert (records[0].status, records[0].instance, records[0].attempts) == (400, "", ())
 
 
 @pytest.mark.parametrize(
-    ("told", "bill"),
+    ("cost", "bill"),
     [(0.125, 0.125), (0, 0.0), (-1, None), ("much", None), (1e9, None), (None, None), (True, None)],
 )
-def test_a_bill_is_a_sum_of_money(told: object, bill: float | None) -> None:
+def test_an_invalid_bill_is_unknown(cost: object, bill: float | None) -> None:
     context = context_of(attempt())
-    context.history.attempts[0].usage = {"cost": told}
+    context.history.attempts[0].usage = {"cost": cost}
     assert context.record(200, 0.0).billed_usd == bill
 
 
-def test_the_log_has_room_for_all_that_a_record_says() -> None:
+def test_the_reason_in_a_record_has_a_maximum_length() -> None:
     context = context_of()
     context.outcome, context.unavailable = "failure", "x" * 5000
     assert len(context.why() or "") == MAX_WHY
 
 
-def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
+def test_only_the_tokens_of_a_resumed_response_are_known() -> None:
     details = {"prompt_tokens_details": {"cached_tokens": 3}, "cost": 1, "service_tier": 2}
     context = context_of(attempt(outcome="failure", reason="broke"), attempt())
     first, second = context.history.attempts
@@ -138,14 +140,14 @@ def test_of_an_answer_in_parts_only_the_tokens_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "moved"),
+    ("instances", "moved"),
     [("", ""), ("A", ""), ("AAA", ""), ("AB", "A"), ("AABA", "AB"), ("ABC", "AB")],
 )
-def test_a_fail_over_is_that_another_instance_is_asked(asked: str, moved: str) -> None:
-    attempts = tuple(attempt(who, "failure", "reset", 0, 1.0) for who in asked)
-    record = ended(attempts=attempts, instance=asked[-1:], status=503)
+def test_a_fail_over_is_an_attempt_on_a_different_instance(instances: str, moved: str) -> None:
+    attempts = tuple(attempt(name, "failure", "reset", 0, 1.0) for name in instances)
+    record = ended(attempts=attempts, instance=instances[-1:], status=503)
     assert "".join(a.instance.name for a in record.failovers) == moved
     assert request_json(record)["failedOver"] is bool(moved)
     lines = Timelines()
     lines.observe(record)
-    assert lines.as_json(0)[""][0][3] == len(moved), "as Prometheus is told"
+    assert lines.as_json(0)[""][0][3] == len(moved), "as in the metrics"

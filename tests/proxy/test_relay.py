@@ -1,4 +1,4 @@
-"""The main path on real sockets: attempts, fail-over, streams, callers who leave."""
+"""The main path on real sockets: attempts, fail-over, streams, callers that leave."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def chunks(text: str) -> list[Any]:
     return [json.loads(e[6:]) for e in events if e.startswith("data: {")]
 
 
-def said(text: str) -> str:
+def text_of(text: str) -> str:
     choices = [c["choices"][0] for c in chunks(text) if c.get("choices")]
     return "".join(c["delta"].get("content") or "" for c in choices)
 
 
-def assert_whole(answer: tuple[int, str, Mapping[str, str]], stream: bool = True) -> None:
+def assert_complete(answer: tuple[int, str, Mapping[str, str]], stream: bool = True) -> None:
     status, text, headers = answer
     assert status == 200, text
     if stream:
-        assert said(text) == TEXT
+        assert text_of(text) == TEXT
         assert text.endswith("data: [DONE]\n\n")
         assert text.count("[DONE]") == 1
         assert {c["model"] for c in chunks(text)} == {headers["X-Nexus-Provider"]}
@@ -74,7 +74,7 @@ REASONS = {"401": "bad_key", "402": "bad_key", "403": "bad_key", "quota": "bad_k
 @pytest.mark.proves("F01", "F04", "F12", "F14", "F17", "F27", "I-03", "I-34")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("failure", FAILURES)
-async def test_a_failure_before_the_answer_is_nobodys_business(
+async def test_a_failure_before_the_response_fails_over(
     upstream: FakeUpstream, failure: str, stream: bool
 ) -> None:
     upstream.defaults[KEYS[0]] = FAILURES[failure]
@@ -82,7 +82,7 @@ async def test_a_failure_before_the_answer_is_nobodys_business(
     async with serving(make_instance(upstream), make_instance(upstream, 2), **limits) as served:
         headers = {"X-Routing-Mode": "round-robin"}
         answer = await served.chat(stream=stream, headers=headers)
-        assert_whole(answer, stream)
+        assert_complete(answer, stream)
         assert answer[2]["X-Nexus-Provider"] == "Fake (Key #2)"
         assert answer[2]["X-Nexus-Attempts"] == "2"
         first = (await served.health())["providers"][0]
@@ -102,7 +102,7 @@ async def test_a_stream_that_fails_before_its_first_content_fails_over(
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances, first_token_timeout_ms=1000) as served:
         answer = await served.chat(headers={"X-Routing-Mode": "round-robin"})
-        assert_whole(answer)
+        assert_complete(answer)
         assert upstream.hits(KEYS[0]) == 1
         assert instances[0].health.success_rate() == 0
 
@@ -111,11 +111,11 @@ async def test_a_stream_that_fails_before_its_first_content_fails_over(
 async def test_a_refused_connection_fails_over(upstream: FakeUpstream) -> None:
     instances = make_instance("http://127.0.0.1:1/v1"), make_instance(upstream, 2)
     async with serving(*instances) as served:
-        assert_whole(await served.chat(headers={"X-Routing-Mode": "round-robin"}))
+        assert_complete(await served.chat(headers={"X-Routing-Mode": "round-robin"}))
         assert instances[0].last_reason == "refused the connection"
 
 
-ODD = {
+UNUSUAL = {
     "crlf": Reply(newline="\r\n"),
     "cr": Reply(newline="\r"),
     "comments": Reply(comments=True),
@@ -131,13 +131,13 @@ ODD = {
 
 
 @pytest.mark.proves("F23", "F24", "I-32", "I-36", "I-37")
-@pytest.mark.parametrize("odd", ODD)
-async def test_odd_streams_arrive_whole(upstream: FakeUpstream, odd: str) -> None:
-    reply = upstream.default = ODD[odd]
+@pytest.mark.parametrize("kind", UNUSUAL)
+async def test_unusual_streams_arrive_complete(upstream: FakeUpstream, kind: str) -> None:
+    reply = upstream.default = UNUSUAL[kind]
     async with serving(make_instance(upstream)) as served:
         status, text, _ = await served.chat()
     assert status == 200
-    assert said(text) == reply.text
+    assert text_of(text) == reply.text
     assert text.endswith("data: [DONE]\n\n")
     assert {c["model"] for c in chunks(text)} == {"Fake (Key #1)"}
     assert all(c["choices"] for c in chunks(text))
@@ -196,7 +196,7 @@ async def test_a_refusal_goes_to_the_caller(
     assert instance.breaker.state() is State.CLOSED
 
 
-async def test_moderation_is_the_callers(upstream: FakeUpstream) -> None:
+async def test_a_moderation_error_goes_to_the_caller(upstream: FakeUpstream) -> None:
     error = {"message": "flagged", "code": 403, "metadata": {"reasons": ["x"]}}
     upstream.default = Reply(status=403, error=error)
     async with serving(make_instance(upstream)) as served:
@@ -204,13 +204,13 @@ async def test_moderation_is_the_callers(upstream: FakeUpstream) -> None:
         assert served.instances[0].parked_for_s() == 0
 
 
-async def test_404_of_a_named_model_is_passed_and_of_our_own_is_not(
+async def test_a_404_is_passed_on_only_if_the_caller_named_the_model(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=404)
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         headers = {"X-Routing-Mode": "round-robin"}
-        assert_whole(await served.chat(headers=headers))
+        assert_complete(await served.chat(headers=headers))
         assert "check FAKE_MODEL" in caplog.text
         caplog.clear()
         await served.chat(headers=headers)
@@ -221,14 +221,16 @@ async def test_404_of_a_named_model_is_passed_and_of_our_own_is_not(
 
 
 @pytest.mark.proves("F07", "F08", "F10", "I-01", "I-13")
-async def test_three_failures_open_and_one_probe_goes_out(upstream: FakeUpstream) -> None:
+async def test_three_failures_open_the_circuit_and_one_probe_is_sent(
+    upstream: FakeUpstream,
+) -> None:
     clock = FakeClock()
     upstream.defaults[KEYS[0]] = Reply(status=500)
     pair = make_instance(upstream, clock=clock), make_instance(upstream, 2, clock)
     async with serving(*pair, clock=clock) as served:
         headers = {"X-Routing-Mode": "round-robin"}
         for _ in range(8):
-            assert_whole(await served.chat(headers=headers))
+            assert_complete(await served.chat(headers=headers))
         assert upstream.hits(KEYS[0]) == 3
         health = await served.health()
         assert [p["circuitState"] for p in health["providers"]] == ["OPEN", "CLOSED"]
@@ -237,13 +239,15 @@ async def test_three_failures_open_and_one_probe_goes_out(upstream: FakeUpstream
         clock.advance(60)
         answers = [served.chat(headers=headers) for _ in range(50)]
         for answer in await asyncio.gather(*answers):
-            assert_whole(answer)
+            assert_complete(answer)
         assert upstream.hits(KEYS[0]) == 4
         assert pair[0].breaker.state() is State.CLOSED
 
 
 @pytest.mark.proves("F02", "F05", "I-22")
-async def test_nobody_left_is_429_or_503_with_a_true_retry_after(upstream: FakeUpstream) -> None:
+async def test_no_instance_left_is_429_or_503_with_a_true_retry_after(
+    upstream: FakeUpstream,
+) -> None:
     clock = FakeClock()
     upstream.default = Reply(status=429, headers={"Retry-After": "7"})
     pair = make_instance(upstream, clock=clock), make_instance(upstream, 2, clock)
@@ -266,14 +270,14 @@ async def test_a_pool_of_one_tries_again_after_a_pause(upstream: FakeUpstream) -
     upstream.script(Reply(status=500), Reply(status=503))
     async with serving(make_instance(upstream)) as served:
         answer = await served.chat()
-        assert_whole(answer)
+        assert_complete(answer)
         assert answer[2]["X-Nexus-Attempts"] == "3"
         upstream.default = Reply(status=500)
         status, _, headers = await served.chat()
         assert (status, headers["x-should-retry"]) == (503, "false")
         assert upstream.hits() == 6
         upstream.default = Reply()
-        assert_whole(await served.chat())  # probed early: it is all there is
+        assert_complete(await served.chat())  # probed early: there is no other instance
 
 
 @pytest.mark.proves("I-21")
@@ -289,7 +293,7 @@ async def test_attempts_are_bounded(upstream: FakeUpstream) -> None:
 @pytest.mark.proves("F29", "I-16", "I-33")
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("reply", [Reply(hang=True), Reply(hang_after=2, head_delay_s=0.05)])
-async def test_a_caller_who_leaves_closes_the_upstream(
+async def test_a_caller_that_leaves_closes_the_upstream(
     upstream: FakeUpstream, reply: Reply, stream: bool
 ) -> None:
     upstream.default = Reply(hang=True) if not stream else reply
@@ -323,7 +327,7 @@ async def test_ten_megabytes_of_image_arrive_unchanged(upstream: FakeUpstream) -
     assert upstream.hits(KEYS[1]) == 0
 
 
-async def test_an_image_nobody_takes_is_said_so(upstream: FakeUpstream) -> None:
+async def test_an_image_that_no_instance_accepts_is_an_error(upstream: FakeUpstream) -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     body = {"messages": [{"role": "user", "content": [part]}]}
     async with serving(make_instance(upstream, provider=Other)) as served:
@@ -332,18 +336,18 @@ async def test_an_image_nobody_takes_is_said_so(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("S-01", "S-17")
-async def test_what_chooses_an_upstream_never_travels(upstream: FakeUpstream) -> None:
+async def test_fields_that_choose_an_upstream_are_never_sent(upstream: FakeUpstream) -> None:
     body = {**HELLO, "api_base": "http://evil", "base_url": "http://evil", "api_key": "k"}
     headers = {"Cookie": "a=b", "X-Api-Key": "k", "Authorization": "Bearer mine"}
     async with serving(make_instance(upstream)) as served:
-        assert_whole(await served.chat(body, headers=headers))
+        assert_complete(await served.chat(body, headers=headers))
     (received,) = upstream.requests
     assert set(received.body) == {"messages", "model", "stream"}
     assert not {"Cookie", "X-Api-Key"} & set(received.headers)
     assert received.key == KEYS[0]
 
 
-async def test_keep_alive_comments_go_early(upstream: FakeUpstream) -> None:
+async def test_keep_alive_comments_are_sent_early(upstream: FakeUpstream) -> None:
     upstream.script(Reply(status=500, head_delay_s=0.1), key=KEYS[0])
     upstream.defaults[KEYS[1]] = Reply(first_delay_s=0.1)
     pair = make_instance(upstream), make_instance(upstream, 2)
@@ -352,14 +356,14 @@ async def test_keep_alive_comments_go_early(upstream: FakeUpstream) -> None:
         status, text, _ = await served.chat(headers=headers)
         assert status == 200
         assert text.startswith(": keep-alive\n\n")
-        assert said(text) == TEXT
+        assert text_of(text) == TEXT
         upstream.default = upstream.defaults[KEYS[1]] = Reply(status=500, head_delay_s=0.1)
         status, text, _ = await served.chat(headers=headers)
         assert status == 200
         assert chunks(text)[-1]["error"]["code"] == "no_candidate"
 
 
-async def test_the_upstreams_model_can_be_left(upstream: FakeUpstream) -> None:
+async def test_the_upstreams_model_can_be_kept(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream), response_model="upstream") as served:
         _, text, _ = await served.chat()
         assert {c["model"] for c in chunks(text)} == {"fake-model"}
@@ -367,14 +371,14 @@ async def test_the_upstreams_model_can_be_left(upstream: FakeUpstream) -> None:
         assert json.loads(text)["model"] == "fake-model"
 
 
-async def test_a_connection_is_used_again(upstream: FakeUpstream) -> None:
+async def test_a_connection_is_reused(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served:
         for _ in range(5):
-            assert_whole(await served.chat())
+            assert_complete(await served.chat())
     assert upstream.hits() == 5
 
 
-async def test_a_limit_of_no_seconds_is_still_a_limit(upstream: FakeUpstream) -> None:
+async def test_a_rate_limit_of_zero_seconds_is_still_a_rate_limit(upstream: FakeUpstream) -> None:
     upstream.default = Reply(status=429, headers={"Retry-After": "0"})
     async with serving(make_instance(upstream)) as served:
         status, _, headers = await served.chat()
@@ -397,7 +401,7 @@ async def test_a_burst_with_a_bad_key_parks_it_once(
 
 
 @pytest.mark.proves("S-06")
-async def test_an_upstream_that_repeats_the_key_is_masked(upstream: FakeUpstream) -> None:
+async def test_a_key_repeated_by_an_upstream_is_masked(upstream: FakeUpstream) -> None:
     error = {"message": f"Bad Bearer {KEYS[0]} ({KEYS[0][:9]}****ret)", "more": [KEYS[0]]}
     upstream.script(Reply(status=400, error=error))
     event = f'data: {{"error": {{"message": "no {KEYS[0]}"}}}}\n\n'
@@ -413,11 +417,11 @@ async def test_an_upstream_that_repeats_the_key_is_masked(upstream: FakeUpstream
 
 
 @pytest.mark.parametrize("usage", ["BROKEN", '"\\ud800"', "[1]", '{"completion_tokens": "x"}'])
-async def test_odd_usage_leaks_no_lease(upstream: FakeUpstream, usage: str) -> None:
+async def test_invalid_usage_leaves_nothing_in_flight(upstream: FakeUpstream, usage: str) -> None:
     first = 'data: {"model":"m","choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
-    odd = f'data: {{"model":"m","usage":{usage}}}\n\n'
+    middle = f'data: {{"model":"m","usage":{usage}}}\n\n'
     last = 'data: {"model":"m","choices":[{"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-    body = (first + odd + last).encode()
+    body = (first + middle + last).encode()
     upstream.default = Reply(body=body, content_type="text/event-stream")
     instance = make_instance(upstream)
     async with serving(instance) as served:

@@ -1,4 +1,4 @@
-"""A stream that breaks in its midst, and somebody else who goes on with it."""
+"""A stream that breaks in the middle and is resumed by another instance."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def chunks(text: str) -> list[Any]:
 
 
 @pytest.mark.usefixtures("each_way")
-@pytest.mark.parametrize("how", BREAKS)
-async def test_the_caller_sees_one_stream(upstream: FakeUpstream, how: str) -> None:
-    upstream.defaults = {KEYS[0]: BREAKS[how], KEYS[1]: REST}
+@pytest.mark.parametrize("kind", BREAKS)
+async def test_the_caller_gets_one_stream(upstream: FakeUpstream, kind: str) -> None:
+    upstream.defaults = {KEYS[0]: BREAKS[kind], KEYS[1]: REST}
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances, resume=True, idle_timeout_ms=150) as served:
         body = {**HELLO, "stream": True, "max_tokens": 50}
@@ -49,15 +49,15 @@ async def test_the_caller_sees_one_stream(upstream: FakeUpstream, how: str) -> N
         assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
         assert instances[0].health.success_rate() == 0
         assert [i.in_flight for i in instances] == [0, 0]
-    asked = upstream.requests[1].body
-    assert asked["max_tokens"] == 48
-    assert asked["messages"][1:] == [
+    continuation = upstream.requests[1].body
+    assert continuation["max_tokens"] == 48
+    assert continuation["messages"][1:] == [
         {"role": "assistant", "content": "One two"},
         {"role": "user", "content": CONTINUE},
     ]
 
 
-async def test_the_official_client_notices_nothing(upstream: FakeUpstream) -> None:
+async def test_the_official_client_reads_one_stream(upstream: FakeUpstream) -> None:
     upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with (
@@ -77,7 +77,7 @@ async def test_the_official_client_notices_nothing(upstream: FakeUpstream) -> No
     assert parts[-1].usage
 
 
-async def test_it_may_break_again(upstream: FakeUpstream) -> None:
+async def test_a_resumed_stream_may_break_again(upstream: FakeUpstream) -> None:
     upstream.defaults = {
         KEYS[0]: BREAKS["cut"],
         KEYS[1]: Reply(text=" three x", cut_after=2),
@@ -91,7 +91,9 @@ async def test_it_may_break_again(upstream: FakeUpstream) -> None:
     assert len(upstream.requests[2].body["messages"]) == 3
 
 
-async def test_where_nobody_can_go_on_the_break_is_told(upstream: FakeUpstream) -> None:
+async def test_if_no_instance_can_resume_the_stream_ends_with_an_error(
+    upstream: FakeUpstream,
+) -> None:
     upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: Reply(status=500)}
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances, resume=True, max_attempts=2) as served:
@@ -103,18 +105,18 @@ async def test_where_nobody_can_go_on_the_break_is_told(upstream: FakeUpstream) 
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2, 3])
-async def test_a_first_content_keeps_its_time_where_nobody_can_go_on(
+async def test_the_time_of_the_first_content_stays_if_no_instance_can_resume(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, max_attempts: int
 ) -> None:
     upstream.script(BREAKS["cut"], key=KEYS[0])
     upstream.default = Reply(status=500)
     caplog.set_level("INFO", "nexus_gateway")
-    told: list[RequestRecord] = []
+    records: list[RequestRecord] = []
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances, resume=True, max_attempts=max_attempts) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         await served.chat(headers=ROUND)
-    (record,) = told
+    (record,) = records
     assert [attempt.status for attempt in record.attempts] == [200, 500, 500][:max_attempts]
     broken_ms = record.attempts[0].duration_ms
     assert record.upstream_ms <= record.first_ms < broken_ms < record.total_ms
@@ -133,9 +135,7 @@ async def test_a_first_content_keeps_its_time_where_nobody_can_go_on(
     ],
     ids=lambda more: next(iter(more)),
 )
-async def test_what_is_more_than_text_is_not_gone_on_with(
-    upstream: FakeUpstream, more: dict[str, Any]
-) -> None:
+async def test_only_plain_text_is_resumed(upstream: FakeUpstream, more: dict[str, Any]) -> None:
     upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
     async with serving(make_instance(upstream), make_instance(upstream, 2), resume=True) as served:
         _, text, _ = await served.chat({**HELLO, "stream": True, **more}, headers=ROUND)
@@ -143,7 +143,7 @@ async def test_what_is_more_than_text_is_not_gone_on_with(
         assert upstream.hits() == 1
 
 
-async def test_it_is_the_owners_choice(upstream: FakeUpstream) -> None:
+async def test_without_the_setting_nothing_is_resumed(upstream: FakeUpstream) -> None:
     upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         _, text, _ = await served.chat(headers=ROUND)
@@ -151,7 +151,7 @@ async def test_it_is_the_owners_choice(upstream: FakeUpstream) -> None:
         assert upstream.hits() == 1
 
 
-async def test_another_provider_goes_on_as_well(upstream: FakeUpstream) -> None:
+async def test_another_provider_may_resume(upstream: FakeUpstream) -> None:
     upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: REST}
     other = make_instance(upstream, 2, provider=Other, name="other")
     async with serving(make_instance(upstream), other, resume=True) as served:
@@ -160,7 +160,7 @@ async def test_another_provider_goes_on_as_well(upstream: FakeUpstream) -> None:
         assert other.breaker.state() is State.CLOSED
 
 
-async def test_thinking_alone_is_begun_anew(upstream: FakeUpstream) -> None:
+async def test_a_stream_with_only_reasoning_is_started_again(upstream: FakeUpstream) -> None:
     upstream.defaults = {
         KEYS[0]: Reply(text="One two", reasoning=True, cut_after=1),
         KEYS[1]: Reply(text="One two", reasoning=True),
@@ -171,7 +171,9 @@ async def test_thinking_alone_is_begun_anew(upstream: FakeUpstream) -> None:
     assert upstream.requests[1].body["messages"] == HELLO["messages"]
 
 
-async def test_who_goes_on_is_not_taken_for_quicker_than_he_is(upstream: FakeUpstream) -> None:
+async def test_a_resuming_instances_speed_counts_only_its_own_tokens(
+    upstream: FakeUpstream,
+) -> None:
     upstream.defaults = {
         KEYS[0]: Reply(text="word " * 300, delay_s=0.0001, cut_after=250),
         KEYS[1]: Reply(text="a b c d", delay_s=0.05),
@@ -185,7 +187,7 @@ async def test_who_goes_on_is_not_taken_for_quicker_than_he_is(upstream: FakeUps
 
 
 @pytest.mark.parametrize("rest", [Reply(hang=True), Reply(status=500)], ids=["left", "failed"])
-async def test_the_log_tells_a_caller_who_left_from_a_break(
+async def test_the_log_distinguishes_a_caller_that_left_from_a_break(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, rest: Reply
 ) -> None:
     upstream.defaults = {KEYS[0]: BREAKS["cut"], KEYS[1]: rest}
@@ -193,7 +195,7 @@ async def test_the_log_tells_a_caller_who_left_from_a_break(
     caplog.set_level("INFO", "nexus_gateway")
     async with serving(*instances, resume=True, max_attempts=2) as served:
         asking = asyncio.create_task(served.chat(headers=ROUND))
-        while upstream.hits() < 2:  # noqa: ASYNC110 - nothing tells of it
+        while upstream.hits() < 2:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
         if rest.hang:
             asking.cancel()
@@ -202,8 +204,8 @@ async def test_the_log_tells_a_caller_who_left_from_a_break(
             await asyncio.sleep(0.01)
         assert [i.in_flight for i in instances] == [0, 0]
     lines = [vars(record).get("fields", {}) for record in caplog.records]
-    told = [(line["outcome"], line["resumed"]) for line in lines if "outcome" in line]
-    assert told == [("cancelled", 1) if rest.hang else ("failure", None)]
+    outcomes = [(line["outcome"], line["resumed"]) for line in lines if "outcome" in line]
+    assert outcomes == [("cancelled", 1) if rest.hang else ("failure", None)]
 
 
 HALVES = "One \ud83d \ude00 two"
@@ -211,10 +213,10 @@ HALVES = "One \ud83d \ude00 two"
 
 @pytest.mark.parametrize("codec", ["orjson", "json"])
 @pytest.mark.parametrize("replies", [(HALVES, "x"), ("One two three four", HALVES)])
-async def test_half_a_character_ends_it_with_a_word(
+async def test_half_a_character_ends_the_stream_with_an_error(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, replies: tuple[str, str], codec: str
 ) -> None:
-    """What one codec takes it may be unable to write; the caller hears of it as of any break."""
+    """A codec may read what it cannot write; the caller gets the error of any break."""
     if codec == "json":
         monkeypatch.setattr(json_codec, "orjson", None)
     upstream.defaults = {
@@ -228,7 +230,7 @@ async def test_half_a_character_ends_it_with_a_word(
         assert [i.in_flight for i in instances] == [0, 0]
 
 
-def test_what_had_its_end_is_not_gone_on_with() -> None:
+def test_a_finished_stream_is_not_resumed() -> None:
     ended = b'data: {"id":"a","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     assert read_answer([ended]) is None
     assert read_answer([b"data: {no\n\n"]) is None

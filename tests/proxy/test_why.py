@@ -1,4 +1,4 @@
-"""Why a request went as it did: in the log, in its record, in its span."""
+"""The reason of a request's outcome: in the log, in its record, in its span."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CUT = "broke in the middle of its answer: cut its answer off"
 BREAKS = {
     CUT: Reply(cut_after=2, delay_s=0.03),
     "broke in the middle of its answer: sent an error instead of an answer": Reply(
-        error_after=2, delay_s=0.02, error={"message": "what it says itself"}
+        error_after=2, delay_s=0.02, error={"message": "the upstream's own message"}
     ),
     "broke in the middle of its answer: stopped sending": Reply(hang_after=2),
     "broke in the middle of its answer: sent something that is not an answer": Reply(
@@ -44,91 +44,91 @@ def info(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.fixture
-def told() -> list[RequestRecord]:
+def records() -> list[RequestRecord]:
     return []
 
 
 def lines(caplog: pytest.LogCaptureFixture, message: str) -> list[Fields]:
-    """Return the fields of the lines that say something, without those that hold nothing."""
-    found = [r for r in caplog.records if r.name == "nexus_gateway" and r.message == message]
+    """Return the fields of the log lines with a message, without empty fields."""
+    matching = [r for r in caplog.records if r.name == "nexus_gateway" and r.message == message]
     return [
         {"level": r.levelname, **{k: v for k, v in vars(r)["fields"].items() if v is not None}}
-        for r in found
+        for r in matching
     ]
 
 
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("why", BREAKS)
-async def test_a_stream_that_breaks_says_why_and_when(
-    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, told: list[RequestRecord], why: str
+async def test_a_broken_stream_is_recorded_with_its_reason_and_time(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, records: list[RequestRecord], why: str
 ) -> None:
     upstream.default = BREAKS[why]
     idle_timeout_ms = 100 if "silent" in why else 60_000
     async with serving(make_instance(upstream), idle_timeout_ms=idle_timeout_ms) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         await served.chat()
-    (record,), (line,) = told, lines(caplog, "chat")
+    (record,), (line,) = records, lines(caplog, "chat")
     (attempt,) = record.attempts
     assert (attempt.outcome, attempt.reason, attempt.status) == (Outcome.FAILURE, why, 200)
     assert record.first_ms < record.total_ms
     assert attempt.duration_ms <= record.total_ms
     assert record.why == line["why"] == f"Fake (Key #1): {why}"
     assert (line["status"], line["outcome"], line["attempts"]) == (200, "failure", 1)
-    assert "what it says itself" not in caplog.text
+    assert "the upstream's own message" not in caplog.text
 
 
-async def test_what_was_gone_on_with_says_who_broke(
-    upstream: FakeUpstream, told: list[RequestRecord]
+async def test_a_resumed_stream_is_recorded_with_the_instance_that_broke(
+    upstream: FakeUpstream, records: list[RequestRecord]
 ) -> None:
     upstream.defaults[KEYS[0]] = BREAKS[CUT]
     upstream.defaults[KEYS[2]] = Reply(status=500)
     instances = [make_instance(upstream, n) for n in (1, 2, 3)]
     async with serving(*instances, resume=True) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         await served.chat(headers=ROUND)
         for instance in instances[1:]:
             instance.disable()
         await served.chat(headers=ROUND)
         instances[2].enable()
         await served.chat(headers=ROUND)
-    (whole, alone, both), broke = told, f"Fake (Key #1): {CUT}"
-    assert (whole.outcome, whole.resumed, whole.why) == ("success", 1, broke)
-    assert whole.attempts[0].duration_ms > 20  # it took its time till it broke
+    (resumed, alone, both), reason = records, f"Fake (Key #1): {CUT}"
+    assert (resumed.outcome, resumed.resumed, resumed.why) == ("success", 1, reason)
+    assert resumed.attempts[0].duration_ms > 20  # the time until it broke
     assert alone.outcome == "failure"
     assert alone.why is not None
-    assert alone.why.startswith(broke)
+    assert alone.why.startswith(reason)
     assert alone.why.endswith("; excluded: Fake (Key #2) disabled, Fake (Key #3) disabled")
     assert both.why is not None
     assert "Fake (Key #3): answered 500" in both.why
     assert [a.outcome for a in both.attempts].count(Outcome.FAILURE) >= 2
 
 
-async def test_a_fail_over_says_why_and_what_went_well_at_once_says_nothing(
-    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, told: list[RequestRecord]
+async def test_only_a_fail_over_has_a_reason(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, records: list[RequestRecord]
 ) -> None:
     upstream.script(Reply(status=500), key=KEYS[0])
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         for _ in range(2):
             await served.chat({**HELLO, "model": "fake"}, headers=ROUND)
     moved, good = lines(caplog, "chat")
-    assert moved["why"] == told[0].why == "Fake (Key #1): answered 500"
+    assert moved["why"] == records[0].why == "Fake (Key #1): answered 500"
     assert (moved["outcome"], moved["attempts"]) == ("success", 2)
     assert "why" not in good
-    assert told[1].why is None
+    assert records[1].why is None
     for line in (moved, good):
         assert (line["asked"], line["model"]) == ("fake", "fake-large")
         assert line["policy"] == "round-robin"
         assert "trace_id" not in line
 
 
-async def test_where_nobody_is_asked_it_says_what_stands_in_the_way(
-    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, told: list[RequestRecord]
+async def test_a_request_without_attempts_lists_the_excluded_instances(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, records: list[RequestRecord]
 ) -> None:
     clock = FakeClock()
     refused, limited, off = (make_instance(upstream, n, clock) for n in (1, 2, 3))
     async with serving(refused, limited, off, clock=clock) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         refused.park_bad_key()
         limited.park(20)
         off.disable()
@@ -136,32 +136,34 @@ async def test_where_nobody_is_asked_it_says_what_stands_in_the_way(
         explained = await served.chat(headers={"X-Nexus-Explain": "true"})
     assert status == 503
     assert "X-Nexus-Explain" not in headers
-    way = "Fake (Key #1) key refused 600s, Fake (Key #2) rate limited 20s, Fake (Key #3) disabled"
+    excluded = (
+        "Fake (Key #1) key refused 600s, Fake (Key #2) rate limited 20s, Fake (Key #3) disabled"
+    )
     line, _ = lines(caplog, "chat")
-    assert told[0].attempts == ()
-    assert told[0].why == line["why"] == f"smart: no candidate; excluded: {way}"
-    assert explained[2]["X-Nexus-Explain"] == request_json(told[0])["why"] == told[0].why
+    assert records[0].attempts == ()
+    assert records[0].why == line["why"] == f"smart: no candidate; excluded: {excluded}"
+    assert explained[2]["X-Nexus-Explain"] == request_json(records[0])["why"] == records[0].why
     assert "first_ms" not in line
 
 
 @pytest.mark.parametrize("queue_timeout_ms", [0, 50])
-async def test_after_attempts_those_are_named_who_could_not_be_asked(
-    upstream: FakeUpstream, told: list[RequestRecord], queue_timeout_ms: int
+async def test_failed_attempts_are_followed_by_the_excluded_instances(
+    upstream: FakeUpstream, records: list[RequestRecord], queue_timeout_ms: int
 ) -> None:
     upstream.default = Reply(status=401)
     clock = FakeClock()
     instances = [make_instance(upstream, n, clock) for n in (1, 2)]
     async with serving(*instances, clock=clock, queue_timeout_ms=queue_timeout_ms) as served:
-        served.gateway.recorder.observers.append(told.append)
+        served.gateway.recorder.observers.append(records.append)
         instances[1].park(30)
         await served.chat()
-    (record,) = told
+    (record,) = records
     assert record.why is not None
     assert record.why.startswith("Fake (Key #1): the key was refused (401); excluded: ")
     assert record.why.endswith("Fake (Key #2) rate limited 30s")
 
 
-async def test_a_body_at_fault_names_the_field_and_not_its_words(
+async def test_an_invalid_body_is_logged_by_its_field_and_not_its_content(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(make_instance(upstream)) as served:
@@ -184,7 +186,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("sent", "status", "method", "path", "reason"), REFUSED)
-async def test_what_no_door_took_in_has_one_line(
+async def test_a_request_refused_before_its_endpoint_has_one_line(
     upstream: FakeUpstream,
     caplog: pytest.LogCaptureFixture,
     sent: bytes,
@@ -197,13 +199,13 @@ async def test_what_no_door_took_in_has_one_line(
         assert (await raw(served.url, sent))[0] == status
     (line,) = lines(caplog, "refused")
     assert line.pop("id").startswith("req-")
-    about = {"method": method, "path": path, "reason": reason, "peer": "127.0.0.1"}
-    assert line == {"level": "INFO", "status": status, **about}
+    fields = {"method": method, "path": path, "reason": reason, "peer": "127.0.0.1"}
+    assert line == {"level": "INFO", "status": status, **fields}
     assert len(caplog.records) == 1
     assert "canary" not in str([vars(r) for r in caplog.records])
 
 
-async def test_nor_is_there_more_of_what_a_door_refused(
+async def test_a_request_refused_by_its_endpoint_has_one_line(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(make_instance(upstream)) as served:
@@ -219,7 +221,7 @@ async def fail(served: Served, times: int) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_circuit_has_a_line_when_it_opens_and_one_when_it_closes(
+async def test_a_circuit_is_logged_when_it_opens_and_when_it_closes(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
@@ -232,8 +234,8 @@ async def test_a_circuit_has_a_line_when_it_opens_and_one_when_it_closes(
             await fail(served, 2)
         (opened,) = lines(caplog, "circuit opened")
         assert opened.pop("id") in {line["id"] for line in lines(caplog, "chat")}
-        about = {"on": shaky.name, "failures": 3, "probe_in_s": 60, "why": "answered 500"}
-        assert opened == {"level": "WARNING", **about}
+        fields = {"on": shaky.name, "failures": 3, "probe_in_s": 60, "why": "answered 500"}
+        assert opened == {"level": "WARNING", **fields}
         assert not lines(caplog, "circuit closed")
         del upstream.defaults[KEYS[0]]
         clock.advance(60)
@@ -244,7 +246,7 @@ async def test_a_circuit_has_a_line_when_it_opens_and_one_when_it_closes(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_also_where_answers_break_or_come_in_one_piece(
+async def test_circuits_are_logged_for_broken_streams_and_without_streams(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
     clock = FakeClock()
@@ -261,7 +263,7 @@ async def test_also_where_answers_break_or_come_in_one_piece(
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_probe_whose_caller_leaves_leaves_no_warning_alone(
+async def test_a_cancelled_probe_is_followed_by_the_line_of_the_closed_circuit(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
@@ -282,7 +284,7 @@ async def test_a_probe_whose_caller_leaves_leaves_no_warning_alone(
     assert len(lines(caplog, "circuit closed")) == 1
 
 
-async def test_a_span_says_it_too_and_its_trace_is_in_the_log(
+async def test_a_span_has_the_reason_and_the_log_its_trace(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     spans, instance = Spans(), make_instance(upstream)
@@ -293,20 +295,20 @@ async def test_a_span_says_it_too_and_its_trace_is_in_the_log(
         spans.memory.clear()
         instance.park_bad_key()
         await served.chat()
-        nobody, _ = await spans.of(1)
+        unserved, _ = await spans.of(1)
         await served.chat(headers={"traceparent": UNSAMPLED})
-    assert broken.status.status_code is nobody.status.status_code is StatusCode.ERROR
+    assert broken.status.status_code is unserved.status.status_code is StatusCode.ERROR
     assert broken.status.description == f"Fake (Key #1): {CUT}"
     assert attempt.status.description == CUT
-    left_out = "smart: no candidate; excluded: Fake (Key #1) key refused 600s"
-    assert nobody.status.description == (nobody.attributes or {})["nexus.why"] == left_out
+    reason = "smart: no candidate; excluded: Fake (Key #1) key refused 600s"
+    assert unserved.status.description == (unserved.attributes or {})["nexus.why"] == reason
     first, second, unsampled = lines(caplog, "chat")
     assert first["trace_id"] == TRACE
-    assert second["trace_id"] == f"{nobody.context.trace_id:032x}"
+    assert second["trace_id"] == f"{unserved.context.trace_id:032x}"
     assert "trace_id" not in unsampled
 
 
-async def test_each_line_about_a_request_names_its_trace(
+async def test_each_line_about_a_request_has_its_trace(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="nexus_gateway")
@@ -314,14 +316,14 @@ async def test_each_line_about_a_request_names_its_trace(
     async with traced(Spans(), make_instance(upstream), max_attempts=1) as served:
         for _ in range(3):
             await served.chat(headers={"traceparent": SAMPLED})
-    ours = [r for r in caplog.records if r.name == "nexus_gateway"]
-    assert {r.message.partition(":")[0] for r in ours} == {
+    gateway_lines = [r for r in caplog.records if r.name == "nexus_gateway"]
+    assert {r.message.partition(":")[0] for r in gateway_lines} == {
         *("attempt", "attempt failed", "circuit opened", "chat")
     }
-    assert {vars(r)["fields"]["trace_id"] for r in ours} == {TRACE}
+    assert {vars(r)["fields"]["trace_id"] for r in gateway_lines} == {TRACE}
 
 
-async def test_a_caller_who_leaves_is_no_riddle(
+async def test_a_cancelled_request_is_logged_with_its_reason(
     upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.script(Reply(status=500), key=KEYS[0])

@@ -1,4 +1,4 @@
-"""What an attempt's end leaves behind: a circuit that turned, the reason of a failure."""
+"""What the end of an attempt records: a circuit that turned, the reason of a failure."""
 
 from __future__ import annotations
 
@@ -28,118 +28,126 @@ def instance(clock: FakeClock) -> Instance:
     return make_instance(clock=clock)
 
 
-def lease(instance: Instance) -> Attempt:
+def begin(instance: Instance) -> Attempt:
     permit = instance.breaker.acquire()
     return Attempt(instance, instance.model, permit, AttemptHistory(), instance._clock)
 
 
-def change(attempt: Attempt) -> Change:
+def circuit_change(attempt: Attempt) -> Change:
     return (attempt.circuit, attempt.failures_in_a_row) if attempt.circuit else None
 
 
-def ended(instance: Instance, *verdicts: Verdict) -> list[Change]:
-    """End attempts one after the other; return what each did to the circuit."""
-    made = []
+def end_with(instance: Instance, *verdicts: Verdict) -> list[Change]:
+    """End attempts one after the other; return the circuit's change at each."""
+    changes = []
     for verdict in verdicts:
-        one = lease(instance)
-        one.end(verdict)
-        made.append(change(one))
-    return made
+        attempt = begin(instance)
+        attempt.end(verdict)
+        changes.append(circuit_change(attempt))
+    return changes
 
 
-def test_a_success_from_before_it_opened_takes_no_reason_away(instance: Instance) -> None:
-    slow = lease(instance)
-    ended(instance, FAILED, FAILED, FAILED)
+def test_a_success_that_began_before_the_circuit_opened_keeps_the_reason(
+    instance: Instance,
+) -> None:
+    slow = begin(instance)
+    end_with(instance, FAILED, FAILED, FAILED)
     slow.end(OK)
     assert instance.breaker.state() is State.OPEN
     assert instance.last_reason == "answered 500"
 
 
-def test_nor_does_one_from_before_a_park(instance: Instance, clock: FakeClock) -> None:
-    slow = lease(instance)
-    ended(instance, LIMITED)
+def test_a_success_that_began_before_a_park_keeps_the_reason(
+    instance: Instance, clock: FakeClock
+) -> None:
+    slow = begin(instance)
+    end_with(instance, LIMITED)
     slow.end(OK)
     assert instance.last_reason == "rate limited"
     clock.advance(7)
-    ended(instance, OK)
+    end_with(instance, OK)
     assert instance.last_reason is None
 
 
-def test_one_that_counts_does(instance: Instance, clock: FakeClock) -> None:
-    ended(instance, FAILED, OK)
+def test_a_success_that_counts_removes_the_reason(instance: Instance, clock: FakeClock) -> None:
+    end_with(instance, FAILED, OK)
     assert instance.last_reason is None
-    ended(instance, FAILED, FAILED, FAILED)
+    end_with(instance, FAILED, FAILED, FAILED)
     clock.advance(60)
-    ended(instance, OK)
+    end_with(instance, OK)
     assert (instance.breaker.state(), instance.last_reason) == (State.CLOSED, None)
 
 
-def test_a_circuit_is_told_when_it_opens_and_when_it_closes(
+def test_a_circuit_is_reported_when_it_opens_and_when_it_closes(
     instance: Instance, clock: FakeClock
 ) -> None:
-    assert ended(instance, FAILED, OK, LEFT) == [None] * 3
-    assert ended(instance, FAILED, FAILED, FAILED) == [None, None, ("opened", 3)]
-    for _ in range(3):  # a probe that fails is no news
+    assert end_with(instance, FAILED, OK, LEFT) == [None] * 3
+    assert end_with(instance, FAILED, FAILED, FAILED) == [None, None, ("opened", 3)]
+    for _ in range(3):  # a failed probe changes nothing
         clock.advance(60)
-        assert ended(instance, FAILED) == [None]
+        assert end_with(instance, FAILED) == [None]
     clock.advance(60)
-    assert ended(instance, OK, OK) == [("closed", 0), None]
-    assert ended(instance, FAILED, FAILED, FAILED)[-1] == ("opened", 3)
+    assert end_with(instance, OK, OK) == [("closed", 0), None]
+    assert end_with(instance, FAILED, FAILED, FAILED)[-1] == ("opened", 3)
 
 
-def test_a_probe_that_begins_to_answer_has_closed_it_when_it_ends_well(
+def test_a_probe_that_succeeds_reports_the_closed_circuit_at_its_end(
     instance: Instance, clock: FakeClock
 ) -> None:
-    ended(instance, FAILED, FAILED, FAILED)
+    end_with(instance, FAILED, FAILED, FAILED)
     for verdict, turned in ((FAILED, None), (OK, ("closed", 0))):
         clock.advance(60)
-        probe = lease(instance)
+        probe = begin(instance)
         probe.first_content(1000, stream=True)
-        assert (instance.breaker.state(), change(probe)) == (State.CLOSED, None)
+        assert (instance.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
         probe.end(verdict)
-        assert change(probe) == turned
+        assert circuit_change(probe) == turned
 
 
-def test_where_the_probes_caller_leaves_the_next_good_answer_tells_that_it_closed(
+def test_if_the_probes_caller_leaves_the_next_success_reports_the_closed_circuit(
     instance: Instance, clock: FakeClock
 ) -> None:
-    ended(instance, FAILED, FAILED, FAILED)
+    end_with(instance, FAILED, FAILED, FAILED)
     clock.advance(60)
-    probe = lease(instance)
+    probe = begin(instance)
     probe.first_content(1000, stream=True)
     probe.end(LEFT)
-    assert (instance.breaker.state(), change(probe)) == (State.CLOSED, None)
-    assert ended(instance, LEFT, OK, OK) == [None, ("closed", 0), None]
+    assert (instance.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
+    assert end_with(instance, LEFT, OK, OK) == [None, ("closed", 0), None]
 
 
-def test_what_closed_in_another_process_is_told_there(instance: Instance, clock: FakeClock) -> None:
-    ended(instance, FAILED, FAILED, FAILED)
-    clock.advance(61)
-    instance.breaker.merge_remote((clock(), False))
-    assert ended(instance, OK) == [None]
-
-
-def test_whoever_makes_it_open_again_before_that_is_told_with_all_that_failed(
+def test_a_circuit_that_closed_in_another_process_is_reported_there(
     instance: Instance, clock: FakeClock
 ) -> None:
-    ended(instance, FAILED, FAILED, FAILED)
+    end_with(instance, FAILED, FAILED, FAILED)
+    clock.advance(61)
+    instance.breaker.merge_remote((clock(), False))
+    assert end_with(instance, OK) == [None]
+
+
+def test_an_attempt_that_opens_it_again_reports_all_failures_in_a_row(
+    instance: Instance, clock: FakeClock
+) -> None:
+    end_with(instance, FAILED, FAILED, FAILED)
     clock.advance(60)
-    probe = lease(instance)
+    probe = begin(instance)
     probe.first_content(1000, stream=True)
-    assert ended(instance, FAILED) == [("opened", 4)]
+    assert end_with(instance, FAILED) == [("opened", 4)]
     probe.end(OK)
-    assert change(probe) is None
+    assert circuit_change(probe) is None
 
 
-def test_what_another_process_saw_is_not_told_here(instance: Instance, clock: FakeClock) -> None:
-    slow, failing = lease(instance), lease(instance)
+def test_a_circuit_that_opened_in_another_process_is_not_reported_here(
+    instance: Instance, clock: FakeClock
+) -> None:
+    slow, failing = begin(instance), begin(instance)
     clock.advance(1)
     instance.breaker.merge_remote((clock(), True))
     assert instance.breaker.state() is State.OPEN
     slow.end(OK)
     failing.end(FAILED)
-    assert (change(slow), change(failing)) == (None, None)
+    assert (circuit_change(slow), circuit_change(failing)) == (None, None)
     clock.advance(60)
-    assert ended(instance, FAILED) == [None]
+    assert end_with(instance, FAILED) == [None]
     clock.advance(60)
-    assert ended(instance, OK) == [("closed", 0)]  # but who proves it well says so
+    assert end_with(instance, OK) == [("closed", 0)]  # but the successful probe reports it

@@ -1,4 +1,4 @@
-"""Delays before going back to a provider that has just failed."""
+"""Delays before a retry at a provider that has just failed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from nexus_gateway.routing.scheduler import delay_s
 
-WHOLE_MS = [100, 200, 400, 800, 1600, 2000, 2000, 2000]
+FULL_MS = [100, 200, 400, 800, 1600, 2000, 2000, 2000]
 
 
 @pytest.mark.proves("I-23")
 @given(st.integers(0, 7), st.integers())
-def test_a_delay_lies_between_half_and_whole(retry: int, seed: int) -> None:
-    whole_s = WHOLE_MS[retry] / 1000
-    assert whole_s / 2 <= delay_s(retry, Random(seed)) <= whole_s
+def test_a_delay_is_between_half_and_all_of_its_maximum(retry: int, seed: int) -> None:
+    full_s = FULL_MS[retry] / 1000
+    assert full_s / 2 <= delay_s(retry, Random(seed)) <= full_s
 
 
 def test_delays_are_spread_over_the_whole_range() -> None:
@@ -28,5 +28,5 @@ def test_delays_are_spread_over_the_whole_range() -> None:
     assert abs(sum(drawn) / len(drawn) - 0.075) < 0.002
 
 
-def test_the_longest_delay_holds_for_ever() -> None:
+def test_the_longest_delay_never_grows() -> None:
     assert delay_s(10_000, Random(1)) <= 2.0

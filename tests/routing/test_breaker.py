@@ -1,4 +1,4 @@
-"""The circuit, against a model of its own, in virtual time."""
+"""The circuit breaker against a simple model, in virtual time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fail(breaker: Breaker, times: int = 3) -> None:
 
 
 @pytest.mark.proves("I-10")
-def test_three_failures_in_a_row_open(breaker: Breaker) -> None:
+def test_three_failures_in_a_row_open_the_circuit(breaker: Breaker) -> None:
     fail(breaker, 2)
     breaker.success(breaker.acquire())
     fail(breaker, 2)
@@ -38,7 +38,7 @@ def test_three_failures_in_a_row_open(breaker: Breaker) -> None:
 
 
 @pytest.mark.proves("F09", "F10", "F11", "I-11", "I-13")
-def test_after_a_minute_one_probe(breaker: Breaker, clock: FakeClock) -> None:
+def test_after_a_minute_one_probe_is_admitted(breaker: Breaker, clock: FakeClock) -> None:
     fail(breaker)
     clock.advance(59.9)
     assert not breaker.admits()
@@ -74,7 +74,9 @@ def test_late_outcomes_are_dropped(breaker: Breaker, clock: FakeClock) -> None:
     assert not breaker.admits()
 
 
-def test_a_probe_that_speaks_closes_on_probation(breaker: Breaker, clock: FakeClock) -> None:
+def test_a_probes_first_token_closes_the_circuit_on_probation(
+    breaker: Breaker, clock: FakeClock
+) -> None:
     fail(breaker)
     clock.advance(60)
     permit = breaker.first_token(breaker.acquire())
@@ -87,7 +89,7 @@ def test_a_probe_that_speaks_closes_on_probation(breaker: Breaker, clock: FakeCl
     assert breaker.state() is State.CLOSED
 
 
-def test_an_early_probe(breaker: Breaker) -> None:
+def test_an_early_probe_closes_the_circuit(breaker: Breaker) -> None:
     fail(breaker)
     permit = breaker.acquire_early()
     assert permit.probe
@@ -98,7 +100,7 @@ def test_an_early_probe(breaker: Breaker) -> None:
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Attempts that begin and end in any order; the model counts by hand."""
+    """Attempts begin and end in any order; the model counts by hand."""
 
     def __init__(self) -> None:
         super().__init__()

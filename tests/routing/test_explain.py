@@ -1,4 +1,4 @@
-"""Why an instance was chosen: in the debug log, and in the answer's headers for an admin."""
+"""Why an instance was chosen: in the debug log, and in the response's headers for an admin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAILED = Verdict(Outcome.FAILURE, "answered 500")
 
 
 class Pool:
-    """A scheduler and instances under a clock of their own."""
+    """A scheduler and instances with their own clock."""
 
     def __init__(self, size: int) -> None:
         self.clock = FakeClock()
@@ -37,15 +37,15 @@ class Pool:
         more = {"key": Secret("a-key"), "clock": self.clock}
         self.instances = [make_instance(number=n + 1, **more) for n in range(size)]
 
-    def told(self, trail: AttemptHistory | None = None, images: bool = False) -> str:
-        trail = trail or AttemptHistory()
-        trail.explanations = []
+    def explain(self, history: AttemptHistory | None = None, images: bool = False) -> str:
+        history = history or AttemptHistory()
+        history.explanations = []
         try:
             target = RoutingTarget(tuple(self.instances), images=images)
-            self.scheduler.attempt(target, "fastest", trail)
+            self.scheduler.attempt(target, "fastest", history)
         except NoCandidate:
             pass
-        return trail.explanations[-1]
+        return history.explanations[-1]
 
 
 def fail(instance: Instance, times: int) -> None:
@@ -53,7 +53,7 @@ def fail(instance: Instance, times: int) -> None:
         instance.breaker.failure(instance.breaker.acquire())
 
 
-def test_who_was_chosen_among_whom_and_who_was_left_out() -> None:
+def test_the_explanation_lists_candidates_and_excluded_instances() -> None:
     pool = Pool(6)
     slow, off, limited, broken, bad_key, best = pool.instances
     slow.health.observe_latency(2320, 8000)
@@ -65,14 +65,14 @@ def test_who_was_chosen_among_whom_and_who_was_left_out() -> None:
     limited.park(29.6)
     bad_key.park_bad_key()
     best.health.observe_latency(600, 8000)
-    assert pool.told() == (
+    assert pool.explain() == (
         "fastest: Fake (Key #6) 92.5% of 2; Fake (Key #1) 71.0% (2 in flight); "
         "excluded: Fake (Key #2) disabled, Fake (Key #3) rate limited 30s, "
         "Fake (Key #4) open 12s, Fake (Key #5) key refused 600s"
     )
 
 
-def test_the_choice_is_the_same_with_and_without() -> None:
+def test_the_choice_is_the_same_with_and_without_an_explanation() -> None:
     chosen = []
     for explanations in (None, []):
         pool = Pool(5)
@@ -81,53 +81,53 @@ def test_the_choice_is_the_same_with_and_without() -> None:
         target = RoutingTarget(tuple(pool.instances))
         names = []
         for _ in range(30):
-            trail = AttemptHistory(explanations=explanations)
-            names.append(pool.scheduler.attempt(target, "smart", trail).instance.name)
+            history = AttemptHistory(explanations=explanations)
+            names.append(pool.scheduler.attempt(target, "smart", history).instance.name)
         chosen.append(names)
     assert chosen[0] == chosen[1]
 
 
-def test_what_was_tried_comes_with_its_reason() -> None:
+def test_a_tried_instance_is_listed_with_its_reason() -> None:
     pool = Pool(2)
-    trail = AttemptHistory()
-    add_ended(trail, pool.instances[0], FAILED)
-    assert pool.told(trail) == (
+    history = AttemptHistory()
+    add_ended(history, pool.instances[0], FAILED)
+    assert pool.explain(history) == (
         "fastest: Fake (Key #2) 100.0% of 1; excluded: Fake (Key #1) tried (answered 500)"
     )
 
 
-def test_a_retry_beyond_the_budget_goes_to_nobody_in_trouble() -> None:
+def test_a_retry_beyond_the_budget_avoids_instances_that_failed_recently() -> None:
     pool = Pool(3)
-    trail = AttemptHistory()
-    add_ended(trail, pool.instances[0], Verdict(Outcome.RATE_LIMITED, "answered 429"))
+    history = AttemptHistory()
+    add_ended(history, pool.instances[0], Verdict(Outcome.RATE_LIMITED, "answered 429"))
     fail(pool.instances[1], 1)
     for _ in range(20):
         pool.scheduler.retries.retry()
-    assert pool.told(trail) == (
+    assert pool.explain(history) == (
         "fastest: Fake (Key #3) 100.0% of 1; excluded: "
         "Fake (Key #1) tried (answered 429), Fake (Key #2) failed recently"
     )
 
 
-def test_a_last_resort_and_nobody_at_all() -> None:
+def test_a_last_resort_and_no_candidate_are_explained() -> None:
     pool = Pool(1)
     fail(pool.instances[0], 3)
-    told = "probed early, as no other instance is left; excluded: Fake (Key #1) open 60s"
-    assert pool.told() == f"fastest: Fake (Key #1) {told}"
-    assert pool.told() == "fastest: no candidate; excluded: Fake (Key #1) being probed"
+    probed = "probed early, as no other instance is left; excluded: Fake (Key #1) open 60s"
+    assert pool.explain() == f"fastest: Fake (Key #1) {probed}"
+    assert pool.explain() == "fastest: no candidate; excluded: Fake (Key #1) being probed"
 
 
-def test_in_a_large_pool_some_are_named_and_the_rest_counted() -> None:
+def test_in_a_large_pool_some_instances_are_named_and_the_rest_counted() -> None:
     pool = Pool(40)
     for instance in pool.instances[20:]:
         instance.disable()
-    told = pool.told()
-    assert "% of 20; " in told
-    assert "; and 11 more; excluded: " in told
-    assert told.endswith("Fake (Key #28) disabled, and 12 more")
+    explanation = pool.explain()
+    assert "% of 20; " in explanation
+    assert "; and 11 more; excluded: " in explanation
+    assert explanation.endswith("Fake (Key #28) disabled, and 12 more")
 
 
-def test_the_debug_log_tells_each_decision_and_info_does_not(caplog) -> None:
+def test_each_decision_is_logged_at_debug_and_none_at_info(caplog) -> None:
     pool = Pool(2)
     target = RoutingTarget(tuple(pool.instances))
     with caplog.at_level(logging.INFO, "nexus_gateway"):
@@ -144,9 +144,9 @@ def test_the_debug_log_tells_each_decision_and_info_does_not(caplog) -> None:
             instance.disable()
         with pytest.raises(NoCandidate):
             pool.scheduler.attempt(target, "smart", AttemptHistory())
-    leased, hedged, refused = caplog.records
-    assert leased.getMessage().startswith("attempt: smart: Fake (Key #")
-    assert leased.fields == {"id": "req-7", "attempt": 1}
+    chosen, hedged, refused = caplog.records
+    assert chosen.getMessage().startswith("attempt: smart: Fake (Key #")
+    assert chosen.fields == {"id": "req-7", "attempt": 1}
     assert hedged.getMessage().startswith("hedge: smart: Fake (Key #2) 100.0%")
     assert "excluded: Fake (Key #1) being tried" in hedged.getMessage()
     assert refused.getMessage().startswith("no attempt: smart: no candidate; excluded: ")
@@ -154,7 +154,9 @@ def test_the_debug_log_tells_each_decision_and_info_does_not(caplog) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.usefixtures("each_way")
-async def test_the_header_tells_after_a_fail_over(upstream: FakeUpstream, stream: bool) -> None:
+async def test_the_header_explains_the_attempt_after_a_fail_over(
+    upstream: FakeUpstream, stream: bool
+) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=500)
     one, two = make_instance(upstream), make_instance(upstream, 2, provider=Other, name="other")
     async with serving(one, two) as served:
@@ -169,7 +171,7 @@ async def test_the_header_tells_after_a_fail_over(upstream: FakeUpstream, stream
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_an_error_tells_as_well_and_the_header_is_safe(upstream: FakeUpstream) -> None:
+async def test_an_error_is_explained_and_the_header_is_safe(upstream: FakeUpstream) -> None:
     class Odd(Other):
         title = "Ödd\r\nX-Evil: 1" + "y" * 2000
 
@@ -182,7 +184,7 @@ async def test_an_error_tells_as_well_and_the_header_is_safe(upstream: FakeUpstr
     assert "X-Evil" not in headers
 
 
-async def test_it_takes_the_right_of_admin_calls(upstream: FakeUpstream) -> None:
+async def test_an_explanation_requires_the_admin_or_viewer_token(upstream: FakeUpstream) -> None:
     keys = {"gateway_keys": (Secret("caller-key"),), "admin_token": Secret("admin-token")}
     keys["viewer_token"] = Secret("viewer-token")
     caller = {"Authorization": "Bearer caller-key"}
@@ -210,7 +212,7 @@ async def test_it_takes_the_right_of_admin_calls(upstream: FakeUpstream) -> None
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
-async def test_a_requests_line_tells_who_asked_who_answered_and_how_long_it_took(
+async def test_a_requests_log_line_has_its_caller_instance_and_times(
     upstream: FakeUpstream, style: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.defaults[KEYS[0]] = Reply(status=500)
@@ -222,9 +224,9 @@ async def test_a_requests_line_tells_who_asked_who_answered_and_how_long_it_took
         await served.chat(headers={**head, "X-Routing-Mode": "round-robin"})
     (record,) = [r for r in caplog.records if r.getMessage() == "chat"]
     line = LineFormatter(style, []).format(record)
-    about = json.loads(line) if style == "json" else dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line))
-    assert (about["id"], about["caller"]) == ("mine", "key-2")
-    assert about["instance"].strip('"') == "Fake (Key #2)"
-    assert int(about["attempts"]) == 2
-    assert 0 <= int(about["first_ms"]) <= int(about["ms"])
-    assert about["outcome"] == "success"
+    fields = json.loads(line) if style == "json" else dict(re.findall(r'(\w+)=("[^"]*"|\S+)', line))
+    assert (fields["id"], fields["caller"]) == ("mine", "key-2")
+    assert fields["instance"].strip('"') == "Fake (Key #2)"
+    assert int(fields["attempts"]) == 2
+    assert 0 <= int(fields["first_ms"]) <= int(fields["ms"])
+    assert fields["outcome"] == "success"

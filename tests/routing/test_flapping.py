@@ -1,4 +1,4 @@
-"""An upstream that works half of the time, beside two that always do."""
+"""One upstream that fails half of the time, and two that always work."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_turns(now: float, rng: random.Random) -> bool:
 
 
 class Simulation:
-    """Ten minutes of callers in virtual time: what is tried, how long it takes, how it ends."""
+    """Ten minutes of requests in virtual time: their attempts, latencies and outcomes."""
 
     def __init__(self, policy: str, fails: Fails) -> None:
         self.clock = FakeClock(0.0)
@@ -68,28 +68,28 @@ class Simulation:
             if not self.turns or self.turns[-1] is not state:
                 self.turns.append(state)
 
-    def attempt(self, trail: AttemptHistory) -> None:
+    def attempt(self, history: AttemptHistory) -> None:
         try:
-            lease = self.scheduler.attempt(self.target, self.policy, trail)
+            attempt = self.scheduler.attempt(self.target, self.policy, history)
         except NoCandidate:
             self.outcomes["error"] += 1
             return
-        self.attempts[lease.instance.name] += 1
+        self.attempts[attempt.instance.name] += 1
         latency_s = self.rng.uniform(0.2, 0.6)
-        if lease.instance is self.flapper and self.fails(self.clock(), self.rng):
-            self.at(self.clock() + latency_s, lambda: self.fail(lease, trail))
+        if attempt.instance is self.flapper and self.fails(self.clock(), self.rng):
+            self.at(self.clock() + latency_s, lambda: self.fail(attempt, history))
         else:
-            self.at(self.clock() + latency_s, lambda: lease.first_content(8000, stream=True))
-            self.at(self.clock() + latency_s + 1, lambda: self.succeed(lease))
+            self.at(self.clock() + latency_s, lambda: attempt.first_content(8000, stream=True))
+            self.at(self.clock() + latency_s + 1, lambda: self.succeed(attempt))
 
-    def succeed(self, lease: Attempt) -> None:
-        lease.end(SUCCESS)
+    def succeed(self, attempt: Attempt) -> None:
+        attempt.end(SUCCESS)
         self.outcomes["success"] += 1
 
-    def fail(self, lease: Attempt, trail: AttemptHistory) -> None:
-        lease.end(FAILURE)
-        if len(trail.attempts) < MOST_ATTEMPTS:
-            self.attempt(trail)
+    def fail(self, attempt: Attempt, history: AttemptHistory) -> None:
+        attempt.end(FAILURE)
+        if len(history.attempts) < MOST_ATTEMPTS:
+            self.attempt(history)
         else:
             self.outcomes["error"] += 1
 
@@ -98,17 +98,17 @@ class Simulation:
 @pytest.mark.proves("F38")
 @pytest.mark.parametrize("fails", [by_chance, by_turns])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_callers_of_a_flapper_do_well_and_its_load_falls(policy: str, fails: Fails) -> None:
+def test_requests_succeed_beside_a_flapper_and_its_load_falls(policy: str, fails: Fails) -> None:
     simulation = Simulation(policy, fails)
     simulation.run(seconds=600, per_s=5)
     outcomes, attempts = simulation.outcomes, simulation.attempts
     assert outcomes.total() == 3000
     assert outcomes["success"] >= 2970
     share = attempts[simulation.flapper.name] / attempts.total()
-    assert 0 < share < 0.15  # a third would be its due
+    assert 0 < share < 0.15  # an equal share is a third
     assert [i.in_flight for i in simulation.instances] == [0, 0, 0]
     if policy == "fastest":
-        return  # it stays with the best one
+        return  # it keeps choosing the best instance
     turned = Counter(simulation.turns)
     assert turned[State.OPEN] >= 3
     assert turned[State.CLOSED] + turned[State.HALF_OPEN] >= 3
@@ -122,7 +122,7 @@ def recovers(now: float, rng: random.Random) -> bool:
 
 @pytest.mark.unmeasured
 @pytest.mark.parametrize("policy", ["smart", "round-robin"])
-def test_a_flapper_that_has_come_round_has_its_share_again(policy: str) -> None:
+def test_a_flapper_that_has_recovered_gets_its_share_again(policy: str) -> None:
     simulation = Simulation(policy, recovers)
     simulation.run(seconds=900, per_s=5)
     assert simulation.flapper.breaker.state() is State.CLOSED
@@ -130,13 +130,13 @@ def test_a_flapper_that_has_come_round_has_its_share_again(policy: str) -> None:
     assert simulation.attempts[simulation.flapper.name] > 0.2 * simulation.attempts.total()
 
 
-def shut_ones(instances: list[Instance]) -> list[str]:
+def open_circuits(instances: list[Instance]) -> list[str]:
     return [i.name for i in instances if i.breaker.state() is not State.CLOSED]
 
 
 @pytest.mark.unmeasured
 @pytest.mark.proves("F38")
-async def test_over_a_socket_no_caller_sees_a_flapper(upstream: FakeUpstream) -> None:
+async def test_over_a_socket_no_caller_sees_a_flappers_errors(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     instances = [make_instance(upstream, n, clock) for n in (1, 2, 3)]
     rng = random.Random(38)
@@ -147,6 +147,6 @@ async def test_over_a_socket_no_caller_sees_a_flapper(upstream: FakeUpstream) ->
             assert (await gateway.chat())[0] == 200
             hits.append(upstream.hits(KEYS[0]))
             clock.advance(0.5)
-    assert shut_ones(instances[1:]) == []
+    assert open_circuits(instances[1:]) == []
     assert 3 <= hits[-1] < 0.2 * 200
     assert upstream.hits() <= 1.2 * 200

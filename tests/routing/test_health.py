@@ -11,7 +11,7 @@ from nexus_gateway.routing.health import FLOOR, Health
 from nexus_gateway.routing.scheduler import delay_s
 
 
-def test_the_figure_of_the_example() -> None:
+def test_the_documented_example_has_its_score() -> None:
     health = Health(FakeClock())
     for n in range(150):
         (health.success if n < 147 else health.failure)()
@@ -20,7 +20,7 @@ def test_the_figure_of_the_example() -> None:
     assert health.latency_ms() == 450
 
 
-def test_the_unknown_are_optimistic_and_the_past_fades() -> None:
+def test_an_untried_instance_scores_100_and_samples_decay() -> None:
     clock = FakeClock()
     health = Health(clock)
     assert (health.score(), health.latency_ms(), health.tokens_per_s()) == (1, None, None)
@@ -33,18 +33,18 @@ def test_the_unknown_are_optimistic_and_the_past_fades() -> None:
     assert health.score() == 1
 
 
-def test_whole_answers_are_measured_by_their_own_limit() -> None:
+def test_responses_without_a_stream_are_scored_by_their_own_limit() -> None:
     health = Health(FakeClock())
     health.observe_latency(12_000, 120_000)
     assert health.score() == pytest.approx(0.9)
 
 
-def test_a_speed_is_what_comes_in_a_second_not_a_mean_of_means() -> None:
+def test_speed_is_tokens_per_second_and_not_a_mean_of_means() -> None:
     clock = FakeClock()
     health, other = Health(clock), Health(clock)
     for burst_s in (0.0, 0.0008, 0.0499):
         health.observe_speed(100, burst_s)
-    assert health.tokens_per_s() is None, "what came at once tells no speed"
+    assert health.tokens_per_s() is None, "tokens that came at once give no speed"
     health.observe_speed(300, 10.0)
     health.observe_speed(100, 0.05)
     assert health.tokens_per_s() == pytest.approx(400 / 10.05)
@@ -58,8 +58,8 @@ def test_a_speed_is_what_comes_in_a_second_not_a_mean_of_means() -> None:
     assert other.tokens_per_s() is None
 
 
-def test_who_was_never_tried_is_not_judged() -> None:
-    """A success rate of 100 % then says nothing."""
+def test_an_untried_instance_is_not_judged() -> None:
+    """A success rate of 100 % then means nothing."""
     clock = FakeClock()
     health, elsewhere = Health(clock), Health(clock)
     health.observe_latency(10, 8000)
@@ -78,7 +78,7 @@ def test_who_was_never_tried_is_not_judged() -> None:
         )
     )
 )
-def test_scores_stay_in_their_bounds(events: list[tuple[str, float]]) -> None:
+def test_scores_stay_within_their_bounds(events: list[tuple[str, float]]) -> None:
     clock = FakeClock()
     health = Health(clock)
     for kind, pause_s in events:
@@ -98,18 +98,18 @@ def test_delays_double_up_to_two_seconds() -> None:
         assert whole_ms / 2 <= min(delays) <= max(delays) <= whole_ms
 
 
-def test_asking_changes_nothing() -> None:
-    asked, left = FakeClock(), FakeClock()
-    one, other = Health(asked), Health(left)
-    for health in (one, other):
+def test_reading_a_score_changes_nothing() -> None:
+    read_clock, unread_clock = FakeClock(), FakeClock()
+    read, unread = Health(read_clock), Health(unread_clock)
+    for health in (read, unread):
         health.failure()
         health.success()
         health.observe_latency(800, 8000)
     for _ in range(60):
-        asked.advance(1)
-        one.score()
-    left.advance(60)
-    for health in (one, other):
+        read_clock.advance(1)
+        read.score()
+    unread_clock.advance(60)
+    for health in (read, unread):
         health.success()
-    assert one.score() == pytest.approx(other.score())
-    assert one.success_rate() == pytest.approx((1 + 0.5**0.5) / (1 + 2 * 0.5**0.5))
+    assert read.score() == pytest.approx(unread.score())
+    assert read.success_rate() == pytest.approx((1 + 0.5**0.5) / (1 + 2 * 0.5**0.5))

@@ -1,4 +1,4 @@
-"""One key of one provider: its name, its models, its parks."""
+"""One key of one provider: its name, models and parks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Keyless(Fake):
     needs_key = False
 
 
-def test_a_name_tells_the_provider_and_the_key() -> None:
+def test_a_name_has_the_providers_title_and_the_keys_number() -> None:
     assert make_instance(number=2).name == "Fake (Key #2)"
     assert make_instance(provider=Keyless).name == "Local"
 
@@ -34,27 +34,27 @@ def test_the_key_is_never_shown() -> None:
     assert repr(instance) == "<Instance Fake (Key #1)>"
 
 
-def test_it_serves_its_own_model_and_its_providers() -> None:
+def test_it_serves_its_own_model_and_its_providers_models() -> None:
     instance = make_instance(model="mine")
     assert all(instance.serves(m) for m in ("mine", "fake-large", "fake-small"))
     assert not instance.serves("fake")
 
 
 @pytest.mark.parametrize(
-    ("about", "asked", "takes"),
+    ("settings", "model", "takes"),
     [
         ({}, "fake-large", True),
         ({}, "fake-small", False),
         ({}, "unlisted", True),  # the caller named it
-        ({"model": "unlisted"}, "unlisted", False),  # our own choice
+        ({"model": "unlisted"}, "unlisted", False),  # the gateway's choice
         ({"model": "unlisted", "takes_images": True}, "unlisted", True),
         ({"takes_images": False}, "fake-large", False),
-        ({"takes_images": False}, "unlisted", True),  # says nothing of other models
+        ({"takes_images": False}, "unlisted", True),  # does not concern other models
         ({"provider": Other}, "other-text", False),
     ],
 )
-def test_who_takes_images(about: dict[str, Any], asked: str, takes: bool) -> None:
-    assert make_instance(**about).takes_images_with(asked) is takes
+def test_images_are_accepted_as_declared(settings: dict[str, Any], model: str, takes: bool) -> None:
+    assert make_instance(**settings).takes_images_with(model) is takes
 
 
 @pytest.mark.proves("I-06")
@@ -87,7 +87,7 @@ def test_a_bad_key_is_parked_longer_each_time() -> None:
     assert instance.parked_for_s() == 600.0
 
 
-def test_a_burst_of_refusals_parks_once_and_a_long_row_stays_within_the_hour() -> None:
+def test_a_burst_of_refusals_parks_once_and_no_park_exceeds_an_hour() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     for _ in range(50):
@@ -99,7 +99,7 @@ def test_a_burst_of_refusals_parks_once_and_a_long_row_stays_within_the_hour() -
     assert instance.parked_for_s() == 3600.0
 
 
-def test_the_worse_reason_is_told() -> None:
+def test_the_worse_reason_of_a_park_is_reported() -> None:
     instance = make_instance(clock=FakeClock())
     instance.park(7.0)
     assert instance.park_reason() == "rate_limited"
@@ -107,7 +107,7 @@ def test_the_worse_reason_is_told() -> None:
     assert instance.park_reason() == "bad_key"
 
 
-def test_switching_on_frees_a_bad_key_and_nothing_else() -> None:
+def test_enabling_unparks_a_bad_key_and_changes_nothing_else() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_switching_on_frees_a_bad_key_and_nothing_else() -> None:
     assert instance.parked_for_s() == 600.0
 
 
-def test_it_is_available_when_neither_park_nor_circuit_stands_in_the_way() -> None:
+def test_it_is_available_when_neither_parked_nor_open() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     assert instance.available_in_s() == 0.0
@@ -137,7 +137,7 @@ def test_it_is_available_when_neither_park_nor_circuit_stands_in_the_way() -> No
     assert instance.available_in_s() == 90.0
 
 
-def test_half_open_it_may_be_chosen_and_does_not_count_as_there() -> None:
+def test_a_half_open_instance_may_be_chosen_but_does_not_count_as_available() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     assert instance.is_available
@@ -154,26 +154,26 @@ def test_half_open_it_may_be_chosen_and_does_not_count_as_there() -> None:
     assert not instance.is_available
 
 
-def test_where_only_probes_are_left_nobody_is_well_and_somebody_may_be_asked() -> None:
+def test_if_only_probes_are_possible_the_status_is_degraded() -> None:
     clock = FakeClock()
-    one, other = (make_instance(clock=clock, number=number) for number in (1, 2))
+    first, second = (make_instance(clock=clock, number=number) for number in (1, 2))
 
     def status() -> str:
-        return status_of([one, other])
+        return status_of([first, second])
 
     assert status() == "healthy"
-    for instance in (one, other):
+    for instance in (first, second):
         for _ in range(3):
             instance.breaker.failure(instance.breaker.acquire())
     assert status() == "unhealthy"
     clock.advance(60.0)
     assert status() == "degraded"
-    gauges = state_of([one, other])
-    assert [gauges[(AVAILABLE.name, "fake", i.name)] for i in (one, other)] == [0, 0]
+    gauges = state_of([first, second])
+    assert [gauges[(AVAILABLE.name, "fake", i.name)] for i in (first, second)] == [0, 0]
     assert gauges[(MODEL_AVAILABLE.name, "fake-large")] == 0
-    one.breaker.success(one.breaker.acquire())
+    first.breaker.success(first.breaker.acquire())
     assert status() == "degraded"
-    other.disable()
+    second.disable()
     assert status() == "healthy"
-    one.disable()
+    first.disable()
     assert status() == "unhealthy"

@@ -1,4 +1,4 @@
-"""Whatever happens in whichever order: the scheduler and its instances against a plain model."""
+"""Events in any order: the scheduler and its instances against a plain model."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ def scheduler_of(clock: FakeClock, seed: int = 1) -> Scheduler:
 
 
 def instances_of(clock: FakeClock, count: int) -> list[Instance]:
-    made = [make_instance(clock=clock, number=n, key=Secret(f"k{n}")) for n in range(1, count + 1)]
-    assert len({i.name for i in made}) == count
-    return made
+    instances = [
+        make_instance(clock=clock, number=n, key=Secret(f"k{n}")) for n in range(1, count + 1)
+    ]
+    assert len({i.name for i in instances}) == count
+    return instances
 
 
 @dataclass
 class Model:
-    """What should be true of an instance, told as simply as it can be."""
+    """The expected state of an instance, as simple as possible."""
 
     state: State = State.CLOSED
     era: int = 0
@@ -89,14 +91,14 @@ class Model:
 
 @dataclass
 class Running:
-    lease: Attempt
+    attempt: Attempt
     model: Model
     era: int
     probe: bool
 
 
-class Life(RuleBasedStateMachine):
-    """Requests, time, toggles and news from other processes, in any order."""
+class Interleavings(RuleBasedStateMachine):
+    """Requests, time, toggles and state from other processes, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,13 +129,13 @@ class Life(RuleBasedStateMachine):
         shut = {n: m.opened_s for n, m in usable.items() if m.state is State.OPEN}
         last_resort = bool(shut) and now - self.early_s >= EARLY_PROBE_EVERY_S
         try:
-            lease = self.scheduler.attempt(self.target, policy, AttemptHistory())
+            attempt = self.scheduler.attempt(self.target, policy, AttemptHistory())
         except NoCandidate as error:
             assert not fit
             assert not last_resort
             self.check_refusal(error)
             return
-        name = lease.instance.name
+        name = attempt.instance.name
         model = self.models[name]
         if fit:
             assert name in fit
@@ -145,7 +147,7 @@ class Life(RuleBasedStateMachine):
         probe = model.state is State.HALF_OPEN
         model.probe_out = model.probe_out or probe
         model.in_flight += 1
-        self.running.append(Running(lease, model, model.era, probe))
+        self.running.append(Running(attempt, model, model.era, probe))
 
     def check_refusal(self, error: NoCandidate) -> None:
         now = self.clock()
@@ -160,14 +162,14 @@ class Life(RuleBasedStateMachine):
         limited = [m.limited_until_s > now >= m.refused_until_s for m in enabled]
         assert error.status == (429 if enabled and all(limited) else 503)
         if enabled:
-            told = int(error.headers["Retry-After"])
-            assert told - 1 < max(min(waits), 1) <= told
+            retry_after_s = int(error.headers["Retry-After"])
+            assert retry_after_s - 1 < max(min(waits), 1) <= retry_after_s
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def first_token(self, data: st.DataObject) -> None:
         running = data.draw(self.any_of_them())
-        running.lease.first_content(8000, stream=True)
+        running.attempt.first_content(8000, stream=True)
         if running.probe and running.era == running.model.era:
             running.model.turned(self.clock(), False, failures=2)
             running.era, running.probe = running.model.era, False
@@ -183,8 +185,8 @@ class Life(RuleBasedStateMachine):
 
     def end_one(self, running: Running, verdict: Verdict) -> None:
         self.running.remove(running)
-        running.lease.end(verdict)
-        running.lease.end(FAILURE)  # whoever ends it once more changes nothing
+        running.attempt.end(verdict)
+        running.attempt.end(FAILURE)  # a second end changes nothing
         model, now = running.model, self.clock()
         model.in_flight -= 1
         if verdict.outcome is Outcome.SUCCESS:
@@ -198,7 +200,7 @@ class Life(RuleBasedStateMachine):
             self.judge(running, verdict.outcome)
 
     def judge(self, running: Running, outcome: Outcome) -> None:
-        """Let the circuit hear it; what began before its last turn never comes here."""
+        """Record an outcome in the model; attempts from before the last turn are left out."""
         model = running.model
         if outcome is Outcome.SUCCESS:
             model.failures = 0
@@ -241,12 +243,12 @@ class Life(RuleBasedStateMachine):
         model = self.models[instance.name]
         turn = (self.clock() - ago_s, opened)
         instance.merge_state(InstanceState({"circuit": [*turn]}))
-        instance.merge_state(InstanceState({"circuit": [*turn]}))  # heard twice is heard once
+        instance.merge_state(InstanceState({"circuit": [*turn]}))  # merging twice is merging once
         if turn > model.turn:
             model.turned(*turn)
 
     @invariant()
-    def each_is_as_it_should_be(self) -> None:
+    def each_instance_agrees_with_its_model(self) -> None:
         now = self.clock()
         for instance in self.instances:
             model = self.models[instance.name]
@@ -257,15 +259,15 @@ class Life(RuleBasedStateMachine):
             assert instance.parked_for_s() == pytest.approx(model.parked_for_s(now), abs=1e-6)
 
     @invariant()
-    def half_open_has_one_probe_or_a_free_place(self) -> None:
+    def a_half_open_circuit_has_at_most_one_probe(self) -> None:
         for model in self.models.values():
             out = [r for r in self.running if r.model is model and r.probe and r.era == model.era]
             assert len(out) == (model.state is State.HALF_OPEN and model.probe_out)
 
     def teardown(self) -> None:
-        """Whatever it was: once all have ended and time has passed, everybody can serve."""
+        """Once all have ended and time has passed, every instance is available."""
         while self.running:
-            self.running.pop().lease.end(LEFT)
+            self.running.pop().attempt.end(LEFT)
         self.clock.advance(3600)
         for instance in self.instances:
             assert instance.in_flight == 0
@@ -273,15 +275,15 @@ class Life(RuleBasedStateMachine):
             assert instance.available_in_s() == 0
 
 
-Life.TestCase.settings = settings(stateful_step_count=50)
+Interleavings.TestCase.settings = settings(stateful_step_count=50)
 PROVES = pytest.mark.proves("I-10", "I-12", "I-13", "I-14", "I-16", "I-17", "I-06")
-TestLife = pytest.mark.unmeasured(PROVES(Life.TestCase))
+TestInterleavings = pytest.mark.unmeasured(PROVES(Interleavings.TestCase))
 
 
 @pytest.mark.proves("I-13")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("count", [5, 20])
-def test_circuits_that_half_open_together_get_a_probe_each(policy: str, count: int) -> None:
+def test_circuits_that_are_half_open_together_get_one_probe_each(policy: str, count: int) -> None:
     clock = FakeClock()
     scheduler, instances = scheduler_of(clock), instances_of(clock, count)
     for instance in instances:
@@ -301,20 +303,20 @@ def test_circuits_that_half_open_together_get_a_probe_each(policy: str, count: i
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("count", [5, 20])
-def test_a_thundering_return_is_spread_evenly(policy: str, count: int) -> None:
+def test_requests_are_spread_evenly_when_all_parks_end_at_once(policy: str, count: int) -> None:
     clock = FakeClock()
     scheduler, instances = scheduler_of(clock), instances_of(clock, count)
     target = RoutingTarget(tuple(instances))
     for n, instance in enumerate(instances):
         clock.advance(0.5)
-        instance.park(60 - 0.5 * n)  # from different moments on, until the same one
+        instance.park(60 - 0.5 * n)  # parked at different times, until the same one
     clock.advance(60 - 0.5 * count)
     with pytest.raises(NoCandidate) as raised:
         scheduler.attempt(target, policy, AttemptHistory())
     assert raised.value.status == 429
     clock.advance(0.5)
-    leases = [scheduler.attempt(target, policy, AttemptHistory()) for _ in range(40 * count)]
-    shares = Counter(lease.instance.name for lease in leases)
+    attempts = [scheduler.attempt(target, policy, AttemptHistory()) for _ in range(40 * count)]
+    shares = Counter(attempt.instance.name for attempt in attempts)
     assert len(shares) == count
     assert min(shares.values()) >= 20
     assert max(shares.values()) <= 65

@@ -13,62 +13,62 @@ from nexus_gateway.routing.pool import Pool, build_pool
 ACME = (point("acme-x", Acme),)
 
 
-def pool(points: Sequence[object] = ACME, demo: bool = False, **env: str) -> Pool:
+def build(points: Sequence[object] = ACME, demo: bool = False, **env: str) -> Pool:
     return build_pool(env, lambda: 0.0, demo=demo, entry_points=points)
 
 
-def keys(found: Pool) -> list[tuple[str, str]]:
-    return [(i.name, i.key.reveal()) for i in found.instances]
+def keys(pool: Pool) -> list[tuple[str, str]]:
+    return [(i.name, i.key.reveal()) for i in pool.instances]
 
 
 def test_each_key_is_an_instance_and_keeps_its_number():
-    found = pool(ACME_X_KEY_10="ten", ACME_X_KEY_2="two")
+    pool = build(ACME_X_KEY_10="ten", ACME_X_KEY_2="two")
 
-    assert keys(found) == [("Acme (Key #2)", "two"), ("Acme (Key #10)", "ten")]
-    assert found.instance("Acme (Key #2)").key.reveal() == "two"
-    assert found.instance("Acme (Key #1)") is None
-    assert found.warnings == []
+    assert keys(pool) == [("Acme (Key #2)", "two"), ("Acme (Key #10)", "ten")]
+    assert pool.instance("Acme (Key #2)").key.reveal() == "two"
+    assert pool.instance("Acme (Key #1)") is None
+    assert pool.warnings == []
 
 
 def test_one_provider_object_serves_all_its_keys():
-    first, second = pool(ACME_X_KEY_1="one", ACME_X_KEY_2="two").instances
+    first, second = build(ACME_X_KEY_1="one", ACME_X_KEY_2="two").instances
 
     assert first.provider is second.provider
 
 
 def test_the_api_key_is_the_first_key():
-    assert keys(pool(ACME_X_API_KEY="one")) == [("Acme (Key #1)", "one")]
-    assert pool(ACME_X_API_KEY="one", ACME_X_KEY_1="one").warnings == []
+    assert keys(build(ACME_X_API_KEY="one")) == [("Acme (Key #1)", "one")]
+    assert build(ACME_X_API_KEY="one", ACME_X_KEY_1="one").warnings == []
 
 
-def test_where_both_are_set_the_numbered_one_wins_with_a_warning():
-    found = pool(ACME_X_API_KEY="secret-a", ACME_X_KEY_1="secret-b")
+def test_if_both_are_set_the_numbered_key_wins_with_a_warning():
+    pool = build(ACME_X_API_KEY="secret-a", ACME_X_KEY_1="secret-b")
 
-    assert keys(found) == [("Acme (Key #1)", "secret-b")]
-    assert "ACME_X_API_KEY" in found.warnings[0]
-    assert "secret" not in found.warnings[0]
+    assert keys(pool) == [("Acme (Key #1)", "secret-b")]
+    assert "ACME_X_API_KEY" in pool.warnings[0]
+    assert "secret" not in pool.warnings[0]
 
 
 @pytest.mark.proves("I-57")
 def test_the_same_key_twice_is_used_once():
-    found = pool(ACME_X_KEY_1="secret", ACME_X_KEY_2="secret")
+    pool = build(ACME_X_KEY_1="secret", ACME_X_KEY_2="secret")
 
-    assert len(found.instances) == 1
-    assert "ACME_X_KEY_1" in found.warnings[0]
-    assert "ACME_X_KEY_2" in found.warnings[0]
-    assert "secret" not in found.warnings[0]
+    assert len(pool.instances) == 1
+    assert "ACME_X_KEY_1" in pool.warnings[0]
+    assert "ACME_X_KEY_2" in pool.warnings[0]
+    assert "secret" not in pool.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["ACME_X_KEY", "ACME_X_KEYS", "ACME_X_API_KEY_1", "ACME_X_KEY_0"])
-def test_a_near_miss_is_told(name):
-    (warning,) = pool(**{name: "secret"}).warnings
+def test_a_misspelt_variable_is_reported(name):
+    (warning,) = build(**{name: "secret"}).warnings
 
     assert name in warning.split()
     assert "secret" not in warning
 
 
-def test_settings_of_a_provider():
-    (instance,) = pool(
+def test_a_providers_settings_are_read():
+    (instance,) = build(
         ACME_X_KEY_1="k", ACME_X_MODEL="m", ACME_X_BASE_URL="http://h:1/v1/", ACME_X_IMAGES="false"
     ).instances
 
@@ -76,15 +76,15 @@ def test_settings_of_a_provider():
     assert not instance.takes_images_with("m")
 
 
-def test_defaults_of_a_provider():
-    (instance,) = pool(ACME_X_KEY_1="k", ACME_X_MODEL="", ACME_X_BASE_URL="").instances
+def test_a_providers_defaults_are_used():
+    (instance,) = build(ACME_X_KEY_1="k", ACME_X_MODEL="", ACME_X_BASE_URL="").instances
 
     assert (instance.model, instance.account.base_url) == ("acme-1", "https://acme.example/v1")
     assert instance.takes_images_with("acme-1")
 
 
 @pytest.mark.proves("I-57")
-def test_wrong_values_are_named_all_at_once_and_never_shown():
+def test_all_wrong_values_are_reported_at_once_and_never_shown():
     wrong = {
         "ACME_X_KEY_1": "secret value",
         "ACME_X_KEY_2": " ",
@@ -94,58 +94,58 @@ def test_wrong_values_are_named_all_at_once_and_never_shown():
         "ACME_X_IMAGES": "secretly",
     }
     with pytest.raises(ConfigError) as caught:
-        pool(**wrong)
+        build(**wrong)
 
-    told = caught.value.problems
-    assert sorted(set(wrong) - {"ACME_X_KEY_4"}) == sorted(line.split()[0] for line in told)
+    problems = caught.value.problems
+    assert sorted(set(wrong) - {"ACME_X_KEY_4"}) == sorted(line.split()[0] for line in problems)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "url", ["acme.example", "ftp://acme.example", "https://", "http://[1", "https://h/?q=1"]
 )
-def test_a_base_url_is_a_plain_web_address(url):
+def test_a_base_url_is_a_plain_http_url(url):
     with pytest.raises(ConfigError, match=r"^ACME_X_BASE_URL "):
-        pool(ACME_X_KEY_1="k", ACME_X_BASE_URL=url)
+        build(ACME_X_KEY_1="k", ACME_X_BASE_URL=url)
 
 
 def test_without_a_key_there_is_no_instance():
-    found = pool(ACME_X_KEY_1="")
+    pool = build(ACME_X_KEY_1="")
 
-    assert found.instances == []
-    assert [p.name for p in found.plugins] == ["acme-x"]
+    assert pool.instances == []
+    assert [p.name for p in pool.plugins] == ["acme-x"]
 
 
 def test_a_provider_without_keys_has_one_instance():
-    assert keys(pool([point("local", Local)])) == [("Local", "")]
+    assert keys(build([point("local", Local)])) == [("Local", "")]
 
 
 DEMO_AND_ACME = (point("demo", Demo), *ACME)
 
 
-def test_the_demo_answers_when_nobody_else_can():
-    assert [i.name for i in pool(DEMO_AND_ACME).instances] == ["Demo"]
+def test_the_demo_is_added_if_there_is_no_other_instance():
+    assert [i.name for i in build(DEMO_AND_ACME).instances] == ["Demo"]
 
 
-def test_the_demo_stays_away_beside_others_unless_asked():
-    without = pool(DEMO_AND_ACME, ACME_X_KEY_1="k")
-    asked = pool(DEMO_AND_ACME, demo=True, ACME_X_KEY_1="k")
+def test_the_demo_is_left_out_beside_others_unless_requested():
+    demo_off = build(DEMO_AND_ACME, ACME_X_KEY_1="k")
+    demo_on = build(DEMO_AND_ACME, demo=True, ACME_X_KEY_1="k")
 
-    assert [i.name for i in without.instances] == ["Acme (Key #1)"]
-    assert [i.name for i in asked.instances] == ["Acme (Key #1)", "Demo"]
+    assert [i.name for i in demo_off.instances] == ["Acme (Key #1)"]
+    assert [i.name for i in demo_on.instances] == ["Acme (Key #1)", "Demo"]
 
 
-def test_a_provider_that_cannot_be_made_is_left_out():
+def test_a_provider_that_cannot_be_created_is_left_out():
     def fail(self: object) -> None:
         raise RuntimeError("secret")
 
-    found = pool(
+    pool = build(
         [point("bad", fit(title="Bad", __init__=fail)), *ACME], BAD_KEY_1="k", ACME_X_KEY_1="k"
     )
 
-    assert [i.name for i in found.instances] == ["Acme (Key #1)"]
-    assert [p.name for p in found.plugins] == ["acme-x"]
-    assert [p.name for p in found.problems] == ["bad"]
+    assert [i.name for i in pool.instances] == ["Acme (Key #1)"]
+    assert [p.name for p in pool.plugins] == ["acme-x"]
+    assert [p.name for p in pool.problems] == ["bad"]
 
 
 def test_a_constructor_that_exits_is_left_out():
@@ -172,8 +172,8 @@ class Resource(Acme):
 SERVER = (point("server", Server),)
 
 
-def test_each_address_is_an_instance_with_a_model_of_its_own():
-    found = pool(
+def test_each_base_url_is_an_instance_with_its_own_model():
+    pool = build(
         SERVER,
         SERVER_BASE_URL_1="http://one:1/v1",
         SERVER_BASE_URL_2="http://two:2/v1",
@@ -183,21 +183,21 @@ def test_each_address_is_an_instance_with_a_model_of_its_own():
         SERVER_IMAGES_2="true",
     )
 
-    assert [(i.name, i.account.base_url, i.model, i.key.reveal()) for i in found.instances] == [
+    assert [(i.name, i.account.base_url, i.model, i.key.reveal()) for i in pool.instances] == [
         ("Local (URL #1)", "http://one:1/v1", "shared", ""),
         ("Local (URL #2)", "http://two:2/v1", "mine", "k"),
     ]
-    assert [i.takes_images_with(i.model) for i in found.instances] == [False, True]
+    assert [i.takes_images_with(i.model) for i in pool.instances] == [False, True]
 
 
-def test_the_address_without_a_number_is_the_first():
-    (instance,) = pool(SERVER, SERVER_BASE_URL="http://one:1", SERVER_MODEL="m").instances
+def test_the_base_url_without_a_number_is_the_first():
+    (instance,) = build(SERVER, SERVER_BASE_URL="http://one:1", SERVER_MODEL="m").instances
 
     assert (instance.name, instance.number) == ("Local (URL #1)", 1)
 
 
-def test_without_an_address_there_is_no_instance():
-    assert pool(SERVER).instances == []
+def test_without_a_base_url_there_is_no_instance():
+    assert build(SERVER).instances == []
 
 
 @pytest.mark.parametrize(
@@ -208,20 +208,20 @@ def test_without_an_address_there_is_no_instance():
         ({"SERVER_BASE_URL_1": "nowhere", "SERVER_MODEL": "m"}, "SERVER_BASE_URL_1"),
     ],
 )
-def test_what_only_the_owner_can_know_must_be_said(env, variable):
+def test_a_setting_without_a_default_is_required(env, variable):
     with pytest.raises(ConfigError, match=f"^{variable} "):
-        pool(SERVER, **env)
+        build(SERVER, **env)
 
 
-def test_one_key_at_two_addresses_is_two_instances():
+def test_one_key_at_two_base_urls_is_two_instances():
     points = [point("resource", Resource)]
     urls = {"RESOURCE_BASE_URL_1": "http://one", "RESOURCE_BASE_URL_2": "http://two"}
 
-    assert len(pool(points, RESOURCE_KEY_1="k", RESOURCE_KEY_2="k", **urls).instances) == 2
+    assert len(build(points, RESOURCE_KEY_1="k", RESOURCE_KEY_2="k", **urls).instances) == 2
 
 
 def test_a_providers_own_variables_are_read():
-    (first, second) = pool(
+    (first, second) = build(
         [point("resource", Resource)],
         RESOURCE_KEY_1="a",
         RESOURCE_KEY_2="b",
@@ -234,34 +234,34 @@ def test_a_providers_own_variables_are_read():
     assert second.account.options == {"API_VERSION": "2", "REGION": "eu"}
 
 
-def test_of_ours_only_what_is_asked_for_is_loaded():
+def test_only_configured_built_in_providers_are_loaded():
     unwanted = point("idle", AssertionError("it was loaded"), "nexus-gateway")
     wanted = point("acme-x", Acme, "nexus-gateway")
-    found = pool([unwanted, wanted], ACME_X_KEY_1="k")
+    pool = build([unwanted, wanted], ACME_X_KEY_1="k")
 
-    assert (found.idle, [p.name for p in found.plugins], found.problems) == (
+    assert (pool.idle, [p.name for p in pool.plugins], pool.problems) == (
         ["idle"],
         ["acme-x"],
         [],
     )
 
 
-def test_the_name_of_one_that_is_not_loaded_is_taken_all_the_same():
+def test_the_name_of_a_provider_that_is_not_loaded_is_still_taken():
     unwanted = point("acme", AssertionError("it was loaded"), "nexus-gateway")
-    found = pool([unwanted, point("acme", Acme)], ACME_MODEL="m")
+    pool = build([unwanted, point("acme", Acme)], ACME_MODEL="m")
 
-    assert "taken by acme of nexus-gateway" in found.problems[0].reason
+    assert "taken by acme of nexus-gateway" in pool.problems[0].reason
 
 
-def test_what_is_set_to_no_effect_is_told():
+def test_settings_without_effect_are_reported():
     idle = point("idle", AssertionError("it was loaded"), "nexus-gateway")
-    found = pool([idle], IDLE_KEY="secret", IDLE_APIKEY="secret", IDLE_MODEL_2="m", IDLE_KEY_1="")
-    keyless = pool([point("resource", Resource)], RESOURCE_BASE_URL="http://one")
+    pool = build([idle], IDLE_KEY="secret", IDLE_APIKEY="secret", IDLE_MODEL_2="m", IDLE_KEY_1="")
+    keyless = build([point("resource", Resource)], RESOURCE_BASE_URL="http://one")
 
-    assert [line.split()[0] for line in found.warnings] == [
+    assert [line.split()[0] for line in pool.warnings] == [
         "IDLE_KEY",
         "IDLE_APIKEY",
         "IDLE_MODEL_2",
     ]
-    assert "secret" not in str(found.warnings)
+    assert "secret" not in str(pool.warnings)
     assert keyless.warnings == ["RESOURCE_BASE_URL is set, but RESOURCE_KEY_1 is not."]

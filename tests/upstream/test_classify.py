@@ -32,7 +32,7 @@ NOW_S = 1_790_000_000.0
         *((status, {}, Outcome.FAILURE) for status in (500, 502, 503, 504, 520, 529)),
     ],
 )
-def test_the_table(status: int, error: dict[str, Any], outcome: Outcome) -> None:
+def test_each_failure_is_classified(status: int, error: dict[str, Any], outcome: Outcome) -> None:
     verdict = classify(status, {}, json.dumps({"error": error}).encode(), NOW_S)
     assert verdict.outcome is outcome
     assert verdict.status == status
@@ -53,23 +53,23 @@ def test_the_table(status: int, error: dict[str, Any], outcome: Outcome) -> None
         (b'{"error": {"message": "m", "code": {}, "type": 5, "param": []}}', "m", None),
     ],
 )
-def test_errors_come_in_one_shape(body: bytes, message: str, code: str | None) -> None:
+def test_errors_have_one_shape(body: bytes, message: str, code: str | None) -> None:
     error = read_error(body)
     assert (error["message"], error["code"], error["param"]) == (message, code, None)
     assert isinstance(error["type"], str)
 
 
-def test_what_an_upstream_adds_is_kept() -> None:
+def test_extra_fields_of_an_error_are_kept() -> None:
     assert normalise_error({"message": "m", "more": 1})["more"] == 1
 
 
-def test_a_server_in_trouble_may_ask_for_a_rest() -> None:
+def test_an_overloaded_server_may_request_a_pause() -> None:
     assert classify(503, {"Retry-After": "7"}, b"", NOW_S).park_s == 7
     assert classify(529, {"Retry-After": "600"}, b"", NOW_S).park_s == MAX_COOL_DOWN_S
     assert classify(503, {}, b"", NOW_S).park_s is None
     assert classify(408, {"Retry-After": "7"}, b"", NOW_S).park_s is None
 
 
-def test_a_404_without_a_reason_may_be_a_wrong_address() -> None:
+def test_a_404_without_a_reason_may_be_a_wrong_base_url() -> None:
     assert "address" in classify(404, {}, b"<html>", 0.0).reason
     assert "address" not in classify(404, {}, b'{"error": {"message": "no model"}}', 0.0).reason

@@ -1,4 +1,4 @@
-"""The direct path: bytes from transport to transport, on connections that are aiohttp's own."""
+"""The direct path: bytes from transport to transport, on connections of aiohttp's pool."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def gateway(wire: Wire, **settings: int) -> AsyncIterator[Served]:
         yield served
 
 
-async def said(served: Served, body: dict[str, object] = STREAM) -> tuple[int, bytes]:
+async def chat(served: Served, body: dict[str, object] = STREAM) -> tuple[int, bytes]:
     async with served.session.post(f"{served.url}/v1/chat/completions", json=body) as response:
         return response.status, await response.read()
 
@@ -40,7 +40,7 @@ EXPECTED = BODY.replace(b'"m"', b'"Fake (Key #1)"')
 
 @pytest.fixture
 def direct_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no other path, so that nothing passes because of it."""
+    """Disable the other path, so that no test passes because of it."""
 
     async def none(*args: object, **how: object) -> None:
         raise AssertionError("the direct path was not used")
@@ -49,11 +49,11 @@ def direct_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("direct_only")
-async def test_a_connection_is_used_again() -> None:
+async def test_a_connection_is_reused() -> None:
     wire = Wire(GOOD)
     async with gateway(wire) as served:
         for _ in range(4):
-            assert await said(served) == (200, EXPECTED)
+            assert await chat(served) == (200, EXPECTED)
     assert (wire.connections, wire.served) == (1, 4)
 
 
@@ -65,29 +65,29 @@ async def test_a_connection_is_used_again() -> None:
         GOOD + b"HTTP/1.1 200 OK\r\n",
         GOOD + b"x",
     ],
-    ids=["it says so", "another answer behind", "a byte too many"],
+    ids=["connection: close", "another response follows", "an extra byte"],
 )
-async def test_a_connection_is_not_used_again(answer: bytes) -> None:
+async def test_a_connection_is_not_reused_after_a_close_or_extra_bytes(answer: bytes) -> None:
     wire = Wire(answer)
     async with gateway(wire) as served:
         for _ in range(3):
-            assert await said(served) == (200, EXPECTED)
+            assert await chat(served) == (200, EXPECTED)
     assert wire.connections == 3
 
 
 @pytest.mark.proves("F45")
 @pytest.mark.usefixtures("direct_only")
-@pytest.mark.parametrize("what", ["closed", "a word nobody asked for"])
-async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> None:
+@pytest.mark.parametrize("defect", ["closed", "an unsolicited response"])
+async def test_a_broken_idle_connection_is_not_used(defect: str) -> None:
     wire = Wire(GOOD)
     async with gateway(wire) as served:
-        assert await said(served) == (200, EXPECTED)
-        if what == "closed":
+        assert await chat(served) == (200, EXPECTED)
+        if defect == "closed":
             wire.writers[0].close()
         else:
             wire.writers[0].write(GOOD)
         await asyncio.sleep(0.05)
-        assert await said(served) == (200, EXPECTED)
+        assert await chat(served) == (200, EXPECTED)
     assert wire.connections == 2
 
 
@@ -108,7 +108,7 @@ async def test_a_waiting_connection_that_has_gone_bad_is_not_used(what: str) -> 
     ids=["a length", "100 first", "until the end", "HTTP/1.0", "gzip", "a folded line"],
 )
 @pytest.mark.parametrize("bytewise", [False, True])
-async def test_however_an_answer_is_framed(
+async def test_a_response_is_read_in_any_framing(
     answer: bytes, bytewise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bytewise:
@@ -117,16 +117,16 @@ async def test_however_an_answer_is_framed(
         def each_byte(self: direct.DirectResponse, data: bytes) -> None:
             for at in range(len(data)):
                 receiver = self._transport.get_protocol()
-                one = data[at : at + 1]
-                take(self, one) if receiver is self else receiver.data_received(one)
+                byte = data[at : at + 1]
+                take(self, byte) if receiver is self else receiver.data_received(byte)
 
         monkeypatch.setattr(direct.DirectResponse, "data_received", each_byte)
     async with gateway(Wire(answer)) as served:
-        assert await said(served) == (200, EXPECTED)
+        assert await chat(served) == (200, EXPECTED)
 
 
 @pytest.mark.usefixtures("direct_only")
-async def test_an_error_is_read_by_aiohttp_and_its_connection_used_again() -> None:
+async def test_an_error_is_read_by_aiohttp_and_its_connection_is_reused() -> None:
     limited = (
         b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nContent-Type: application/json\r\n"
         b"Content-Length: 2\r\n\r\n{}"
@@ -150,34 +150,34 @@ async def test_an_error_is_read_by_aiohttp_and_its_connection_used_again() -> No
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 500\r\n\r\n"
         + BODY[:200],
     ],
-    ids=["cut in a chunk", "a broken size", "shorter than it said"],
+    ids=["cut in a chunk", "a broken size", "shorter than its length"],
 )
-async def test_an_answer_that_breaks_is_said_to(answer: bytes) -> None:
+async def test_a_broken_response_ends_with_an_error_event(answer: bytes) -> None:
     wire = Wire(answer)
     async with gateway(wire, idle_timeout_ms=200) as served:
-        status, data = await said(served)
+        status, data = await chat(served)
     assert status == 200
     assert b"one " in data
     assert b'"error"' in data
     assert b"[DONE]" not in data
 
 
-async def test_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_direct_path_works_over_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     authority = trustme.CA()
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    ours = ssl.create_default_context()
-    authority.configure_trust(ours)
-    monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", ours)
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    monkeypatch.setattr(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", client_context)
     wire = Wire(GOOD)
-    async with listening(wire, theirs) as url, serving(make_instance(url)) as served:
+    async with listening(wire, server_context) as url, serving(make_instance(url)) as served:
         for _ in range(3):
-            assert await said(served) == (200, EXPECTED)
+            assert await chat(served) == (200, EXPECTED)
     assert wire.connections == 1
 
 
 class Flood(Wire):
-    """Sends a long answer, as fast as it is taken."""
+    """Send a long response as fast as it is read."""
 
     chunk = chunked(EVENT % (b"x" * 60_000) + b"\n\n", 70_000)[: -len(b"0\r\n\r\n")]
     chunks = 400
@@ -196,7 +196,7 @@ class Flood(Wire):
 
 @pytest.mark.proves("F25", "F31", "I-38")
 @pytest.mark.usefixtures("each_way")
-async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -> None:
+async def test_a_caller_that_does_not_read_pauses_only_its_own_upstream() -> None:
     flood = Flood(b"")
     async with gateway(flood) as served:
         host, port = served.url.removeprefix("http://").split(":")
@@ -206,7 +206,7 @@ async def test_a_caller_who_does_not_read_stops_its_upstream_and_nobody_else() -
         writer.write(head % len(body) + body)
         await asyncio.wait_for(reader.readexactly(100), 30)
         before = -1
-        while flood.sent != before:  # until it stands still
+        while flood.sent != before:  # until it stops
             before = flood.sent
             await asyncio.sleep(0.2)
         assert flood.sent < flood.chunks * 0.8
@@ -230,15 +230,15 @@ ERROR = b'data: {"error":{"message":"overloaded"}}'
 @pytest.mark.proves("F16")
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("more", [b"data: [DONE]\n\n", FINISH + b"\n\ndata: [DONE]\n\n", b""])
-async def test_an_error_behind_the_first_words_in_one_read_is_a_free_fail_over(more: bytes) -> None:
+async def test_an_error_after_the_first_events_in_one_read_fails_over(more: bytes) -> None:
     first = b"\n\n".join([EVENT % b"one ", EVENT % b"two ", ERROR, b""])
     bad = Wire(HEAD + b"\r\n" + chunked(first + more, 1000))
     good = Wire(GOOD)
-    async with listening(bad) as one, listening(good) as two:
-        instances = make_instance(one), make_instance(two, 2)
+    async with listening(bad) as first_url, listening(good) as second_url:
+        instances = make_instance(first_url), make_instance(second_url, 2)
         async with serving(*instances) as served:
             for _ in range(4):
-                status, data = await said(served)
+                status, data = await chat(served)
                 assert status == 200
                 assert b"error" not in data
                 assert data.endswith(b"[DONE]\n\n")
@@ -246,7 +246,7 @@ async def test_an_error_behind_the_first_words_in_one_read_is_a_free_fail_over(m
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_a_last_event_without_its_empty_line_ends_the_stream_all_the_same() -> None:
+async def test_an_event_without_its_blank_line_still_ends_the_stream() -> None:
     start = b'event: message_start\ndata: {"type":"message_start","message":{"usage":{}}}\n\n'
     delta = (
         b"event: content_block_delta\n"
@@ -292,23 +292,23 @@ class Stub:
 
 
 @pytest.mark.parametrize(("unsent", "done"), [(0, "release"), (1, "close")])
-def test_a_connection_with_an_unsent_request_is_not_used_again(unsent: int, done: str) -> None:
+def test_a_connection_with_an_unsent_request_is_not_reused(unsent: int, done: str) -> None:
     stub = Stub(unsent)
     BorrowedConnection(stub).give_back(reusable=True)
     assert stub.done == [done]
 
 
 @pytest.mark.proves("F31", "I-38")
-async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
-    whole = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 1_000_000)
+async def test_unread_responses_do_not_accumulate() -> None:
+    completion = b'{"choices":[{"message":{"content":"%b"}}]}' % (b"x" * 1_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    wire = Wire(head % len(whole) + whole)
+    wire = Wire(head % len(completion) + completion)
     async with gateway(wire) as served:
         host, port = served.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         body = b'{"stream":false,"messages":[{"role":"user","content":"x"}]}'
-        one = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
-        writer.write(one % (len(body), body) * 60)
+        request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
+        writer.write(request % (len(body), body) * 60)
         await until(lambda: wire.served)
         before = -1
         while wire.served != before:
@@ -318,23 +318,23 @@ async def test_answers_that_nobody_reads_do_not_pile_up() -> None:
         writer.close()
 
 
-async def test_an_aiohttp_that_has_moved_is_used_the_plain_way(
+async def test_an_incompatible_aiohttp_is_used_by_its_session(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def moved(self: DirectConnector, origin: str) -> None:
+    async def incompatible(self: DirectConnector, origin: str) -> None:
         raise AttributeError("connection_key")
 
-    monkeypatch.setattr(DirectConnector, "borrow", moved)
+    monkeypatch.setattr(DirectConnector, "borrow", incompatible)
     with caplog.at_level(logging.WARNING):
         async with gateway(Wire(GOOD)) as served:
             for _ in range(3):
-                assert await said(served) == (200, EXPECTED)
+                assert await chat(served) == (200, EXPECTED)
     assert [r.message for r in caplog.records if "direct path" in r.message] == [
         f"aiohttp {aiohttp.__version__} does not support the direct path: using its session"
     ]
 
 
-def test_the_seam_finds_what_it_needs_in_this_aiohttp() -> None:
+def test_this_aiohttp_has_the_attributes_that_the_direct_path_needs() -> None:
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import Connection
 

@@ -1,4 +1,4 @@
-"""Upstreams who break off, flood, mislead, or speak in ways that nobody expects."""
+"""Upstreams that break off, flood, mislead, or break the protocol."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ pytestmark = pytest.mark.usefixtures("each_way")
 
 GOOD = HEAD + b"\r\n" + chunked(BODY)
 EXPECTED = BODY.replace(b'"m"', b'"Fake (Key #1)"')
-WHOLE = b'{"model":"m","choices":[{"index":0,"message":{"content":"one two"}}]}'
+COMPLETION = b'{"model":"m","choices":[{"index":0,"message":{"content":"one two"}}]}'
 JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n%b"
-ASKED = {stream: {**HELLO, "stream": stream} for stream in (True, False)}
+BODIES = {stream: {**HELLO, "stream": stream} for stream in (True, False)}
 IN_TURN = {"X-Routing-Mode": "round-robin"}
 
 
 class Endless(Wire):
-    """Sends the same again and again until nobody wants it any more."""
+    """Send the same data repeatedly until the connection is closed."""
 
     def __init__(self, start: bytes, again: bytes, pause_s: float = 0.0) -> None:
         super().__init__(b"")
         self.start, self.again, self.pause_s = start, again, pause_s
-        self.left = asyncio.Event()
+        self.closed = asyncio.Event()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -56,7 +56,7 @@ class Endless(Wire):
         except ConnectionError:
             pass
         finally:
-            self.left.set()
+            self.closed.set()
             writer.close()
 
 
@@ -66,7 +66,7 @@ def in_chunk(data: bytes) -> bytes:
 
 @asynccontextmanager
 async def pair(first: Wire, second: Wire | None = None, **settings: Any) -> AsyncIterator[Served]:
-    """A gateway before somebody odd and somebody good, who are asked in turn."""
+    """A gateway with a hostile and a good upstream, chosen in turn."""
     async with listening(first) as bad, listening(second or Wire(GOOD)) as good:
         instances = make_instance(bad), make_instance(good, 2)
         async with serving(*instances, **settings) as served:
@@ -75,11 +75,11 @@ async def pair(first: Wire, second: Wire | None = None, **settings: Any) -> Asyn
 
 async def ask(served: Served, stream: bool = True) -> tuple[int, bytes, Any]:
     url = served.url + "/v1/chat/completions"
-    async with served.session.post(url, json=ASKED[stream], headers=IN_TURN) as response:
+    async with served.session.post(url, json=BODIES[stream], headers=IN_TURN) as response:
         return response.status, await response.read(), response.headers
 
 
-SPOKEN_ODDLY: dict[str, Callable[[bytes], bytes]] = {
+UNUSUAL_FRAMINGS: dict[str, Callable[[bytes], bytes]] = {
     "CRLF": lambda b: b.replace(b"\n", b"\r\n"),
     "CR": lambda b: b.replace(b"\n", b"\r"),
     "a byte order mark": lambda b: b"\xef\xbb\xbf" + b,
@@ -92,7 +92,7 @@ SPOKEN_ODDLY: dict[str, Callable[[bytes], bytes]] = {
         b"data: ", b"retry: 10\n\nid: 5\n\nevent: ping\n\nid: 1\n: x\n\ndata\n\ndata:\n\ndata: "
     ),
     "blank lines": lambda b: b.replace(b"\n\n", b"\n\n\n\n\n"),
-    "fields nobody knows": lambda b: b.replace(b"data: ", b"x-odd: 1\nodd\ndata: "),
+    "unknown fields": lambda b: b.replace(b"data: ", b"x-odd: 1\nodd\ndata: "),
     "no [DONE]": lambda b: b.replace(b"data: [DONE]\n\n", b""),
     "no end of the last line": lambda b: b.rstrip(b"\n"),
     "words after [DONE]": lambda b: b + EVENT % b"more" + b"\n\n",
@@ -101,11 +101,11 @@ TEXT = "Grüße, 世界 😀\u2028\u2029\x85\x0b\x0c\x1c.".replace("\x0b\x0c\x1c
 
 
 @pytest.mark.proves("F23", "F24", "I-32", "I-36", "I-37")
-@pytest.mark.parametrize("odd", SPOKEN_ODDLY)
+@pytest.mark.parametrize("framing", UNUSUAL_FRAMINGS)
 @pytest.mark.parametrize("size", [1, 100_000], ids=["byte by byte", "at once"])
-async def test_however_it_is_spoken_the_text_is_the_same(odd: str, size: int) -> None:
+async def test_the_text_is_the_same_in_any_framing(framing: str, size: int) -> None:
     body = BODY.replace(b"one ", TEXT.encode())
-    wire = Wire(HEAD + b"\r\n" + chunked(SPOKEN_ODDLY[odd](body), size))
+    wire = Wire(HEAD + b"\r\n" + chunked(UNUSUAL_FRAMINGS[framing](body), size))
     async with listening(wire) as url, serving(make_instance(url)) as served:
         _, data, _ = await ask(served)
     assert read_stream(data.decode()).text == json.loads(f'"{TEXT}"') + "two"
@@ -133,7 +133,7 @@ BROKEN_BEFORE = {
 
 @pytest.mark.proves("F16", "F17", "F22", "I-30")
 @pytest.mark.parametrize("broken", BROKEN_BEFORE)
-async def test_what_breaks_before_the_first_word_fails_over(broken: str) -> None:
+async def test_a_break_before_the_first_content_fails_over(broken: str) -> None:
     wire = Wire(HEAD + b"\r\n" + chunked(BROKEN_BEFORE[broken] or b" ", 1000))
     async with pair(wire) as served:
         status, data, headers = await ask(served)
@@ -173,9 +173,9 @@ async def test_what_breaks_before_the_first_word_fails_over(broken: str) -> None
         "two lengths",
     ],
 )
-async def test_what_is_no_answer_fails_over(answer: bytes, stream: bool) -> None:
+async def test_an_invalid_response_fails_over(answer: bytes, stream: bool) -> None:
     wire = Wire(answer)
-    # Who is promised another protocol waits for its first word; nobody else has to.
+    # After a 101 the gateway waits for the first bytes; no other case has to wait.
     waits = b" 101 " in answer
     limits = {"first_token_timeout_ms": 1000, "response_timeout_ms": 2000} if waits else {}
     async with pair(wire, **limits, max_attempts=2 if stream else 1) as served:
@@ -186,35 +186,35 @@ async def test_what_is_no_answer_fails_over(answer: bytes, stream: bool) -> None
 
 @pytest.mark.proves("F15", "I-35")
 @pytest.mark.parametrize("again", [b": PROCESSING\n\n", b"retry: 1\n\n", b":\n", b"\n"])
-async def test_comments_without_end_do_not_pass_for_a_word(again: bytes) -> None:
+async def test_endless_comments_do_not_count_as_content(again: bytes) -> None:
     wire = Endless(HEAD + b"\r\n", in_chunk(again), 0.01)
     async with pair(wire, first_token_timeout_ms=1000) as served:
         status, data, _ = await ask(served)
         assert (status, data) == (200, EXPECTED.replace(b"#1", b"#2"))
-        await asyncio.wait_for(wire.left.wait(), 30)
+        await asyncio.wait_for(wire.closed.wait(), 30)
         assert served.instances[0].last_reason == "no first token in 1000 ms"
 
 
 @pytest.mark.proves("F25", "I-38")
 @pytest.mark.parametrize("again", [b"x" * 100_000, b": x\n\n" * 20_000], ids=["event", "comments"])
-async def test_too_much_before_the_first_word_fails_over(again: bytes) -> None:
+async def test_too_much_data_before_the_first_content_fails_over(again: bytes) -> None:
     wire = Endless(HEAD + b"\r\n" + in_chunk(b'data: {"choices":"'), in_chunk(again))
     async with pair(wire) as served:
         status, data, _ = await ask(served)
         assert (status, data) == (200, EXPECTED.replace(b"#1", b"#2"))
-        await asyncio.wait_for(wire.left.wait(), 30)
+        await asyncio.wait_for(wire.closed.wait(), 30)
     assert wire.sent < 64 * 1024 * 1024
 
 
 @pytest.mark.proves("F25", "I-38")
-async def test_an_event_without_end_after_the_first_word_breaks_the_stream() -> None:
+async def test_an_endless_event_after_the_first_content_breaks_the_stream() -> None:
     wire = Endless(
         HEAD + b"\r\n" + in_chunk(EVENT % b"one " + b"\n\ndata: "), in_chunk(b"x" * 99_999)
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with pair(wire) as served:
         status, data, _ = await ask(served)
-        await asyncio.wait_for(wire.left.wait(), 30)
+        await asyncio.wait_for(wire.closed.wait(), 30)
         assert served.instances[0].in_flight == 0
     assert status == 200
     assert b"one " in data
@@ -227,10 +227,10 @@ async def test_an_event_without_end_after_the_first_word_breaks_the_stream() -> 
 
 @pytest.mark.proves("F17", "S-16")
 @pytest.mark.parametrize("length", [b"Content-Length: 99999999999\r\n\r\n", b"\r\n"])
-async def test_a_whole_answer_without_end_fails_over(length: bytes) -> None:
+async def test_an_endless_response_without_a_stream_fails_over(length: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
     wire = Endless(head + length + b'{"x":"', b"x" * 1_000_000)
-    async with pair(wire, Wire(JSON % (len(WHOLE), b"", WHOLE))) as served:
+    async with pair(wire, Wire(JSON % (len(COMPLETION), b"", COMPLETION))) as served:
         status, data, headers = await ask(served, stream=False)
         assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
         assert json.loads(data)["model"] == "Fake (Key #2)"
@@ -240,10 +240,10 @@ async def test_a_whole_answer_without_end_fails_over(length: bytes) -> None:
 
 @pytest.mark.proves("F46")
 @pytest.mark.parametrize("size", [100_000, 8_000_000])
-async def test_an_answer_before_the_request_has_been_read_counts(size: int) -> None:
-    said = b'{"error":{"message":"too long for me"}}'
+async def test_a_response_before_the_request_was_read_is_used(size: int) -> None:
+    error = b'{"error":{"message":"too long for me"}}'
     status = b"HTTP/1.1 413 Payload Too Large\r\nContent-Type: application/json\r\n"
-    answer = status + b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(said), said)
+    answer = status + b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(error), error)
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -269,14 +269,14 @@ def deflated(data: bytes) -> bytes:
 @pytest.mark.proves("F47")
 @pytest.mark.parametrize(("coding", "pack"), [(b"gzip", gzip.compress), (b"deflate", deflated)])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_packed_answer_is_unpacked(
+async def test_a_compressed_response_is_decompressed(
     coding: bytes, pack: Callable[[bytes], bytes], stream: bool
 ) -> None:
     packed = b"Content-Encoding: %b\r\n" % coding
     if stream:
         answer = HEAD + packed + b"\r\n" + chunked(pack(BODY))
     else:
-        answer = JSON % (len(pack(WHOLE)), packed, pack(WHOLE))
+        answer = JSON % (len(pack(COMPLETION)), packed, pack(COMPLETION))
     wire = Wire(answer)
     async with listening(wire) as url, serving(make_instance(url)) as served:
         for _ in range(2):
@@ -290,7 +290,7 @@ async def test_a_packed_answer_is_unpacked(
 @pytest.mark.proves("F47")
 @pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip", b"x"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_what_nobody_can_unpack_fails_over(coding: bytes, stream: bool) -> None:
+async def test_an_invalid_compressed_response_fails_over(coding: bytes, stream: bool) -> None:
     packed = b"Content-Encoding: %b\r\n" % coding
     noise = b"\x00\x01\x02\x03" * 10
     answer = HEAD + packed + b"\r\n" + chunked(noise) if stream else JSON % (40, packed, noise)
@@ -301,7 +301,7 @@ async def test_what_nobody_can_unpack_fails_over(coding: bytes, stream: bool) ->
 
 
 @pytest.mark.proves("F25", "F47")
-async def test_a_bomb_fails_over() -> None:
+async def test_a_decompression_bomb_fails_over() -> None:
     bomb = gzip.compress(b" " * 40_000_000)
     packed = JSON % (len(bomb), b"Content-Encoding: gzip\r\n", bomb)
     async with pair(Wire(packed), max_attempts=1) as served:
@@ -311,7 +311,9 @@ async def test_a_bomb_fails_over() -> None:
 
 @pytest.mark.proves("F28", "S-16")
 @pytest.mark.parametrize("stream", [True, False])
-async def test_no_header_of_an_upstream_leaves_us(upstream: FakeUpstream, stream: bool) -> None:
+async def test_no_header_of_an_upstream_reaches_the_caller(
+    upstream: FakeUpstream, stream: bool
+) -> None:
     upstream.default = Reply(
         headers={
             "Set-Cookie": "a=b",
@@ -340,16 +342,16 @@ async def test_no_header_of_an_upstream_leaves_us(upstream: FakeUpstream, stream
 
 
 @pytest.mark.proves("F37", "F13")
-async def test_a_name_that_nobody_knows_fails_over(
+async def test_an_unknown_host_name_fails_over(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
-    found = loop.getaddrinfo
+    getaddrinfo = loop.getaddrinfo
 
     async def look_up(host: str, *args: Any, **more: Any) -> Any:
         if host == "nowhere.invalid":
             raise socket.gaierror(socket.EAI_NONAME, "not known")
-        return await found(host, *args, **more)
+        return await getaddrinfo(host, *args, **more)
 
     monkeypatch.setattr(loop, "getaddrinfo", look_up)
     lost = make_instance("http://nowhere.invalid/v1")
@@ -362,21 +364,21 @@ async def test_a_name_that_nobody_knows_fails_over(
 @pytest.mark.proves("F48")
 @pytest.mark.parametrize("key", ["k", "k" * 500])
 async def test_keys_of_any_length_work(upstream: FakeUpstream, key: str) -> None:
-    one = make_instance(upstream, key=Secret(key))
-    same = make_instance(upstream, key=Secret(key), provider=Other, name="other")
-    async with serving(one, same) as served:
+    first = make_instance(upstream, key=Secret(key))
+    second = make_instance(upstream, key=Secret(key), provider=Other, name="other")
+    async with serving(first, second) as served:
         for model in ("fake", "other"):
-            status, _, headers = await served.chat({**ASKED[True], "model": model})
+            status, _, headers = await served.chat({**BODIES[True], "model": model})
             assert (status, headers["X-Nexus-Provider"]) == (200, f"{model.title()} (Key #1)")
         assert upstream.hits(key) == 2
 
 
 @pytest.mark.proves("F45")
 @pytest.mark.parametrize("size", [10, 600_000])
-async def test_a_connection_closed_while_it_waited_costs_nobody_anything(size: int) -> None:
-    # None: it reads the request and closes, as who closed a moment before seems to do.
+async def test_a_connection_closed_while_idle_costs_no_attempt(size: int) -> None:
+    # None: it reads the request and closes, like a connection that was closed just before.
     wire = Wire(GOOD, None, GOOD)
-    body = {**ASKED[True], "metadata": {"x": "x" * size}}
+    body = {**BODIES[True], "metadata": {"x": "x" * size}}
     async with listening(wire) as url, serving(make_instance(url)) as served:
         for _ in range(2):
             status, text, headers = await served.chat(body)
@@ -388,12 +390,12 @@ async def test_a_connection_closed_while_it_waited_costs_nobody_anything(size: i
 
 @pytest.mark.proves("F12", "F45")
 @pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 200", HEAD])
-async def test_what_began_to_be_answered_is_not_asked_again(begun: bytes) -> None:
+async def test_a_request_whose_response_has_begun_is_not_sent_again(begun: bytes) -> None:
     wire = Wire(GOOD, b"%bConnection: close" % begun if begun is HEAD else begun, GOOD)
     async with listening(wire) as url, serving(make_instance(url), max_attempts=1) as served:
         assert (await ask(served))[0] == 200
         cutting = asyncio.create_task(ask(served))
-        while wire.served < 2:  # noqa: ASYNC110 - nothing tells of it
+        while wire.served < 2:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.02)
         wire.writers[0].close()
@@ -410,7 +412,7 @@ async def test_a_fresh_connection_that_is_closed_is_a_failure() -> None:
     assert wire.served == 1
 
 
-async def test_a_dialect_of_its_own_is_spared_events_without_data() -> None:
+async def test_a_native_dialect_gets_no_events_without_data() -> None:
     class Native(Fake):
         endpoints = {"messages": "/messages"}
 
@@ -421,6 +423,6 @@ async def test_a_dialect_of_its_own_is_spared_events_without_data() -> None:
     body = noise + start + noise + delta + noise + stop
     wire = Wire(HEAD + b"\r\n" + chunked(body, 10_000))
     async with listening(wire) as url, serving(make_instance(url, provider=Native)) as served:
-        asked = {**ASKED[True], "max_tokens": 9, "model": "fake-large"}
-        _, text, _ = await served.post("/v1/messages", asked)
+        message_body = {**BODIES[True], "max_tokens": 9, "model": "fake-large"}
+        _, text, _ = await served.post("/v1/messages", message_body)
     assert text.encode().replace(b": seen\n\n", b"") == start + delta + stop

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on bytes: the usual is read, the odd is left to others, the wrong is refused."""
+"""HTTP/1.1 on bytes: usual input is parsed, unusual input left to aiohttp, wrong input refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wire(contents: list[bytes], size: str = "%x", end: bytes = b"0\r\n\r\n") -> 
     st.sampled_from(["%x", "%X", "%04x", "%x;a=b", "%x ; q"]),
     st.sampled_from([b"0\r\n\r\n", b"000\r\n\r\n", b"0\r\nX-Trailer: 1\r\nY: 2\r\n\r\n"]),
 )
-def test_chunks_give_their_content_wherever_they_are_cut(
+def test_chunks_give_their_content_however_they_are_cut(
     contents: list[bytes], places: list[int], size: str, end: bytes
 ) -> None:
     body = ChunkedBody()
@@ -44,9 +44,7 @@ def test_chunks_give_their_content_wherever_they_are_cut(
 
 
 @given(st.lists(CONTENT, max_size=4), st.binary(min_size=1, max_size=20), st.booleans())
-def test_what_comes_after_the_end_is_noticed(
-    contents: list[bytes], more: bytes, apart: bool
-) -> None:
+def test_bytes_after_the_end_are_noticed(contents: list[bytes], more: bytes, apart: bool) -> None:
     body = ChunkedBody()
     pieces = [wire(contents), more] if apart else [wire(contents) + more]
     assert b"".join(map(body.feed, pieces)) == b"".join(contents)
@@ -56,9 +54,9 @@ def test_what_comes_after_the_end_is_noticed(
 
 @given(st.lists(CONTENT, min_size=1, max_size=5), st.data())
 def test_a_body_that_was_cut_off_has_not_ended(contents: list[bytes], data: st.DataObject) -> None:
-    whole = wire(contents)
+    message = wire(contents)
     body = ChunkedBody()
-    got = body.feed(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    got = body.feed(message[: data.draw(st.integers(0, len(message) - 1))])
     assert not body.ended
     assert b"".join(contents).startswith(got)
 
@@ -90,7 +88,7 @@ def test_a_body_that_breaks_the_rules_is_refused(data: bytes, bytewise: bool) ->
         list(map(body.feed, pieces))
 
 
-def test_a_body_of_a_told_length() -> None:
+def test_a_body_with_a_length_ends_at_it() -> None:
     body = SizedBody(5)
     assert (body.feed(b"hel"), body.ended) == (b"hel", False)
     assert (body.feed(b"lo"), body.ended, body.surplus) == (b"lo", True, False)
@@ -102,25 +100,25 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding
 
 
 @given(st.integers(0, len(HEAD) - 1))
-def test_a_head_is_waited_for(size: int) -> None:
+def test_an_incomplete_head_is_not_parsed(size: int) -> None:
     assert read_head(HEAD[:size]) is None
 
 
-def test_a_usual_head() -> None:
-    found = read_head(HEAD.replace(b"text", b"  text") + b"rest")
-    assert found is not None
-    head, start = found
+def test_a_usual_head_is_parsed() -> None:
+    parsed = read_head(HEAD.replace(b"text", b"  text") + b"rest")
+    assert parsed is not None
+    head, start = parsed
     assert (HEAD.replace(b"text", b"  text") + b"rest")[start:] == b"rest"
     assert head.headers["content-type"] == "text/event-stream"
     assert head.keep_alive
     assert isinstance(head.body, ChunkedBody)
 
 
-def test_a_length_and_a_close() -> None:
-    found = read_head(b"HTTP/1.1 200\r\nContent-Length: 12\r\nConnection: close\r\n\r\n")
-    assert found is not None
-    assert isinstance(found[0].body, SizedBody)
-    assert not found[0].keep_alive
+def test_a_length_and_a_close_are_parsed() -> None:
+    parsed = read_head(b"HTTP/1.1 200\r\nContent-Length: 12\r\nConnection: close\r\n\r\n")
+    assert parsed is not None
+    assert isinstance(parsed[0].body, SizedBody)
+    assert not parsed[0].keep_alive
 
 
 @pytest.mark.parametrize(
@@ -146,13 +144,13 @@ def test_a_length_and_a_close() -> None:
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20000,
     ],
 )
-def test_an_unusual_head_is_for_another_parser(head: bytes) -> None:
+def test_an_unusual_head_is_left_to_another_parser(head: bytes) -> None:
     with pytest.raises(UnsupportedResponse):
         read_head(head)
 
 
 @pytest.mark.proves("F35")
-def test_a_request_is_written_only_where_nothing_in_it_can_be_misread() -> None:
+def test_a_request_that_could_be_misread_is_not_written() -> None:
     lines = (("Host", "h"), ("Authorization", "Bearer k"))
     assert request_head("/v1?a=b", lines) == (
         b"POST /v1?a=b HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\nContent-Length: "

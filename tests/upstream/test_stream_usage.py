@@ -1,4 +1,4 @@
-"""The usage of streams whose callers did not ask for it: known to us, and kept from them."""
+"""The usage of streams whose callers did not request it: recorded, and not sent to them."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from nexus_gateway.wire import sse
 from nexus_gateway.wire.chunks import Answer, Chunk
 from nexus_gateway.wire.passthrough import ChatPassthrough
 
-ASKED = b',"stream_options":{"include_usage":true}'
+USAGE_OPTION = b',"stream_options":{"include_usage":true}'
 USED = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
 STREAM = {**HELLO, "stream": True}
 ANSWER = Answer("chatcmpl-1", 1_700_000_000, "up")
 WORDS = ("One", " two", " three", " four", " five", " six", " seven", " eight")
 TALK = [ANSWER.text(""), *map(ANSWER.text, WORDS)]
-# As Azure, OpenAI and servers made with FastAPI word it.
+# The wording of Azure, of OpenAI and of servers made with FastAPI.
 REFUSALS: tuple[dict[str, Any], ...] = (
     {"error": {"message": "Unrecognized request argument supplied: stream_options"}},
     {"error": {"message": "Unknown parameter.", "param": "stream_options"}},
@@ -45,19 +45,19 @@ REFUSALS: tuple[dict[str, Any], ...] = (
 )
 
 
-def refusal(said: dict[str, Any], status: int = 400) -> Reply:
-    return Reply(status=status, body=json.dumps(said).encode())
+def refusal(error: dict[str, Any], status: int = 400) -> Reply:
+    return Reply(status=status, body=json.dumps(error).encode())
 
 
 class Counts(Fake):
-    """A backend that counts where it is asked to."""
+    """A backend that sends usage if it is requested."""
 
     title = "Counts"
     stream_usage = True
 
 
-class Mends(Counts):
-    """One that gets no body as the caller wrote it."""
+class Changes(Counts):
+    """A backend whose bodies are always changed."""
 
     title = "Mends"
 
@@ -88,7 +88,7 @@ def recording(served: Served) -> list[RequestRecord]:
 @pytest.mark.parametrize(
     "reply", [Reply(), Reply(newline="\r\n"), Reply(bytewise=True), Reply(delay_s=0.002)], ids=str
 )
-async def test_what_was_used_is_known_and_the_caller_sees_nothing_of_it(
+async def test_usage_is_recorded_and_hidden_from_the_caller(
     upstream: FakeUpstream, reply: Reply, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "nexus_gateway")
@@ -97,7 +97,7 @@ async def test_what_was_used_is_known_and_the_caller_sees_nothing_of_it(
     counts = make_instance(upstream, provider=Counts)
     async with serving(counts, ledger=str(path), response_model="upstream") as served:
         status, text, _ = await served.chat(STREAM)
-        found = await scrape(served)
+        metrics = await scrape(served)
     async with serving(make_instance(upstream, provider=Counts), stream_usage=False) as served:
         plain = await served.chat({**STREAM, "model": "auto"})
     words = len(reply.contents())
@@ -108,13 +108,13 @@ async def test_what_was_used_is_known_and_the_caller_sees_nothing_of_it(
     assert rows(path) == [(7, words)]
     labels = {"provider": "fake", "provider_instance": "Counts (Key #1)"}
     tokens = {
-        kind: sample(found, "nexus_tokens_total", **labels, gen_ai_token_type=kind)
+        kind: sample(metrics, "nexus_tokens_total", **labels, gen_ai_token_type=kind)
         for kind in ("input", "output")
     }
     assert tokens == {"input": 7, "output": words}
-    asked, left = (request.raw for request in upstream.requests)
-    assert asked.replace(ASKED, b"") == left
-    assert asked.count(ASKED) == 1
+    requested, plain = (request.raw for request in upstream.requests)
+    assert requested.replace(USAGE_OPTION, b"") == plain
+    assert requested.count(USAGE_OPTION) == 1
 
 
 def rows(path: Path) -> list[tuple[object, ...]]:
@@ -127,7 +127,7 @@ def rows(path: Path) -> list[tuple[object, ...]]:
 
 
 FINISH, USAGE = ANSWER.finish(), ANSWER.usage(7, 9)
-WAYS: dict[str, list[Chunk]] = {
+FORMS: dict[str, list[Chunk]] = {
     "a chunk of its own": [*TALK, FINISH, USAGE],
     "without choices": [*TALK, FINISH, {k: v for k, v in USAGE.items() if k != "choices"}],
     "with null for choices": [*TALK, FINISH, {**USAGE, "choices": None}],
@@ -137,7 +137,7 @@ WAYS: dict[str, list[Chunk]] = {
         {**chunk, "usage": {**USED, "completion_tokens": n}}
         for n, chunk in enumerate([*TALK, FINISH])
     ],
-    "and null behind it": with_nulls([*TALK, {**FINISH, "usage": USED}, {**TALK[0], "x": {}}]),
+    "and null after it": with_nulls([*TALK, {**FINISH, "usage": USED}, {**TALK[0], "x": {}}]),
     "twice": [*TALK, {**FINISH, "usage": {**USED, "completion_tokens": 1}}, USAGE],
     "within something else": [*TALK, {**FINISH, "x_groq": {"usage": {"queue_time": 1}}}, USAGE],
     "beside a choice": with_nulls([*TALK, FINISH, {**ANSWER.text(""), "usage": USED}]),
@@ -145,64 +145,66 @@ WAYS: dict[str, list[Chunk]] = {
 
 
 def ticking(chunks: list[Chunk]) -> list[Chunk]:
-    """Return chunks of which no two are alike, so that they pass by the plain way."""
+    """Return chunks of which no two are similar, so that no template matches."""
     return [{**chunk, "created": n} for n, chunk in enumerate(chunks)]
 
 
-WAYS |= {f"{way}, ticking": ticking(chunks) for way, chunks in WAYS.items()}
+FORMS |= {f"{form}, ticking": ticking(chunks) for form, chunks in FORMS.items()}
 
 
 @pytest.mark.proves("I-42")
 @pytest.mark.usefixtures("each_way")
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_burst_is_read_however_the_usage_comes(upstream: FakeUpstream, way: str) -> None:
-    chunks = WAYS[way]
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_burst_is_read_with_usage_in_any_form(upstream: FakeUpstream, form: str) -> None:
+    chunks = FORMS[form]
     upstream.default = Reply(body=stream_of(chunks), content_type="text/event-stream")
     counts = make_instance(upstream, provider=Counts)
     async with serving(counts, response_model="upstream") as served:
         records = recording(served)
         _, text, _ = await served.chat(STREAM)
-    seen = [chunk for chunk in chunks if chunk.get("choices")]
-    assert text.encode() == stream_of(seen)
+    visible = [chunk for chunk in chunks if chunk.get("choices")]
+    assert text.encode() == stream_of(visible)
     (record,) = records
     assert (record.tokens.prompt, record.tokens.completion) == (7, 9)
 
 
 @pytest.mark.proves("I-42")
 @given(
-    st.sampled_from(sorted(WAYS)),
+    st.sampled_from(sorted(FORMS)),
     st.integers(0, 40),
     st.lists(st.integers(0, 9000), max_size=30),
     st.sampled_from([{}, {"separators": (",", ":")}]),
 )
 def test_any_cut_gives_the_same_usage(
-    way: str, more: int, places: list[int], how: dict[str, Any]
+    form: str, more: int, places: list[int], how: dict[str, Any]
 ) -> None:
-    chunks = WAYS[way][:2] * more + WAYS[way]
+    chunks = FORMS[form][:2] * more + FORMS[form]
     data = stream_of(chunks, **how)
-    splice = ChatPassthrough(None, usage_wanted=False)
-    out = b"".join(splice.feed(piece) for piece in cut(data, places))
+    passthrough = ChatPassthrough(None, usage_wanted=False)
+    out = b"".join(passthrough.feed(piece) for piece in cut(data, places))
     assert out == stream_of([chunk for chunk in chunks if chunk.get("choices")], **how)
-    assert {name: splice.used()[name] for name in USED} == USED
-    assert splice.used() == splice.used()
+    assert {name: passthrough.used()[name] for name in USED} == USED
+    assert passthrough.used() == passthrough.used()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_chunks_that_name_usage_go_the_quick_way(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_into: list[bytes] = []
+@pytest.mark.parametrize("form", FORMS)
+def test_chunks_that_name_usage_are_not_examined_each(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examined: list[bytes] = []
     examine = ChatPassthrough._examine
 
     def noting(self: ChatPassthrough, event: bytes) -> bytes:
-        looked_into.append(event)
+        examined.append(event)
         return examine(self, event)
 
     monkeypatch.setattr(ChatPassthrough, "_examine", noting)
-    chunks = [WAYS[way][0], *[WAYS[way][1]] * 500, *WAYS[way][2:]]
-    splice = ChatPassthrough("Me", usage_wanted=False)
+    chunks = [FORMS[form][0], *[FORMS[form][1]] * 500, *FORMS[form][2:]]
+    passthrough = ChatPassthrough("Me", usage_wanted=False)
     for chunk in chunks:
-        splice.feed(event(chunk))
-    assert len(looked_into) <= 8  # of 509
-    assert splice.used()["completion_tokens"] == 9
+        passthrough.feed(event(chunk))
+    assert len(examined) <= 8  # of 509
+    assert passthrough.used()["completion_tokens"] == 9
 
 
 JSON_VALUES = st.recursive(
@@ -221,24 +223,24 @@ OPTIONS = st.dictionaries(st.sampled_from(["include_usage", "include_obfuscation
     st.none() | OPTIONS,
     st.sampled_from([None, 1, 4]),
 )
-def test_only_the_wish_is_added(fields: Any, options: Any, indent: int | None) -> None:
-    own = {k: v for k, v in fields.items() if k != "stream_options"}
-    whole = own if options is None else {**own, "stream_options": options}
-    body = Body(parse_object(json.dumps(whole, indent=indent).encode()), True)
-    left, asked = body.encode("m"), body.encode("m", usage=True)
+def test_only_the_usage_option_is_added(fields: Any, options: Any, indent: int | None) -> None:
+    rest = {k: v for k, v in fields.items() if k != "stream_options"}
+    all_fields = rest if options is None else {**rest, "stream_options": options}
+    body = Body(parse_object(json.dumps(all_fields, indent=indent).encode()), True)
+    plain, requested = body.encode("m"), body.encode("m", usage=True)
     if options is None:
         at = len(b'{"model":"m","stream":true')
-        assert asked == left[:at] + ASKED + left[at:]
+        assert requested == plain[:at] + USAGE_OPTION + plain[at:]
         assert body.asks_usage is False
-    told = {**(options or {}), "include_usage": True}
-    expected = {**json.loads(left), "stream_options": told}
-    assert json.loads(asked) == expected
+    wanted_options = {**(options or {}), "include_usage": True}
+    expected = {**json.loads(plain), "stream_options": wanted_options}
+    assert json.loads(requested) == expected
     assert body.with_model("m", stream=True, usage=True) == expected
-    assert body.with_model("m", stream=True) == json.loads(left)
+    assert body.with_model("m", stream=True) == json.loads(plain)
     assert body.asks_usage == (bool(options) and options.get("include_usage") is True)
 
 
-def test_of_two_fields_the_last_one_counts() -> None:
+def test_the_last_of_two_fields_counts() -> None:
     options = b'"stream_options": {"include_usage": true}', b'"stream_options": {"a": 1}'
     for first, last in (options, options[::-1]):
         data = b'{"messages": [{"role": "user"}], "stream": true, %b, %b}' % (first, last)
@@ -256,7 +258,7 @@ def test_of_two_fields_the_last_one_counts() -> None:
         (None, {"include_usage": True}),
     ],
 )
-async def test_what_the_caller_wrote_beside_it_stays(
+async def test_the_callers_other_options_stay(
     upstream: FakeUpstream, options: Any, sent: Any
 ) -> None:
     async with serving(make_instance(upstream, provider=Counts)) as served:
@@ -272,9 +274,9 @@ async def test_what_the_caller_wrote_beside_it_stays(
         (Counts, {"stream_usage": False}, STREAM),
         (Counts, {}, {**HELLO, "stream": False}),
     ],
-    ids=["a provider that does not say so", "switched off", "no stream"],
+    ids=["a provider without stream_usage", "switched off", "no stream"],
 )
-async def test_nobody_is_asked_for_what_need_not_be(
+async def test_usage_is_requested_only_if_needed(
     upstream: FakeUpstream, provider: Any, settings: Any, body: Any
 ) -> None:
     async with serving(make_instance(upstream, provider=provider), **settings) as served:
@@ -282,7 +284,7 @@ async def test_nobody_is_asked_for_what_need_not_be(
     assert b"stream_options" not in upstream.requests[0].raw
 
 
-async def test_who_asks_himself_is_sent_what_he_asked_for(upstream: FakeUpstream) -> None:
+async def test_a_caller_that_requests_usage_gets_it(upstream: FakeUpstream) -> None:
     body = {**STREAM, "stream_options": {"include_usage": True}}
     async with serving(make_instance(upstream, provider=Counts)) as served:
         _, text, _ = await served.chat(body)
@@ -290,8 +292,8 @@ async def test_who_asks_himself_is_sent_what_he_asked_for(upstream: FakeUpstream
     assert read_stream(text).usage_alone
 
 
-async def test_a_mended_body_asks_as_well(upstream: FakeUpstream) -> None:
-    async with serving(make_instance(upstream, provider=Mends)) as served:
+async def test_a_changed_body_requests_usage_too(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream, provider=Changes)) as served:
         records = recording(served)
         await served.chat({**STREAM, "user": "u"})
     sent = upstream.requests[0].body
@@ -301,7 +303,7 @@ async def test_a_mended_body_asks_as_well(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_the_older_completions_are_asked_as_well(upstream: FakeUpstream) -> None:
+async def test_the_older_completions_request_usage_too(upstream: FakeUpstream) -> None:
     class Older(Counts):
         endpoints = {"completions": "/completions"}
 
@@ -310,11 +312,13 @@ async def test_the_older_completions_are_asked_as_well(upstream: FakeUpstream) -
         body = {"prompt": "Hello", "stream": True}
         status, text, _ = await served.post("/v1/completions", body)
     assert (status, "usage" in text) == (200, False)
-    assert upstream.requests[0].raw == b'{"model":"m","stream":true%b,"prompt":"Hello"}' % ASKED
+    assert (
+        upstream.requests[0].raw == b'{"model":"m","stream":true%b,"prompt":"Hello"}' % USAGE_OPTION
+    )
     assert records[0].tokens.prompt == 7
 
 
-async def test_a_translated_stream_asks_once(upstream: FakeUpstream) -> None:
+async def test_a_translated_stream_requests_usage_once(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream, provider=Counts)) as served:
         body = {**HELLO, "model": "auto", "max_tokens": 9, "stream": True}
         assert (await served.post("/v1/messages", body))[0] == 200
@@ -323,12 +327,12 @@ async def test_a_translated_stream_asks_once(upstream: FakeUpstream) -> None:
 
 @pytest.mark.proves("F49")
 @pytest.mark.usefixtures("each_way")
-@pytest.mark.parametrize("said", REFUSALS, ids=["azure", "openai", "fastapi"])
-async def test_a_backend_that_refuses_is_asked_without(
-    upstream: FakeUpstream, said: dict[str, Any], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", REFUSALS, ids=["azure", "openai", "fastapi"])
+async def test_a_backend_that_refuses_the_option_gets_requests_without_it(
+    upstream: FakeUpstream, error: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
-    upstream.script(refusal(said))
+    upstream.script(refusal(error))
     counts = make_instance(upstream, provider=Counts, clock=clock)
     async with serving(counts) as served:
         records = recording(served)
@@ -339,11 +343,11 @@ async def test_a_backend_that_refuses_is_asked_without(
         assert [b"stream_options" in r.raw for r in upstream.requests] == [True, False, False]
         assert counts.health.success_rate() == 1
         clock.advance(STREAM_USAGE_RETRY_S)
-        upstream.script(refusal(said, 422))
+        upstream.script(refusal(error, 422))
         await served.chat(STREAM)
         await served.chat(STREAM)
-        asked = [b"stream_options" in r.raw for r in upstream.requests[3:]]
-        assert asked == [True, False, False]
+        has_option = [b"stream_options" in r.raw for r in upstream.requests[3:]]
+        assert has_option == [True, False, False]
     assert [record.tokens.prompt for record in records] == [None] * 4
     assert caplog.text.count("refuses `stream_options`") == 1
 
@@ -354,19 +358,19 @@ BUSY = Reply(status=429, headers={"Retry-After": "0"})
 
 @pytest.mark.proves("F49")
 @pytest.mark.parametrize("second", [LATE, BUSY, Reply(status=500)], ids=["late", "busy", "broken"])
-@pytest.mark.parametrize("own", [{}, {"stream_options": {"bad": 1}}], ids=["ours", "own"])
-async def test_it_is_not_asked_so_again_though_the_second_try_brings_nothing(
-    upstream: FakeUpstream, second: Reply, own: dict[str, Any]
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"bad": 1}}], ids=["added", "callers"])
+async def test_the_option_is_not_sent_again_even_if_the_second_try_fails(
+    upstream: FakeUpstream, second: Reply, options: dict[str, Any]
 ) -> None:
     upstream.script(refusal(REFUSALS[0]), second)
     counts = make_instance(upstream, provider=Counts)
     async with serving(counts, max_attempts=1, first_token_timeout_ms=300) as served:
-        assert (await served.chat({**STREAM, **own}))[0] in (429, 503)
+        assert (await served.chat({**STREAM, **options}))[0] in (429, 503)
     assert upstream.hits() == 2
-    assert counts.asks_usage is bool(own), "a caller's own options may be what was at fault"
+    assert counts.asks_usage is bool(options), "a caller's own options may be what was at fault"
 
 
-async def test_a_refusal_that_only_quotes_the_field_leaves_the_rest_counted(
+async def test_a_refusal_that_only_quotes_the_field_keeps_the_option(
     upstream: FakeUpstream,
 ) -> None:
     upstream.default = refusal({"detail": "no such role in {'stream_options': {}, 'messages': 1}"})
@@ -377,7 +381,7 @@ async def test_a_refusal_that_only_quotes_the_field_leaves_the_rest_counted(
     assert counts.asks_usage
 
 
-async def test_a_reload_asks_again(upstream: FakeUpstream) -> None:
+async def test_a_reload_requests_usage_again(upstream: FakeUpstream) -> None:
     counts = make_instance(upstream, provider=Counts)
     assert counts.disable_stream_usage()
     assert not counts.asks_usage
@@ -386,7 +390,9 @@ async def test_a_reload_asks_again(upstream: FakeUpstream) -> None:
 
 
 @pytest.mark.proves("F49")
-async def test_a_refusal_that_is_the_callers_own_fault_is_his(upstream: FakeUpstream) -> None:
+async def test_a_refusal_of_the_callers_own_options_goes_to_the_caller(
+    upstream: FakeUpstream,
+) -> None:
     upstream.default = refusal(REFUSALS[0])
     counts = make_instance(upstream, provider=Counts)
     async with serving(counts) as served:
@@ -412,9 +418,9 @@ async def test_a_refusal_that_is_the_callers_own_fault_is_his(upstream: FakeUpst
             {**STREAM, "stream_options": {"include_usage": True}},
         ),
     ],
-    ids=["another fault", "no refusal", "he asked for it himself"],
+    ids=["another fault", "no refusal", "the caller requested it"],
 )
-async def test_any_other_failure_is_as_ever(
+async def test_any_other_failure_is_handled_as_usual(
     upstream: FakeUpstream, reply: Reply, body: dict[str, Any]
 ) -> None:
     upstream.default = reply
@@ -423,7 +429,7 @@ async def test_any_other_failure_is_as_ever(
     assert upstream.hits() == 1
 
 
-async def test_a_stream_that_was_gone_on_with_is_counted(upstream: FakeUpstream) -> None:
+async def test_a_resumed_stream_is_counted(upstream: FakeUpstream) -> None:
     upstream.defaults = {
         KEYS[0]: Reply(text="One two three four", delay_s=0.01, cut_after=2),
         KEYS[1]: Reply(text=" three four"),
@@ -440,22 +446,22 @@ async def test_a_stream_that_was_gone_on_with_is_counted(upstream: FakeUpstream)
 
 
 @pytest.mark.usefixtures("each_way")
-async def test_an_instances_speed_is_without_its_thinking(
+async def test_an_instances_speed_excludes_reasoning_tokens(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    came: list[int] = []
-    monkeypatch.setattr(Health, "observe_speed", lambda _, tokens, spent_s: came.append(tokens))
+    counted: list[int] = []
+    monkeypatch.setattr(Health, "observe_speed", lambda _, tokens, spent_s: counted.append(tokens))
     thinking = {"completion_tokens_details": {"reasoning_tokens": 10_000}}
     used = {**USAGE, "usage": {**USED, "completion_tokens": 10_009, **thinking}}
     body = stream_of([*TALK, FINISH, used])
     upstream.default = Reply(body=body, content_type="text/event-stream")
     async with serving(make_instance(upstream, provider=Counts)) as served:
         await served.chat(STREAM)
-    assert came == [8], "eight after the first, not ten thousand"
+    assert counted == [8], "eight after the first, not ten thousand"
 
 
-async def test_the_official_client_takes_null_for_nothing(upstream: FakeUpstream) -> None:
-    body = stream_of(WAYS["null in all others"])
+async def test_the_official_client_treats_null_usage_as_none(upstream: FakeUpstream) -> None:
+    body = stream_of(FORMS["null in all others"])
     upstream.default = Reply(body=body, content_type="text/event-stream")
     async with (
         serving(make_instance(upstream, provider=Counts)) as served,
@@ -469,7 +475,7 @@ async def test_the_official_client_takes_null_for_nothing(upstream: FakeUpstream
     assert {part.usage for part in parts} == {None}
 
 
-def test_a_plugin_says_yes_or_no() -> None:
+def test_stream_usage_of_a_plugin_is_true_or_false() -> None:
     class Vague(Fake):
         stream_usage = "sometimes"  # type: ignore[assignment]
 

@@ -46,7 +46,7 @@ def test_other_line_separators_are_text() -> None:
     assert sse.parse_event(event).data == text
 
 
-def test_an_event_leaves_as_soon_as_it_is_whole() -> None:
+def test_an_event_is_returned_as_soon_as_it_is_complete() -> None:
     framer = sse.Framer()
     assert framer.feed(b"data: a\r") == b""
     assert framer.feed(b"\r") == b"data: a\n\n"

@@ -1,4 +1,4 @@
-"""What a usage tells, whatever an upstream put into it."""
+"""The token counts of a `usage`, whatever an upstream put into it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
             },
             TokenUsage(12, 8, 1, 3, 2),
         ),
-        # Reasoning that is in the total alone.
+        # Reasoning that only the total includes.
         ({**USED, "total_tokens": 40}, TokenUsage(12, completion=28)),
         ({"prompt_tokens": 7, "total_tokens": 7}, TokenUsage(7)),
         (
@@ -39,12 +39,12 @@ USED = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
         ({"prompt_tokens": 1, "prompt_tokens_details": [1]}, TokenUsage(1)),
     ],
 )
-def test_a_usage(usage: dict[str, object], tokens: TokenUsage) -> None:
+def test_a_usage_is_parsed(usage: dict[str, object], tokens: TokenUsage) -> None:
     assert parse_usage(usage) == tokens
 
 
 @pytest.mark.parametrize(
-    ("tokens", "spoken"),
+    ("tokens", "visible"),
     [
         (UNKNOWN, None),
         (TokenUsage(reasoning=2), None),
@@ -53,17 +53,19 @@ def test_a_usage(usage: dict[str, object], tokens: TokenUsage) -> None:
         (TokenUsage(completion=9, reasoning=10), 0),
     ],
 )
-def test_what_was_only_thought_was_not_spoken(tokens: TokenUsage, spoken: int | None) -> None:
-    assert tokens.output_without_reasoning == spoken
+def test_output_without_reasoning_excludes_reasoning_tokens(
+    tokens: TokenUsage, visible: int | None
+) -> None:
+    assert tokens.output_without_reasoning == visible
 
 
-@pytest.mark.parametrize("told", [None, "9", True, -1, 2.5, MOST + 1, 2**70, float("nan"), [1]])
-def test_what_is_no_number_of_tokens(told: object) -> None:
-    assert count(told) is None
-    assert parse_usage({"prompt_tokens": told, "completion_tokens": told}) == UNKNOWN
+@pytest.mark.parametrize("value", [None, "9", True, -1, 2.5, MOST + 1, 2**70, float("nan"), [1]])
+def test_an_invalid_number_of_tokens_is_unknown(value: object) -> None:
+    assert count(value) is None
+    assert parse_usage({"prompt_tokens": value, "completion_tokens": value}) == UNKNOWN
 
 
-ODD = st.recursive(
+ANY_VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(USED)), inner)
@@ -73,7 +75,7 @@ ODD = st.recursive(
 FIELDS = [*USED, "prompt_tokens_details", "completion_tokens_details"]
 
 
-@given(st.dictionaries(st.sampled_from(FIELDS), ODD))
-def test_whatever_is_told_all_are_counts(usage: dict[str, object]) -> None:
-    for told in parse_usage(usage)[:-1]:
-        assert told is None or (type(told) is int and told >= 0)
+@given(st.dictionaries(st.sampled_from(FIELDS), ANY_VALUE))
+def test_any_usage_gives_only_counts(usage: dict[str, object]) -> None:
+    for value in parse_usage(usage)[:-1]:
+        assert value is None or (type(value) is int and value >= 0)

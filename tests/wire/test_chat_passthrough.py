@@ -1,4 +1,4 @@
-"""The way through for a stream: any cut of the bytes gives the same answer."""
+"""The passthrough of a chat stream: any cut of the bytes gives the same response."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(pieces: list[bytes], model: str | None = "Me", usage_wanted: bool = Fals
 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[bytes, str]:
-    """An upstream's stream, in any of the ways that upstreams write one, and its text."""
+    """An upstream's stream, in any of the forms that upstreams use, and its text."""
     texts = draw(st.lists(TEXT.filter(bool), min_size=1, max_size=6))
     how = draw(st.sampled_from([{}, {"separators": (",", ":")}, {"ensure_ascii": False}]))
     chunks = [ANSWER.text(""), *(ANSWER.text(t) for t in texts), ANSWER.finish()]
@@ -47,9 +47,9 @@ def streams(draw: st.DrawFn) -> tuple[bytes, str]:
         for chunk in chunks:
             chunk["x"] = {"model": "up-model", "error": None, "y": '"model":"up-model"'}
     events = [framed(chunk, **how) for chunk in chunks]
-    for odd in (b": hi\n\n", b"id: 1\n\n", b"\n"):
+    for noise in (b": hi\n\n", b"id: 1\n\n", b"\n"):
         if draw(st.booleans()):
-            events.insert(draw(st.integers(0, len(events))), odd)
+            events.insert(draw(st.integers(0, len(events))), noise)
     if draw(st.booleans()):
         events.append(sse.DONE)
     data = b"".join(events)
@@ -62,7 +62,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, str]:
 
 @pytest.mark.proves("F24", "I-32", "I-36")
 @given(streams(), st.lists(st.integers(0, 5000), max_size=30))
-def test_any_cut_gives_the_same_answer(stream: tuple[bytes, str], places: list[int]) -> None:
+def test_any_cut_gives_the_same_response(stream: tuple[bytes, str], places: list[int]) -> None:
     data, text = stream
     out = run(cut(data, places))
     assert out == run([data])
@@ -76,14 +76,14 @@ def test_any_cut_gives_the_same_answer(stream: tuple[bytes, str], places: list[i
 
 
 @given(st.lists(TEXT.filter(bool), min_size=1), st.lists(st.integers(0, 5000), max_size=10))
-def test_bytes_pass_untouched_where_the_model_is_left(texts: list[str], places: list[int]) -> None:
+def test_bytes_pass_unchanged_if_the_model_is_kept(texts: list[str], places: list[int]) -> None:
     chunks = [*map(ANSWER.text, texts), ANSWER.finish()]
     data = b"".join(map(framed, chunks)) + sse.DONE
     assert run(cut(data, places), model=None) == data
 
 
 @given(streams(), st.integers(0, 5000), st.lists(st.integers(0, 5000), max_size=10))
-def test_a_cut_stream_is_never_whole(
+def test_a_truncated_stream_is_never_complete(
     stream: tuple[bytes, str], place: int, places: list[int]
 ) -> None:
     data, _ = stream
@@ -95,7 +95,7 @@ def test_a_cut_stream_is_never_whole(
 
 
 @pytest.mark.proves("I-30")
-def test_nothing_goes_out_before_content() -> None:
+def test_nothing_is_sent_before_content() -> None:
     passthrough = ChatPassthrough("Me", False)
     assert passthrough.feed(framed(ANSWER.text("")) + b": wait\n\n") == b""
     assert not passthrough.started
@@ -105,13 +105,13 @@ def test_nothing_goes_out_before_content() -> None:
     assert b": wait\n\n" in out
 
 
-def test_the_usage_chunk_goes_to_those_who_asked() -> None:
+def test_the_usage_chunk_is_sent_only_if_requested() -> None:
     data = b"".join(map(framed, [ANSWER.text("a"), ANSWER.finish(), ANSWER.usage(3, 4)]))
     assert b"usage" not in run([data])
     assert b"usage" in run([data], usage_wanted=True)
 
 
-def test_tokens_are_the_upstreams_count_or_the_events() -> None:
+def test_tokens_are_the_upstreams_count_or_the_number_of_events() -> None:
     passthrough = ChatPassthrough("Me", False)
     for _ in range(3):
         passthrough.feed(framed(ANSWER.text("a")))
@@ -120,7 +120,7 @@ def test_tokens_are_the_upstreams_count_or_the_events() -> None:
     assert passthrough.used()["completion_tokens"] == 9
 
 
-def test_an_error_event_before_content_raises_and_later_keeps_the_good_part() -> None:
+def test_an_error_event_before_content_raises_and_a_later_one_keeps_the_good_part() -> None:
     error = framed({"error": {"message": "no", "code": 429}})
     with pytest.raises(ErrorEvent) as raised:
         run([framed(ANSWER.text("a")) + error])
@@ -132,19 +132,19 @@ def test_an_error_event_before_content_raises_and_later_keeps_the_good_part() ->
 
 
 @pytest.mark.parametrize("data", [b"data: {x\n\n", b"data: 5\n\n", b'data: {"a":1}x\n\n'])
-def test_garbage_is_a_break(data: bytes) -> None:
+def test_invalid_data_breaks_the_stream(data: bytes) -> None:
     with pytest.raises(BrokenStream):
         run([framed(ANSWER.text("a")), data, framed(ANSWER.finish())])
 
 
-def test_an_event_too_large_is_a_break() -> None:
+def test_an_event_too_large_breaks_the_stream() -> None:
     with pytest.raises(BrokenStream, match="too large"):
         run([b"data: " + b"x" * (sse.LONGEST_EVENT + 1)])
     with pytest.raises(BrokenStream, match="too much"):
         run([(b": " + b"x" * 1000 + b"\n\n") * (sse.LONGEST_EVENT // 1000 + 1)])
 
 
-def test_done_without_an_answer_is_a_break() -> None:
+def test_done_without_content_breaks_the_stream() -> None:
     with pytest.raises(TruncatedStream):
         run([sse.DONE])
 

@@ -1,4 +1,4 @@
-"""What upstreams say of their rate limits, in every form."""
+"""Rate limits in upstreams' responses, in every form."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def date(seconds: float) -> str:
         ({"x-ratelimit-reset": str((NOW_S + 20) * 1000)}, 20),
         ({"x-ratelimit-reset": "soon"}, None),
         ({"x-ratelimit-reset": "Tomorrow"}, None),
-        # Cerebras: the day's limit is far from its end, the minute's has nothing left.
+        # Cerebras: much of the day's limit is left, and nothing of the minute's.
         (
             {
                 "x-ratelimit-remaining-requests-day": "14000",
@@ -58,7 +58,7 @@ def date(seconds: float) -> str:
             },
             11.4,
         ),
-        # All say that something is left: the request was too large for one of them.
+        # Each limit has something left: the request was too large for one of them.
         (
             {
                 "x-ratelimit-remaining-requests": "20",
@@ -70,11 +70,11 @@ def date(seconds: float) -> str:
         ),
     ],
 )
-def test_how_long_to_wait(headers: dict[str, str], wait_s: float | None) -> None:
+def test_the_wait_is_read_from_any_header(headers: dict[str, str], wait_s: float | None) -> None:
     assert retry_after_s(CIMultiDict(headers), {}, NOW_S) == pytest.approx(wait_s)
 
 
-def test_google_says_it_in_the_body() -> None:
+def test_googles_wait_is_read_from_the_body() -> None:
     body = b"""[{"error": {"code": 429, "message": "m", "status": "RESOURCE_EXHAUSTED", "details": [
         {"@type": "type.googleapis.com/google.rpc.Help"},
         {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37.5s"}]}}]"""
@@ -83,7 +83,7 @@ def test_google_says_it_in_the_body() -> None:
 
 @pytest.mark.proves("I-05")
 @given(st.text(), st.sampled_from(["Retry-After", "retry-after-ms", "x-ratelimit-reset-tokens"]))
-def test_no_text_is_too_odd(text: str, name: str) -> None:
+def test_any_text_of_a_header_is_read_safely(text: str, name: str) -> None:
     wait_s = retry_after_s({name: text}, {}, NOW_S)
     assert wait_s is None or 0 <= wait_s <= LONGEST_PARK_S
 
@@ -116,7 +116,7 @@ def test_no_text_is_too_odd(text: str, name: str) -> None:
         ({"x-ratelimit-remaining-tokens": "many"}, [Quota("tokens")]),
     ],
 )
-def test_what_is_left(headers: dict[str, str], quotas: list[Quota]) -> None:
+def test_quotas_are_read_from_any_header(headers: dict[str, str], quotas: list[Quota]) -> None:
     assert read_quotas(CIMultiDict(headers), NOW_S) == quotas
 
 
@@ -128,7 +128,7 @@ def test_the_nearest_limit_counts() -> None:
     assert quota_factor(quotas.share_left(1)) == pytest.approx(0.5)
 
 
-def test_nobody_is_spared_for_ever_by_what_he_said() -> None:
+def test_an_exhausted_quota_expires() -> None:
     clock = FakeClock()
     quotas = Quotas(clock)
     headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 400 + "d"}
@@ -138,24 +138,24 @@ def test_nobody_is_spared_for_ever_by_what_he_said() -> None:
     assert quotas.share_left(1) is None
 
 
-def test_limits_that_are_called_anew_each_time_are_not_kept() -> None:
+def test_the_number_of_stored_limits_is_bounded() -> None:
     quotas = Quotas(FakeClock())
     for number in range(1000):
         quotas.update([Quota(f"x{number}", 5.0, 10.0, 3600.0)], number)
     assert len(quotas._reports) == MAX_LIMITS
 
 
-def test_requests_sent_since_are_taken_off() -> None:
+def test_requests_sent_since_a_report_are_subtracted() -> None:
     quotas = Quotas(FakeClock())
     quotas.update([Quota("requests", 4, 40)], 10)
-    assert [quotas.share_left(asked) for asked in (10, 12, 14, 15)] == [0.1, 0.05, 0.0, 0.0]
-    quotas.update([Quota("requests", 39, 40)], 9)  # this answer was overtaken
+    assert [quotas.share_left(sent) for sent in (10, 12, 14, 15)] == [0.1, 0.05, 0.0, 0.0]
+    quotas.update([Quota("requests", 39, 40)], 9)  # this response is older than the last one
     assert quotas.share_left(14) == 0.0
     quotas.update([Quota("requests", 40, 40)], 14)
     assert quotas.share_left(14) == 1.0
 
 
-def test_what_was_said_holds_until_the_limit_is_whole_again() -> None:
+def test_a_report_is_valid_until_its_limit_resets() -> None:
     clock = FakeClock()
     quotas = Quotas(clock)
     quotas.update([Quota("requests", 0, 60, 7)], 1)
@@ -169,5 +169,5 @@ def test_what_was_said_holds_until_the_limit_is_whole_again() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_less_is_liked_less(one: float, other: float) -> None:
+def test_a_smaller_quota_has_a_smaller_factor(one: float, other: float) -> None:
     assert FLOOR <= quota_factor(min(one, other)) <= quota_factor(max(one, other)) <= 1

@@ -1,4 +1,4 @@
-"""A multipart form, read up to its file and passed on."""
+"""A multipart form, read up to its file and forwarded."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ END = b"--XX--\r\n"
 GOOD = field("model", "auto") + field("language", "de") + file() + field("late", "x") + END
 
 
-async def given_in(pieces: list[bytes]) -> AsyncIterator[bytes]:
+async def pieces_of(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
 
 
 async def read(*pieces: bytes, kind: str = KIND) -> StreamedForm:
-    return await read_form(kind, given_in(list(pieces)), sum(map(len, pieces)))
+    return await read_form(kind, pieces_of(list(pieces)), sum(map(len, pieces)))
 
 
 async def sent(form: StreamedForm, model: str) -> bytes:
@@ -60,7 +60,7 @@ async def test_only_the_model_changes() -> None:
 
 
 @given(st.lists(st.integers(0, len(GOOD)), max_size=8))
-async def test_wherever_it_is_cut(places: list[int]) -> None:
+async def test_a_form_is_read_however_it_is_cut(places: list[int]) -> None:
     form = await read(*[piece for piece in cut(GOOD, places) if piece])
     assert await sent(form, "whisper") == WANTED
 
@@ -72,14 +72,14 @@ async def test_a_short_body_can_be_sent_again() -> None:
         assert form.replayable
 
 
-async def test_a_long_one_only_once() -> None:
+async def test_a_long_body_can_be_sent_only_once() -> None:
     data = file(b"x" * MAX_KEPT_BYTES)
     form = await read(field("model", "m") + data[:100], data[100:], END)
     assert data in await sent(form, "m")
     assert not form.replayable
 
 
-async def test_a_model_behind_the_file_is_found() -> None:
+async def test_a_model_after_the_file_is_replaced() -> None:
     form = await read(*cut(file() + field("model", "late") + field("language", "de") + END, [30]))
     assert (form.value("model"), form.value("language")) == ("late", "de")
     assert await sent(form, "whisper") == field("model", "whisper") + field("language", "de") + (
@@ -88,7 +88,7 @@ async def test_a_model_behind_the_file_is_found() -> None:
     assert form.replayable
 
 
-async def test_behind_a_long_file_it_stays_what_it_is() -> None:
+async def test_a_model_after_a_long_file_is_kept() -> None:
     data = file(b"x" * MAX_KEPT_BYTES) + field("model", "late") + END
     form = await read(*cut(data, [99, MAX_KEPT_BYTES + 500]))
     assert form.value("model") is None
@@ -96,7 +96,7 @@ async def test_behind_a_long_file_it_stays_what_it_is() -> None:
 
 
 @pytest.mark.proves("S-01")
-async def test_what_chose_other_gateways_upstreams_is_left_out() -> None:
+async def test_fields_that_choose_an_upstream_are_left_out() -> None:
     form = await read(field("api_key", "k") + field("model", "m") + file() + END)
     assert b"api_key" not in await sent(form, "m")
 
@@ -118,14 +118,14 @@ async def test_what_chose_other_gateways_upstreams_is_left_out() -> None:
         (field("prompt", "x" * MAX_FIELDS_BYTES) + file() + END, KIND),
     ],
 )
-async def test_what_is_no_form_with_a_file(body: bytes, kind: str) -> None:
+async def test_an_invalid_form_is_rejected(body: bytes, kind: str) -> None:
     pieces = cut(body, [MAX_FIELDS_BYTES // 2, MAX_FIELDS_BYTES + 1]) if len(body) > 999 else [body]
     with pytest.raises(InvalidRequest):
         await read(*pieces, kind=kind)
 
 
-async def test_a_field_that_is_no_text() -> None:
-    odd = field("model", "").replace(b"\r\n\r\n", b"\r\n\r\n\xff", 1)
-    form = await read(odd + file() + END)
+async def test_a_field_that_is_no_text_is_rejected() -> None:
+    invalid = field("model", "").replace(b"\r\n\r\n", b"\r\n\r\n\xff", 1)
+    form = await read(invalid + file() + END)
     with pytest.raises(InvalidRequest, match="UTF-8"):
         form.value("model")

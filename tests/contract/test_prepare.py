@@ -1,4 +1,4 @@
-"""What some backends want different from OpenAI, and how they say what went wrong."""
+"""How some backends' requests and errors differ from OpenAI's."""
 
 from __future__ import annotations
 
@@ -25,26 +25,28 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 
 def load(name: str) -> type[Provider]:
     (point,) = metadata.entry_points(group="nexus_gateway.providers", name=name)
-    found: type[Provider] = point.load()
-    return found
+    provider: type[Provider] = point.load()
+    return provider
 
 
-def test_what_needs_no_mending_stays_the_same_object() -> None:
+def test_a_chat_without_changes_stays_the_same_object() -> None:
     assert rename_fields(CHAT, b="c") is CHAT
     assert drop_fields(CHAT, "b") is CHAT
     assert rename_roles(CHAT, developer="system") is CHAT
 
 
-def test_a_new_name_that_is_there_already_keeps_its_value() -> None:
+def test_a_field_that_already_exists_keeps_its_value() -> None:
     assert rename_fields({"old": 1}, old="new") == {"new": 1}
     assert rename_fields({"old": 1, "new": 2}, old="new") == {"new": 2}
     assert drop_fields(CHAT, "a", "b") == {k: v for k, v in CHAT.items() if k != "a"}
-    told = rename_roles({"messages": [{"role": "developer"}, {"role": "user"}]}, developer="system")
-    assert [m["role"] for m in told["messages"]] == ["system", "user"]
+    renamed = rename_roles(
+        {"messages": [{"role": "developer"}, {"role": "user"}]}, developer="system"
+    )
+    assert [m["role"] for m in renamed["messages"]] == ["system", "user"]
 
 
 @pytest.mark.parametrize(
-    ("name", "sent", "asked"),
+    ("name", "sent", "expected"),
     [
         ("openai", {"max_tokens": 5}, {"max_completion_tokens": 5}),
         ("openai", {"tools": [1]}, {"tools": [1], "reasoning_effort": "none"}),
@@ -59,8 +61,8 @@ def test_a_new_name_that_is_there_already_keeps_its_value() -> None:
         ("mistral", {"temperature": 0.5}, None),
     ],
 )
-async def test_what_a_backend_is_sent(
-    upstream: FakeUpstream, name: str, sent: dict[str, Any], asked: dict[str, Any] | None
+async def test_a_backend_gets_its_own_fields(
+    upstream: FakeUpstream, name: str, sent: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
     instance = instance_of(load(name), upstream.base_url, key="k" * 8, name=name)
     model = sent.get("model") or instance.model
@@ -68,8 +70,13 @@ async def test_what_a_backend_is_sent(
         body = {**HELLO, **sent, "model": f"{name}/{model}", "stream": False}
         assert (await served.chat(body))[0] == 200
     (received,) = upstream.requests
-    wanted = {**HELLO, **(sent if asked is None else asked), "model": model, "stream": False}
-    assert received.body == wanted
+    expected_body = {
+        **HELLO,
+        **(sent if expected is None else expected),
+        "model": model,
+        "stream": False,
+    }
+    assert received.body == expected_body
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,7 @@ async def test_what_a_backend_is_sent(
         ("fireworks", 500, {}, b"", None),
     ],
 )
-def test_what_a_failure_means(
+def test_a_failure_has_its_outcome(
     name: str, status: int, headers: dict[str, str], body: bytes, outcome: Outcome | None
 ) -> None:
     verdict = load(name)().read_failure(status, headers, body)
@@ -108,7 +115,7 @@ def test_what_a_failure_means(
         ),
     ],
 )
-def test_azures_addresses(base_url: str, version: str, url: str) -> None:
+def test_azure_has_its_urls(base_url: str, version: str, url: str) -> None:
     azure = load("azure")()
     account = Account(Secret("k"), base_url, {"API_VERSION": version})
     assert azure.url(account, "chat", "my/gpt") == "https://r.openai.azure.com" + url

@@ -1,4 +1,4 @@
-"""Events proved by their likeness to one that was looked into."""
+"""Events recognized because they match the template of an examined one."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ ANSWER = Answer("chatcmpl-1", 1, "up")
 TEXT = st.text(alphabet='ab"\\\n é:{}', max_size=8)
 
 
-def data_of(chunk: dict[str, Any], **how: Any) -> bytes:
+def encode(chunk: dict[str, Any], **how: Any) -> bytes:
     return json.dumps(chunk, **how).encode()
 
 
 def template_of(chunk: dict[str, Any], model: bytes | None = b'"Me"') -> EventTemplate:
-    data = data_of(chunk)
-    found = EventTemplate.from_event(data, find_model(data), model)
-    assert found is not None
-    return found
+    data = encode(chunk)
+    template = EventTemplate.from_event(data, find_model(data), model)
+    assert template is not None
+    return template
 
 
 @given(st.lists(TEXT, min_size=1, max_size=5))
-def test_like_events_are_renamed_as_if_each_had_been_parsed(texts: list[str]) -> None:
+def test_matching_events_are_rewritten_as_if_each_had_been_parsed(texts: list[str]) -> None:
     template = template_of(ANSWER.text("first"))
-    block = b"".join(sse.frame(data_of(ANSWER.text(t))) for t in texts)
+    block = b"".join(sse.frame(encode(ANSWER.text(t))) for t in texts)
 
-    renamed = b"".join(sse.frame(data_of({**ANSWER.text(t), "model": "Me"})) for t in texts)
+    renamed = b"".join(sse.frame(encode({**ANSWER.text(t), "model": "Me"})) for t in texts)
     assert template.apply(block) == (renamed, len(texts), b"")
 
 
@@ -43,13 +43,13 @@ def test_like_events_are_renamed_as_if_each_had_been_parsed(texts: list[str]) ->
 @example(b"\\")
 @example(b"a\nb")
 @example(b'\\"')
-def test_what_is_not_the_inside_of_a_string_is_not_proved(inside: bytes) -> None:
-    data = data_of(ANSWER.text("MARK"))
+def test_only_the_inside_of_a_string_matches(inside: bytes) -> None:
+    data = encode(ANSWER.text("MARK"))
     template = template_of(ANSWER.text("first"))
     event = sse.frame(data.replace(b"MARK", inside))
 
-    found = template.apply(event)
-    if found is not None and not found[2]:
+    rewritten = template.apply(event)
+    if rewritten is not None and not rewritten[2]:
         assert b"\n" not in inside
         string = b'"' + inside + b'"'
         json.loads(string.decode("utf-8", "replace"), strict=False)
@@ -66,22 +66,22 @@ def test_what_is_not_the_inside_of_a_string_is_not_proved(inside: bytes) -> None
     ],
     ids=["finish", "usage", "error beside", "another head", "error"],
 )
-def test_an_event_of_another_shape_is_left_for_a_closer_look(other: dict[str, Any]) -> None:
+def test_an_event_of_another_shape_does_not_match(other: dict[str, Any]) -> None:
     template = template_of(ANSWER.text("first"))
-    like, unlike = sse.frame(data_of(ANSWER.text("x"))), sse.frame(data_of(other))
+    matching, other_event = sse.frame(encode(ANSWER.text("x"))), sse.frame(encode(other))
 
-    assert template.apply(unlike) is None
-    found = template.apply(like + unlike)
-    assert found is None or (found[1], found[2]) == (1, unlike)
-    found = template.apply(like + unlike + like)
-    assert found is None or found[1] == 1
+    assert template.apply(other_event) is None
+    rewritten = template.apply(matching + other_event)
+    assert rewritten is None or (rewritten[1], rewritten[2]) == (1, other_event)
+    rewritten = template.apply(matching + other_event + matching)
+    assert rewritten is None or rewritten[1] == 1
 
 
-def test_what_follows_the_known_events_is_left() -> None:
-    like, finish = sse.frame(data_of(ANSWER.text("x"))), sse.frame(data_of(ANSWER.finish()))
-    found = template_of(ANSWER.text("first")).apply(like + like + finish + sse.DONE)
-    assert found is not None
-    assert found[1:] == (2, finish + sse.DONE)
+def test_the_rest_after_matching_events_is_returned() -> None:
+    matching, finish = sse.frame(encode(ANSWER.text("x"))), sse.frame(encode(ANSWER.finish()))
+    rewritten = template_of(ANSWER.text("first")).apply(matching + matching + finish + sse.DONE)
+    assert rewritten is not None
+    assert rewritten[1:] == (2, finish + sse.DONE)
 
 
 @pytest.mark.parametrize("model", [b'"Me"', None])
@@ -92,19 +92,19 @@ def test_what_follows_the_known_events_is_left() -> None:
         {"choices": [{"delta": {"content": "x"}}]},
         {"model": "up", "choices": [{"delta": {"role": "assistant", "content": "x"}}]},
     ],
-    ids=["the model behind", "no model", "a role"],
+    ids=["the model at the end", "no model", "a role"],
 )
-def test_the_model_may_stand_anywhere(chunk: dict[str, Any], model: bytes | None) -> None:
-    event = sse.frame(data_of(chunk))
-    found = template_of(chunk, model).apply(event)
+def test_the_model_may_be_anywhere(chunk: dict[str, Any], model: bytes | None) -> None:
+    event = sse.frame(encode(chunk))
+    rewritten = template_of(chunk, model).apply(event)
 
-    assert found is not None
-    told = json.loads(found[0].removeprefix(b"data: "))
-    assert told == (chunk if model is None else {**chunk, "model": "Me"})
+    assert rewritten is not None
+    received = json.loads(rewritten[0].removeprefix(b"data: "))
+    assert received == (chunk if model is None else {**chunk, "model": "Me"})
 
 
-def test_nothing_is_learnt_where_nothing_is_said() -> None:
-    data = data_of(ANSWER.text(""))
+def test_an_event_without_text_makes_no_template() -> None:
+    data = encode(ANSWER.text(""))
     assert EventTemplate.from_event(data, find_model(data), None) is None
 
 
@@ -112,23 +112,23 @@ def test_nothing_is_learnt_where_nothing_is_said() -> None:
     st.lists(st.sampled_from(["text", "role", "reasoning", "call", "comment", "null"]), max_size=9),
     st.lists(st.integers(1, 900), max_size=6),
 )
-def test_a_mixed_stream_goes_the_same_whether_anything_is_learnt(
+def test_a_mixed_stream_is_the_same_with_and_without_templates(
     kinds: list[str], cuts: list[int]
 ) -> None:
-    made = {
+    chunks = {
         "text": ANSWER.text('a "b"\\\n'),
         "role": {**ANSWER.text("x"), "choices": [{"index": 0, "delta": {"content": "y"}}]},
         "reasoning": ANSWER.reasoning("hm"),
         "call": ANSWER.arguments(0, '{"a"'),
         "null": {**ANSWER.text("z"), "usage": None},
     }
-    events = [b": hi\n\n" if k == "comment" else sse.frame(data_of(made[k])) for k in kinds]
-    data = b"".join([*events, sse.frame(data_of(ANSWER.finish())), sse.DONE])
+    events = [b": hi\n\n" if k == "comment" else sse.frame(encode(chunks[k])) for k in kinds]
+    data = b"".join([*events, sse.frame(encode(ANSWER.finish())), sse.DONE])
 
     out = []
-    for lessons in (0, 4):
+    for templates in (0, 4):
         passthrough = ChatPassthrough("Me", usage_wanted=False)
-        passthrough._templates_left = lessons
+        passthrough._templates_left = templates
         rest, passed = data, b""
         for size in [*cuts, len(data)]:
             passed += passthrough.feed(rest[:size])

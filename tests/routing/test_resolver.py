@@ -1,4 +1,4 @@
-"""From what a caller calls the model to who may serve it."""
+"""From the `model` of a request to the instances that may serve it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nexus_gateway.routing.pool import Pool, build_pool
 from nexus_gateway.routing.resolver import resolve_model, resolve_target
 
 ACME_1, ACME_2 = "Acme (Key #1)", "Acme (Key #2)"
-EVERYBODY = [ACME_1, ACME_2, "Local"]
+ALL = [ACME_1, ACME_2, "Local"]
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def pool() -> Pool:
 
 
 @pytest.mark.parametrize(
-    ("model", "names", "asked"),
+    ("model", "names", "upstream_model"),
     [
-        (None, EVERYBODY, None),
-        ("", EVERYBODY, None),
-        ("auto", EVERYBODY, None),
-        ("nexus", EVERYBODY, None),
+        (None, ALL, None),
+        ("", ALL, None),
+        ("auto", ALL, None),
+        ("nexus", ALL, None),
         ("acme-2", [ACME_1, ACME_2], "acme-2"),
         ("local-1", ["Local"], "local-1"),
         ("acme", [ACME_1, ACME_2], None),
@@ -41,20 +41,20 @@ def pool() -> Pool:
         ("Acme/some/Model", [ACME_1, ACME_2], "some/Model"),
         (ACME_2.lower(), [ACME_2], None),
         ("Local", ["Local"], None),
-        ("gpt-4o", EVERYBODY, None),
-        ("acme/", EVERYBODY, None),
-        ("nobody/gpt-4o", EVERYBODY, None),
+        ("gpt-4o", ALL, None),
+        ("acme/", ALL, None),
+        ("unknown/gpt-4o", ALL, None),
     ],
 )
-def test_a_model_finds_its_instances(pool, model, names, asked):
+def test_a_model_resolves_to_its_instances(pool, model, names, upstream_model):
     target = resolve_model(pool.instances, model, images=True, strict=False)
 
     assert names == [i.name for i in target.instances]
-    assert (asked, True) == (target.model, target.images)
+    assert (upstream_model, True) == (target.model, target.images)
 
 
-@pytest.mark.parametrize("model", ["gpt-4o", "nobody/gpt-4o", "acme/"])
-def test_strictly_an_unknown_model_is_not_found(pool, model):
+@pytest.mark.parametrize("model", ["gpt-4o", "unknown/gpt-4o", "acme/"])
+def test_in_strict_mode_an_unknown_model_is_not_found(pool, model):
     with pytest.raises(NotFound, match="acme-1") as caught:
         resolve_model(pool.instances, model, images=False, strict=True)
 
@@ -90,25 +90,25 @@ def embeddings(model: str) -> Request:
 
 
 @pytest.mark.parametrize(
-    ("model", "names", "asked"),
+    ("model", "names", "upstream_model"),
     [
         ("e-2", ["Embedder"], "e-2"),
         ("embedder", ["Embedder"], "e-1"),
         ("embedder/e-9", ["Embedder"], "e-9"),
         ("anything", ["Anything"], "any-chat"),
-        ("nobodys", ["Anything"], "nobodys"),
+        ("unlisted", ["Anything"], "unlisted"),
         ("e-chat", ["Anything"], "e-chat"),
     ],
 )
-def test_an_embedding_model_is_never_exchanged(kinds, model, names, asked):
+def test_an_embedding_model_is_never_replaced(kinds, model, names, upstream_model):
     target = resolve_target(kinds, embeddings(model), strict=False)
 
     assert [f"{name} (Key #1)" for name in names] == [i.name for i in target.instances]
-    assert [asked] * len(names) == [target.model_of(i) for i in target.instances]
+    assert [upstream_model] * len(names) == [target.model_of(i) for i in target.instances]
 
 
 @pytest.mark.parametrize("model", ["acme", "acme/e-1", "Acme (Key #1)"])
-def test_who_is_named_and_does_not_offer_it_is_said(kinds, model):
+def test_a_named_provider_without_the_endpoint_is_reported(kinds, model):
     with pytest.raises(NotFound, match="supports embeddings") as caught:
         resolve_target(kinds, embeddings(model), strict=False)
 
@@ -116,7 +116,7 @@ def test_who_is_named_and_does_not_offer_it_is_said(kinds, model):
 
 
 @pytest.mark.parametrize("model", ["auto", "acme", "claude-x"])
-def test_what_nobody_can_be_told_is_the_requests_own_obstacle(kinds, model):
+def test_a_request_that_no_instance_can_translate_is_invalid(kinds, model):
     tool = {"type": "web_search_20250305", "name": "web_search"}
     body = {"model": model, "messages": [{"role": "user", "content": "x"}], "tools": [tool]}
     request = MESSAGES.parse(json.dumps(body).encode(), {})
@@ -126,14 +126,16 @@ def test_what_nobody_can_be_told_is_the_requests_own_obstacle(kinds, model):
     assert caught.value.param == "tools[0].type"
 
 
-@pytest.mark.parametrize(("model", "ours"), [("nobodys", True), ("e-2", False), ("embedder", True)])
-def test_a_pairing_that_was_guessed_is_known_as_such(kinds, model, ours):
-    assert resolve_target(kinds, embeddings(model), strict=False).chosen_by_us == ours
+@pytest.mark.parametrize(
+    ("model", "chosen_by_us"), [("unlisted", True), ("e-2", False), ("embedder", True)]
+)
+def test_a_guessed_model_is_marked_as_chosen_by_us(kinds, model, chosen_by_us):
+    assert resolve_target(kinds, embeddings(model), strict=False).chosen_by_us == chosen_by_us
 
 
-def test_strictly_only_models_of_the_kind_are_named(kinds):
+def test_in_strict_mode_only_models_of_the_kind_are_named(kinds):
     with pytest.raises(NotFound) as caught:
-        resolve_target(kinds, embeddings("nobodys"), strict=True)
+        resolve_target(kinds, embeddings("unlisted"), strict=True)
 
     assert "e-1" in caught.value.message
     assert "auto" not in caught.value.message

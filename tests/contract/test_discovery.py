@@ -1,4 +1,4 @@
-"""Plugins found, loaded, and left out one by one."""
+"""Plugins found, loaded, and left out individually."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from nexus_gateway.discovery import PROVIDERS, discover
 from nexus_gateway.provider import Model, Translator
 
 
-def reason(name: str, found: object) -> str:
-    made = discover(PROVIDERS, [point(name, found)])
-    assert made.plugins == []
-    (problem,) = made.problems
+def reason(name: str, plugin: object) -> str:
+    discovery = discover(PROVIDERS, [point(name, plugin)])
+    assert discovery.plugins == []
+    (problem,) = discovery.problems
     assert (name, "nexus-acme", "0.1") == (problem.name, problem.distribution, problem.version)
     return problem.reason
 
 
-def test_a_plugin_is_found_with_where_it_came_from():
-    found = discover(PROVIDERS, [point("acme", Acme)])
-    (plugin,) = found.plugins
+def test_a_plugin_is_found_with_its_distribution_and_entry_point():
+    discovery = discover(PROVIDERS, [point("acme", Acme)])
+    (plugin,) = discovery.plugins
 
     assert ("acme", Acme, "nexus-acme", "0.1") == (
         plugin.name,
@@ -28,27 +28,27 @@ def test_a_plugin_is_found_with_where_it_came_from():
         plugin.version,
     )
     assert plugin.entry_point == "nexus_acme:Cls"
-    assert found.problems == []
+    assert discovery.problems == []
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ImportError("no module acme\nmore"), "ImportError: no module acme"),
         (SystemExit(3), "SystemExit"),
         (ValueError(), "ValueError"),
     ],
 )
-def test_one_that_fails_to_load_is_told_in_one_line(error, said):
+def test_a_plugin_that_fails_to_load_is_reported_in_one_line(error, message):
     (problem,) = discover(PROVIDERS, [point("acme", error)]).problems
 
-    assert said in str(problem)
+    assert message in str(problem)
     assert "\n" not in str(problem)
     assert problem.reason == f"it failed to load: {type(error).__name__}"
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("plugin", "message"),
     [
         (object(), "not a subclass"),
         (dict, "not a subclass"),
@@ -68,8 +68,8 @@ def test_one_that_fails_to_load_is_told_in_one_line(error, said):
         (fit(options={"region": ""}), "'region'"),
     ],
 )
-def test_one_that_breaks_the_contract_is_left_out(found, said):
-    assert said in reason("acme", found)
+def test_a_plugin_that_breaks_the_contract_is_left_out(plugin, message):
+    assert message in reason("acme", plugin)
 
 
 @pytest.mark.parametrize("name", ["Acme", "ac me", "ac.me", ""])
@@ -77,37 +77,37 @@ def test_a_name_has_plain_letters(name):
     assert "name" in reason(name, Acme)
 
 
-def test_one_bad_plugin_leaves_the_others_alone():
-    found = discover(PROVIDERS, [point("bad", ImportError("gone")), point("acme", Acme)])
+def test_one_bad_plugin_does_not_affect_the_others():
+    discovery = discover(PROVIDERS, [point("bad", ImportError("gone")), point("acme", Acme)])
 
-    assert [p.name for p in found.plugins] == ["acme"]
-    assert [p.name for p in found.problems] == ["bad"]
+    assert [p.name for p in discovery.plugins] == ["acme"]
+    assert [p.name for p in discovery.problems] == ["bad"]
 
 
 @pytest.mark.parametrize(
     ("rivals", "winner"),
     [(["a-first", "nexus-gateway"], "nexus-gateway"), (["b-last", "a-first"], "a-first")],
 )
-def test_of_two_with_one_name_ours_stays_else_the_first_in_the_alphabet(rivals, winner):
-    found = discover(
+def test_of_two_plugins_with_one_name_the_built_in_or_first_one_is_kept(rivals, winner):
+    discovery = discover(
         PROVIDERS, [point("acme", fit(title=rival), distribution=rival) for rival in rivals]
     )
 
-    assert [winner] == [p.distribution for p in found.plugins]
-    assert [r for r in rivals if r != winner] == [p.distribution for p in found.problems]
+    assert [winner] == [p.distribution for p in discovery.plugins]
+    assert [r for r in rivals if r != winner] == [p.distribution for p in discovery.problems]
 
 
-def test_of_two_with_one_title_the_second_is_left_out():
-    found = discover(PROVIDERS, [point("acme", Acme), point("other", fit())])
+def test_of_two_plugins_with_one_title_the_second_is_left_out():
+    discovery = discover(PROVIDERS, [point("acme", Acme), point("other", fit())])
 
-    assert [p.name for p in found.plugins] == ["acme"]
-    assert "title" in found.problems[0].reason
+    assert [p.name for p in discovery.plugins] == ["acme"]
+    assert "title" in discovery.problems[0].reason
 
 
-def test_names_that_would_share_variables_are_told_apart():
+def test_of_two_names_with_the_same_variables_the_second_is_left_out():
     points = [point("acme-x", Acme), point("acme_x", fit(title="Two"), "nexus-second")]
-    found = discover(PROVIDERS, points)
-    (plugin,), (problem,) = found.plugins, found.problems
+    discovery = discover(PROVIDERS, points)
+    (plugin,), (problem,) = discovery.plugins, discovery.problems
 
     assert (plugin.name, problem.name) == ("acme-x", "acme_x")
     for name in ("auto", "nexus", "response"):

@@ -1,4 +1,4 @@
-"""The policies: shares that follow the scores, the best, and a fair cycle."""
+"""The policies: shares in proportion to the scores, the best instance, and a fair cycle."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def slow(instance: Instance, latency_ms: float) -> None:
     instance.health.observe_latency(latency_ms, 8000.0)
 
 
-def test_the_policies_by_name() -> None:
-    found, _ = load(POLICIES)
-    assert list(found) == ["smart", "fastest", "round-robin"]
+def test_the_policies_have_their_names() -> None:
+    policies, _ = load(POLICIES)
+    assert list(policies) == ["smart", "fastest", "round-robin"]
 
 
 def test_smart_shares_follow_the_scores_and_the_load() -> None:
@@ -45,7 +45,7 @@ def test_smart_shares_follow_the_scores_and_the_load() -> None:
     assert shares[pool[2].name] / 8000 == pytest.approx(0.25, abs=0.02)
 
 
-def test_smart_gives_the_worst_a_chance() -> None:
+def test_smart_gives_the_worst_instance_a_chance() -> None:
     good, bad = make_pool()[:2]
     bad.health.failure()
     rng = Random(3)
@@ -69,7 +69,7 @@ def test_fastest_breaks_ties_by_load_and_then_by_turns() -> None:
     assert chosen == [pool[1], pool[2]] * 3
 
 
-def test_round_robin_cycles() -> None:
+def test_round_robin_cycles_through_the_pool() -> None:
     pool = make_pool()
     policy = RoundRobin()
     assert [policy.choose(pool, Random(1)) for _ in range(18)] == pool * 3
@@ -77,7 +77,7 @@ def test_round_robin_cycles() -> None:
 
 @given(st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=60))
 def test_round_robin_is_fair_when_the_set_changes(sets: list[set[int]]) -> None:
-    """Nobody is passed over for one who was chosen since: against a plain queue."""
+    """The instance chosen least recently is next: against a plain queue."""
     pool = make_pool()
     policy = RoundRobin()
     queue = list(range(6))

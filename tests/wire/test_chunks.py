@@ -10,15 +10,19 @@ ANSWER = Answer("chatcmpl-1", 5, "m")
 
 @given(st.lists(st.text(min_size=1), min_size=1))
 def test_text_is_joined(texts: list[str]) -> None:
-    whole = fold([*map(ANSWER.text, texts), ANSWER.finish(), ANSWER.usage(2, 3)])
-    assert (whole["id"], whole["object"], whole["model"]) == ("chatcmpl-1", "chat.completion", "m")
-    (choice,) = whole["choices"]
+    completion = fold([*map(ANSWER.text, texts), ANSWER.finish(), ANSWER.usage(2, 3)])
+    assert (completion["id"], completion["object"], completion["model"]) == (
+        "chatcmpl-1",
+        "chat.completion",
+        "m",
+    )
+    (choice,) = completion["choices"]
     assert choice["message"] == {"role": "assistant", "content": "".join(texts)}
     assert choice["finish_reason"] == "stop"
-    assert whole["usage"]["total_tokens"] == 5
+    assert completion["usage"]["total_tokens"] == 5
 
 
-def test_tool_calls_are_gathered_by_index() -> None:
+def test_tool_calls_are_grouped_by_index() -> None:
     chunks = [
         ANSWER.call(1, "b", "second"),
         ANSWER.call(0, "a", "first"),
@@ -40,18 +44,18 @@ def test_tool_calls_are_gathered_by_index() -> None:
     ]
 
 
-def test_what_is_not_known_is_kept() -> None:
-    odd = {"choices": [{"index": 1, "delta": {"audio": {"id": 1}}, "seed": 4}], "service": "x"}
+def test_unknown_fields_are_kept() -> None:
+    unknown = {"choices": [{"index": 1, "delta": {"audio": {"id": 1}}, "seed": 4}], "service": "x"}
     logs = [{"choices": [{"index": 1, "delta": {}, "logprobs": {"content": [n]}}]} for n in (1, 2)]
-    whole = fold([ANSWER.reasoning("Hm"), odd, *logs])
-    first, second = whole["choices"]
+    completion = fold([ANSWER.reasoning("Hm"), unknown, *logs])
+    first, second = completion["choices"]
     assert first["message"]["reasoning_content"] == "Hm"
     assert second["message"]["audio"] == {"id": 1}
-    assert (second["seed"], whole["service"]) == (4, "x")
+    assert (second["seed"], completion["service"]) == (4, "x")
     assert second["logprobs"] == {"content": [1, 2]}
 
 
-def test_what_counts_as_content() -> None:
+def test_text_reasoning_calls_and_the_finish_are_content() -> None:
     for chunk in (
         ANSWER.text("x"),
         ANSWER.reasoning("x"),
@@ -59,5 +63,5 @@ def test_what_counts_as_content() -> None:
         ANSWER.finish(),
     ):
         assert has_content(chunk)
-    for nothing in (ANSWER.text(""), ANSWER.usage(1, 1), {}, {"choices": None}, {"choices": [5]}):
-        assert not has_content(nothing)
+    for empty in (ANSWER.text(""), ANSWER.usage(1, 1), {}, {"choices": None}, {"choices": [5]}):
+        assert not has_content(empty)
