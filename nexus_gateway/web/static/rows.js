@@ -114,7 +114,7 @@ function tokensOf({ promptTokens, completionTokens }) {
 
 // Why no instance was tried, or no further one.
 function exclusions({ attempts, failed, why }) {
-  const excluded = /(?:^|; )(?:excluded|left out): (.*)/s.exec(why ?? "")?.[1];
+  const excluded = /(?:^|; )excluded: (.*)/s.exec(why ?? "")?.[1];
   const sentences = [];
   if (!attempts.length) sentences.push("No instance was tried.");
   if (excluded && failed) sentences.push(`Excluded: ${excluded}`);
