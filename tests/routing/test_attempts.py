@@ -33,6 +33,14 @@ def begin(instance: Instance) -> Attempt:
     return Attempt(instance, instance.model, permit, AttemptHistory(), instance._clock)
 
 
+def begin_probe(instance: Instance, clock: FakeClock) -> Attempt:
+    """Begin the probe of an open circuit, and let its first content come."""
+    clock.advance(60)
+    probe = begin(instance)
+    probe.first_content(1000, stream=True)
+    return probe
+
+
 def circuit_change(attempt: Attempt) -> Change:
     return (attempt.circuit, attempt.failures_in_a_row) if attempt.circuit else None
 
@@ -96,9 +104,7 @@ def test_a_probe_that_succeeds_reports_the_closed_circuit_at_its_end(
 ) -> None:
     end_with(instance, FAILED, FAILED, FAILED)
     for verdict, turned in ((FAILED, None), (OK, ("closed", 0))):
-        clock.advance(60)
-        probe = begin(instance)
-        probe.first_content(1000, stream=True)
+        probe = begin_probe(instance, clock)
         assert (instance.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
         probe.end(verdict)
         assert circuit_change(probe) == turned
@@ -108,9 +114,7 @@ def test_if_the_probes_caller_leaves_the_next_success_reports_the_closed_circuit
     instance: Instance, clock: FakeClock
 ) -> None:
     end_with(instance, FAILED, FAILED, FAILED)
-    clock.advance(60)
-    probe = begin(instance)
-    probe.first_content(1000, stream=True)
+    probe = begin_probe(instance, clock)
     probe.end(LEFT)
     assert (instance.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
     assert end_with(instance, LEFT, OK, OK) == [None, ("closed", 0), None]
@@ -129,9 +133,7 @@ def test_an_attempt_that_opens_it_again_reports_all_failures_in_a_row(
     instance: Instance, clock: FakeClock
 ) -> None:
     end_with(instance, FAILED, FAILED, FAILED)
-    clock.advance(60)
-    probe = begin(instance)
-    probe.first_content(1000, stream=True)
+    probe = begin_probe(instance, clock)
     assert end_with(instance, FAILED) == [("opened", 4)]
     probe.end(OK)
     assert circuit_change(probe) is None
