@@ -1,4 +1,4 @@
-"""One request from its arrival to its record."""
+"""One request: what is known of it until its record, and what the relay delivers to its sink."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nexus_gateway.dialects.base import FullResponse, Request
+from nexus_gateway.errors import UpstreamRefused
 from nexus_gateway.proxy.record import MAX_MODEL, MAX_WHY, RequestRecord, Trace
 from nexus_gateway.routing.attempts import AttemptHistory
+from nexus_gateway.routing.scheduler import RoutingTarget
 from nexus_gateway.upstream.streams import ResponseWriter
 from nexus_gateway.wire.usage import billed_usd, parse_usage
 
@@ -136,3 +138,24 @@ class Sink(ResponseWriter, Protocol):
 
     async def full(self, context: RequestContext, response: FullResponse) -> None:
         """Send an answer in one piece."""
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One request for the relay, and where its answer goes.
+
+    Attributes:
+        until_s: no attempt begins after it, by the scheduler's clock.
+        answer_by_s: when RESPONSE_TIMEOUT_MS is over; limits a full response. The caller's own
+            limit is kept by the endpoint.
+        refusal: the first one by an upstream that does not know the model; the answer if none does.
+    """
+
+    context: RequestContext
+    request: Request
+    target: RoutingTarget
+    options: RequestOptions
+    sink: Sink
+    until_s: float
+    answer_by_s: float
+    refusal: UpstreamRefused | None = None

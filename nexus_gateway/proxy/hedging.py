@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nexus_gateway.errors import GatewayError
 from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.proxy.context import Delivery
 from nexus_gateway.routing.attempts import CANCELLED, Attempt, AttemptFailed
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.upstream.streams import AnswerStream
 
-if TYPE_CHECKING:
-    from nexus_gateway.proxy.relay import Delivery
-
 UNUSUAL = 0.95
 _LACKING = Verdict(Outcome.CANCELLED, "this process lacks resources for two attempts at a time")
-Open = Callable[["Delivery", Attempt], Coroutine[Any, Any, AnswerStream]]
-RaiseRefusal = Callable[["Delivery", Attempt], None]
+Open = Callable[[Delivery, Attempt], Coroutine[Any, Any, AnswerStream]]
+RaiseRefusal = Callable[[Delivery, Attempt], None]
 
 
 class HedgedAttempt:

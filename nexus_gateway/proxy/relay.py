@@ -13,13 +13,12 @@ The relay knows no web framework: it writes to a `Sink`.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.discovery import prefix
 from nexus_gateway.errors import BrokenStream, NoCandidate, UpstreamRefused
 from nexus_gateway.provider import Outcome, Verdict
-from nexus_gateway.proxy.context import RequestContext, RequestOptions, Sink
+from nexus_gateway.proxy.context import Delivery, RequestContext, RequestOptions, Sink
 from nexus_gateway.proxy.hedging import HedgedAttempt
 from nexus_gateway.proxy.queue import RequestQueue
 from nexus_gateway.routing.attempts import BROKE, SUCCESS, Attempt, AttemptFailed, warn_once
@@ -30,27 +29,6 @@ from nexus_gateway.upstream.streams import AnswerStream
 from nexus_gateway.wire.error_objects import masked
 
 BROKEN_STATUS = 500
-
-
-@dataclass(slots=True)
-class Delivery:
-    """One request for the relay, and where its answer goes.
-
-    Attributes:
-        until_s: no attempt begins after it, by the scheduler's clock.
-        answer_by_s: when RESPONSE_TIMEOUT_MS is over; limits a full response. The caller's own
-            limit is kept by the endpoint.
-        refusal: the first one by an upstream that does not know the model; the answer if none does.
-    """
-
-    context: RequestContext
-    request: Request
-    target: RoutingTarget
-    options: RequestOptions
-    sink: Sink
-    until_s: float
-    answer_by_s: float
-    refusal: UpstreamRefused | None = None
 
 
 class Relay:
