@@ -50,7 +50,7 @@ def record(**changes: object) -> RequestRecord:
 def counted(*records: RequestRecord) -> Samples:
     counting = Counting([make_instance(number=1), make_instance(number=2)])
     for one in records:
-        counting(one)
+        counting.observe(one)
     return samples_of(render(counting.counts, {}, "")[0].decode())
 
 
@@ -189,7 +189,7 @@ def test_a_batch_counts_like_single_requests(
         for first_ms, upstream_ms, total_ms in times:
             changed = {"first_ms": first_ms, "upstream_ms": upstream_ms, "total_ms": total_ms}
             for counting in (batched, alone):
-                counting(one._replace(**changed))
+                counting.observe(one._replace(**changed))
             alone.fold()
     assert batched.counts.numbers.keys() == alone.counts.numbers.keys(), "no series of 0 either"
     for key, numbers in alone.counts.numbers.items():
@@ -200,7 +200,7 @@ def test_each_request_counts_once_whenever_its_batch_is_full_or_read() -> None:
     counting = Counting([make_instance()])
     key = (definitions.REQUESTS.name, "chat", "2xx", "success")
     for number in range(1, 2 * BATCH + 2):
-        counting(record())
+        counting.observe(record())
         if number % 100 == 0:
             assert counting.counts.numbers[key] == [number]
     for _ in range(2):
@@ -211,7 +211,7 @@ def test_a_full_batch_is_counted_at_once() -> None:
     counting = Counting([make_instance()])
     for _ in range(BATCH):
         assert not counting._counts.numbers
-        counting(record())
+        counting.observe(record())
     assert counting._counts.numbers[(definitions.REQUESTS.name, "chat", "2xx", "success")] == [
         BATCH
     ]

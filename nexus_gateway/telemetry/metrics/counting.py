@@ -55,7 +55,7 @@ class Counting:
         self._models = {instance.name: models_of(instance) for instance in instances}
         self._waiting: list[RequestRecord] = []
 
-    def __call__(self, record: RequestRecord) -> None:
+    def observe(self, record: RequestRecord) -> None:
         self._waiting.append(record)
         if len(self._waiting) >= BATCH:
             self.fold()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from nexus_gateway import __version__
-from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.telemetry.metrics import definitions
@@ -33,10 +32,8 @@ class Meter:
         self._scheduler = scheduler
         self._counting = Counting(pool.instances)
         self._process = ProcessFigures(scheduler.clock)
+        self.observe = self._counting.observe
         self.refuse = self._counting.refuse
-
-    def observe(self, record: RequestRecord) -> None:
-        self._counting(record)
 
     def contribute(self, state: WorkerState) -> None:
         """Add this process's figures to the state that it publishes."""
