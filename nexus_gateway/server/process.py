@@ -24,6 +24,7 @@ from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server.reload import LoadedConfig, Reload
 from nexus_gateway.server.sockets import QUEUE, os_error_text
 from nexus_gateway.settings import Settings
+from nexus_gateway.telemetry.recorder import Recorder
 from nexus_gateway.upstream.client import exhausted
 from nexus_gateway.web.app import build_app
 from nexus_gateway.web.connections import Runner
@@ -104,7 +105,7 @@ async def serve(
             logger.error("cannot listen on %s: %s", address, os_error_text(error))
             return CANNOT_LISTEN
         gateway = app[GATEWAY]
-        stop = _on_signals()
+        stop = _on_signals(gateway.recorder)
         async with _reloading(gateway, read, stop):
             announce(settings.host, runner.addresses[0][1])
             await stop.wait()
@@ -119,16 +120,13 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
     asyncio.get_running_loop().set_exception_handler(FdExhaustionHandler())
     runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
-    recorder = app[GATEWAY].recorder
-    recorder.later = asyncio.get_running_loop().call_later
+    app[GATEWAY].recorder.later = asyncio.get_running_loop().call_later
     # What exists now stays: the collector need not traverse it every few hundred requests.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
     try:
         yield runner
     finally:
-        recorder.later = None
-        recorder.flush()
         await runner.cleanup()
 
 
@@ -148,12 +146,13 @@ async def drain(requests: Drain, limit_s: float) -> None:
 # Signals
 
 
-def _on_signals() -> asyncio.Event:
+def _on_signals(recorder: Recorder) -> asyncio.Event:
     """Return an event that SIGTERM or SIGINT sets; the second signal ends the process at once."""
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
+            recorder.flush()
             logging.shutdown()
             os._exit(FORCED)
         stop.set()

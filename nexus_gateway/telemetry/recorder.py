@@ -44,3 +44,8 @@ class Recorder:
                     observe(record)
                 except Exception:
                     logger.exception("an observer failed")
+
+    def close(self) -> None:
+        """Pass on what was recorded so far, and from now on each record at once."""
+        self.later = None
+        self.flush()

@@ -175,7 +175,7 @@ async def open_gateway(
         if ledger is not None:
             ledger.start()
             stack.push_async_callback(asyncio.to_thread, ledger.close)
-        stack.callback(recorder.flush)
+        stack.callback(recorder.close)
         yield Gateway(
             settings,
             pool,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import resource
 import signal
 import sys
@@ -14,7 +16,11 @@ import aiohttp
 import pytest
 from fakes import HELLO, KEYS
 from processes import Process, process
+from records import ended
 from waiting import until
+
+from nexus_gateway.server.process import _on_signals
+from nexus_gateway.telemetry.recorder import Recorder
 
 MANY = 1000
 DESCRIPTORS = 2 * MANY + 500  # descriptors of this process: the ends of callers and upstream
@@ -200,6 +206,33 @@ async def in_flight(gateway: Process, count: int) -> None:
             async with session.get(gateway.url + "/health") as answer:
                 if (await answer.json())["inFlightRequests"] == count:
                     return
+
+
+async def test_a_second_signal_loses_no_line_of_a_request_that_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[str] = []
+    recorder = Recorder([lambda record: steps.append(record.id)])
+    recorder.later = lambda delay_s, flush: None
+    recorder.record(ended(id="a"))
+    exited = asyncio.Event()
+
+    def leave(code: int) -> None:
+        steps.append("exit")
+        exited.set()
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(logging, "shutdown", lambda: steps.append("log"))
+    stop = _on_signals(recorder)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await exited.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+    assert steps == ["a", "log", "exit"]
 
 
 @pytest.mark.proves("I-52")

@@ -65,3 +65,13 @@ def test_a_failing_observer_does_not_affect_the_others(
     recorder.record(ended())
     assert len(records) == 1
     assert "an observer failed" in caplog.text
+
+
+def test_after_its_close_a_recorder_waits_for_no_batch() -> None:
+    records: list[RequestRecord] = []
+    recorder = Recorder([records.append])
+    recorder.later = lambda delay_s, flush: None
+    recorder.record(ended(id="a"))
+    recorder.close()
+    recorder.record(ended(id="b"))
+    assert [record.id for record in records] == ["a", "b"]
