@@ -38,12 +38,12 @@ def pool(size: int) -> RoutingTarget:
     instances = tuple(instance_of(Local, key="k", number=n) for n in range(1, size + 1))
     scheduler = Scheduler(time.monotonic, random.Random(1), load(POLICIES)[0])
     for number, instance in enumerate(instances):
-        lease = scheduler.attempt(RoutingTarget((instance,)), "smart", AttemptHistory())
+        lease = scheduler.attempt(RoutingTarget((instance.default,)), "smart", AttemptHistory())
         lease.first_content(LIMIT_MS, stream=True)
         lease.instance.health.observe_latency(100.0 + number % 50, LIMIT_MS)
         lease.instance.health.observe_speed(50, 1.0)
         lease.end(DONE)
-    return RoutingTarget(instances)
+    return RoutingTarget(tuple(instance.default for instance in instances))
 
 
 def cost_ns(scheduler: Scheduler, target: RoutingTarget, policy: str, choices: int) -> float:

@@ -21,7 +21,9 @@ NAME = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?")
 RESERVED = ANY_MODEL | {"response"}
 _LONGEST_REASON = 200
 _OPTION = re.compile(r"[A-Z][A-Z0-9_]*")
-_TAKEN_OPTIONS = frozenset({"API_KEY", "BASE_URL", "IMAGES", "MODEL"})
+_TAKEN_OPTIONS = frozenset(
+    {"API_KEY", "BASE_URL", "FIRST_TOKEN_TIMEOUT_MS", "IMAGES", "MODEL", "MODELS"}
+)
 T = TypeVar("T")
 
 

@@ -57,6 +57,7 @@ __all__ = [
     "Outcome",
     "Provider",
     "Quota",
+    "Scope",
     "Secret",
     "Translator",
     "Verdict",
@@ -82,8 +83,22 @@ class Outcome(Enum):
     FAILURE = "failure"  # counts against its health and its circuit
     RATE_LIMITED = "rate_limited"  # it is parked
     BAD_KEY = "bad_key"  # it is parked for longer
-    REFUSED = "refused"  # the request is at fault: the caller gets the upstream's error
+    REFUSED = "refused"  # not its fault; the caller gets the upstream's error if no other answers
     CANCELLED = "cancelled"  # it does not count
+
+
+class Scope(Enum):
+    """What a verdict concerns, and so what may serve the request instead."""
+
+    REQUEST = "request"  # the request itself: no other instance is asked
+    ANSWER = "answer"  # what the model wrote this time: any instance, or the same once more
+    KEY = "key"  # this key, for this request: any other instance
+    DEPLOYMENT = "deployment"  # this model with this key: any other instance
+    MODEL = "model"  # this model of the provider with any key: other models, other providers
+    LIMITS = "limits"  # what the backend takes of this model: other models, other providers
+    EDGE = "edge"  # a proxy before the API, such as a firewall: one other instance
+    TIME = "time"  # the time it was given, which may be too short for this request
+    ADDRESS = "address"  # the connection, whatever was to be sent on it: any other instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +112,9 @@ class Verdict:
         park_s: how long the instance gets no requests, in seconds; for RATE_LIMITED, and for a
             FAILURE that asks for it.
         error: the upstream's error in OpenAI's shape, if the caller is to get it.
+        scope: what it concerns. Decides what may serve a request that was REFUSED (default:
+            nothing, as it concerns the request); FAILUREs that concern the ADDRESS count at once,
+            others only if another instance answers the same request.
     """
 
     outcome: Outcome
@@ -104,6 +122,7 @@ class Verdict:
     status: int = 0
     park_s: float | None = None
     error: Mapping[str, Any] | None = None
+    scope: Scope = Scope.REQUEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +227,7 @@ class Provider:
             know it: an instance then needs NAME_BASE_URL.
         default_model: the model of an instance unless NAME_MODEL is set; empty if only the
             operator can know it.
+        successors: the models to ask, in this order, if the provider has removed `default_model`.
         models: what the provider serves, with context windows and modalities. The first of a kind
             is the default of that kind.
         endpoints: the endpoints (of ENDPOINTS) that the backend supports in their own format, each
@@ -217,6 +237,8 @@ class Provider:
         headers: additional headers for each request.
         options: additional variables, NAME_…, with their defaults; their values are in
             `Account.options`.
+        first_token_timeout_ms: how long the first token of a stream may take unless
+            NAME_FIRST_TOKEN_TIMEOUT_MS is set; None for the gateway's FIRST_TOKEN_TIMEOUT_MS.
         stream_usage: whether it accepts `stream_options: {"include_usage": true}`. The gateway then
             always asks for usage, and removes it for callers who did not ask.
     """
@@ -225,11 +247,13 @@ class Provider:
     title: ClassVar[str] = ""
     base_url: ClassVar[str] = ""
     default_model: ClassVar[str] = ""
+    successors: ClassVar[tuple[str, ...]] = ()
     models: ClassVar[tuple[Model, ...]] = ()
     endpoints: ClassVar[Mapping[str, str]] = {CHAT: "/chat/completions"}
     needs_key: ClassVar[bool] = True
     headers: ClassVar[Mapping[str, str]] = {}
     options: ClassVar[Mapping[str, str]] = {}
+    first_token_timeout_ms: ClassVar[int | None] = None
     stream_usage: ClassVar[bool] = False
 
     def authorize(self, key: Secret) -> dict[str, str]:

@@ -109,6 +109,7 @@ def _variable(default: str, parse: Callable[[str], Any], help: str, unset: objec
 
 
 _MS = _number(1, MAX_MS)
+parse_ms = _MS  # for the variables of the providers as well
 _MS_OR_OFF = _number(0, MAX_MS)
 _LEVEL = _one_of("debug", "info", "warning", "error")
 _HOST = _matching(r"\S+", "an address or a host name")

@@ -63,14 +63,14 @@ async def _probe(upstream: Upstream, instance: Instance) -> Result:
 
 async def _chat(upstream: Upstream, instance: Instance) -> None:
     request = CHAT_COMPLETIONS.parse(json_codec.dumps(CHAT), {})
-    stream = await upstream.stream(instance, instance.model, request)
+    stream = await upstream.stream(instance.default, request, LONGEST_S)
     await stream.close()
 
 
 async def _embed(upstream: Upstream, instance: Instance) -> None:
     """Check an instance without chat; other endpoints would cost more than one token."""
-    model = instance.model_for(EMBEDDINGS.kind)
-    request = EMBEDDINGS.parse(json_codec.dumps({"model": model, "input": "ping"}), {})
+    (deployment,) = instance.deployments_for(EMBEDDINGS.kind)
+    request = EMBEDDINGS.parse(json_codec.dumps({"model": deployment.model, "input": "ping"}), {})
     if not request.can_pass_through(instance.provider.endpoints):
         raise failure("supports no endpoint that can be checked")
-    await upstream.full(instance, model, request, LONGEST_S)
+    await upstream.full(deployment, request, LONGEST_S)

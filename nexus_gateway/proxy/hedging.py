@@ -73,7 +73,7 @@ class HedgedAttempt:
         return winner
 
     async def _first(self, first: Attempt) -> tuple[Attempt, AnswerStream]:
-        usual_ms = first.instance.health.first_token_ms(UNUSUAL)
+        usual_ms = first.deployment.health.first_token_ms(UNUSUAL)
         timeout_s = None if usual_ms is None else usual_ms / 1000
         failed: AttemptFailed | None = None
         while self._running:

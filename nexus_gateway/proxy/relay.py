@@ -17,7 +17,7 @@ import asyncio
 from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.discovery import prefix
 from nexus_gateway.errors import BrokenStream, NoCandidate, UpstreamRefused
-from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.provider import Outcome, Scope, Verdict
 from nexus_gateway.proxy.context import Delivery, RequestContext, RequestOptions, Sink
 from nexus_gateway.proxy.hedging import HedgedAttempt
 from nexus_gateway.proxy.queue import RequestQueue
@@ -75,14 +75,17 @@ class Relay:
             if delivery.refusal is None:
                 raise
             raise delivery.refusal from None
+        finally:
+            if context.history.pending:
+                context.history.settle()
 
     async def _next_attempt(self, delivery: Delivery) -> Attempt:
         context, target, policy = delivery.context, delivery.target, delivery.options.policy
         history = context.history
         left_s = delivery.until_s - self._clock()
-        if made := len(history.attempts) - context.before:
+        if len(history.attempts) > context.before:
             over = left_s <= 0 or not delivery.request.replayable
-            if over or made >= self._max_attempts:
+            if over or history.counted() - context.before >= self._max_attempts:
                 raise self.scheduler.no_candidate(target, history)
         try:
             if self._queue is None:
@@ -138,28 +141,33 @@ class Relay:
         await asyncio.sleep(pause_s)
 
     async def _open(self, delivery: Delivery, attempt: Attempt) -> AnswerStream:
-        """Send the request; return the stream once its first content has arrived."""
+        """Send the request; return the stream once its first content has arrived.
+
+        If no other instance could be asked, to give up early would gain nothing.
+        """
         request = delivery.request
         if delivery.context.trace is not None:
             request = _traced(delivery, attempt)
-        attempt.started_s = self._clock()
-        return await self._upstream.stream(attempt.instance, attempt.model, request)
+        attempt.started_s = now_s = self._clock()
+        return await self._upstream.stream(
+            attempt.deployment,
+            request,
+            max(delivery.answer_by_s - now_s, 0.001),
+            may_give_up=attempt.has_alternative,
+        )
 
     async def _open_full(self, delivery: Delivery, attempt: Attempt) -> FullResponse:
         """Send the request and return its full response.
 
-        It gets half of the time that is left if another instance could still be tried: a full
-        response has no first token that tells slow from dead, and the next attempt needs time too.
+        It gets all the time that is left: a full response has no first token that tells slow from
+        dead, and an answer that is cut off is paid all the same.
         """
         request = delivery.request
         if delivery.context.trace is not None:
             request = _traced(delivery, attempt)
         attempt.started_s = self._clock()
         limit_s = max(delivery.answer_by_s - attempt.started_s, 0.001)
-        others = len(delivery.target.instances) - len(delivery.context.history.attempts) - 1
-        if others > 0:
-            limit_s /= 2
-        return await self._upstream.full(attempt.instance, attempt.model, request, limit_s)
+        return await self._upstream.full(attempt.deployment, request, limit_s)
 
     async def _deliver(self, delivery: Delivery, attempt: Attempt, stream: AnswerStream) -> None:
         """Send the stream to the caller; if it breaks, end it with an error event."""
@@ -185,25 +193,31 @@ class Relay:
     def _raise_refusal(self, delivery: Delivery, attempt: Attempt) -> None:
         """Raise the upstream's refusal of a request, unless another instance may answer it.
 
-        That is so for a 404 of a model that the gateway chose: the instance's model is wrong.
+        If none does, the caller gets the first refusal, except for a model that the gateway chose:
+        that is no fault of the request.
         """
         verdict, target = attempt.verdict, delivery.target
-        if verdict is None or verdict.outcome is not Outcome.REFUSED:
+        if verdict is None or verdict.error is None:
             return
-        instance = attempt.instance
-        refusal = UpstreamRefused(verdict.status, masked(verdict.error or {}, instance.key))
-        if verdict.status != 404 or not target.chosen_by_us:
+        refusal = UpstreamRefused(verdict.status, masked(verdict.error, attempt.instance.key))
+        if verdict.outcome is not Outcome.REFUSED:
+            # By its status alone a refusal concerns the key, but of a second one the request.
+            if delivery.context.history.repeats(attempt):
+                raise refusal
+            return
+        if verdict.scope is Scope.REQUEST:
             raise refusal
-        if target.is_fallback and target.model is not None:
-            delivery.refusal = refusal  # another instance may know the model
+        is_unknown = verdict.scope in (Scope.DEPLOYMENT, Scope.MODEL) and verdict.status != 403
+        if not is_unknown or target.model is not None:
+            delivery.refusal = delivery.refusal or refusal
             return
-        name = prefix(instance.provider_name)
+        attempt.mark()  # at once: the next attempt may be at a successor
+        name = prefix(attempt.instance.provider_name)
         warn_once(
-            instance,
-            f"{instance.name} does not know its model {attempt.model!r}: check {name}_MODEL and "
+            attempt.instance,
+            f"{attempt.name} does not know its model {attempt.model!r}: check {name}_MODEL and "
             f"{name}_BASE_URL (it usually ends in /v1)",
         )
-        instance.last_reason = f"does not know {attempt.model!r} (404)"
 
 
 def _traced(delivery: Delivery, attempt: Attempt) -> Request:

@@ -1,9 +1,16 @@
-"""One attempt at one instance, and the attempts of one request.
+"""One attempt at one deployment, and the attempts of one request.
 
-An `Attempt` lasts from the choice of its instance to the end of the answer's body and ends exactly
-once. Until then the instance counts it as in flight; at its end the instance's health, circuit and
-parks are updated. `AttemptHistory` keeps what was tried for a request, in order: the scheduler
-reads it to choose the next instance, and the request's record is made of it.
+An `Attempt` lasts from the choice of its deployment to the end of the answer's body and ends
+exactly once. Until then the instance counts it as in flight; at its end the deployment's health,
+circuit and parks are updated. `AttemptHistory` keeps what was tried for a request, in order: the
+scheduler reads it to choose the next deployment, and the request's record is made of it.
+
+A request alone must not take a key or a model away from all others. So a failure that may be the
+request's own fault is *pending* until the request's end shows whose fault it was:
+
+- another deployment answered the request: each one that failed gets its mark, one for a request;
+- several failed and none answered: none gets a mark;
+- only one could be tried: it gets its mark, but the circuit that this opens is doubtful.
 """
 
 from __future__ import annotations
@@ -14,9 +21,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from nexus_gateway.provider import RATE_LIMIT_PARK_S, Outcome, Verdict
+from nexus_gateway.provider import RATE_LIMIT_PARK_S, Outcome, Scope, Verdict
 from nexus_gateway.routing.breaker import Permit
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Deployment, Instance
 from nexus_gateway.wire.usage import parse_usage
 
 logger = logging.getLogger("nexus_gateway")
@@ -27,6 +34,10 @@ LOST_RACE = Verdict(Outcome.CANCELLED, "another attempt was faster")
 BROKE = "broke in the middle of its answer: "
 NO_USAGE: Mapping[str, Any] = {}
 _NEUTRAL = (Outcome.SUCCESS, Outcome.CANCELLED)
+# Cost the upstream nothing, so that they do not count towards MAX_ATTEMPTS.
+_FREE_STATUSES = frozenset({401, 402, 403, 429})
+# By status, a refusal of a key may concern this request alone.
+_DOUBTFUL_KEY_STATUSES = (402, 403)
 _TROUBLES = (Outcome.FAILURE, Outcome.RATE_LIMITED, Outcome.BAD_KEY)
 
 
@@ -53,33 +64,38 @@ class Span(Protocol):
 
 
 class Attempt:
-    """One try at one instance, begun by the scheduler.
+    """One try at one deployment, begun by the scheduler.
 
     Used as a context manager, an attempt that has not ended yet ends with SUCCESS if the block
     raises nothing, with the verdict of an AttemptFailed, else with CANCELLED: a caller that leaves
     and a fault of the gateway are no failures of the instance.
 
     Attributes:
-        started_s: when its request was sent; until then, when the instance was chosen.
+        instance, model: the deployment's.
+        has_alternative: whether another deployment could have been chosen as well.
+        started_s: when its request was sent; until then, when the deployment was chosen.
         first_content_s: when the first content of a stream, or a full response, had come.
         verdict: how it ended; None while it runs.
         usage: of the answer, in OpenAI's shape; empty if unknown.
         span: traces it if the request is traced.
-        circuit: "opened" or "closed" if its end did that to the instance's circuit. A failed probe
+        circuit: "opened" or "closed" if it did that to the deployment's circuit. A failed probe
             did neither: the circuit was open, and is again.
         failures_in_a_row: how many, if this attempt opened the circuit; else 0.
     """
 
     def __init__(
         self,
-        instance: Instance,
-        model: str,
+        deployment: Deployment,
         permit: Permit,
         history: AttemptHistory,
         clock: Callable[[], float],
+        *,
+        has_alternative: bool = False,
     ) -> None:
-        self.instance = instance
-        self.model = model
+        self.deployment = deployment
+        self.instance: Instance = deployment.instance
+        self.model = deployment.model
+        self.has_alternative = has_alternative
         self.started_s = clock()
         self.first_content_s: float | None = None
         self.ended_s = 0.0
@@ -93,8 +109,9 @@ class Attempt:
         self._is_stream = False
         self._history = history
         self._clock = clock
-        instance.in_flight += 1
-        instance.total_requests += 1
+        self.instance.in_flight += 1
+        self.instance.total_requests += 1
+        deployment.total_requests += 1
         history.begun += 1
         history.latest = self
         history.running.append(self)
@@ -112,18 +129,20 @@ class Attempt:
         if history.answer is None:
             history.answer = self
         latency_ms = (self.first_content_s - self.started_s) * 1000
-        health = self.instance.health
+        if history.pending:
+            history.settle(latency_ms)
+        health = self.deployment.health
         health.observe_latency(latency_ms, limit_ms)
         if stream:
             self._is_stream = True
             health.observe_first_token(latency_ms)
-            self._permit = self.instance.breaker.first_token(self._permit)
+            self._permit = self.deployment.breaker.first_token(self._permit)
             if self.span is not None:
                 self.span.first_content()
 
     def lose(self, limit_ms: float) -> None:
         """End it because another attempt was faster; its latency is at least the time so far."""
-        self.instance.health.observe_latency((self._clock() - self.started_s) * 1000, limit_ms)
+        self.deployment.health.observe_latency((self._clock() - self.started_s) * 1000, limit_ms)
         self.withdraw(LOST_RACE)
 
     def withdraw(self, verdict: Verdict) -> None:
@@ -143,9 +162,8 @@ class Attempt:
         self.ended_s = self._clock()
         self._history.running.remove(self)
         self._history.attempts.append(self)
-        instance, outcome = self.instance, verdict.outcome
-        instance.in_flight -= 1
-        if outcome is Outcome.SUCCESS:
+        self.instance.in_flight -= 1
+        if verdict.outcome is Outcome.SUCCESS:
             self._succeed()
         else:
             self._fail(verdict)
@@ -153,60 +171,84 @@ class Attempt:
             self.span.end(verdict, self.usage)
 
     def _succeed(self) -> None:
-        instance = self.instance
-        closes = instance.breaker.awaits_success
-        counts = instance.breaker.success(self._permit)
+        deployment = self.deployment
+        breaker = deployment.breaker
+        closes = breaker.awaits_success
+        counts = breaker.success(self._permit)
         if counts and closes:
             self.circuit = "closed"
             logger.info("circuit closed", extra={"fields": self._log_fields()})
-        instance.health.success()
-        instance.bad_keys_in_a_row = 0
+        deployment.health.success()
+        self.instance.accept_key()
         # A success that began before the circuit opened or the park began does not show that the
         # reason has passed.
-        if instance.last_reason is not None and counts and not instance.parked_for_s():
-            instance.last_reason = None
+        if deployment.last_reason is not None and counts and not deployment.parked_for_s():
+            deployment.last_reason = None
+            deployment.accept_model()
         if self._is_stream and self.first_content_s is not None:
             tokens = parse_usage(self.usage).output_without_reasoning or 0
             if tokens > 1:
-                instance.health.observe_speed(tokens - 1, self.ended_s - self.first_content_s)
+                deployment.health.observe_speed(tokens - 1, self.ended_s - self.first_content_s)
 
     def _fail(self, verdict: Verdict) -> None:
-        instance, outcome = self.instance, verdict.outcome
+        deployment, outcome = self.deployment, verdict.outcome
         if outcome in _TROUBLES:
-            instance.last_reason = verdict.reason
+            deployment.last_reason = verdict.reason
         if outcome is Outcome.FAILURE:
-            self._fail_circuit(verdict)
+            if self.first_content_s is not None or verdict.scope is Scope.ADDRESS:
+                self.mark()
+            elif self._is_probe:
+                self.mark(is_doubtful=True)
+            else:
+                deployment.breaker.doubt()
+                self._history.pending.append(self)
+            if verdict.park_s is not None:
+                deployment.cool_down(verdict.park_s)
         else:
-            instance.breaker.release(self._permit)
+            deployment.breaker.release(self._permit)
         if outcome is Outcome.RATE_LIMITED:
-            instance.park(RATE_LIMIT_PARK_S if verdict.park_s is None else verdict.park_s)
+            deployment.park(RATE_LIMIT_PARK_S if verdict.park_s is None else verdict.park_s)
         elif outcome is Outcome.BAD_KEY:
-            instance.park_bad_key()
-            warn_once(instance, f"{instance.name} is parked: {verdict.reason}")
+            self._refuse_key(verdict)
+        elif outcome is Outcome.REFUSED and verdict.scope in (Scope.DEPLOYMENT, Scope.MODEL):
+            self._history.pending.append(self)
         if outcome is not Outcome.CANCELLED and self.first_content_s is None:
             logger.debug(
                 "attempt failed", extra={"fields": {**self._log_fields(), "why": verdict.reason}}
             )
 
-    def _fail_circuit(self, verdict: Verdict) -> None:
-        instance = self.instance
-        failures = instance.breaker.failure(self._permit)
-        instance.health.failure()
-        if verdict.park_s is not None:
-            instance.cool_down(verdict.park_s)
+    def _refuse_key(self, verdict: Verdict) -> None:
+        if verdict.status in _DOUBTFUL_KEY_STATUSES:
+            self._history.pending.append(self)
+            self.instance.suspect_key(self._history.id)
+        else:
+            self.instance.park_bad_key()
+        warn_once(self.instance, f"{self.name} is parked: {verdict.reason}")
+
+    def mark(self, *, is_doubtful: bool = False) -> None:
+        """Mark its deployment for a failure that was not the request's own fault."""
+        verdict, deployment = self.verdict, self.deployment
+        assert verdict is not None
+        if verdict.outcome is Outcome.REFUSED:
+            deployment.park_unknown_model()
+            deployment.last_reason = verdict.reason
+        if verdict.outcome is not Outcome.FAILURE:
+            return
+        failures = deployment.breaker.failure(self._permit, is_doubtful=is_doubtful)
+        deployment.health.failure()
         if not failures or self._is_probe:
             return
         self.circuit, self.failures_in_a_row = "opened", failures
         fields = {
             **self._log_fields(),
             "failures": failures,
-            "probe_in_s": round(instance.available_in_s() or 0),
+            "probe_in_s": round(deployment.available_in_s() or 0),
             "why": verdict.reason,
         }
         logger.warning("circuit opened", extra={"fields": fields})
 
     def _log_fields(self) -> dict[str, object]:
-        return {**self._history.log_fields(), "on": self.instance.name}
+        return {**self._history.log_fields(), "on": self.deployment.label}
 
     def __enter__(self) -> Self:
         return self
@@ -226,8 +268,30 @@ class Attempt:
                 self.end(CANCELLED)
 
     @property
+    def name(self) -> str:
+        """The instance's name."""
+        return self.instance.name
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it was refused without any cost for the upstream."""
+        verdict = self.verdict
+        if verdict is None or verdict.outcome is Outcome.FAILURE:
+            return False
+        return verdict.status in _FREE_STATUSES
+
+    @property
     def outcome(self) -> Outcome:
         return Outcome.CANCELLED if self.verdict is None else self.verdict.outcome
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.REQUEST if self.verdict is None else self.verdict.scope
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether it ended because no content had come in time."""
+        return self.scope is Scope.TIME
 
     @property
     def reason(self) -> str:
@@ -271,6 +335,7 @@ class AttemptHistory:
         latest: the one that answers, or the last one that was begun.
         answer: the first one that had its first content.
         hedged: whether two ran at a time.
+        pending: attempts whose failure has not been counted yet, see above.
     """
 
     id: str = ""
@@ -282,6 +347,7 @@ class AttemptHistory:
     latest: Attempt | None = None
     answer: Attempt | None = None
     hedged: bool = False
+    pending: list[Attempt] = field(default_factory=list)
     _earlier: int = 0
 
     def log_fields(self) -> dict[str, object]:
@@ -302,14 +368,60 @@ class AttemptHistory:
         refused = [a for a in self.attempts[: self._earlier] if a.outcome is Outcome.REFUSED]
         return [*refused, *self.attempts[self._earlier :]]
 
-    def tried(self, instance: Instance) -> bool:
-        """Whether an instance was tried in this round, or is being tried."""
-        return any(a.instance is instance for a in (*self.running, *self._this_round()))
+    def tried(self, deployment: Deployment) -> bool:
+        """Whether a deployment was tried in this round, or is being tried."""
+        return any(a.deployment is deployment for a in (*self.running, *self._this_round()))
 
-    def last_outcome(self, instance: Instance) -> Outcome | None:
-        """Return how the last attempt at an instance ended, None if there was none."""
-        outcomes = (a.outcome for a in reversed(self._this_round()) if a.instance is instance)
+    def rules_out(self, deployment: Deployment) -> bool:
+        """Whether a refusal of another deployment holds for this one as well."""
+        return any(
+            a.outcome is Outcome.REFUSED
+            and a.scope in (Scope.LIMITS, Scope.MODEL)
+            and a.instance.provider_name == deployment.provider_name
+            and a.model == deployment.model
+            for a in self.attempts
+        )
+
+    def repeats(self, attempt: Attempt) -> bool:
+        """Whether another key was refused with the same status for a reason that is not known."""
+        return attempt.status != 401 and any(
+            a.instance is not attempt.instance
+            and a.status == attempt.status
+            and a.outcome is attempt.outcome
+            and a.verdict is not None
+            and a.verdict.error is not None
+            for a in self.attempts
+        )
+
+    def last_outcome(self, deployment: Deployment) -> Outcome | None:
+        """Return how the last attempt at a deployment ended, None if there was none."""
+        outcomes = (a.outcome for a in reversed(self._this_round()) if a.deployment is deployment)
         return next(outcomes, None)
+
+    def counted(self) -> int:
+        """Return how many attempts count towards MAX_ATTEMPTS."""
+        this_round = self.attempts[self._earlier :]
+        return self._earlier + sum(not attempt.is_free for attempt in this_round)
+
+    def settle(self, latency_ms: float | None = None) -> None:
+        """Count the pending failures, now that it is known whether another deployment answered.
+
+        Args:
+            latency_ms: how long the answer took; None if there is none. A deployment that was given
+                less time is not slower.
+        """
+        pending, self.pending = self.pending, []
+        failed = {attempt.deployment: attempt for attempt in pending}  # one mark for each
+        if latency_ms is None and len(failed) > 1:
+            for attempt in pending:
+                attempt.instance.withdraw_suspicion(self.id)
+            return
+        for attempt in failed.values():
+            if latency_ms is None:
+                if attempt.outcome is Outcome.FAILURE:
+                    attempt.mark(is_doubtful=True)
+            elif not attempt.gave_up or attempt.duration_ms > latency_ms:
+                attempt.mark()
 
     def failures_of(self, provider_name: str) -> int:
         """Count a provider's failures; a bad key or a rate limit concerns one key alone."""

@@ -1,4 +1,4 @@
-"""The circuit breaker of one instance.
+"""The circuit breaker of one model of one instance.
 
     CLOSED ──3 failures in a row──▶ OPEN ──60 s──▶ HALF_OPEN ──success──▶ CLOSED
                                       ▲                 │
@@ -13,6 +13,9 @@ Rules:
    out; until an answer has ended well, one more failure opens it again.
 5. A change in another process is applied if it is later than the last one here. Moving to
    HALF_OPEN is not exchanged: every process knows by the clock when it is due.
+6. It is *doubtful* if every failure since the last success may have been its request's own fault:
+   no other instance has answered that request. As the last resort it admits requests although it
+   is open (Envoy's panic threshold): one caller's requests must not take away the last instance.
 """
 
 from __future__ import annotations
@@ -51,21 +54,24 @@ class Breaker:
         self._failures_since_success = 0
         self._opened_at_s = 0.0
         self._probing = False
-        # When it last opened or closed, in seconds of its clock, and whether it opened.
-        self.last_change = (0.0, False)
+        self._is_doubted = False  # an attempt has failed since the last success, counted or not
+        self._is_certain = False  # a failure since the last success was no request's own fault
+        # When it last opened or closed, in seconds of its clock, whether it opened, and doubtfully.
+        self.last_change = (0.0, False, False)
         # It opened and no answer has ended well since; it may be closed again already. If another
         # process closed it, that process awaits the success.
         self.awaits_success = False
 
-    def merge_remote(self, change: tuple[float, bool]) -> None:
+    def merge_remote(self, change: tuple[float, bool, bool]) -> None:
         """Open or close as another process did, if that is later than the last change here."""
         if change <= self.last_change:
             return
-        at_s, opened = change
+        at_s, opened, is_doubtful = change
         if opened:
             self._opened_at_s = at_s
         else:
             self._failures_since_success = 0
+        self._is_certain = opened and not is_doubtful
         self.awaits_success = opened
         self._move(State.OPEN if opened else State.CLOSED)
         self.last_change = change
@@ -83,7 +89,13 @@ class Breaker:
     @property
     def is_healthy(self) -> bool:
         """Whether it is closed, without a failure since the last success."""
-        return self.state() is State.CLOSED and self.failures_in_a_row == 0
+        is_closed = self.state() is State.CLOSED
+        return is_closed and self.failures_in_a_row == 0 and not self._is_doubted
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it is not closed, and only by failures that may be their requests' own."""
+        return self.state() is not State.CLOSED and not self._is_certain
 
     def ready_in_s(self) -> float:
         """Return how long until it admits: 0 now; a guess while a probe is running."""
@@ -102,9 +114,11 @@ class Breaker:
         return Permit(self._generation, self._probing)
 
     def acquire_early(self) -> Permit:
-        """Probe an open circuit before its time, as the last resort."""
+        """Probe an open circuit before its time, as the last resort; or go beside a probe."""
         if self.state() is State.OPEN:
             self._move(State.HALF_OPEN)
+        if self._probing and not self._is_certain:
+            return Permit(self._generation, False)
         return self.acquire()
 
     def first_token(self, permit: Permit) -> Permit:
@@ -122,22 +136,27 @@ class Breaker:
         if self._state is State.HALF_OPEN:
             self._close()
         self.failures_in_a_row = self._failures_since_success = 0
-        self.awaits_success = False
+        self.awaits_success = self._is_certain = self._is_doubted = False
         return True
 
-    def failure(self, permit: Permit) -> int:
+    def doubt(self) -> None:
+        """Record that an attempt failed which may never count: it is healthy after a success."""
+        self._is_doubted = True
+
+    def failure(self, permit: Permit, *, is_doubtful: bool = False) -> int:
         """Record an attempt that failed; return 0, or the number of failures if it opened.
 
-        They are counted since the last success, probes included.
+        They are counted since the last success, probes included. `is_doubtful`: see rule 6.
         """
         if permit.generation != self._generation:
             return 0
         self.failures_in_a_row += 1
         self._failures_since_success += 1
+        self._is_certain = self._is_certain or not is_doubtful
         if self._state is not State.HALF_OPEN and self.failures_in_a_row < THRESHOLD:
             return 0
         self._opened_at_s = self._clock()
-        self.last_change = (self._opened_at_s, True)
+        self.last_change = (self._opened_at_s, True, not self._is_certain)
         self.awaits_success = True
         self._move(State.OPEN)
         return self._failures_since_success
@@ -148,7 +167,7 @@ class Breaker:
             self._probing = False
 
     def _close(self) -> None:
-        self.last_change = (self._clock(), False)
+        self.last_change = (self._clock(), False, False)
         self._move(State.CLOSED)
 
     def _move(self, state: State) -> None:

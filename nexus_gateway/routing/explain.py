@@ -15,12 +15,17 @@ from typing import Self
 
 from nexus_gateway.routing.attempts import AttemptHistory
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Deployment
 from nexus_gateway.routing.quotas import quota_factor
 
 # In a large pool so many of each kind are named; the rest are counted.
 MAX_NAMED = 8
-_PARKS = {"bad_key": "key refused", "rate_limited": "rate limited", "resting": "resting"}
+_PARKS = {
+    "bad_key": "key refused",
+    "unknown_model": "model unknown",
+    "rate_limited": "rate limited",
+    "resting": "resting",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +40,22 @@ class Decision:
     def capture(
         cls,
         policy: str,
-        instances: Sequence[Instance],
-        capable: Collection[Instance],
-        candidates: Collection[Instance],
+        deployments: Sequence[Deployment],
+        capable: Collection[Deployment],
+        candidates: Collection[Deployment],
         history: AttemptHistory,
     ) -> Self:
         """Capture the state before a choice among `candidates`.
 
-        `instances` are all that the request's model may mean, `capable` those that are enabled and
-        take what the request holds.
+        `deployments` are all that the request's model may mean, `capable` those that are enabled
+        and take what the request holds.
         """
         ranked = sorted(candidates, key=lambda i: -i.health.score())
-        excluded = [i for i in instances if i not in candidates]
+        excluded = [i for i in deployments if i not in candidates]
         return cls(
             policy,
-            {i.name: _state(i) for i in ranked},
-            [f"{i.name} {_exclusion(i, capable, history)}" for i in excluded],
+            {i.label: _state(i) for i in ranked},
+            [f"{i.label} {_exclusion(i, capable, history)}" for i in excluded],
         )
 
     def chosen(self, name: str) -> str:
@@ -74,53 +79,57 @@ class Decision:
 
 def unavailable(
     policy: str,
-    instances: Sequence[Instance],
-    capable: Collection[Instance],
+    deployments: Sequence[Deployment],
+    capable: Collection[Deployment],
     history: AttemptHistory,
 ) -> str:
     """Describe why no instance could be chosen; those that were tried are left out."""
-    others = [i for i in instances if not history.tried(i)]
+    others = [i for i in deployments if not history.tried(i)]
     first = [] if history.attempts else [f"{policy}: no candidate"]
-    excluded = _shortened([f"{i.name} {_exclusion(i, capable, history)}" for i in others])
+    excluded = _shortened([f"{i.label} {_exclusion(i, capable, history)}" for i in others])
     return "; ".join([*first, *([f"excluded: {', '.join(excluded)}"] if excluded else [])])
 
 
-def _state(instance: Instance) -> str:
+def _state(deployment: Deployment) -> str:
     """Return a candidate's score, and what lowers its chance."""
     notes = []
-    if instance.in_flight:
-        notes.append(f"{instance.in_flight} in flight")
-    factor = quota_factor(instance.quota_left())
+    if deployment.in_flight:
+        notes.append(f"{deployment.in_flight} in flight")
+    factor = quota_factor(deployment.quota_left())
     if factor < 1:
         notes.append(f"quota x{factor:.2f}")
-    score = f"{instance.health.score() * 100:.1f}%"
+    score = f"{deployment.health.score() * 100:.1f}%"
     return f"{score} ({', '.join(notes)})" if notes else score
 
 
-def _exclusion(instance: Instance, capable: Collection[Instance], history: AttemptHistory) -> str:
-    if not instance.enabled:
+def _exclusion(
+    deployment: Deployment, capable: Collection[Deployment], history: AttemptHistory
+) -> str:
+    if not deployment.instance.enabled:
         return "disabled"
-    if instance not in capable:
+    if deployment not in capable:
         return "takes no images"
-    if history.tried(instance):
-        return _tried(instance, history)
-    reason, breaker = instance.park_reason(), instance.breaker
+    if history.tried(deployment):
+        return _tried(deployment, history)
+    if history.rules_out(deployment):
+        return "would refuse it as well"
+    reason, breaker = deployment.park_reason(), deployment.breaker
     if reason is not None:
-        return f"{_PARKS[reason]} {_seconds(instance.parked_for_s())}"
+        return f"{_PARKS[reason]} {_seconds(deployment.parked_for_s())}"
     if breaker.state() is State.OPEN:
         return f"open {_seconds(breaker.ready_in_s())}"
     if not breaker.admits():
         return "being probed"
-    if history.failures_of(instance.provider_name):
+    if history.failures_of(deployment.provider_name):
         return "its provider failed"
-    left = instance.quota_left()
+    left = deployment.quota_left()
     return "rate limit used up" if left is not None and left <= 0 else "failed recently"
 
 
-def _tried(instance: Instance, history: AttemptHistory) -> str:
-    if any(attempt.instance is instance for attempt in history.running):
+def _tried(deployment: Deployment, history: AttemptHistory) -> str:
+    if any(attempt.deployment is deployment for attempt in history.running):
         return "being tried"
-    reasons = [a.reason for a in history.attempts if a.instance is instance]
+    reasons = [a.reason for a in history.attempts if a.deployment is deployment]
     return f"tried ({reasons[-1]})"
 
 

@@ -1,4 +1,4 @@
-"""The health score of one instance.
+"""The health score of one model of one instance.
 
     score = success_rate × (1 − latency share),   latency share = min(latency, limit) / limit
 
@@ -71,6 +71,10 @@ class DecayingMean:
     def local(self) -> Sample:
         return Sample(self._at_s, self._weight, self._sum)
 
+    def known(self) -> Sample:
+        """Return the samples of all processes."""
+        return self.local().plus(self.remote, self._half_life_s)
+
     def mean(self) -> float | None:
         """Return the mean of local and remote samples, None if (almost) all have decayed.
 
@@ -86,7 +90,7 @@ class DecayingMean:
 
 
 class Health:
-    """Success rate, latency and speed of an instance; `clock` is in monotonic seconds."""
+    """Success rate, latency and speed of a deployment; `clock` is in monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float], *, half_life_s: float = HALF_LIFE_S) -> None:
         means = [DecayingMean(clock, half_life_s) for _ in MEANS]
@@ -94,6 +98,16 @@ class Health:
         self._successes, self._shares, self._latencies, self._tokens = means
         self._first_tokens_ms: deque[float] = deque(maxlen=WINDOW)
         self._unpublished_ms: deque[float] = deque(maxlen=WINDOW)
+
+    @classmethod
+    def merged(cls, clock: Callable[[], float], healths: Iterable[Health]) -> Health:
+        """Return what several have measured together, as of now."""
+        merged = cls(clock)
+        for health in healths:
+            for name, mean in merged._means.items():
+                mean.remote = mean.remote.plus(health._means[name].known())
+            merged._first_tokens_ms.extend(health._first_tokens_ms)
+        return merged
 
     def local(self) -> dict[str, Sample]:
         samples = {name: mean.local() for name, mean in self._means.items()}

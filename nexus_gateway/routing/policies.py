@@ -7,8 +7,9 @@ name is the value of `X-Routing-Mode`:
     nexus_gateway.policies =
         least-busy = nexus_acme:LeastBusy
 
-What it may read of a candidate: `name`, `provider_name`, `model`, `in_flight`, `health.score()`,
-`health.success_rate()`, `health.latency_ms()`, `health.tokens_per_s()` and `quota_left()`.
+A candidate is a deployment: one model of one instance. What a policy may read of it: `name` (the
+instance's), `provider_name`, `model`, `in_flight`, `health.score()`, `health.success_rate()`,
+`health.latency_ms()`, `health.tokens_per_s()` and `quota_left()`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from nexus_gateway.discovery import PluginKind, version_error
 from nexus_gateway.provider import API_VERSION
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Deployment
 from nexus_gateway.routing.quotas import quota_factor
 
 logger = logging.getLogger("nexus_gateway")
@@ -41,21 +43,21 @@ class Policy(ABC):
     api_version: ClassVar[int] = API_VERSION
 
     @abstractmethod
-    def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
+    def choose(self, candidates: Sequence[Deployment], rng: Random) -> Deployment:
         """Return one of the candidates.
 
         Args:
-            candidates: the instances that can serve the request now, at least one.
+            candidates: the deployments that can serve the request now, at least one.
             rng: the only source of randomness to use, so that tests are reproducible.
         """
 
     def draw(
-        self, instances: Sequence[Instance], admits: Callable[[Instance], bool], rng: Random
-    ) -> Instance | None:
-        """Return a candidate without examining all instances, for large pools.
+        self, deployments: Sequence[Deployment], admits: Callable[[Deployment], bool], rng: Random
+    ) -> Deployment | None:
+        """Return a candidate without examining all deployments, for large pools.
 
         Args:
-            instances: all that serve the model, in any state.
+            deployments: all that serve the model, in any state.
             admits: returns whether one of them is a candidate.
             rng: as in `choose`.
 
@@ -68,50 +70,50 @@ class Policy(ABC):
 class Smart(Policy):
     """Random, weighted by score and divided by requests in flight: avoids herding."""
 
-    def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
+    def choose(self, candidates: Sequence[Deployment], rng: Random) -> Deployment:
         """Return a candidate drawn by weight."""
         if len(candidates) == 1:
             return candidates[0]
         return rng.choices(candidates, [_weight(c) for c in candidates])[0]
 
     def draw(
-        self, instances: Sequence[Instance], admits: Callable[[Instance], bool], rng: Random
-    ) -> Instance | None:
+        self, deployments: Sequence[Deployment], admits: Callable[[Deployment], bool], rng: Random
+    ) -> Deployment | None:
         """Draw by the same weights: rejection sampling (von Neumann, 1951).
 
-        Draw an instance and accept it with probability equal to its weight (at most 1), else
+        Draw a deployment and accept it with probability equal to its weight (at most 1), else
         repeat.
         """
         for _ in range(DRAWS):
-            drawn = instances[int(rng.random() * len(instances))]
+            drawn = deployments[int(rng.random() * len(deployments))]
             if admits(drawn) and rng.random() < _weight(drawn):
                 return drawn
         return None
 
 
-def _weight(instance: Instance) -> float:
-    return effective_score(instance) / (1 + instance.in_flight)
+def _weight(deployment: Deployment) -> float:
+    return effective_score(deployment) / (1 + deployment.instance.in_flight)
 
 
-def effective_score(instance: Instance) -> float:
-    """Return an instance's health score, reduced if it is near its rate limit."""
-    return instance.health.score() * quota_factor(instance.quota_left())
+def effective_score(deployment: Deployment) -> float:
+    """Return a deployment's health score, reduced if it is near its rate limit."""
+    return deployment.health.score() * quota_factor(deployment.quota_left())
 
 
 class _LeastRecentlyUsed:
-    """Numbers the choices, by the instance's name."""
+    """Numbers the choices."""
 
     def __init__(self) -> None:
         self._choices = 0
-        self._last: dict[str, int] = {}
+        self._last: WeakKeyDictionary[Deployment, int] = WeakKeyDictionary()
 
-    def last_use(self, instance: Instance) -> int:
-        return self._last.get(instance.name, 0)
+    def last_use(self, deployment: Deployment) -> int:
+        return self._last.get(deployment, 0)
 
-    def use(self, instance: Instance) -> Instance:
+    def use(self, deployment: Deployment) -> Deployment:
         self._choices += 1
-        self._last[instance.name] = self._choices
-        return instance
+        self._last[deployment] = self._choices
+        return deployment
 
 
 class Fastest(Policy):
@@ -120,7 +122,7 @@ class Fastest(Policy):
     def __init__(self) -> None:
         self._lru = _LeastRecentlyUsed()
 
-    def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
+    def choose(self, candidates: Sequence[Deployment], rng: Random) -> Deployment:
         """Return the best candidate."""
         return self._lru.use(
             max(
@@ -135,7 +137,7 @@ class RoundRobin(Policy):
     def __init__(self) -> None:
         self._lru = _LeastRecentlyUsed()
 
-    def choose(self, candidates: Sequence[Instance], rng: Random) -> Instance:
+    def choose(self, candidates: Sequence[Deployment], rng: Random) -> Deployment:
         """Return the next candidate."""
         return self._lru.use(min(candidates, key=self._lru.last_use))
 
@@ -156,20 +158,20 @@ POLICIES: PluginKind[Policy] = PluginKind(
 
 def draw(
     policy: Policy,
-    instances: Sequence[Instance],
-    admits: Callable[[Instance], bool],
+    deployments: Sequence[Deployment],
+    admits: Callable[[Deployment], bool],
     rng: Random,
-) -> Instance | None:
+) -> Deployment | None:
     """Return what a policy draws; None if it draws nothing, draws no candidate, or fails."""
     try:
-        drawn = policy.draw(instances, admits, rng)
-        return drawn if drawn is None or (admits(drawn) and drawn in instances) else None
+        drawn = policy.draw(deployments, admits, rng)
+        return drawn if drawn is None or (admits(drawn) and drawn in deployments) else None
     except Exception:
         logger.exception("the policy %s failed", type(policy).__qualname__)
         return None
 
 
-def choose(policy: Policy, candidates: Sequence[Instance], rng: Random) -> Instance:
+def choose(policy: Policy, candidates: Sequence[Deployment], rng: Random) -> Deployment:
     """Return what a policy chooses; the first candidate if it chooses no candidate, or fails."""
     try:
         chosen = policy.choose(candidates, rng)

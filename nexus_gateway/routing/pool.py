@@ -1,7 +1,8 @@
 """From plugins and environment variables to the pool of instances.
 
-The variables of a provider are NAME_KEY_1, NAME_BASE_URL, NAME_MODEL, NAME_IMAGES and its own
-options. All but the keys apply to all instances (`NAME_MODEL`) or to one (`NAME_MODEL_2`).
+The variables of a provider are NAME_KEY_1, NAME_BASE_URL, NAME_MODEL or NAME_MODELS, NAME_IMAGES,
+NAME_FIRST_TOKEN_TIMEOUT_MS and its own options. All but the keys apply to all instances
+(`NAME_MODEL`) or to one (`NAME_MODEL_2`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.provider import Account, InProcess, Provider
 from nexus_gateway.routing.instance import Instance, InstanceState
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import parse_bool, parse_secret
+from nexus_gateway.settings import parse_bool, parse_ms, parse_secret
 
 T = TypeVar("T")
 DEMO = "demo"
@@ -33,7 +34,7 @@ def is_configured(env: Mapping[str, str], name: str) -> bool:
 def unused_variables(env: Mapping[str, str], name: str) -> Iterator[str]:
     """Give a warning for each variable without effect: misspelt, or of a provider without a key."""
     start = prefix(name)
-    model = re.compile(re.escape(start) + r"_MODEL(_\d+)?")
+    model = re.compile(re.escape(start) + r"_MODELS?(_\d+)?")
     for variable, text in env.items():
         if text and _misspelt_key(start).fullmatch(variable):
             yield f"{variable} is not read; did you mean {start}_KEY_1?"
@@ -124,14 +125,26 @@ class ProviderEnv:
             )
         return text.rstrip("/")
 
-    def model(self, number: int, default: str) -> str:
-        text = self._text("MODEL", number).strip() or default
-        if not text:
+    def models(self, number: int, default: str) -> list[str]:
+        """Return the models of an instance, at least one.
+
+        MODELS is a list and MODEL the same for one; what is set for this instance comes first.
+        """
+        wanted = (f"MODELS_{number}", f"MODEL_{number}", "MODELS", "MODEL")
+        texts = {suffix: self._env.get(f"{self.prefix}_{suffix}", "").strip() for suffix in wanted}
+        suffix = next((suffix for suffix in wanted if texts[suffix]), "MODEL")
+        text = texts[suffix] or default
+        models = [m.strip() for m in text.split(",")] if suffix.startswith("MODELS") else [text]
+        if not any(models):
             self._problem(
                 f"{self.prefix}_MODEL (or {self.prefix}_MODEL_{number})",
                 "is not set, and this provider has no default model",
             )
-        return text
+        return list(dict.fromkeys(filter(None, models))) or [""]
+
+    def first_token_timeout_ms(self, number: int) -> int | None:
+        variable = self._variable("FIRST_TOKEN_TIMEOUT_MS", number)
+        return self._parsed(variable, parse_ms) if self._env.get(variable) else None
 
     def takes_images(self, number: int) -> bool | None:
         variable = self._variable("IMAGES", number)
@@ -173,7 +186,7 @@ class Pool:
             old = by_identity.pop(_identity(instance), None)
             if old is not None:
                 old.update_from(instance)
-                old.unpark_key()
+                old.unpark()
             elif instance.name in by_name:
                 marks = by_name[instance.name].export_state().marks
                 toggle = {name: mark for name, mark in marks.items() if name == "toggle"}
@@ -272,29 +285,41 @@ def _instances(
     variables: ProviderEnv,
     clock: Callable[[], float],
 ) -> Iterator[Instance]:
-    """Make the instances of one plugin; the same key at the same address is used once."""
+    """Make the instances of one plugin; the same key at the same address is one instance.
+
+    If it is listed twice with different models, the instance has all of them.
+    """
     cls = plugin.cls
     required = not issubclass(cls, InProcess)
-    seen: dict[tuple[str, str], str | None] = {}
+    made: dict[tuple[str, str], Instance] = {}
     for number, variable in keys.items():
         key = variables.key(variable)
         base_url = variables.base_url(number, cls.base_url, required=required)
         if key is None:
             continue
-        identity = (key.reveal(), base_url)
-        if identity in seen and variable:
-            variables.warnings.append(
-                f"{variable} is the same key as {seen[identity]}; it is used once."
-            )
+        model, *others = variables.models(number, cls.default_model)
+        same = made.get((key.reveal(), base_url)) if variable else None
+        if same is not None:
+            new = [m for m in (model, *others) if m not in same.models]
+            same.other_models += tuple(new)
+            if not new:
+                variables.warnings.append(
+                    f"{variable} is the same key as {keys[same.number]}; it is used once."
+                )
             continue
-        seen[identity] = variable
-        yield Instance(
+        instance = Instance(
             provider_name=plugin.name,
             provider=provider,
             account=Account(key, base_url, variables.options(number, cls.options)),
             number=number,
-            model=variables.model(number, cls.default_model),
+            model=model,
+            other_models=tuple(others),
             clock=clock,
             takes_images=variables.takes_images(number),
+            first_token_timeout_ms=(
+                variables.first_token_timeout_ms(number) or cls.first_token_timeout_ms
+            ),
             origin=plugin.origin,
         )
+        made[(key.reveal(), base_url)] = instance
+        yield instance

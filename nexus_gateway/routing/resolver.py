@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from itertools import chain
 
 from nexus_gateway.dialects.base import Request
 from nexus_gateway.errors import NotFound
@@ -54,7 +55,7 @@ def resolve_target(pool: Pool, request: Request, *, strict: bool) -> RoutingTarg
     target = resolve_model(
         pool.instances, request.model, request.images, strict, dialect.kind, supports
     )
-    if target.instances or not pool.instances:
+    if target.deployments or not pool.instances:
         return target
     if request.untranslatable is not None:
         raise request.untranslatable
@@ -83,7 +84,8 @@ def resolve_model(
     all_instances = tuple(instances)
     match = _match(all_instances, model, kind)
     if match is None and strict:
-        names = sorted({i.model_for(kind) for i in all_instances if supports(i)})
+        serving = filter(supports, all_instances)
+        names = sorted({d.model for i in serving for d in i.deployments_for(kind)})
         auto = ["auto"] if kind == CHAT else []
         raise NotFound(
             f"Unknown model. Some known ones: {', '.join([*auto, *names[:_MODELS_IN_ERROR]])}; "
@@ -96,7 +98,11 @@ def resolve_model(
     if match is None and kind != CHAT:
         matching = tuple(i for i in matching if not i.listed(kind)) or matching
         upstream_model = model
-    return RoutingTarget(matching, upstream_model, images, kind, is_fallback=match is None)
+    deployments = (
+        [i.on(upstream_model)] if upstream_model else i.deployments_for(kind) for i in matching
+    )
+    flat = tuple(chain.from_iterable(deployments))
+    return RoutingTarget(flat, upstream_model, images, kind, is_fallback=match is None)
 
 
 def _match(

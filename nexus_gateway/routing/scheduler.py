@@ -1,11 +1,12 @@
-"""Chooses the instance for the next attempt of a request.
+"""Chooses the deployment, an instance and its model, for the next attempt of a request.
 
 Pure policy: no socket, no task; clock and randomness are arguments.
 
 - A `RoutingTarget` is what a request may go to, as far as its `model` decides.
 - `Scheduler.attempt` takes the candidates among them, prefers those that were not tried for this
-  request, and lets the policy choose. If only open circuits are in the way, the one closest to its
-  probe is probed early.
+  request, and lets the policy choose. If there is none, those are the last resort that only
+  doubtful evidence keeps away; then, if only open circuits are in the way, the one closest to its
+  probe, which is probed early.
 - `RetryBudget` bounds further attempts to a share of the recent requests: retries help if one
   instance is in trouble and multiply the load if all are (Finagle's and Envoy's retry budgets).
 - `HedgeBudget` bounds attempts beside a running one.
@@ -15,16 +16,16 @@ Pure policy: no socket, no task; clock and randomness are arguments.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from nexus_gateway.errors import NoCandidate
-from nexus_gateway.provider import CHAT, Outcome
+from nexus_gateway.provider import CHAT, Outcome, Scope
 from nexus_gateway.routing import explain
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Deployment
 from nexus_gateway.routing.policies import Policy, choose, draw
 
 logger = logging.getLogger("nexus_gateway")
@@ -47,14 +48,14 @@ class RoutingTarget:
     """What a request may go to.
 
     Args:
-        instances: those that its `model` may mean.
+        deployments: those that its `model` may mean.
         model: the upstream's model if the caller named one; None: each instance's own.
         images: whether the request holds images.
         kind: what the model is for, see `provider.Model`.
         is_fallback: no instance is known to have that model, so any may be asked.
     """
 
-    instances: tuple[Instance, ...]
+    deployments: tuple[Deployment, ...]
     model: str | None = None
     images: bool = False
     kind: str = CHAT
@@ -65,25 +66,26 @@ class RoutingTarget:
         """Whether the gateway, not the caller, paired the model with these instances."""
         return self.model is None or self.is_fallback
 
-    def model_of(self, instance: Instance) -> str:
-        """Return the model that an instance is asked for."""
-        return self.model or instance.model_for(self.kind)
+    def current(self) -> Sequence[Deployment]:
+        """Return the deployments; of a default model that is gone, its successor."""
+        for deployment in self.deployments:  # a loop, as this runs for each request
+            if deployment.unknown_until_s and self.model is None:
+                return [d.current() for d in self.deployments]
+        return self.deployments
 
-    def is_capable(self, instance: Instance) -> bool:
-        """Whether an instance is enabled and takes what the request holds."""
-        if self.images and not instance.takes_images_with(self.model_of(instance)):
-            return False
-        return instance.enabled
+    def is_capable(self, deployment: Deployment) -> bool:
+        """Whether a deployment is enabled and takes what the request holds."""
+        return deployment.instance.enabled and (not self.images or deployment.takes_images)
 
-    def capable(self) -> list[Instance]:
-        return [i for i in self.instances if self.is_capable(i)]
+    def capable(self) -> list[Deployment]:
+        return [d for d in self.current() if self.is_capable(d)]
 
-    def admits(self, instance: Instance) -> bool:
-        """Whether an instance is a candidate now."""
+    def admits(self, deployment: Deployment) -> bool:
+        """Whether a deployment is a candidate now."""
         return (
-            (self.is_capable(instance) if self.images else instance.enabled)
-            and instance.parked_for_s() == 0
-            and instance.breaker.admits()
+            (self.is_capable(deployment) if self.images else deployment.instance.enabled)
+            and deployment.parked_for_s() == 0
+            and deployment.breaker.admits()
         )
 
 
@@ -190,7 +192,7 @@ class Scheduler:
         except NoCandidate:
             _explain(history, number, "no attempt", decision.none())
             raise
-        _explain(history, number, "attempt", decision.chosen(attempt.instance.name))
+        _explain(history, number, "attempt", decision.chosen(attempt.deployment.label))
         return attempt
 
     def hedge(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt | None:
@@ -201,32 +203,32 @@ class Scheduler:
             too many requests were hedged recently.
         """
         others = [
-            i
-            for i in target.capable()
-            if i.parked_for_s() == 0
-            and i.breaker.is_healthy
-            and not history.tried(i)
-            and has_quota_left(i)
+            d
+            for d in target.capable()
+            if d.parked_for_s() == 0
+            and d.breaker.is_healthy
+            and not history.tried(d)
+            and not history.rules_out(d)
+            and has_quota_left(d)
         ]
         if not others or not self.hedges.take():
             return None
         decision, number = None, history.begun + 1
         if history.explanations is not None or logger.isEnabledFor(logging.DEBUG):
             decision = explain.Decision.capture(
-                policy, target.instances, target.capable(), others, history
+                policy, target.current(), target.capable(), others, history
             )
         chosen = choose(self.policies[policy], others, self._rng)
         if decision is not None:
-            _explain(history, number, "hedge", decision.chosen(chosen.name))
+            _explain(history, number, "hedge", decision.chosen(chosen.label))
         history.hedged = True
-        permit = chosen.breaker.acquire()
-        return Attempt(chosen, target.model_of(chosen), permit, history, self.clock)
+        return Attempt(chosen, chosen.breaker.acquire(), history, self.clock)
 
     def explain_unavailable(
         self, target: RoutingTarget, policy: str, history: AttemptHistory
     ) -> str:
         """Return in one line why no instance could be chosen, apart from those that were tried."""
-        return explain.unavailable(policy, target.instances, target.capable(), history)
+        return explain.unavailable(policy, target.current(), target.capable(), history)
 
     def backoff_s(self, attempt: Attempt, history: AttemptHistory) -> float:
         """Return how long to wait before an attempt: 0 unless its provider has failed."""
@@ -242,12 +244,14 @@ class Scheduler:
         tried = f" Tried: {history.summary()}." if history.attempts else ""
         if not capable:
             return _none_capable(target)
-        refused = [i for i in capable if history.last_outcome(i) is Outcome.REFUSED]
-        waits_s = [i.available_in_s() or 0.0 for i in capable if i not in refused]
+        refused = [
+            d for d in capable if history.last_outcome(d) is Outcome.REFUSED or history.rules_out(d)
+        ]
+        waits_s = [d.available_in_s() or 0.0 for d in capable if d not in refused]
         if not waits_s:  # every instance has refused this request
             return NoCandidate(f"No instance could serve this; GET /health shows why.{tried}")
         soonest_s = min(waits_s)
-        if all(_is_rate_limited(i, history) for i in capable):
+        if all(_is_rate_limited(d, history) for d in capable):
             return NoCandidate(
                 f"All instances that could serve this are rate limited.{tried}",
                 rate_limited=True,
@@ -262,63 +266,75 @@ class Scheduler:
 
     def _attempt(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt:
         is_retry = bool(history.attempts)
-        if len(target.instances) > FULL_SCAN_LIMIT and not is_retry:
-            drawn = draw(self.policies[policy], target.instances, target.admits, self._rng)
+        deployments = target.current()
+        if len(deployments) > FULL_SCAN_LIMIT and not is_retry:
+            drawn = draw(self.policies[policy], deployments, target.admits, self._rng)
             if drawn is not None:
                 self.retries.request()
-                permit = drawn.breaker.acquire()
-                return Attempt(drawn, target.model_of(drawn), permit, history, self.clock)
-        candidates = list(filter(target.admits, target.instances))
-        best = _by_history(candidates, history)
-        may_retry = not is_retry or self.retries.allows()
+                has_alternative = any(d is not drawn and target.admits(d) for d in deployments)
+                return self._begin(drawn, history, has_alternative=has_alternative)
+        best = _by_history(list(filter(target.admits, deployments)), history)
+        may_retry = not is_retry or history.attempts[-1].is_free or self.retries.allows()
         if not may_retry:
             best = self._within_budget(best)
         if best:
             chosen = choose(self.policies[policy], best, self._rng)
-            permit = chosen.breaker.acquire()
         else:
-            early = self._closest_to_its_probe(target, history) if may_retry else None
-            if early is None:
+            last = self._last_resort(target, history) if may_retry else None
+            if last is None:
                 raise self.no_candidate(target, history)
-            self._early_probe_s = self.clock()
-            chosen, permit = early, early.breaker.acquire_early()
-        self.retries.retry() if is_retry else self.retries.request()
-        return Attempt(chosen, target.model_of(chosen), permit, history, self.clock)
+            chosen = last
+        if not is_retry:
+            self.retries.request()
+        elif not history.attempts[-1].is_free:
+            self.retries.retry()
+        has_alternative = len(best) > 1 and not (is_retry and history.tried(best[0]))
+        return self._begin(chosen, history, has_alternative=has_alternative)
+
+    def _begin(
+        self, chosen: Deployment, history: AttemptHistory, *, has_alternative: bool
+    ) -> Attempt:
+        breaker = chosen.breaker
+        permit = breaker.acquire() if breaker.admits() else breaker.acquire_early()
+        return Attempt(chosen, permit, history, self.clock, has_alternative=has_alternative)
 
     def _decision(
         self, target: RoutingTarget, policy: str, history: AttemptHistory
     ) -> explain.Decision:
         """Capture what `_attempt` chooses from, changing nothing."""
-        best = _by_history(list(filter(target.admits, target.instances)), history)
+        deployments = target.current()
+        best = _by_history(list(filter(target.admits, deployments)), history)
         if history.attempts and not self.retries.allows():
-            best = [i for i in best if i.breaker.is_healthy]
-        return explain.Decision.capture(policy, target.instances, target.capable(), best, history)
+            best = [d for d in best if d.breaker.is_healthy]
+        return explain.Decision.capture(policy, deployments, target.capable(), best, history)
 
-    def _within_budget(self, candidates: list[Instance]) -> list[Instance]:
+    def _within_budget(self, candidates: list[Deployment]) -> list[Deployment]:
         """Return the candidates that a retry beyond the budget may go to.
 
         A retry on a healthy instance is what a gateway is for, and multiplies no load.
         """
-        healthy = [i for i in candidates if i.breaker.is_healthy]
+        healthy = [d for d in candidates if d.breaker.is_healthy]
         if not healthy:
             self.retries.denied += 1
         return healthy
 
-    def _closest_to_its_probe(
-        self, target: RoutingTarget, history: AttemptHistory
-    ) -> Instance | None:
-        """Return the instance to probe early, if open circuits alone are in the way.
+    def _last_resort(self, target: RoutingTarget, history: AttemptHistory) -> Deployment | None:
+        """Return what to try if there is no candidate.
 
-        A pool of one key must not answer 503 for a minute after one short outage.
+        First what only doubtful evidence keeps away: one caller's requests must not take the last
+        instance away from all others. Then, at most every EARLY_PROBE_EVERY_S, the open circuit
+        that is closest to its probe, if open circuits alone are in the way: a pool of one key must
+        not answer 503 for a minute after one short outage.
         """
+        untried = [d for d in target.capable() if not (history.tried(d) or history.rules_out(d))]
+        if doubtful := [d for d in untried if d.is_last_resort]:
+            return min(doubtful, key=lambda d: (d.is_unknown, d.parked_for_s(), d.in_flight))
         if self.clock() - self._early_probe_s < EARLY_PROBE_EVERY_S:
             return None
-        is_open = [
-            i
-            for i in target.capable()
-            if i.parked_for_s() == 0 and i.breaker.state() is State.OPEN and not history.tried(i)
-        ]
-        return min(is_open, key=lambda i: i.breaker.ready_in_s(), default=None)
+        is_open = [d for d in untried if d.parked_for_s() == 0 and d.breaker.state() is State.OPEN]
+        if is_open:
+            self._early_probe_s = self.clock()
+        return min(is_open, key=lambda d: d.breaker.ready_in_s(), default=None)
 
 
 def delay_s(retry: int, rng: Random) -> float:
@@ -333,47 +349,62 @@ def delay_s(retry: int, rng: Random) -> float:
     return rng.uniform(step_s / 2, step_s)
 
 
-def has_quota_left(instance: Instance) -> bool:
-    """Whether something is left of an instance's rate limits, as far as is known."""
-    left = instance.quota_left()
+def has_quota_left(deployment: Deployment) -> bool:
+    """Whether something is left of a deployment's rate limits, as far as is known."""
+    left = deployment.quota_left()
     return left is None or left > 0
 
 
-def _by_history(candidates: list[Instance], history: AttemptHistory) -> list[Instance]:
+def _by_history(candidates: list[Deployment], history: AttemptHistory) -> list[Deployment]:
     """Return the best candidates that exist.
 
     First those that were not tried, at providers that have not failed for this request; then others
-    that were not tried; then those whose failure may have passed. An instance whose rate limit is
-    used up comes last among those that were not tried.
+    that were not tried; then those whose failure may have passed. A deployment whose rate limit is
+    used up comes last among those that were not tried; one with a larger context window than those
+    that refused the request comes first.
     """
     if not history.attempts:
         return _with_quota_left(candidates)
-    untried = [i for i in candidates if not history.tried(i)]
+    open_to_it = [d for d in candidates if not history.rules_out(d)]
+    untried = _with_more_context([d for d in open_to_it if not history.tried(d)], history)
     elsewhere = [
-        i for i in untried if not history.failures_of(i.provider_name) and has_quota_left(i)
+        d for d in untried if not history.failures_of(d.provider_name) and has_quota_left(d)
     ]
-    # Only a failure may pass by itself: a refusal, a limit or a bad key stays for now.
     return (
-        elsewhere
-        or _with_quota_left(untried)
-        or [i for i in candidates if history.last_outcome(i) is Outcome.FAILURE]
+        elsewhere or _with_quota_left(untried) or [d for d in open_to_it if _may_pass(d, history)]
     )
 
 
-def _with_quota_left(candidates: list[Instance]) -> list[Instance]:
+def _may_pass(deployment: Deployment, history: AttemptHistory) -> bool:
+    """Whether a second try may end better: a limit, a bad key or a refusal stays for now."""
+    tries = [a for a in history.attempts if a.deployment is deployment]
+    if tries[-1].outcome is Outcome.REFUSED and tries[-1].scope is Scope.ANSWER:
+        return len(tries) == 1
+    return history.last_outcome(deployment) is Outcome.FAILURE
+
+
+def _with_more_context(candidates: list[Deployment], history: AttemptHistory) -> list[Deployment]:
+    """Return those with a larger context window than what refused the request, else all."""
+    refused = [a.deployment.context for a in history.attempts if a.scope is Scope.LIMITS]
+    if not refused:
+        return candidates
+    return [d for d in candidates if d.context > max(refused)] or candidates
+
+
+def _with_quota_left(candidates: list[Deployment]) -> list[Deployment]:
     """Return the candidates whose rate limit is not used up; all of them if that is none."""
     if len(candidates) < 2:
         return candidates
-    return [i for i in candidates if has_quota_left(i)] or candidates
+    return [d for d in candidates if has_quota_left(d)] or candidates
 
 
-def _is_rate_limited(instance: Instance, history: AttemptHistory) -> bool:
-    last = history.last_outcome(instance)
-    return instance.park_reason() == "rate_limited" or last is Outcome.RATE_LIMITED
+def _is_rate_limited(deployment: Deployment, history: AttemptHistory) -> bool:
+    last = history.last_outcome(deployment)
+    return deployment.park_reason() == "rate_limited" or last is Outcome.RATE_LIMITED
 
 
 def _none_capable(target: RoutingTarget) -> NoCandidate:
-    if any(i.enabled for i in target.instances):
+    if any(d.instance.enabled for d in target.deployments):
         return NoCandidate(
             "The request holds an image, and no enabled model that `model` may mean takes images: "
             "remove the image, name another model, or configure a multimodal one.",

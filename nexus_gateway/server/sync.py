@@ -8,13 +8,20 @@ what the others sent. Pure, no socket; `nexus_gateway.telemetry.shared` defines 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Self
 
 from nexus_gateway.routing.health import MEANS, WINDOW
-from nexus_gateway.routing.instance import MARKS, Instance, InstanceState
+from nexus_gateway.routing.instance import (
+    INSTANCE_MARKS,
+    MODEL_MARKS,
+    Deployment,
+    Instance,
+    InstanceState,
+    ModelState,
+)
 from nexus_gateway.telemetry import shared
 from nexus_gateway.telemetry.shared import Ended, WorkerState
 
@@ -34,34 +41,46 @@ class InstanceSync:
             own = instance.export_state()
             for mark, value in own.marks.items():
                 state.marks[_mark_name(instance, identity, mark)] = value
-            if not own.total_requests:
-                continue
-            state.counts[f"{identity} requests"] = own.total_requests
-            state.gauges[f"{identity} in_flight"] = own.in_flight
-            for name, sample in own.means.items():
-                state.means[f"{identity} {name}"] = sample
+            if own.total_requests:
+                state.counts[f"{identity} requests"] = own.total_requests
+                state.gauges[f"{identity} in_flight"] = own.in_flight
+        for deployment, identity in self._deployments():
+            model = deployment.export_state()
+            state.marks |= {f"{identity} {mark}": value for mark, value in model.marks.items()}
+            state.means |= {f"{identity} {name}": sample for name, sample in model.means.items()}
         return state
 
     def apply(self, others: WorkerState) -> None:
         for instance, identity in self._identities:
-            marks = {mark: _mark_name(instance, identity, mark) for mark in MARKS}
-            means = {name: f"{identity} {name}" for name in MEANS}
+            names = {mark: _mark_name(instance, identity, mark) for mark in INSTANCE_MARKS}
             state = InstanceState(
-                marks={m: others.marks[n] for m, n in marks.items() if n in others.marks},
+                marks={m: others.marks[n] for m, n in names.items() if n in others.marks},
                 total_requests=int(others.counts.get(f"{identity} requests", 0)),
                 in_flight=int(others.gauges.get(f"{identity} in_flight", 0)),
-                means={m: others.means[n] for m, n in means.items() if n in others.means},
             )
             instance.merge_state(state)
+        for deployment, identity in self._deployments():
+            marks = {mark: f"{identity} {mark}" for mark in MODEL_MARKS}
+            means = {name: f"{identity} {name}" for name in MEANS}
+            model = ModelState(
+                marks={m: others.marks[n] for m, n in marks.items() if n in others.marks},
+                means={m: others.means[n] for m, n in means.items() if n in others.means},
+            )
+            deployment.merge_state(model)
 
     def new_first_tokens_ms(self) -> dict[str, list[float]]:
-        """Return those since the last call, by identity."""
-        new = {i: instance.health.new_first_tokens_ms() for instance, i in self._identities}
+        """Return those since the last call, by the deployment's identity."""
+        new = {i: deployment.health.new_first_tokens_ms() for deployment, i in self._deployments()}
         return {identity: times_ms for identity, times_ms in new.items() if times_ms}
 
     def merge_first_tokens(self, times_ms: Mapping[str, list[float]]) -> None:
-        for instance, identity in self._identities if times_ms else ():
-            instance.health.merge_first_tokens(times_ms.get(identity, ()))
+        for deployment, identity in self._deployments() if times_ms else ():
+            deployment.health.merge_first_tokens(times_ms.get(identity, ()))
+
+    def _deployments(self) -> Iterator[tuple[Deployment, str]]:
+        for instance, identity in self._identities:
+            for model, deployment in instance.deployments.items():
+                yield deployment, f"{identity} {model}"
 
 
 def _identity(instance: Instance, salt: bytes) -> str:

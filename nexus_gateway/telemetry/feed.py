@@ -160,7 +160,7 @@ class Feed:
         for instance in self._pool.instances:
             now, before = instance_json(instance), self._seen.get(instance.name, {})
             self._seen[instance.name] = now
-            if any(before.get(key) != now[key] for key in now.keys() - _RUNNING_DOWN):
+            if _lasting(before) != _lasting(now):
                 self._note(instance.name)
         if gone := self._seen.keys() - {instance.name for instance in self._pool.instances}:
             for name in gone:
@@ -211,3 +211,9 @@ class Feed:
         oldest = self._changes[0][0] if self._changes else 1
         is_known = oldest - 1 <= number <= self._number
         return number if is_known and self._requests.count_since(number) <= AT_ONCE else None
+
+
+def _lasting(instance: dict[str, Any]) -> dict[str, Any]:
+    """Return an instance's state without what runs down by itself."""
+    lasting = {name: value for name, value in instance.items() if name not in _RUNNING_DOWN}
+    return {**lasting, "models": [_lasting(model) for model in instance.get("models", ())]}

@@ -10,7 +10,8 @@ from typing import Any
 
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.health import Health
+from nexus_gateway.routing.instance import Deployment, Instance
 from nexus_gateway.telemetry.timeline import failed
 
 
@@ -19,33 +20,49 @@ def percent(share: float) -> str:
 
 
 def instance_json(instance: Instance) -> dict[str, Any]:
-    """Return an instance's state; no key, no part of one."""
-    health, quota_left = instance.health, instance.quota_left()
-    state = instance.breaker.state()
-    probe_in_s = instance.breaker.ready_in_s() if state is State.OPEN else 0.0
+    """Return an instance's state, that of its leading model; no key, no part of one."""
+    leading = instance.leading
     return {
         "name": instance.name,
         "provider": instance.provider_name,
-        "model": instance.model,
-        "circuitState": state.value,
-        "probeInMs": round(probe_in_s * 1000),
+        **_deployment_json(leading),
         "enabled": instance.enabled,
         "inFlight": instance.in_flight + instance.elsewhere.in_flight,
-        "parkedForMs": round(instance.parked_for_s() * 1000),
-        "parkReason": instance.park_reason(),
-        "quotaLeft": None if quota_left is None else percent(quota_left),
-        "lastReason": instance.last_reason,
         "metrics": {
             "totalRequests": instance.total_requests + instance.elsewhere.total_requests,
-            "judged": health.is_judged,
-            "successRate": percent(health.success_rate()),
-            "avgLatencyMs": _rounded(health.latency_ms()),
-            "latencyShare": percent(health.latency_share()),
-            "healthScore": percent(health.score()),
-            "tokensPerSecond": _rounded(health.tokens_per_s(), 1),
-            "ttftP50Ms": _rounded(health.first_token_ms(0.5, of_at_least=1)),
-            "ttftP95Ms": _rounded(health.first_token_ms(0.95, of_at_least=1)),
+            **_health_json(instance.health),
         },
+        "models": [
+            {**_deployment_json(deployment), "metrics": _health_json(deployment.health)}
+            for deployment in instance.deployments.values()
+        ],
+    }
+
+
+def _deployment_json(deployment: Deployment) -> dict[str, Any]:
+    quota_left, state = deployment.quota_left(), deployment.breaker.state()
+    probe_in_s = deployment.breaker.ready_in_s() if state is State.OPEN else 0.0
+    return {
+        "model": deployment.model,
+        "circuitState": state.value,
+        "probeInMs": round(probe_in_s * 1000),
+        "parkedForMs": round(deployment.parked_for_s() * 1000),
+        "parkReason": deployment.park_reason(),
+        "quotaLeft": None if quota_left is None else percent(quota_left),
+        "lastReason": deployment.last_reason,
+    }
+
+
+def _health_json(health: Health) -> dict[str, Any]:
+    return {
+        "judged": health.is_judged,
+        "successRate": percent(health.success_rate()),
+        "avgLatencyMs": _rounded(health.latency_ms()),
+        "latencyShare": percent(health.latency_share()),
+        "healthScore": percent(health.score()),
+        "tokensPerSecond": _rounded(health.tokens_per_s(), 1),
+        "ttftP50Ms": _rounded(health.first_token_ms(0.5, of_at_least=1)),
+        "ttftP95Ms": _rounded(health.first_token_ms(0.95, of_at_least=1)),
     }
 
 

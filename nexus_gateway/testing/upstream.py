@@ -19,7 +19,9 @@ from nexus_gateway.testing.wire import Received, Wire
 
 
 class FakeUpstream(ReplyServer):
-    """The server. A request without a scripted reply gets that of `defaults`, else `default`.
+    """The server.
+
+    A request without a scripted reply gets that of `choose`, else of `defaults`, else `default`.
 
     Args:
         wire: creates the encoder of an answer; None: that of the official service at the path.
@@ -30,12 +32,14 @@ class FakeUpstream(ReplyServer):
         open: the number of requests being answered now.
         default: the reply to any request.
         defaults: the reply to the requests of one key, by key.
+        choose: returns the reply to a request, or None for the defaults.
     """
 
     def __init__(self, wire: Callable[[], Wire] | None = None) -> None:
         super().__init__(wire=wire)
         self.default = Reply()
         self.defaults: dict[str, Reply] = {}
+        self.choose: Callable[[Received], Reply | None] | None = None
         self.requests: list[Received] = []
         self.base_url = ""
         self._scripts: dict[str | None, deque[Reply]] = defaultdict(deque)
@@ -57,4 +61,5 @@ class FakeUpstream(ReplyServer):
         for queue in (self._scripts[received.key], self._scripts[None]):
             if queue:
                 return queue.popleft()
-        return self.defaults.get(received.key, self.default)
+        chosen = None if self.choose is None else self.choose(received)
+        return chosen or self.defaults.get(received.key, self.default)

@@ -22,7 +22,7 @@ from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Request
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
 from nexus_gateway.dialects.multipart import Pieces, StreamedForm
-from nexus_gateway.errors import BrokenStream, GatewayError, Overloaded, RequestTimeout
+from nexus_gateway.errors import BrokenStream, ErrorEvent, GatewayError, Overloaded, RequestTimeout
 from nexus_gateway.provider import (
     CHAT,
     Call,
@@ -31,17 +31,19 @@ from nexus_gateway.provider import (
     InProcess,
     Outcome,
     Provider,
+    Scope,
     Translator,
 )
 from nexus_gateway.routing.attempts import AttemptFailed
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Deployment, Instance
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream.client import NO_HEADERS, Client, exhausted
 from nexus_gateway.upstream.failures import (
     connection_reason,
     failure,
     judge,
+    judge_error,
     plugin_errors,
     plugin_failed,
     refusal,
@@ -66,6 +68,8 @@ MAX_ERROR_BYTES = 64 * 1024
 _NO_STREAM = CannotServe("This model does not stream; leave `stream` out.", "stream")
 # Some servers omit the type, or call a stream plain text; HTML and JSON never are one.
 _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
+# Before anything was sent: the request cannot be the cause.
+_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 Build = Callable[..., HttpRequest]
 
 
@@ -76,74 +80,98 @@ class Upstream:
         self._client = client
         self._first_token_s = settings.first_token_timeout_ms / 1000
         self._idle_s = settings.idle_timeout_ms / 1000
+        self._response_s = settings.response_timeout_ms / 1000
         self._names_instance = settings.response_model == "instance"
         self._asks_usage = settings.stream_usage
 
-    async def stream(self, instance: Instance, model: str, request: Request) -> AnswerStream:
+    async def stream(
+        self,
+        deployment: Deployment,
+        request: Request,
+        longest_s: float,
+        *,
+        may_give_up: bool = False,
+    ) -> AnswerStream:
         """Return a stream once its first content has come; AttemptFailed if none comes.
 
         GatewayError if the caller's own body does not come to its end.
+
+        Args:
+            longest_s: how long that may take in any case.
+            may_give_up: whether the instance's limit for a first token applies, because another
+                one could be asked. The head of the response is a sign of life: from then on the
+                limit is IDLE_TIMEOUT_MS.
         """
-        limit_s = self._first_token_s
+        instance = deployment.instance
+        limit_s = min(self._first_token_limit_s(instance), longest_s) if may_give_up else longest_s
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         stream: AnswerStream | None = None
         try:
             async with asyncio.timeout(limit_s) as limit:
                 if isinstance(request.native, StreamedForm):
-                    _restart_with_each_piece(instance, request.native, limit, limit_s)
+                    _restart_with_each_piece(deployment, request.native, limit, limit_s)
                 label = instance.name if self._names_instance else None
                 if request.can_pass_through(instance.provider.endpoints):
-                    response = await self._open(instance, model, request, native_request)
+                    response = await self._open(deployment, request, native_request)
+                    _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
                     passthrough = request.dialect.passthrough(request, label)
                     stream = PassthroughStream(response, passthrough, self._idle_s)
                 else:
-                    stream = await self._translated(instance, model, request, label)
+                    stream = await self._translated(deployment, request, label)
+                    _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
                 await stream.open()
                 return stream
         except BaseException as error:
             if stream is not None:
                 await stream.close()
             if isinstance(error, TimeoutError):
-                reason = f"no first token in {round(limit_s * 1000)} ms"
+                waited_ms = ((limit.when() or began_s) - began_s) * 1000
+                reason = f"no first token in {round(waited_ms)} ms"
                 raise _timeout_error(request, reason) from None
             if isinstance(error, BrokenStream):
-                raise failure(error.reason) from error
+                raise _broken(instance, error) from error
             if isinstance(error, CannotServe):
                 raise AttemptFailed(refusal(error)) from error
             raise
 
-    async def full(
-        self, instance: Instance, model: str, request: Request, limit_s: float
-    ) -> FullResponse:
+    async def full(self, deployment: Deployment, request: Request, limit_s: float) -> FullResponse:
         """Return an answer in one piece, within `limit_s`; raises as `stream`."""
         try:
             async with asyncio.timeout(limit_s) as limit:
                 if isinstance(request.native, StreamedForm):
-                    _restart_with_each_piece(instance, request.native, limit, limit_s)
-                return await self._full(instance, model, request)
+                    _restart_with_each_piece(deployment, request.native, limit, limit_s)
+                return await self._full(deployment, request)
         except TimeoutError:
             raise _timeout_error(request, f"no answer in {round(limit_s * 1000)} ms") from None
         except InvalidAnswer as error:
             raise failure(str(error)) from error
         except BrokenStream as broken:
-            raise failure(broken.reason) from broken
+            raise _broken(deployment.instance, broken) from broken
+
+    def _first_token_limit_s(self, instance: Instance) -> float:
+        limit_ms = instance.first_token_timeout_ms
+        return self._first_token_s if limit_ms is None else limit_ms / 1000
 
     async def _translated(
-        self, instance: Instance, model: str, request: Request, label: str | None
+        self, deployment: Deployment, request: Request, label: str | None
     ) -> TranslatedStream:
-        heartbeat = Heartbeat()
-        response, chunks = await self._chunks(instance, model, request, label or model, heartbeat)
+        instance, heartbeat = deployment.instance, Heartbeat()
+        shown = label or deployment.model
+        response, chunks = await self._chunks(deployment, request, shown, heartbeat)
         encoder = request.dialect.stream_encoder(request)
         return TranslatedStream(
             chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
         )
 
     async def _chunks(
-        self, instance: Instance, model: str, request: Request, shown: str, heartbeat: Heartbeat
+        self, deployment: Deployment, request: Request, shown: str, heartbeat: Heartbeat
     ) -> tuple[HttpResponse | None, AsyncIterator[Chunk]]:
         """Send a chat; return the answer's chunks and the response behind them, if any."""
+        instance, model = deployment.instance, deployment.model
         provider = instance.provider
         if not isinstance(provider, Translator | InProcess):
-            response = await self._open(instance, model, request, chat_request)
+            response = await self._open(deployment, request, chat_request)
             return response, chat_chunks(response, heartbeat)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
         call = Call(_chat(request, model, stream=True), instance.account)
@@ -152,7 +180,7 @@ class Upstream:
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
             http = replace(http, headers={**provider.headers, **http.headers})
-        response = await send(self._client, instance, http, request.trace)
+        response = await send(self._client, deployment, http, request.trace)
         try:
             with plugin_errors(instance):
                 return response, provider.stream(events(response, heartbeat), answer)
@@ -161,16 +189,17 @@ class Upstream:
             raise
 
     async def _open(
-        self, instance: Instance, model: str, request: Request, build: Build, *, usage: bool = True
+        self, deployment: Deployment, request: Request, build: Build, *, usage: bool = True
     ) -> HttpResponse:
         """Ask for a stream, and for its usage if only the caller does not ask for that."""
+        instance = deployment.instance
         usage = usage and self._asks_usage and instance.asks_usage and request.lacks_usage
-        http = build(instance, model, request, usage=usage)
+        http = build(instance, deployment.model, request, usage=usage)
         try:
-            response = await send(self._client, instance, http, request.trace)
+            response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
             if usage and rejects_stream_options(failed.verdict):
-                return await self._open_without_usage(instance, model, request, build)
+                return await self._open_without_usage(deployment, request, build)
             raise
         if response.content_type in _STREAM_TYPES:
             return response
@@ -180,7 +209,7 @@ class Upstream:
         raise failure("answered with something that is no stream")
 
     async def _open_without_usage(
-        self, instance: Instance, model: str, request: Request, build: Build
+        self, deployment: Deployment, request: Request, build: Build
     ) -> HttpResponse:
         """Ask again after a backend has refused `stream_options`.
 
@@ -188,23 +217,24 @@ class Upstream:
         would go on costing two requests.
         """
         try:
-            response = await self._open(instance, model, request, build, usage=False)
+            response = await self._open(deployment, request, build, usage=False)
         except BaseException as error:
             # If that is refused too, the fault lies elsewhere, and the error quoted the field.
             refused = isinstance(error, AttemptFailed) and error.verdict.outcome is Outcome.REFUSED
             if not (refused or request.has_own_stream_options):
-                _stop_asking_usage(instance)
+                _stop_asking_usage(deployment.instance)
             raise
-        _stop_asking_usage(instance)
+        _stop_asking_usage(deployment.instance)
         return response
 
-    async def _full(self, instance: Instance, model: str, request: Request) -> FullResponse:
+    async def _full(self, deployment: Deployment, request: Request) -> FullResponse:
+        instance, model = deployment.instance, deployment.model
         dialect, label = request.dialect, instance.name if self._names_instance else None
         native = request.can_pass_through(instance.provider.endpoints)
         if not native and isinstance(instance.provider, Translator | InProcess):
-            return await self._fold(instance, model, request)
+            return await self._fold(deployment, request)
         http = (native_request if native else chat_request)(instance, model, request)
-        response = await send(self._client, instance, http, request.trace)
+        response = await send(self._client, deployment, http, request.trace)
         limit = (dialect if native else CHAT_COMPLETIONS).longest_answer
         body = await read_full(response, limit)
         with _malformed_answers_fail():
@@ -214,9 +244,9 @@ class Upstream:
             labelled = completion if label is None else {**completion, "model": label}
             return _encoded(request, labelled, usage_in(completion))
 
-    async def _fold(self, instance: Instance, model: str, request: Request) -> FullResponse:
+    async def _fold(self, deployment: Deployment, request: Request) -> FullResponse:
         """Stream a translated answer, and fold it into one object."""
-        stream = await self.stream(instance, model, request)
+        stream = await self.stream(deployment, request, self._response_s)
         assert isinstance(stream, TranslatedStream)
         try:
             with _malformed_answers_fail():
@@ -285,14 +315,17 @@ def _http(
 
 
 async def send(
-    client: Client, instance: Instance, http: HttpRequest, headers: Mapping[str, str] = NO_HEADERS
+    client: Client,
+    deployment: Deployment,
+    http: HttpRequest,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> HttpResponse:
     """Send a request, with more headers of this attempt, and wait for the head of its response.
 
     AttemptFailed if the response is not 2xx, or none comes; GatewayError if the caller's own body
     cannot be read to its end, or if this process has no file descriptor left.
     """
-    requests_before = instance.total_requests
+    instance, requests_before = deployment.instance, deployment.total_requests
     try:
         response = await client.post(http, headers)
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -300,14 +333,14 @@ async def send(
             raise error.__cause__ from error
         if exhausted(error):
             raise Overloaded from error
-        raise failure(connection_reason(error)) from error
+        raise failure(connection_reason(error), _scope_of(error)) from error
     except TypeError as error:
         logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)
         raise failure("the provider's plugin failed") from error
     try:
         quotas = instance.provider.read_quotas(response.headers, time.time())
         if quotas:
-            instance.quotas.update(quotas, requests_before)
+            deployment.quotas.update(quotas, requests_before)
     except Exception:
         logger.exception("the plugin %s failed to read its quotas", instance.plugin)
     if 200 <= response.status < 300:
@@ -319,6 +352,11 @@ async def send(
     finally:
         response.close()
     raise AttemptFailed(judge(instance, response, body))
+
+
+def _scope_of(error: Exception) -> Scope:
+    """Return what a failure below HTTP concerns: the address, unless the request was sent."""
+    return Scope.ADDRESS if isinstance(error, _NOT_SENT) else Scope.REQUEST
 
 
 async def read_full(response: HttpResponse, limit: int) -> bytes:
@@ -337,16 +375,23 @@ async def read_full(response: HttpResponse, limit: int) -> bytes:
 
 
 def _restart_with_each_piece(
-    instance: Instance, form: StreamedForm, limit: asyncio.Timeout, limit_s: float
+    deployment: Deployment, form: StreamedForm, limit: asyncio.Timeout, limit_s: float
 ) -> None:
     """Let an attempt's time count from the last piece of the caller's body.
 
     A slow upload is no fault of the instance. A probe gets no more time, as it keeps all other
     requests away.
     """
-    if instance.breaker.state() is not State.HALF_OPEN:
+    if deployment.breaker.state() is not State.HALF_OPEN:
         loop = asyncio.get_running_loop()
         form.on_piece = lambda: limit.reschedule(loop.time() + limit_s)
+
+
+def _extend(limit: asyncio.Timeout, until_s: float) -> None:
+    """Let an attempt last longer, as the head of its response is a sign of life."""
+    now_limit_s = limit.when()
+    if now_limit_s is not None and until_s > now_limit_s:
+        limit.reschedule(until_s)
 
 
 def _stop_asking_usage(instance: Instance) -> None:
@@ -359,7 +404,14 @@ def _stop_asking_usage(instance: Instance) -> None:
 def _timeout_error(request: Request, reason: str) -> Exception:
     form = request.native
     is_callers = isinstance(form, StreamedForm) and form.is_waiting_for_caller
-    return RequestTimeout() if is_callers else failure(reason)
+    return RequestTimeout() if is_callers else failure(reason, Scope.TIME)
+
+
+def _broken(instance: Instance, error: BrokenStream) -> AttemptFailed:
+    """Return the failure of an answer that broke before its first content."""
+    if isinstance(error, ErrorEvent):
+        return AttemptFailed(judge_error(instance, error.error))
+    return failure(error.reason)
 
 
 def _encoded(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> FullResponse:

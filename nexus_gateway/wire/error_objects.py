@@ -15,15 +15,21 @@ _KEY_PREFIX = 8  # of a key: some upstreams quote so much of it, as if it were h
 NO_REASON = "The upstream gave no reason."
 
 
-def read_error(body: bytes) -> dict[str, Any]:
-    """Return the error of a response's body in OpenAI's shape, whatever its own shape is."""
+def read_error(body: bytes) -> dict[str, Any] | None:
+    """Return the error of a response's body in OpenAI's shape, whatever its own shape is.
+
+    None if the body is no JSON object: then it comes from no API. One that was cut off is one.
+    """
     try:
         value = json_codec.loads(body)
     except json_codec.JSONError:
-        value = None
-    if isinstance(value, list) and value:
+        return normalise_error(None) if body.lstrip().startswith((b"{", b"[")) else None
+    if isinstance(value, list) and value:  # Gemini's
         value = value[0]
-    return normalise_error(value.get("error", value) if isinstance(value, dict) else None)
+    if not isinstance(value, dict):
+        return None
+    error = value.get("error")
+    return normalise_error(value if error is None else error)
 
 
 def normalise_error(error: object) -> dict[str, Any]:
@@ -35,12 +41,16 @@ def normalise_error(error: object) -> dict[str, Any]:
         error = {"message": error}
     code = error.get("code")
     known = {
-        "message": (_text_or_none(error.get("message")) or NO_REASON)[:_LONGEST_MESSAGE],
+        "message": (_message(error) or NO_REASON)[:_LONGEST_MESSAGE],
         "type": _text_or_none(error.get("type")) or "upstream_error",
         "param": _text_or_none(error.get("param")),
         "code": None if code is None or isinstance(code, (dict, list)) else str(code),
     }
     return {**(error if _is_shallow(error) else {}), **known}
+
+
+def _message(error: Mapping[str, Any]) -> str | None:
+    return _text_or_none(error.get("message")) or _text_or_none(error.get("detail"))  # FastAPI's
 
 
 def _is_shallow(value: object) -> bool:

@@ -6,6 +6,8 @@ The forms that providers use, all read here:
 |--------------|----------------------------------------------------------|----------------------|
 | wait         | `retry-after-ms`, `Retry-After` in seconds or as a date  | nearly all           |
 | wait         | `retryDelay: "37s"` in the error's details               | Google               |
+| wait         | `metadata.headers` in the error                          | OpenRouter           |
+| wait         | `Please try again in 7m12s` in the error's message       | Groq, OpenAI         |
 | what is left | `x-ratelimit-remaining-requests`, `-limit-…`, `-reset-…` | OpenAI, Groq, Azure… |
 | what is left | `x-ratelimit-remaining-tokens-minute` and similar        | Cerebras, Mistral    |
 | what is left | `x-ratelimit-remaining`, `-limit`, `-reset`              | OpenRouter, Together |
@@ -24,9 +26,14 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from multidict import CIMultiDict
+
 LONGEST_PARK_S = 3600.0
 _DURATION = re.compile(
     r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?"
+)
+_TRY_AGAIN = re.compile(
+    r"(?:try again|retry) in ((?:\d{1,9}(?:\.\d{1,9})?(?:ms|[dhms]))+)", re.IGNORECASE
 )
 _UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 _PREFIX = "ratelimit-"
@@ -87,11 +94,16 @@ def retry_after_s(
 
     Bounded to [0, 1 h]; None if the upstream reported neither. `error` is the body's error object.
     """
-    wait_s = asked_to_wait_s(headers, now_s)
-    if wait_s is None:
-        wait_s = _retry_delay(error)
-    if wait_s is None:
-        wait_s = _until_reset(read_quotas(headers, now_s))
+    inner = _inner_headers(error)
+    waits = (
+        asked_to_wait_s(headers, now_s),
+        asked_to_wait_s(inner, now_s),
+        _retry_delay(error),
+        _until_reset(read_quotas(headers, now_s)),
+        _until_reset(read_quotas(inner, now_s)),
+        _try_again_in(error),
+    )
+    wait_s = next((wait for wait in waits if wait is not None), None)
     return None if wait_s is None else min(wait_s, LONGEST_PARK_S)
 
 
@@ -107,18 +119,24 @@ def asked_to_wait_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _until_reset(quotas: Iterable[Quota]) -> float | None:
-    """Return when the limit that was hit resets: the last of those with nothing left, if any.
-
-    If all of them have something left, the request was too large for one of them, and the first
-    to reset is tried; if that is not known of all, the last.
-    """
+    """Return when the limits reset that are used up, or else may be: what is left is unknown."""
     resets = [(q.reset_in_s, q.remaining) for q in quotas if q.reset_in_s is not None]
-    if used_up := [reset for reset, left in resets if left is not None and left < 1]:
-        return max(used_up)
-    if not resets:
-        return None
-    all_known = all(left is not None for _, left in resets)
-    return min(resets)[0] if all_known else max(reset for reset, _ in resets)
+    used_up = [reset for reset, left in resets if left is not None and left < 1]
+    unknown = [reset for reset, left in resets if left is None]
+    return max(used_up or unknown, default=None)
+
+
+def _inner_headers(error: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the headers that an error's body contains: those of the backend behind a router."""
+    metadata = error.get("metadata")
+    headers = metadata.get("headers") if isinstance(metadata, dict) else None
+    fields = headers.items() if isinstance(headers, dict) else ()
+    return CIMultiDict({name: str(value) for name, value in fields})
+
+
+def _try_again_in(error: Mapping[str, Any]) -> float | None:
+    match = _TRY_AGAIN.search(str(error.get("message")))
+    return None if match is None else _duration(match[1])
 
 
 def _retry_delay(error: Mapping[str, Any]) -> float | None:

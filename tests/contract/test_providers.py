@@ -43,7 +43,7 @@ async def test_it_has_all_that_an_operator_needs(upstream: FakeUpstream) -> None
     limited = make_instance(upstream, 2, provider=Other, name="other")
     broken = make_instance(upstream, 3)
     for _ in range(3):
-        broken.breaker.failure(broken.breaker.acquire())
+        broken.default.breaker.failure(broken.default.breaker.acquire())
     async with serving(well, limited, broken, hooks={"watch": Watch()}) as served:
         for _ in range(2):
             await served.chat(headers={"X-Routing-Mode": "round-robin"})
@@ -60,7 +60,7 @@ async def test_it_has_all_that_an_operator_needs(upstream: FakeUpstream) -> None
         "class": f"{type(well.provider).__module__}.Fake",
         "apiVersion": 1,
     }
-    assert one["models"][0] == {
+    assert one["listedModels"][0] == {
         "id": "fake-large",
         "kind": "chat",
         "contextWindow": 1000,

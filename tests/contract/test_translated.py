@@ -104,7 +104,7 @@ async def test_a_stream_from_a_model_without_streams_is_the_callers_error(
         for _ in range(4):
             status, text, _ = await served.post("/v1/audio/transcriptions", body, headers=kind)
             assert (status, json.loads(text)["error"]["param"]) == (400, "stream")
-    assert instance.breaker.state() is State.CLOSED
+    assert instance.default.breaker.state() is State.CLOSED
 
 
 async def test_a_misspelt_model_is_the_callers_error(
@@ -117,7 +117,7 @@ async def test_a_misspelt_model_is_the_callers_error(
         status, text, _ = await served.post("/v1/embeddings", body)
     assert (status, json.loads(text)["error"]["message"]) == (404, "No such model.")
     assert upstream.hits() == 2
-    assert [i.last_reason for i in pair] == [None, None]
+    assert [i.default.last_reason for i in pair] == [None, None]
     assert "unlisted" not in caplog.text
 
 

@@ -127,7 +127,7 @@ async def test_a_provider_may_classify_its_failures(upstream: FakeUpstream) -> N
     async with serving(instance) as served:
         status, _, headers = await served.chat()
     assert (status, headers["Retry-After"]) == (429, "5")
-    assert instance.last_reason == "brewing"
+    assert instance.default.last_reason == "brewing"
 
 
 @pytest.mark.parametrize("lines", [(), ("fault",)])

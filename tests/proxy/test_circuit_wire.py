@@ -43,7 +43,7 @@ def ask(
 
 def open_circuit(instance: Instance) -> None:
     for _ in range(3):
-        instance.breaker.failure(instance.breaker.acquire())
+        instance.default.breaker.failure(instance.default.breaker.acquire())
 
 
 async def last_unfinished(
@@ -91,8 +91,8 @@ async def test_one_request_of_hundreds_probes_and_the_others_go_elsewhere(
         assert {(status, "[DONE]" in text) for status, text in answers} == {(200, True)}
         assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, count - 1)
         await leave(probe, upstream, shaky)
-        assert shaky.breaker.state() is State.HALF_OPEN
-        assert shaky.breaker.admits()
+        assert shaky.default.breaker.state() is State.HALF_OPEN
+        assert shaky.default.breaker.admits()
 
 
 @pytest.mark.usefixtures("long_connects")
@@ -111,10 +111,10 @@ async def test_without_another_instance_requests_fail_at_once_and_a_cancelled_pr
         assert {task.result()[0] for task in requests if task is not probe} == {503}
         assert upstream.hits() == 1
         await leave(probe, upstream, instance)
-        assert instance.breaker.state() is State.HALF_OPEN
+        assert instance.default.breaker.state() is State.HALF_OPEN
         upstream.default = Reply()
         assert (await gateway.chat())[0] == 200
-        assert instance.breaker.state() is State.CLOSED
+        assert instance.default.breaker.state() is State.CLOSED
 
 
 @pytest.mark.proves("I-13", "F09")
@@ -133,8 +133,8 @@ async def test_a_probe_that_fails_or_hangs_opens_the_circuit_for_another_minute(
             statuses = [(await gateway.chat(headers=turns))[0] for _ in range(4)]
             assert statuses == [200] * 4
             assert upstream.hits(KEYS[0]) == round_number
-            assert shaky.breaker.state() is State.OPEN
-            assert shaky.breaker.ready_in_s() == 60
+            assert shaky.default.breaker.state() is State.OPEN
+            assert shaky.default.breaker.ready_in_s() == 60
 
 
 @pytest.mark.proves("F40", "I-50")
@@ -153,7 +153,7 @@ async def test_a_drain_waits_for_a_probe(upstream: FakeUpstream) -> None:
         assert "shutting_down" in text
         assert int(headers["Retry-After"]) >= 1
         assert (await probe)[1].endswith("[DONE]\n\n")
-        assert instance.breaker.state() is State.CLOSED
+        assert instance.default.breaker.state() is State.CLOSED
         assert await gateway.gateway.drain.wait(1)
 
 
@@ -169,7 +169,7 @@ async def test_a_failing_key_is_skipped_after_three_failures_and_its_siblings_se
         statuses = [(await gateway.chat(headers=turns))[0] for _ in range(12)]
     assert statuses == [200] * 12
     assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (3, 12)
-    assert (bad.breaker.state(), good.breaker.state()) == (State.OPEN, State.CLOSED)
+    assert (bad.default.breaker.state(), good.default.breaker.state()) == (State.OPEN, State.CLOSED)
 
 
 @pytest.mark.proves("I-15")
@@ -180,7 +180,7 @@ async def test_a_stream_is_counted_at_its_end(upstream: FakeUpstream) -> None:
             upstream.script(Reply(status=500), Reply(status=500), last)
             for _ in range(3):
                 await gateway.chat()
-            assert instance.breaker.state() is state
+            assert instance.default.breaker.state() is state
 
 
 @pytest.mark.proves("I-14")
@@ -198,8 +198,8 @@ async def test_streams_that_began_before_the_circuit_opened_do_not_change_it(
         clock.advance(20)
         answers = await asyncio.gather(*running)
         assert sum("[DONE]" in text for _, text in answers) == 4
-        assert instance.breaker.state() is State.OPEN
-        assert instance.breaker.ready_in_s() == 40
+        assert instance.default.breaker.state() is State.OPEN
+        assert instance.default.breaker.ready_in_s() == 40
         assert instance.in_flight == 0
 
 
@@ -214,7 +214,7 @@ async def test_a_success_that_began_before_a_park_does_not_end_it(upstream: Fake
         await until(lambda: upstream.open)
         assert (await gateway.chat())[0] == 429
         assert (await early)[0] == 200
-        assert instance.parked_for_s() == 7
+        assert instance.default.parked_for_s() == 7
         clock.advance(6.9)
         assert (await gateway.chat())[0] == 429
         assert upstream.hits() == 2
@@ -222,7 +222,7 @@ async def test_a_success_that_began_before_a_park_does_not_end_it(upstream: Fake
             clock.advance(7)
             await gateway.chat()
         assert upstream.hits() == 5
-        assert instance.breaker.state() is State.CLOSED
+        assert instance.default.breaker.state() is State.CLOSED
 
 
 @pytest.mark.proves("I-11", "F41")
@@ -233,7 +233,7 @@ async def test_a_jump_of_the_wall_clock_changes_nothing(
     parked, shaky, sound = (make_instance(upstream, n) for n in (1, 2, 3))
     upstream.default = Reply(text="a b c d", delay_s=0.04)
     async with serving(parked, shaky, sound) as gateway:
-        parked.park(30)
+        parked.default.park(30)
         open_circuit(shaky)
         running = asyncio.create_task(gateway.chat())
         await until(lambda: upstream.open)
@@ -241,9 +241,9 @@ async def test_a_jump_of_the_wall_clock_changes_nothing(
         monkeypatch.setattr(time, "time", lambda: now() + jump_s)
         later = [await gateway.chat() for _ in range(2)]
         assert [status for status, *_ in [await running, *later]] == [200] * 3
-        assert 20 < parked.parked_for_s() <= 30
-        assert shaky.breaker.state() is State.OPEN
-        assert 50 < shaky.breaker.ready_in_s() <= 60
+        assert 20 < parked.default.parked_for_s() <= 30
+        assert shaky.default.breaker.state() is State.OPEN
+        assert 50 < shaky.default.breaker.ready_in_s() <= 60
         assert upstream.hits(KEYS[2]) == 3
 
 
@@ -274,7 +274,7 @@ async def test_rapid_toggles_cut_no_stream(
             assert await toggle(enabled) == 200
             assert (await gateway.health())["providers"][0]["enabled"] is enabled
         assert [i.in_flight for i in instances] == [0, 0]
-        assert {i.breaker.state() for i in instances} == {State.CLOSED}
+        assert {i.default.breaker.state() for i in instances} == {State.CLOSED}
 
 
 ENDS = {
@@ -320,4 +320,7 @@ async def test_no_outcome_leaves_an_attempt_in_flight(
         tried = upstream.hits()
         await asyncio.sleep(0.05)
         assert upstream.hits() == tried
-        assert instance.breaker.state() is State.CLOSED or end in ("fails", "left in a pause")
+        assert instance.default.breaker.state() is State.CLOSED or end in (
+            "fails",
+            "left in a pause",
+        )

@@ -87,8 +87,8 @@ async def test_an_outage_of_everything_does_not_multiply_the_load(upstream: Fake
         sent = 0
         for _ in range(12):
             for instance in instances:  # as if each had a success once a second
-                if instance.breaker.state() is not State.CLOSED:
-                    instance.breaker.merge_remote((clock(), False))
+                if instance.default.breaker.state() is not State.CLOSED:
+                    instance.default.breaker.merge_remote((clock(), False, False))
             await asyncio.gather(*(served.chat() for _ in range(10)))
             sent += 10
             clock.advance(1)
@@ -104,7 +104,9 @@ async def test_a_retry_at_a_healthy_instance_is_always_allowed(
     bad, good = make_instance(upstream), make_instance(upstream, 2)
     async with serving(bad, good) as served:
         for _ in range(16):
-            bad.breaker.merge_remote((time.monotonic(), False))  # it never stays open
+            bad.default.breaker.merge_remote(
+                (time.monotonic(), False, False)
+            )  # it never stays open
             response = await served.chat(stream=False, headers={"X-Routing-Mode": "round-robin"})
             assert response[0] == 200
         assert upstream.hits(KEYS[0]) == 16

@@ -35,7 +35,7 @@ async def disconnecting(
     yield
     await until(lambda: instance.in_flight == served.gateway.drain.in_flight == 0)
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
-    assert instance.breaker.state() is State.CLOSED
+    assert instance.default.breaker.state() is State.CLOSED
     assert instance.health.success_rate() in (None, 1)
 
 
@@ -168,4 +168,4 @@ async def test_a_connect_timeout_fails_over(
         async with serving(lost, make_instance(upstream, 2)) as served:
             status, _, headers = await served.chat(headers={"X-Routing-Mode": "round-robin"})
             assert (status, headers["X-Nexus-Attempts"]) == (200, "2")
-    assert lost.last_reason == "could not be reached in time"
+    assert lost.default.last_reason == "could not be reached in time"

@@ -14,7 +14,7 @@ from nexus_gateway.proxy.context import RequestContext, RequestOptions
 from nexus_gateway.proxy.hedging import HedgedAttempt
 from nexus_gateway.proxy.relay import Delivery
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Deployment
 from nexus_gateway.routing.scheduler import RoutingTarget
 from nexus_gateway.testing.conformance.conversations import read_stream
 from nexus_gateway.testing.reply import Reply
@@ -91,10 +91,10 @@ async def test_a_lack_of_resources_for_a_hedge_does_not_affect_the_first_attempt
     upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
     plain = Upstream.stream
 
-    async def stream(self: Upstream, instance: Instance, *more: Any) -> AnswerStream:
-        if instance is served.instances[1]:
+    async def stream(self: Upstream, deployment: Deployment, *more: Any) -> AnswerStream:
+        if deployment.instance is served.instances[1]:
             raise Overloaded
-        return await plain(self, instance, *more)
+        return await plain(self, deployment, *more)
 
     monkeypatch.setattr(Upstream, "stream", stream)
     status, text, headers = await served.chat(headers=HEDGED)
@@ -115,7 +115,7 @@ class StubResponse:
 
 async def test_a_caller_that_leaves_as_both_respond_leaves_no_response_open(served: Served) -> None:
     gateway, responses = served.gateway, [StubResponse(), StubResponse()]
-    target, scheduler = RoutingTarget(tuple(served.instances)), gateway.scheduler
+    target, scheduler = RoutingTarget(tuple(i.default for i in served.instances)), gateway.scheduler
     both_open, remaining = asyncio.Event(), iter(responses)
 
     async def open(delivery: Delivery, attempt: Attempt) -> Any:

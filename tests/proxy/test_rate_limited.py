@@ -65,7 +65,7 @@ async def test_a_503_with_retry_after_parks_the_instance(upstream: FakeUpstream)
     async with serving(instance, clock=clock) as served:
         status, _, headers = await served.chat()
         assert (status, headers["Retry-After"]) == (503, "7")
-        assert instance.park_reason() == "resting"
+        assert instance.default.park_reason() == "resting"
         assert instance.health.success_rate() == 0
         clock.advance(6.9)
         assert (await served.chat())[0] == 503
@@ -172,7 +172,7 @@ async def test_another_instance_is_waited_for_after_a_refusal(upstream: FakeUpst
     upstream.defaults[KEYS[0]] = Reply(status=404)
     instances = make_instance(upstream), make_instance(upstream, 2)
     async with serving(*instances, queue_timeout_ms=5000) as served:
-        instances[1].park(0.25)
+        instances[1].default.park(0.25)
         assert (await served.chat())[2]["X-Nexus-Provider"] == "Fake (Key #2)"
         assert (upstream.hits(KEYS[0]), upstream.hits(KEYS[1])) == (1, 1)
 

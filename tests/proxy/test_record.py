@@ -55,7 +55,7 @@ async def test_a_record_has_all_fields_of_its_request(upstream: FakeUpstream) ->
     [
         (Reply(status=400), 400, "upstream_refused", ["refused"]),
         (Reply(status=429), 429, "rate_limit_exceeded", ["rate_limited"]),
-        (Reply(status=500), 503, "no_candidate", ["failure", "failure", "failure"]),
+        (Reply(status=500), 503, "no_candidate", ["failure"] * 3),
         (Reply(cut_after=2, delay_s=0.02), 200, "failure", ["failure"]),
     ],
 )
@@ -64,7 +64,7 @@ async def test_each_end_has_its_outcome(
 ) -> None:
     upstream.default = reply
     records: list[RequestRecord] = []
-    async with serving(make_instance(upstream)) as served:
+    async with serving(make_instance(upstream), max_attempts=3) as served:
         served.gateway.recorder.observers.append(records.append)
         await served.chat()
     assert (records[0].status, records[0].outcome) == (status, outcome)

@@ -157,7 +157,7 @@ async def test_another_provider_may_resume(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream), other, resume=True) as served:
         _, text, _ = await served.chat(headers=ROUND)
         assert read_stream(text).text == "One two three four"
-        assert other.breaker.state() is State.CLOSED
+        assert other.default.breaker.state() is State.CLOSED
 
 
 async def test_a_stream_with_only_reasoning_is_started_again(upstream: FakeUpstream) -> None:

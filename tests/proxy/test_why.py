@@ -130,7 +130,7 @@ async def test_a_request_without_attempts_lists_the_excluded_instances(
     async with serving(refused, limited, off, clock=clock) as served:
         served.gateway.recorder.observers.append(records.append)
         refused.park_bad_key()
-        limited.park(20)
+        limited.default.park(20)
         off.disable()
         status, _, headers = await served.chat()
         explained = await served.chat(headers={"X-Nexus-Explain": "true"})
@@ -155,7 +155,7 @@ async def test_failed_attempts_are_followed_by_the_excluded_instances(
     instances = [make_instance(upstream, n, clock) for n in (1, 2)]
     async with serving(*instances, clock=clock, queue_timeout_ms=queue_timeout_ms) as served:
         served.gateway.recorder.observers.append(records.append)
-        instances[1].park(30)
+        instances[1].default.park(30)
         await served.chat()
     (record,) = records
     assert record.why is not None
@@ -275,7 +275,7 @@ async def test_a_cancelled_probe_is_followed_by_the_line_of_the_closed_circuit(
         upstream.default = Reply(hang_after=1)
         clock.advance(60)
         asking = asyncio.create_task(served.chat())
-        await until(lambda: shaky.breaker.state() is State.CLOSED)
+        await until(lambda: shaky.default.breaker.state() is State.CLOSED)
         asking.cancel()
         await until(lambda: not shaky.in_flight)
         assert not lines(caplog, "circuit closed")

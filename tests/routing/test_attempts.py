@@ -6,13 +6,13 @@ import pytest
 from clock import FakeClock
 from fakes import make_instance
 
-from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.provider import Outcome, Scope, Verdict
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 
 OK = Verdict(Outcome.SUCCESS, "ok")
-FAILED = Verdict(Outcome.FAILURE, "answered 500", 500)
+FAILED = Verdict(Outcome.FAILURE, "answered 500", 500, scope=Scope.ADDRESS)  # counts at once
 LIMITED = Verdict(Outcome.RATE_LIMITED, "rate limited", 429, park_s=7)
 LEFT = Verdict(Outcome.CANCELLED, "the caller left")
 Change = tuple[str, int] | None
@@ -29,8 +29,8 @@ def instance(clock: FakeClock) -> Instance:
 
 
 def begin(instance: Instance) -> Attempt:
-    permit = instance.breaker.acquire()
-    return Attempt(instance, instance.model, permit, AttemptHistory(), instance._clock)
+    permit = instance.default.breaker.acquire()
+    return Attempt(instance.default, permit, AttemptHistory(), instance._clock)
 
 
 def begin_probe(instance: Instance, clock: FakeClock) -> Attempt:
@@ -61,8 +61,8 @@ def test_a_success_that_began_before_the_circuit_opened_keeps_the_reason(
     slow = begin(instance)
     end_with(instance, FAILED, FAILED, FAILED)
     slow.end(OK)
-    assert instance.breaker.state() is State.OPEN
-    assert instance.last_reason == "answered 500"
+    assert instance.default.breaker.state() is State.OPEN
+    assert instance.default.last_reason == "answered 500"
 
 
 def test_a_success_that_began_before_a_park_keeps_the_reason(
@@ -71,19 +71,19 @@ def test_a_success_that_began_before_a_park_keeps_the_reason(
     slow = begin(instance)
     end_with(instance, LIMITED)
     slow.end(OK)
-    assert instance.last_reason == "rate limited"
+    assert instance.default.last_reason == "rate limited"
     clock.advance(7)
     end_with(instance, OK)
-    assert instance.last_reason is None
+    assert instance.default.last_reason is None
 
 
 def test_a_success_that_counts_removes_the_reason(instance: Instance, clock: FakeClock) -> None:
     end_with(instance, FAILED, OK)
-    assert instance.last_reason is None
+    assert instance.default.last_reason is None
     end_with(instance, FAILED, FAILED, FAILED)
     clock.advance(60)
     end_with(instance, OK)
-    assert (instance.breaker.state(), instance.last_reason) == (State.CLOSED, None)
+    assert (instance.default.breaker.state(), instance.default.last_reason) == (State.CLOSED, None)
 
 
 def test_a_circuit_is_reported_when_it_opens_and_when_it_closes(
@@ -105,7 +105,7 @@ def test_a_probe_that_succeeds_reports_the_closed_circuit_at_its_end(
     end_with(instance, FAILED, FAILED, FAILED)
     for verdict, turned in ((FAILED, None), (OK, ("closed", 0))):
         probe = begin_probe(instance, clock)
-        assert (instance.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
+        assert (instance.default.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
         probe.end(verdict)
         assert circuit_change(probe) == turned
 
@@ -116,7 +116,7 @@ def test_if_the_probes_caller_leaves_the_next_success_reports_the_closed_circuit
     end_with(instance, FAILED, FAILED, FAILED)
     probe = begin_probe(instance, clock)
     probe.end(LEFT)
-    assert (instance.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
+    assert (instance.default.breaker.state(), circuit_change(probe)) == (State.CLOSED, None)
     assert end_with(instance, LEFT, OK, OK) == [None, ("closed", 0), None]
 
 
@@ -125,7 +125,7 @@ def test_a_circuit_that_closed_in_another_process_is_reported_there(
 ) -> None:
     end_with(instance, FAILED, FAILED, FAILED)
     clock.advance(61)
-    instance.breaker.merge_remote((clock(), False))
+    instance.default.breaker.merge_remote((clock(), False, False))
     assert end_with(instance, OK) == [None]
 
 
@@ -144,8 +144,8 @@ def test_a_circuit_that_opened_in_another_process_is_not_reported_here(
 ) -> None:
     slow, failing = begin(instance), begin(instance)
     clock.advance(1)
-    instance.breaker.merge_remote((clock(), True))
-    assert instance.breaker.state() is State.OPEN
+    instance.default.breaker.merge_remote((clock(), True, False))
+    assert instance.default.breaker.state() is State.OPEN
     slow.end(OK)
     failing.end(FAILED)
     assert (circuit_change(slow), circuit_change(failing)) == (None, None)

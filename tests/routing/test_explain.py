@@ -41,7 +41,7 @@ class Pool:
         history = history or AttemptHistory()
         history.explanations = []
         try:
-            target = RoutingTarget(tuple(self.instances), images=images)
+            target = RoutingTarget(tuple(i.default for i in self.instances), images=images)
             self.scheduler.attempt(target, "fastest", history)
         except NoCandidate:
             pass
@@ -50,7 +50,7 @@ class Pool:
 
 def fail(instance: Instance, times: int) -> None:
     for _ in range(times):
-        instance.breaker.failure(instance.breaker.acquire())
+        instance.default.breaker.failure(instance.default.breaker.acquire())
 
 
 def test_the_explanation_lists_candidates_and_excluded_instances() -> None:
@@ -59,10 +59,10 @@ def test_the_explanation_lists_candidates_and_excluded_instances() -> None:
     slow.health.observe_latency(2320, 8000)
     slow.in_flight = 2
     off.disable()
-    limited.park(29.6)
+    limited.default.park(29.6)
     fail(broken, 3)
     pool.clock.advance(48)
-    limited.park(29.6)
+    limited.default.park(29.6)
     bad_key.park_bad_key()
     best.health.observe_latency(600, 8000)
     assert pool.explain() == (
@@ -78,7 +78,7 @@ def test_the_choice_is_the_same_with_and_without_an_explanation() -> None:
         pool = Pool(5)
         for instance, share in zip(pool.instances, (1, 2, 3, 4, 5), strict=True):
             instance.health.observe_latency(share * 1000, 8000)
-        target = RoutingTarget(tuple(pool.instances))
+        target = RoutingTarget(tuple(i.default for i in pool.instances))
         names = []
         for _ in range(30):
             history = AttemptHistory(explanations=explanations)
@@ -129,7 +129,7 @@ def test_in_a_large_pool_some_instances_are_named_and_the_rest_counted() -> None
 
 def test_each_decision_is_logged_at_debug_and_none_at_info(caplog) -> None:
     pool = Pool(2)
-    target = RoutingTarget(tuple(pool.instances))
+    target = RoutingTarget(tuple(i.default for i in pool.instances))
     with caplog.at_level(logging.INFO, "nexus_gateway"):
         pool.scheduler.attempt(target, "smart", AttemptHistory())
     assert not caplog.records
@@ -138,7 +138,7 @@ def test_each_decision_is_logged_at_debug_and_none_at_info(caplog) -> None:
         pool.scheduler.hedges._saved = 5.0
         history = AttemptHistory(id="req-7")
         history.running.append(attempt("Fake (Key #1)"))
-        history.running[0].instance = pool.instances[0]
+        history.running[0].deployment = pool.instances[0].default
         pool.scheduler.hedge(target, "smart", history)
         for instance in pool.instances:
             instance.disable()

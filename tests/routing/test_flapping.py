@@ -13,7 +13,7 @@ from clock import FakeClock
 from fakes import KEYS, make_instance, serving
 
 from nexus_gateway.errors import NoCandidate
-from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.provider import Outcome, Scope, Verdict
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
@@ -23,7 +23,7 @@ from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
 SUCCESS = Verdict(Outcome.SUCCESS, "ok")
-FAILURE = Verdict(Outcome.FAILURE, "answered 500", 500)
+FAILURE = Verdict(Outcome.FAILURE, "answered 500", 500, scope=Scope.ADDRESS)  # counts at once
 POLICIES = ("smart", "fastest", "round-robin")
 MOST_ATTEMPTS = 3
 Fails = Callable[[float, random.Random], bool]
@@ -47,7 +47,7 @@ class Simulation:
         self.scheduler = Scheduler(self.clock, self.rng, policies)
         self.instances = [make_instance(number=n, clock=self.clock) for n in (1, 2, 3)]
         self.flapper = self.instances[0]
-        self.target = RoutingTarget(tuple(self.instances))
+        self.target = RoutingTarget(tuple(i.default for i in self.instances))
         self.policy, self.fails = policy, fails
         self.outcomes = Counter[str]()
         self.attempts = Counter[str]()
@@ -64,7 +64,7 @@ class Simulation:
         while self._agenda:
             self.clock.now, _, do = heapq.heappop(self._agenda)
             do()
-            state = self.flapper.breaker.state()
+            state = self.flapper.default.breaker.state()
             if not self.turns or self.turns[-1] is not state:
                 self.turns.append(state)
 
@@ -125,13 +125,13 @@ def recovers(now: float, rng: random.Random) -> bool:
 def test_a_flapper_that_has_recovered_gets_its_share_again(policy: str) -> None:
     simulation = Simulation(policy, recovers)
     simulation.run(seconds=900, per_s=5)
-    assert simulation.flapper.breaker.state() is State.CLOSED
+    assert simulation.flapper.default.breaker.state() is State.CLOSED
     assert simulation.flapper.health.success_rate() > 0.95
     assert simulation.attempts[simulation.flapper.name] > 0.2 * simulation.attempts.total()
 
 
 def open_circuits(instances: list[Instance]) -> list[str]:
-    return [i.name for i in instances if i.breaker.state() is not State.CLOSED]
+    return [i.name for i in instances if i.default.breaker.state() is not State.CLOSED]
 
 
 @pytest.mark.unmeasured

@@ -63,13 +63,15 @@ def test_a_park_only_gets_longer(parks: list[tuple[float, float]]) -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     for park_s, passed_s in parks:
-        before_s = instance.parked_for_s()
-        instance.park(park_s)
-        after_s = instance.parked_for_s()
+        before_s = instance.default.parked_for_s()
+        instance.default.park(park_s)
+        after_s = instance.default.parked_for_s()
         assert after_s >= before_s
         assert after_s == pytest.approx(max(before_s, park_s), abs=1e-6)
         clock.advance(passed_s)
-        assert instance.parked_for_s() == pytest.approx(max(0.0, after_s - passed_s), abs=1e-6)
+        assert instance.default.parked_for_s() == pytest.approx(
+            max(0.0, after_s - passed_s), abs=1e-6
+        )
 
 
 @pytest.mark.proves("I-04")
@@ -78,13 +80,13 @@ def test_a_bad_key_is_parked_longer_each_time() -> None:
     instance = make_instance(clock=clock)
     for expected_s in (600.0, 1200.0, 2400.0, 3600.0, 3600.0):
         instance.park_bad_key()
-        assert instance.parked_for_s() == expected_s
-        assert instance.park_reason() == "bad_key"
+        assert instance.default.parked_for_s() == expected_s
+        assert instance.default.park_reason() == "bad_key"
         clock.advance(expected_s)
-        assert instance.park_reason() is None
+        assert instance.default.park_reason() is None
     instance.bad_keys_in_a_row = 0
     instance.park_bad_key()
-    assert instance.parked_for_s() == 600.0
+    assert instance.default.parked_for_s() == 600.0
 
 
 def test_a_burst_of_refusals_parks_once_and_no_park_exceeds_an_hour() -> None:
@@ -92,48 +94,48 @@ def test_a_burst_of_refusals_parks_once_and_no_park_exceeds_an_hour() -> None:
     instance = make_instance(clock=clock)
     for _ in range(50):
         instance.park_bad_key()
-    assert instance.parked_for_s() == 600.0
+    assert instance.default.parked_for_s() == 600.0
     for _ in range(2000):
         clock.advance(3600.0)
         instance.park_bad_key()
-    assert instance.parked_for_s() == 3600.0
+    assert instance.default.parked_for_s() == 3600.0
 
 
 def test_the_worse_reason_of_a_park_is_reported() -> None:
     instance = make_instance(clock=FakeClock())
-    instance.park(7.0)
-    assert instance.park_reason() == "rate_limited"
+    instance.default.park(7.0)
+    assert instance.default.park_reason() == "rate_limited"
     instance.park_bad_key()
-    assert instance.park_reason() == "bad_key"
+    assert instance.default.park_reason() == "bad_key"
 
 
 def test_enabling_unparks_a_bad_key_and_changes_nothing_else() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     for _ in range(3):
-        instance.breaker.failure(instance.breaker.acquire())
-    instance.park(7.0)
+        instance.default.breaker.failure(instance.default.breaker.acquire())
+    instance.default.park(7.0)
     instance.park_bad_key()
     instance.disable()
     assert instance.available_in_s() is None
     instance.enable()
     assert instance.enabled
-    assert instance.park_reason() == "rate_limited"
-    assert instance.breaker.state() is State.OPEN
+    assert instance.default.park_reason() == "rate_limited"
+    assert instance.default.breaker.state() is State.OPEN
     instance.park_bad_key()
-    assert instance.parked_for_s() == 600.0
+    assert instance.default.parked_for_s() == 600.0
 
 
 def test_it_is_available_when_neither_parked_nor_open() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)
     assert instance.available_in_s() == 0.0
-    instance.park(7.0)
+    instance.default.park(7.0)
     assert instance.available_in_s() == 7.0
     for _ in range(3):
-        instance.breaker.failure(instance.breaker.acquire())
+        instance.default.breaker.failure(instance.default.breaker.acquire())
     assert instance.available_in_s() == 60.0
-    instance.park(90.0)
+    instance.default.park(90.0)
     assert instance.available_in_s() == 90.0
 
 
@@ -141,14 +143,14 @@ def test_a_half_open_instance_may_be_chosen_but_does_not_count_as_available() ->
     clock = FakeClock()
     instance = make_instance(clock=clock)
     assert instance.is_available
-    instance.park(7.0)
+    instance.default.park(7.0)
     assert not instance.is_available
     clock.advance(7.0)
     for _ in range(3):
-        instance.breaker.failure(instance.breaker.acquire())
+        instance.default.breaker.failure(instance.default.breaker.acquire())
     clock.advance(60.0)
     assert (instance.available_in_s(), instance.is_available) == (0.0, False)
-    instance.breaker.success(instance.breaker.acquire())
+    instance.default.breaker.success(instance.default.breaker.acquire())
     assert instance.is_available
     instance.disable()
     assert not instance.is_available
@@ -164,14 +166,14 @@ def test_if_only_probes_are_possible_the_status_is_degraded() -> None:
     assert status() == "healthy"
     for instance in (first, second):
         for _ in range(3):
-            instance.breaker.failure(instance.breaker.acquire())
+            instance.default.breaker.failure(instance.default.breaker.acquire())
     assert status() == "unhealthy"
     clock.advance(60.0)
     assert status() == "degraded"
     gauges = state_of([first, second])
     assert [gauges[(AVAILABLE.name, "fake", i.name)] for i in (first, second)] == [0, 0]
     assert gauges[(MODEL_AVAILABLE.name, "fake-large")] == 0
-    first.breaker.success(first.breaker.acquire())
+    first.default.breaker.success(first.default.breaker.acquire())
     assert status() == "degraded"
     second.disable()
     assert status() == "healthy"

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nexus_gateway.errors import NoCandidate
-from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.provider import Outcome, Scope, Verdict
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.routing.instance import Instance, InstanceState
+from nexus_gateway.routing.instance import Instance, ModelState
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
 from nexus_gateway.routing.scheduler import EARLY_PROBE_EVERY_S, RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
 
 POLICIES = ("smart", "fastest", "round-robin")
 SUCCESS = Verdict(Outcome.SUCCESS, "ok")
-FAILURE = Verdict(Outcome.FAILURE, "answered 500", 500)
+FAILURE = Verdict(Outcome.FAILURE, "answered 500", 500, scope=Scope.ADDRESS)  # counts at once
 BAD_KEY = Verdict(Outcome.BAD_KEY, "the key was refused (401)", 401)
 REFUSED = Verdict(Outcome.REFUSED, "refused with 400", 400)
 LEFT = Verdict(Outcome.CANCELLED, "the caller left")
@@ -106,7 +106,7 @@ class Interleavings(RuleBasedStateMachine):
         self.scheduler = scheduler_of(self.clock)
         self.instances = instances_of(self.clock, 2)
         self.models = {i.name: Model() for i in self.instances}
-        self.target = RoutingTarget(tuple(self.instances))
+        self.target = RoutingTarget(tuple(i.default for i in self.instances))
         self.running: list[Running] = []
         self.early_s = NEVER
 
@@ -226,14 +226,14 @@ class Interleavings(RuleBasedStateMachine):
     def parked_elsewhere(self, number: int, seconds: float) -> None:
         instance = self.instances[number]
         until_s = self.clock() + seconds
-        instance.merge_state(InstanceState({"rate_limited": [until_s]}))
+        instance.default.merge_state(ModelState({"rate_limited": [until_s]}))
         model = self.models[instance.name]
         model.limited_until_s = max(model.limited_until_s, until_s)
 
     @rule(number=st.integers(0, 1), seconds=st.sampled_from([0.0, 3.0, 45.0]))
     def rests(self, number: int, seconds: float) -> None:
         instance = self.instances[number]
-        instance.cool_down(seconds)
+        instance.default.cool_down(seconds)
         model = self.models[instance.name]
         model.resting_until_s = max(model.resting_until_s, self.clock() + seconds)
 
@@ -242,8 +242,10 @@ class Interleavings(RuleBasedStateMachine):
         instance = self.instances[number]
         model = self.models[instance.name]
         turn = (self.clock() - ago_s, opened)
-        instance.merge_state(InstanceState({"circuit": [*turn]}))
-        instance.merge_state(InstanceState({"circuit": [*turn]}))  # merging twice is merging once
+        instance.default.merge_state(ModelState({"circuit": [*turn, False]}))
+        instance.default.merge_state(
+            ModelState({"circuit": [*turn, False]})
+        )  # merging twice is merging once
         if turn > model.turn:
             model.turned(*turn)
 
@@ -252,11 +254,13 @@ class Interleavings(RuleBasedStateMachine):
         now = self.clock()
         for instance in self.instances:
             model = self.models[instance.name]
-            assert instance.breaker.state() is model.state
-            assert instance.breaker.admits() == model.admits()
+            assert instance.default.breaker.state() is model.state
+            assert instance.default.breaker.admits() == model.admits()
             assert instance.in_flight == model.in_flight
             assert instance.enabled == model.enabled
-            assert instance.parked_for_s() == pytest.approx(model.parked_for_s(now), abs=1e-6)
+            assert instance.default.parked_for_s() == pytest.approx(
+                model.parked_for_s(now), abs=1e-6
+            )
 
     @invariant()
     def a_half_open_circuit_has_at_most_one_probe(self) -> None:
@@ -288,9 +292,9 @@ def test_circuits_that_are_half_open_together_get_one_probe_each(policy: str, co
     scheduler, instances = scheduler_of(clock), instances_of(clock, count)
     for instance in instances:
         for _ in range(3):
-            instance.breaker.failure(instance.breaker.acquire())
+            instance.default.breaker.failure(instance.default.breaker.acquire())
     clock.advance(60)
-    target = RoutingTarget(tuple(instances))
+    target = RoutingTarget(tuple(i.default for i in instances))
     probes = [scheduler.attempt(target, policy, AttemptHistory()) for _ in range(count)]
     assert {probe.instance.name for probe in probes} == {i.name for i in instances}
     for _ in range(100):
@@ -306,10 +310,10 @@ def test_circuits_that_are_half_open_together_get_one_probe_each(policy: str, co
 def test_requests_are_spread_evenly_when_all_parks_end_at_once(policy: str, count: int) -> None:
     clock = FakeClock()
     scheduler, instances = scheduler_of(clock), instances_of(clock, count)
-    target = RoutingTarget(tuple(instances))
+    target = RoutingTarget(tuple(i.default for i in instances))
     for n, instance in enumerate(instances):
         clock.advance(0.5)
-        instance.park(60 - 0.5 * n)  # parked at different times, until the same one
+        instance.default.park(60 - 0.5 * n)  # parked at different times, until the same one
     clock.advance(60 - 0.5 * count)
     with pytest.raises(NoCandidate) as raised:
         scheduler.attempt(target, policy, AttemptHistory())

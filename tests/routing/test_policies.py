@@ -12,21 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus_gateway.discovery import load
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import Deployment
 from nexus_gateway.routing.policies import POLICIES, Fastest, RoundRobin, Smart
 
 INSTALLED = load(POLICIES)[0]
 
 
-def make_pool() -> list[Instance]:
+def make_pool() -> list[Deployment]:
     clock = FakeClock()
-    fakes = [make_instance(number=n, clock=clock) for n in (1, 2, 3)]
-    others = [make_instance(number=n, clock=clock, provider=Other, name="other") for n in (1, 2, 3)]
+    fakes = [make_instance(number=n, clock=clock).default for n in (1, 2, 3)]
+    others = [
+        make_instance(number=n, clock=clock, provider=Other, name="other").default
+        for n in (1, 2, 3)
+    ]
     return [*fakes, *others]
 
 
-def slow(instance: Instance, latency_ms: float) -> None:
-    instance.health.observe_latency(latency_ms, 8000.0)
+def slow(deployment: Deployment, latency_ms: float) -> None:
+    deployment.health.observe_latency(latency_ms, 8000.0)
 
 
 def test_the_policies_have_their_names() -> None:
@@ -37,7 +40,7 @@ def test_the_policies_have_their_names() -> None:
 def test_smart_shares_follow_the_scores_and_the_load() -> None:
     pool = make_pool()[:3]
     slow(pool[1], 4000.0)  # scores 1, 0.5 and, for one in flight, 1 / 2
-    pool[2].in_flight = 1
+    pool[2].instance.in_flight = 1
     rng = Random(42)
     shares = Counter(Smart().choose(pool, rng).name for _ in range(8000))
     assert shares[pool[0].name] / 8000 == pytest.approx(0.5, abs=0.02)
@@ -57,13 +60,13 @@ def test_fastest_takes_the_highest_score() -> None:
     pool = make_pool()
     for n, instance in enumerate(pool):
         slow(instance, 500.0 + 100 * ((n + 3) % 6))
-    pool[3].in_flight = 50
+    pool[3].instance.in_flight = 50
     assert {Fastest().choose(pool, Random(n)).name for n in range(20)} == {pool[3].name}
 
 
 def test_fastest_breaks_ties_by_load_and_then_by_turns() -> None:
     pool = make_pool()[:3]
-    pool[0].in_flight = 1
+    pool[0].instance.in_flight = 1
     fastest = Fastest()
     chosen = [fastest.choose(pool, Random(1)) for _ in range(6)]
     assert chosen == [pool[1], pool[2]] * 3

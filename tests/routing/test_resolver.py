@@ -49,7 +49,7 @@ def pool() -> Pool:
 def test_a_model_resolves_to_its_instances(pool, model, names, upstream_model):
     target = resolve_model(pool.instances, model, images=True, strict=False)
 
-    assert names == [i.name for i in target.instances]
+    assert names == [i.name for i in target.deployments]
     assert (upstream_model, True) == (target.model, target.images)
 
 
@@ -103,8 +103,8 @@ def embeddings(model: str) -> Request:
 def test_an_embedding_model_is_never_replaced(kinds, model, names, upstream_model):
     target = resolve_target(kinds, embeddings(model), strict=False)
 
-    assert [f"{name} (Key #1)" for name in names] == [i.name for i in target.instances]
-    assert [upstream_model] * len(names) == [target.model_of(i) for i in target.instances]
+    assert [f"{name} (Key #1)" for name in names] == [i.name for i in target.deployments]
+    assert [upstream_model] * len(names) == [d.model for d in target.deployments]
 
 
 @pytest.mark.parametrize("model", ["acme", "acme/e-1", "Acme (Key #1)"])

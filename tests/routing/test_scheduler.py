@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from records import add_ended
 
 from nexus_gateway.errors import NoCandidate
-from nexus_gateway.provider import Outcome, Verdict
+from nexus_gateway.provider import Outcome, Scope, Verdict
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
@@ -23,7 +23,7 @@ from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.secret import Secret
 
 OK = Verdict(Outcome.SUCCESS, "ok")
-FAILED = Verdict(Outcome.FAILURE, "answered 500", 500)
+FAILED = Verdict(Outcome.FAILURE, "answered 500", 500, scope=Scope.ADDRESS)  # counts at once
 LIMITED = Verdict(Outcome.RATE_LIMITED, "rate limited", 429, park_s=7)
 REFUSED = Verdict(Outcome.REFUSED, "refused with 404", 404)
 BAD_KEY = Verdict(Outcome.BAD_KEY, "the key was refused (401)", 401)
@@ -45,7 +45,7 @@ class Pool:
         ]
         for number, instance in enumerate(self.instances, 1):
             instance.name = f"Fake (Key #{number})"
-        self.target = RoutingTarget(tuple(self.instances))
+        self.target = RoutingTarget(tuple(i.default for i in self.instances))
 
     def attempt(
         self, policy: str = "round-robin", history: AttemptHistory | None = None
@@ -54,7 +54,7 @@ class Pool:
 
     def open(self, instance: Instance) -> None:
         for _ in range(3):
-            instance.breaker.failure(instance.breaker.acquire())
+            instance.default.breaker.failure(instance.default.breaker.acquire())
 
 
 @pytest.mark.proves("I-16")
@@ -82,7 +82,7 @@ def test_a_disabled_open_or_parked_instance_is_never_chosen(
                     assert not fit
                     continue
                 assert attempt.instance.enabled
-                assert attempt.instance.parked_for_s() == 0
+                assert attempt.instance.default.parked_for_s() == 0
                 assert (
                     attempt.instance in fit or not fit
                 )  # otherwise probed early, as the last resort
@@ -183,22 +183,22 @@ def test_the_last_resort_is_probed_early_and_rarely() -> None:
     assert raised.value.headers == {"Retry-After": "60", "x-should-retry": "true"}
     pool.clock.advance(2)
     pool.attempt().end(OK)
-    assert pool.instances[0].breaker.state() is State.CLOSED
+    assert pool.instances[0].default.breaker.state() is State.CLOSED
 
 
 @pytest.mark.proves("I-12")
 def test_a_parked_instance_is_not_probed_early() -> None:
     pool = Pool(1)
     pool.open(pool.instances[0])
-    pool.instances[0].park(30)
+    pool.instances[0].default.park(30)
     with pytest.raises(NoCandidate):
         pool.attempt()
 
 
 def test_all_rate_limited_is_a_429_with_the_earliest_return() -> None:
     pool = Pool(2)
-    pool.instances[0].park(20.2)
-    pool.instances[1].park(9)
+    pool.instances[0].default.park(20.2)
+    pool.instances[1].default.park(9)
     with pytest.raises(NoCandidate) as raised:
         pool.attempt()
     assert raised.value.status == 429
@@ -210,32 +210,34 @@ def test_all_rate_limited_is_a_429_with_the_earliest_return() -> None:
 def test_a_park_only_gets_longer_and_a_bad_keys_park_longer_each_time() -> None:
     pool = Pool(1)
     (instance,) = pool.instances
-    instance.park(30)
-    instance.park(5)
-    assert instance.parked_for_s() == 30
+    instance.default.park(30)
+    instance.default.park(5)
+    assert instance.default.parked_for_s() == 30
     waits = []
     for _ in range(5):
         instance.park_bad_key()
-        waits.append(instance.parked_for_s())
+        waits.append(instance.default.parked_for_s())
         pool.clock.advance(waits[-1])
     assert waits == [600, 1200, 2400, 3600, 3600]
     instance.park_bad_key()
     instance.enable()
-    assert instance.parked_for_s() == 0
+    assert instance.default.parked_for_s() == 0
 
 
 def test_images_go_only_to_instances_that_accept_them() -> None:
     pool = Pool(1)
     text = make_instance(clock=pool.clock, provider=Other)
-    target = RoutingTarget((text, *pool.instances), images=True)
+    target = RoutingTarget(tuple(i.default for i in (text, *pool.instances)), images=True)
     for _ in range(5):
         assert (
             pool.scheduler.attempt(target, "smart", AttemptHistory()).instance is pool.instances[0]
         )
     with pytest.raises(NoCandidate) as raised:
-        pool.scheduler.attempt(RoutingTarget((text,), images=True), "smart", AttemptHistory())
+        pool.scheduler.attempt(
+            RoutingTarget((text.default,), images=True), "smart", AttemptHistory()
+        )
     assert raised.value.code == "no_capable_model"
-    named = RoutingTarget((text,), model="unlisted", images=True)
+    named = RoutingTarget((text.on("unlisted"),), model="unlisted", images=True)
     assert pool.scheduler.attempt(named, "smart", AttemptHistory()).model == "unlisted"
     configured = make_instance(clock=pool.clock, model="unlisted", takes_images=True)
     assert configured.takes_images_with("unlisted")
@@ -257,8 +259,8 @@ def test_a_neutral_outcome_frees_the_probes_place(verdict: Verdict) -> None:
     pool.open(instance)
     pool.clock.advance(60)
     pool.attempt().end(verdict)
-    assert instance.breaker.state() is State.HALF_OPEN
-    assert instance.breaker.admits()
+    assert instance.default.breaker.state() is State.HALF_OPEN
+    assert instance.default.breaker.admits()
 
 
 def test_a_probes_first_token_admits_other_requests() -> None:
@@ -271,7 +273,7 @@ def test_a_probes_first_token_admits_other_requests() -> None:
     probe.first_content(8000, stream=True)
     pool.attempt()
     probe.end(FAILED)  # still on probation
-    assert pool.instances[0].breaker.state() is State.OPEN
+    assert pool.instances[0].default.breaker.state() is State.OPEN
 
 
 @pytest.mark.parametrize("verdict", [REFUSED, BAD_KEY, NO_WAIT])
@@ -328,9 +330,9 @@ def test_in_a_large_pool_shares_follow_the_scores_as_in_a_small_one() -> None:
         if number % 2:
             instance.health.observe_latency(6000, 8000)  # a score of a quarter
     pool.instances[0].disable()
-    pool.instances[2].park(60)
+    pool.instances[2].default.park(60)
     for _ in range(3):
-        pool.instances[4].breaker.failure(pool.instances[4].breaker.acquire())
+        pool.instances[4].default.breaker.failure(pool.instances[4].default.breaker.acquire())
 
     chosen: Counter[str] = Counter()
     for _ in range(8000):
@@ -349,14 +351,14 @@ def test_in_a_large_pool_shares_follow_the_scores_as_in_a_small_one() -> None:
 def test_in_a_large_pool_a_single_candidate_is_found() -> None:
     pool = Pool(50)
     for instance in pool.instances[1:]:
-        instance.park(60)
+        instance.default.park(60)
     assert {pool.attempt("smart").instance for _ in range(20)} == {pool.instances[0]}
 
 
 @pytest.mark.parametrize("fault", ["raises", "draws a stranger", "draws a parked instance"])
 def test_a_policy_that_fails_to_draw_is_asked_to_choose(fault: str) -> None:
     pool = Pool(20)
-    pool.instances[3].park(60)
+    pool.instances[3].default.park(60)
 
     class Odd(Smart):
         def draw(self, *args: Any) -> Instance | None:

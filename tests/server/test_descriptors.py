@@ -97,7 +97,7 @@ async def test_a_shortage_of_descriptors_is_not_a_failure_of_the_instance(
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"Retry-After: 1\r\n" in head
-        assert instance.breaker.state() is State.CLOSED
+        assert instance.default.breaker.state() is State.CLOSED
         assert instance.health.success_rate() in (None, 1)
         assert (await served.chat())[0] == 200
 

@@ -60,7 +60,7 @@ async def streams_opened(upstream: FakeUpstream, count: int = 1) -> None:
 
 def fail(instance: Instance) -> None:
     for _ in range(3):
-        instance.breaker.failure(instance.breaker.acquire())
+        instance.default.breaker.failure(instance.default.breaker.acquire())
 
 
 @pytest.mark.proves("I-54", "I-04")
@@ -68,7 +68,7 @@ def test_unchanged_instances_keep_their_state_except_a_refused_key() -> None:
     clock = FakeClock()
     instances = [make_instance(number=n, clock=clock) for n in (1, 2, 3)]
     first, second, third = instances
-    first.park(30)
+    first.default.park(30)
     first.park_bad_key()
     first.health.failure()
     fail(second)
@@ -80,9 +80,11 @@ def test_unchanged_instances_keep_their_state_except_a_refused_key() -> None:
     assert pool.instances == instances
     assert changes.kept == [i.name for i in instances]
     assert not [*changes.added, *changes.removed, *changes.replaced]
-    assert (first.park_reason(), first.parked_for_s()) == ("rate_limited", 30)
+    limited, failing = first.on("fake-large"), second.on("fake-large")
+    assert (limited.park_reason(), limited.parked_for_s()) == ("rate_limited", 30)
     assert first.health.success_rate() < 1
-    assert second.breaker.state() is State.OPEN
+    assert failing.breaker.state() is State.OPEN
+    assert first.default.is_available, "another model has its own limits"
     assert (third.enabled, third.total_requests) == (False, 7)
     assert {i.model for i in instances} == {"fake-small"}
     assert not first.takes_images_with("fake-small")
@@ -97,7 +99,7 @@ def test_another_key_or_address_resets_the_state_but_not_the_toggle(
 ) -> None:
     clock = FakeClock()
     old = make_instance(clock=clock)
-    old.park(30)
+    old.default.park(30)
     fail(old)
     old.disable()
     new = make_instance(clock=clock, **different)
@@ -106,7 +108,7 @@ def test_another_key_or_address_resets_the_state_but_not_the_toggle(
     assert pool.instances == [new]
     assert changes.replaced == [new.name]
     assert not [*changes.added, *changes.removed, *changes.kept]
-    assert (new.park_reason(), new.breaker.state()) == (None, State.CLOSED)
+    assert (new.default.park_reason(), new.default.breaker.state()) == (None, State.CLOSED)
     assert not new.enabled
     new.enable()
     assert not old.enabled
@@ -166,7 +168,7 @@ async def test_a_queued_request_is_served_by_a_replaced_key(
     waiting = {"queue_timeout_ms": 20_000}
     parked = make_instance(upstream)
     async with serving(parked, **waiting) as gateway:
-        parked.park(10)
+        parked.default.park(10)
         asked = asyncio.create_task(gateway.chat())
         await until(lambda: gateway.gateway.drain.in_flight)
         await reload(gateway, make_instance(upstream, key=Secret(NEW_KEY)), **waiting)
@@ -198,7 +200,7 @@ async def test_new_settings_apply_at_once_but_not_to_running_requests(
         await reload(
             gateway,
             make_instance(upstream),
-            first_token_timeout_ms=100,
+            response_timeout_ms=100,
             gateway_keys=(Secret("caller-secret"),),
             cors_origin="https://chat.example.org",
             max_attempts=1,

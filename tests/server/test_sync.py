@@ -83,14 +83,14 @@ def test_a_park_reaches_all_workers_and_is_never_shortened(
     pair: tuple[Worker, Worker], clock: FakeClock
 ) -> None:
     one, other = pair
-    one.instance.park(30)
-    other.instance.park(5)
+    one.instance.default.park(30)
+    other.instance.default.park(5)
     for worker in pair:
         worker.publish()
-    assert [w.apply().parked_for_s() for w in pair] == [30, 30]
-    assert other.instance.park_reason() == "rate_limited"
+    assert [w.apply().default.parked_for_s() for w in pair] == [30, 30]
+    assert other.instance.default.park_reason() == "rate_limited"
     clock.advance(31)
-    assert other.apply().parked_for_s() == 0
+    assert other.apply().default.parked_for_s() == 0
 
 
 def test_a_refused_key_is_parked_in_all_workers_until_it_is_enabled(
@@ -105,11 +105,11 @@ def test_a_refused_key_is_parked_in_all_workers_until_it_is_enabled(
     other.instance.enable()
     other.publish()
     one.publish()
-    assert [w.apply().park_reason() for w in pair] == [None, None]
+    assert [w.apply().default.park_reason() for w in pair] == [None, None]
     clock.advance(1)
     one.instance.park_bad_key()
     one.publish()
-    assert other.apply().park_reason() == "bad_key"
+    assert other.apply().default.park_reason() == "bad_key"
 
 
 def test_a_reload_unparks_only_refused_keys(
@@ -117,13 +117,13 @@ def test_a_reload_unparks_only_refused_keys(
 ) -> None:
     one, _other = pair
     one.instance.park_bad_key()
-    one.instance.park(700)
+    one.instance.default.park(700)
     one.instance.disable()
     one.publish()
     clock.advance(1)
     hub.free_bad_keys(clock())
     for worker in pair:
-        assert worker.apply().park_reason() == "rate_limited"
+        assert worker.apply().default.park_reason() == "rate_limited"
         assert not worker.instance.enabled
 
 
@@ -131,23 +131,23 @@ def test_a_circuit_opens_and_closes_in_all_workers(
     pair: tuple[Worker, Worker], clock: FakeClock
 ) -> None:
     one, other = pair
-    late = other.instance.breaker.acquire()
+    late = other.instance.default.breaker.acquire()
     for _ in range(3):
-        one.instance.breaker.failure(one.instance.breaker.acquire())
+        one.instance.default.breaker.failure(one.instance.default.breaker.acquire())
     one.publish()
     clock.advance(0.5)
-    breaker = other.apply().breaker
+    breaker = other.apply().default.breaker
     assert breaker.state() is State.OPEN
     assert breaker.ready_in_s() == 59.5
     breaker.success(late)
     assert breaker.state() is State.OPEN
     clock.advance(59.5)
-    assert [w.instance.breaker.state() for w in pair] == [State.HALF_OPEN] * 2
+    assert [w.instance.default.breaker.state() for w in pair] == [State.HALF_OPEN] * 2
     other.publish()
-    assert one.apply().breaker.state() is State.HALF_OPEN
+    assert one.apply().default.breaker.state() is State.HALF_OPEN
     breaker.success(breaker.acquire())
     other.publish()
-    assert one.apply().breaker.state() is State.CLOSED
+    assert one.apply().default.breaker.state() is State.CLOSED
 
 
 def test_a_failed_probe_in_another_worker_restarts_the_pause(
@@ -155,24 +155,24 @@ def test_a_failed_probe_in_another_worker_restarts_the_pause(
 ) -> None:
     one, other = pair
     for _ in range(3):
-        one.instance.breaker.failure(one.instance.breaker.acquire())
+        one.instance.default.breaker.failure(one.instance.default.breaker.acquire())
     one.publish()
     other.apply()
     clock.advance(60)
-    one.instance.breaker.failure(one.instance.breaker.acquire())
+    one.instance.default.breaker.failure(one.instance.default.breaker.acquire())
     one.publish()
-    assert other.apply().breaker.ready_in_s() == 60
+    assert other.apply().default.breaker.ready_in_s() == 60
 
 
 def test_the_latest_reason_is_shared(pair: tuple[Worker, Worker], clock: FakeClock) -> None:
     one, other = pair
-    one.instance.last_reason = "500"
+    one.instance.default.last_reason = "500"
     one.publish()
-    assert other.apply().last_reason == "500"
+    assert other.apply().default.last_reason == "500"
     clock.advance(1)
-    other.instance.last_reason = None
+    other.instance.default.last_reason = None
     other.publish()
-    assert one.apply().last_reason is None
+    assert one.apply().default.last_reason is None
 
 
 def test_figures_are_summed_once(pair: tuple[Worker, Worker], clock: FakeClock) -> None:
@@ -222,13 +222,17 @@ def test_another_key_of_the_same_name_gets_only_the_toggle(hub: Hub, clock: Fake
     old.publish()
     new = Worker(hub, clock, key=Secret("another-key-secret")).apply()
     assert new.name == old.instance.name
-    assert (new.enabled, new.park_reason(), new.elsewhere.total_requests) == (False, None, 0)
+    assert (new.enabled, new.default.park_reason(), new.elsewhere.total_requests) == (
+        False,
+        None,
+        0,
+    )
 
 
 def test_the_shared_state_contains_no_key(hub: Hub, clock: FakeClock) -> None:
     worker = Worker(hub, clock)
     serve(worker.instance)
-    worker.instance.park(5)
+    worker.instance.default.park(5)
     state = worker.sync.local_state()
     assert len(state.marks) == 1
     assert KEYS[0] not in str(state)

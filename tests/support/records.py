@@ -48,7 +48,8 @@ def resumed() -> tuple[Attempt, ...]:
 def add_ended(history: AttemptHistory, instance: Instance, verdict: Verdict) -> None:
     """Add an ended attempt to a history, without changing its instance."""
     added = object.__new__(Attempt)
-    added.instance, added.model, added.verdict = instance, instance.model, verdict
+    added.deployment, added.verdict = instance.default, verdict
+    added.instance, added.model = instance, instance.model
     added.started_s, added.ended_s, added.first_content_s = 0.0, 0.001, None
     added.usage = {}
     history.attempts.append(added)

@@ -164,7 +164,7 @@ def test_the_snapshot_after_a_removed_instance_replaces_earlier_events() -> None
     clock.advance(EVERY_S)
     feed.refresh()
     feed.observe(record(id="after"))
-    kept.park(30)
+    kept.default.park(30)
     clock.advance(EVERY_S)
     newest = feed.refresh()
     ((number, event, data),) = feed.since(first)
@@ -184,7 +184,7 @@ def test_a_change_is_sent_once_and_a_countdown_is_not_a_change() -> None:
     instance = make_instance(clock=clock)
     feed = Feed(Pool(instances=[instance]), clock)
     first = feed.refresh()
-    instance.park(30)
+    instance.default.park(30)
     assert feed.refresh() == first, "refreshed at most once per EVERY_S"
     clock.advance(EVERY_S)
     parked = feed.refresh()

@@ -301,23 +301,25 @@ async def served(upstream: FakeUpstream) -> object:
     async with serving(make_instance(upstream), make_instance(upstream, 2)) as served:
         for _ in range(3):
             await served.chat(headers={"X-Routing-Mode": "round-robin"})
-        await served.chat({**HELLO, "model": "fake/an-invented-\nmodel"})
+        # Limits are counted for each model: this one is limited at the first key as well.
+        body = {**HELLO, "model": "fake/an-invented-\nmodel"}
+        await served.chat(body, headers={"X-Routing-Mode": "round-robin"})
         yield served
 
 
 async def test_a_scrape_returns_everything(served: Served) -> None:
     samples = await scrape(served)
     one, two = ({"provider": "fake", "provider_instance": name} for name in (ONE, TWO))
-    assert sample(samples, "nexus_attempts_total", **one, outcome="rate_limited") == 1
+    assert sample(samples, "nexus_attempts_total", **one, outcome="rate_limited") == 2
     assert sample(samples, "nexus_attempts_total", **one, outcome="failure") == 0
     assert sample(samples, "nexus_attempts_total", **two, outcome="success") == 4
-    assert sample(samples, "nexus_failovers_total", **one, outcome="rate_limited") == 1
+    assert sample(samples, "nexus_failovers_total", **one, outcome="rate_limited") == 2
     assert sample(samples, "nexus_instance_available", **one) == 0
     assert sample(samples, "nexus_instance_parked", **one, reason="rate_limited") == 1
     assert sample(samples, "nexus_instance_circuit_state", **two, state="closed") == 1
     assert sample(samples, "nexus_instance_circuit_state", **two, state="open") == 0
     assert sample(samples, "nexus_model_instances", model="fake-small") == 2
-    assert sample(samples, "nexus_model_instances_available", model="fake-small") == 1
+    assert sample(samples, "nexus_model_instances_available", model="fake-small") == 2
     assert sample(samples, "nexus_workers") == 1
     assert sample(samples, "nexus_retries_denied_total") == 0
     assert (sample(samples, "process_cpu_seconds_total") or 0) > 0

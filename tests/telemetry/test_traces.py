@@ -111,7 +111,7 @@ async def test_a_request_without_a_candidate_has_an_error_span(
     upstream: FakeUpstream, spans: Spans
 ) -> None:
     upstream.default = Reply(hang=True)
-    async with traced(spans, make_instance(upstream), first_token_timeout_ms=30) as served:
+    async with traced(spans, make_instance(upstream), response_timeout_ms=30) as served:
         status, _, headers = await served.chat()
         # Not as many as reached the upstream: on a slow machine, one may time out on its way.
         server, attempts = await spans.of(1 + int(headers["X-Nexus-Attempts"]))

@@ -37,7 +37,8 @@ def test_each_failure_is_classified(status: int, error: dict[str, Any], outcome:
     assert verdict.outcome is outcome
     assert verdict.status == status
     assert verdict.reason
-    assert (verdict.error is not None) == (outcome is Outcome.REFUSED)
+    is_shown = outcome is Outcome.REFUSED or status in (402, 403)  # of a second key
+    assert (verdict.error is not None) == is_shown
     assert (verdict.park_s == 10) == (outcome is Outcome.RATE_LIMITED)
 
 
@@ -48,13 +49,15 @@ def test_each_failure_is_classified(status: int, error: dict[str, Any], outcome:
         (b'{"error": "plain"}', "plain", None),
         (b'[{"error": {"message": "m"}}]', "m", None),
         (b'{"object": "error", "message": "m", "code": null}', "m", None),
-        (b"<html>", "The upstream gave no reason.", None),
-        (b"", "The upstream gave no reason.", None),
+        (b'{"error": {}}', "The upstream gave no reason.", None),
+        (b'{"detail": "Unauthorized"}', "Unauthorized", None),
+        (b'{"error": {"message": "cut o', "The upstream gave no reason.", None),
         (b'{"error": {"message": "m", "code": {}, "type": 5, "param": []}}', "m", None),
     ],
 )
 def test_errors_have_one_shape(body: bytes, message: str, code: str | None) -> None:
     error = read_error(body)
+    assert error is not None
     assert (error["message"], error["code"], error["param"]) == (message, code, None)
     assert isinstance(error["type"], str)
 

@@ -365,7 +365,7 @@ async def test_the_option_is_not_sent_again_even_if_the_second_try_fails(
     upstream.script(refusal(REFUSALS[0]), second)
     counts = make_instance(upstream, provider=Counts)
     limit_ms = 1000 if second is LATE else 60_000
-    async with serving(counts, max_attempts=1, first_token_timeout_ms=limit_ms) as served:
+    async with serving(counts, max_attempts=1, response_timeout_ms=limit_ms) as served:
         assert (await served.chat({**STREAM, **options}))[0] in (429, 503)
     assert upstream.hits() == 2
     assert counts.asks_usage is bool(options), "a caller's own options may be what was at fault"

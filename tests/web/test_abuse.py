@@ -41,7 +41,7 @@ async def test_excessive_nesting_is_rejected(upstream: FakeUpstream, path: str, 
         status, text, _ = await served.post(path, {**BODIES[path], "metadata": value})
     assert status == 400
     assert "nested" in json.loads(text)["error"]["message"]
-    assert (upstream.hits(), instance.breaker.state()) == (0, State.CLOSED)
+    assert (upstream.hits(), instance.default.breaker.state()) == (0, State.CLOSED)
 
 
 @both_ways
@@ -151,8 +151,10 @@ async def test_an_incomplete_body_times_out(upstream: FakeUpstream, path: str) -
 async def test_a_slow_upload_does_not_hold_a_probe(upstream: FakeUpstream) -> None:
     clock = FakeClock()
     instance = make_instance(upstream, provider=Able, clock=clock)
+    deployment = instance.on("value")  # the form's model
+    breaker = deployment.breaker
     for _ in range(3):
-        instance.breaker.failure(instance.breaker.acquire())
+        breaker.failure(breaker.acquire())
     clock.now += 61
 
     async def slow() -> AsyncIterator[bytes]:
@@ -167,9 +169,9 @@ async def test_a_slow_upload_does_not_hold_a_probe(upstream: FakeUpstream) -> No
         url = served.url + "/v1/audio/transcriptions"
         async with served.session.post(url, data=slow(), headers=kind) as answer:
             assert answer.status == 408
-        assert instance.breaker.state() is State.HALF_OPEN
-        assert instance.breaker.admits()
-        assert instance.last_reason is None or "refused" not in instance.last_reason
+        assert breaker.state() is State.HALF_OPEN
+        assert breaker.admits()
+        assert deployment.last_reason is None or "refused" not in deployment.last_reason
 
 
 @both_ways

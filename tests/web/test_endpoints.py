@@ -276,7 +276,7 @@ async def test_a_slow_upload_is_not_a_failure_of_the_instance(
     async with serving(make_instance(upstream, provider=Able), **{limit: 500}) as served:
         async with served.session.post(served.url + URL, data=slow(), headers=HEAD) as answer:
             await answer.read()
-        assert [(i.total_requests, i.last_reason) for i in served.instances] == [(1, None)]
+        assert [(i.total_requests, i.default.last_reason) for i in served.instances] == [(1, None)]
 
 
 @pytest.mark.parametrize(("size", "status", "hits"), [(MB // 2, 200, 2), (3 * MB, 503, 1)])
@@ -297,7 +297,7 @@ async def test_too_large_a_file_is_rejected(served: Served, has_length: bool) ->
         body = io.BytesIO(b"".join([piece async for piece in body]))
     status, answer = await post(served, body)
     assert (status, answer["error"]["code"]) == (413, "request_too_large")
-    assert {i.last_reason for i in served.instances} == {None}
+    assert {i.default.last_reason for i in served.instances} == {None}
 
 
 FILE = BEGIN.split(b"--b\r\n")[2]

@@ -373,7 +373,7 @@ async def test_public_health_shows_no_secrets(upstream: FakeUpstream) -> None:
     }
     assert set(health["providers"][0]) == {
         *("name", "provider", "model", "circuitState", "enabled", "inFlight", "metrics"),
-        *("parkedForMs", "parkReason", "probeInMs", "quotaLeft", "lastReason"),
+        *("parkedForMs", "parkReason", "probeInMs", "quotaLeft", "lastReason", "models"),
     }
     assert [p["name"] for p in health["providers"]] == ["Fake (Key #1)", "Fake (Key #2)"]
     assert [p["lastReason"] for p in health["providers"]] == ["the key was refused (401)"] * 2

@@ -299,7 +299,7 @@ async def test_a_caller_that_reads_nothing_is_disconnected(
                 await lost.acquire()
         assert await served.gateway.drain.wait(2)
         assert instance.in_flight == 0
-        assert instance.breaker.state() is State.CLOSED
+        assert instance.default.breaker.state() is State.CLOSED
         assert instance.health.success_rate() in (None, 1)
 
 

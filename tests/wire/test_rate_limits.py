@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+from typing import Any
 
 import pytest
 from clock import FakeClock
@@ -58,7 +59,7 @@ def date(seconds: float) -> str:
             },
             11.4,
         ),
-        # Each limit has something left: the request was too large for one of them.
+        # Each limit has something left, so that none of the resets is what to wait for.
         (
             {
                 "x-ratelimit-remaining-requests": "20",
@@ -66,12 +67,38 @@ def date(seconds: float) -> str:
                 "x-ratelimit-remaining-tokens": "90",
                 "x-ratelimit-reset-tokens": "7.5s",
             },
-            7.5,
+            None,
+        ),
+        (
+            {
+                "x-ratelimit-remaining-requests-day": "14000",
+                "x-ratelimit-reset-requests-day": "33011.4",
+            },
+            None,
         ),
     ],
 )
 def test_the_wait_is_read_from_any_header(headers: dict[str, str], wait_s: float | None) -> None:
-    assert retry_after_s(CIMultiDict(headers), {}, NOW_S) == pytest.approx(wait_s)
+    expected = None if wait_s is None else pytest.approx(wait_s)
+    assert retry_after_s(CIMultiDict(headers), {}, NOW_S) == expected
+
+
+@pytest.mark.proves("I-05")
+@pytest.mark.parametrize(
+    ("error", "wait_s"),
+    [
+        ({"metadata": {"headers": {"X-RateLimit-Reset": str((NOW_S + 20) * 1000)}}}, 20),
+        ({"metadata": {"headers": {"Retry-After": "7"}}}, 7),
+        ({"metadata": {"headers": {"X-RateLimit-Remaining": "3", "X-RateLimit-Reset": 9}}}, None),
+        ({"metadata": {"headers": ["X-RateLimit-Reset"]}}, None),
+        ({"message": "Rate limit reached. Please try again in 7m12.5s. Visit …"}, 432.5),
+        ({"message": "Please retry in 250ms"}, 0.25),
+        ({"message": "Please try again in a moment"}, None),
+    ],
+)
+def test_the_wait_is_read_from_the_body(error: dict[str, Any], wait_s: float | None) -> None:
+    expected = None if wait_s is None else pytest.approx(wait_s)
+    assert retry_after_s(CIMultiDict(), error, NOW_S) == expected
 
 
 def test_googles_wait_is_read_from_the_body() -> None:

@@ -44,7 +44,7 @@ REASONS = _ERRORS | _words("""
 
 
 def models_of(instance: Instance) -> frozenset[str]:
-    return frozenset({instance.model, *(model.id for model in instance.provider.models)})
+    return frozenset({*instance.models, *(model.id for model in instance.provider.models)})
 
 
 class Counting:

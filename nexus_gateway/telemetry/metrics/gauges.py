@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nexus_gateway.routing.breaker import State
-from nexus_gateway.routing.instance import Instance
+from nexus_gateway.routing.instance import PARK_REASONS, Instance
 from nexus_gateway.telemetry.metrics import definitions
 from nexus_gateway.telemetry.metrics.counting import models_of
 from nexus_gateway.telemetry.metrics.counts import Key
 
-PARK_REASONS = ("bad_key", "rate_limited", "resting")
 Gauges = dict[Key, float]
 
 
@@ -23,29 +22,30 @@ def state_of(instances: Iterable[Instance]) -> Gauges:
         gauges |= _instance_gauges(instance)
         for model in models_of(instance):
             known, available = definitions.MODEL_INSTANCES.name, definitions.MODEL_AVAILABLE.name
-            for name, count in ((known, 1), (available, instance.is_available)):
+            for name, count in ((known, 1), (available, instance.is_available_for(model))):
                 gauges[(name, model)] = gauges.get((name, model), 0) + count
     return gauges
 
 
 def _instance_gauges(instance: Instance) -> Gauges:
     labels = (instance.provider_name, instance.name)
+    leading, health = instance.leading, instance.health
     in_flight = instance.in_flight + instance.elsewhere.in_flight
     gauges: Gauges = {
         (definitions.INSTANCE_INFO.name, *labels, instance.model): 1,
         (definitions.ENABLED.name, *labels): instance.enabled,
         (definitions.AVAILABLE.name, *labels): instance.is_available,
-        (definitions.PARKED_FOR.name, *labels): instance.parked_for_s(),
-        (definitions.HEALTH.name, *labels): instance.health.score(),
-        (definitions.SUCCESS.name, *labels): instance.health.success_rate(),
+        (definitions.PARKED_FOR.name, *labels): leading.parked_for_s(),
+        (definitions.HEALTH.name, *labels): health.score(),
+        (definitions.SUCCESS.name, *labels): health.success_rate(),
         (definitions.INSTANCE_IN_FLIGHT.name, *labels): in_flight,
     }
-    current, park_reason = instance.breaker.state(), instance.park_reason()
+    current, park_reason = leading.breaker.state(), leading.park_reason()
     for state in State:
         gauges[(definitions.CIRCUIT.name, *labels, state.value.lower())] = state is current
     for reason in PARK_REASONS:
         gauges[(definitions.PARKED.name, *labels, reason)] = reason == park_reason
-    if (quota_left := instance.quota_left()) is not None:
+    if (quota_left := leading.quota_left()) is not None:
         gauges[(definitions.QUOTA.name, *labels)] = quota_left
     return gauges
 

@@ -303,7 +303,7 @@ class ProviderConformance(InProcessConformance):
         async with self._behind(rejection, count=2) as (served, upstream):
             status, text, _ = await served.chat(stream=stream)
             assert upstream.hits() == 1
-            assert {i.breaker.state() for i in served.instances} == {State.CLOSED}
+            assert {i.default.breaker.state() for i in served.instances} == {State.CLOSED}
         assert status == 400
         assert json.loads(text)["error"]["message"] == "No such thing."
 
@@ -330,8 +330,8 @@ class ProviderConformance(InProcessConformance):
             assert response_headers["Retry-After"] == "7"
             assert (await served.chat())[0] == 429
             assert upstream.hits() == 1
-            assert served.instances[0].breaker.state() is State.CLOSED
-            assert served.instances[0].park_reason() == "rate_limited"
+            assert served.instances[0].default.breaker.state() is State.CLOSED
+            assert served.instances[0].default.park_reason() == "rate_limited"
 
     async def test_rejected_key(self) -> None:
         """A rejected key is not tried again, and the caller never sees a 401."""
@@ -339,7 +339,7 @@ class ProviderConformance(InProcessConformance):
             assert (await served.chat())[0] == 503
             assert (await served.chat())[0] == 503
             assert upstream.hits() == 1
-            assert served.instances[0].park_reason() == "bad_key"
+            assert served.instances[0].default.park_reason() == "bad_key"
 
     @pytest.mark.parametrize(
         "failure",
@@ -387,7 +387,7 @@ class ProviderConformance(InProcessConformance):
             asking.cancel()
             await asyncio.wait([asking])
             assert await upstream.requests[0].gone()
-            assert served.instances[0].breaker.state() is State.CLOSED
+            assert served.instances[0].default.breaker.state() is State.CLOSED
             await _until(lambda: served.instances[0].in_flight == 0)
 
     async def test_key_is_never_exposed(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,14 +15,15 @@ from nexus_gateway.web.request import json_response
 
 
 def status_of(instances: Iterable[Instance]) -> str:
-    """Sum up the enabled instances: healthy if all serve, unhealthy if none may be tried.
+    """Sum up the enabled instances: healthy if all their models serve, unhealthy if none may.
 
-    An instance that awaits a probe may be tried, but does not count as serving.
+    A model that awaits a probe may be tried, but does not count as serving.
     """
     enabled = [instance for instance in instances if instance.enabled]
     if not any(instance.available_in_s() == 0 for instance in enabled):
         return "unhealthy"
-    return "healthy" if all(instance.is_available for instance in enabled) else "degraded"
+    own = [deployment for instance in enabled for deployment in instance.own()]
+    return "healthy" if all(deployment.is_available for deployment in own) else "degraded"
 
 
 async def health(request: web.Request) -> web.Response:

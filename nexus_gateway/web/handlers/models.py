@@ -19,8 +19,9 @@ _ANY = "auto"
 
 def _entry(id: str, owner: str, instances: list[Instance], model: str | None) -> dict[str, Any]:
     """Describe one model in OpenAI's shape, with context window and modalities added."""
-    models = [m for i in instances for m in i.provider.models if m.id == (model or i.model)]
-    takes_images = any(i.takes_images_with(model or i.model) for i in instances)
+    served = {i: (model,) if model else i.models for i in instances}
+    models = [m for i in instances for m in i.provider.models if m.id in served[i]]
+    takes_images = any(i.takes_images_with(m) for i in instances for m in served[i])
     return {
         "id": id,
         "object": "model",
@@ -37,7 +38,7 @@ def catalogue(pool: Pool) -> dict[str, dict[str, Any]]:
     """Return the models that the instances serve, by id; `auto` first."""
     by_model: dict[str, list[Instance]] = {}
     for instance in pool.instances:
-        for id in dict.fromkeys([instance.model, *(m.id for m in instance.provider.models)]):
+        for id in dict.fromkeys([*instance.models, *(m.id for m in instance.provider.models)]):
             by_model.setdefault(id, []).append(instance)
     entries = {_ANY: _entry(_ANY, "nexus-gateway", pool.instances, None)}
     for id, instances in by_model.items():
@@ -58,7 +59,7 @@ async def retrieve_model(request: web.Request) -> web.Response:
     entry = entries.get(id) or (entries[_ANY] if id in ANY_MODEL else None)
     if entry is None:
         target = resolve_model(pool.instances, id, images=False, strict=True)
-        instances = list(target.instances)
+        instances = list(dict.fromkeys(d.instance for d in target.deployments))
         if not instances:
             raise NotFound(f"The model {id!r} is not served here.", code="model_not_found")
         entry = _entry(id, instances[0].provider_name, instances, target.model)

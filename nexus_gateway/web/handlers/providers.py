@@ -40,22 +40,22 @@ def host_of(url: str) -> str | None:
 
 
 def detail(instance: Instance) -> dict[str, Any]:
-    provider = instance.provider
+    provider, leading = instance.provider, instance.leading
     return {
         **instance_json(instance),
         "number": instance.number,
         "host": host_of(instance.account.base_url),
         "plugin": _plugin(instance),
-        "models": [
+        "listedModels": [
             {"id": m.id, "kind": m.kind, "contextWindow": m.context or None, "images": m.images}
             for m in provider.models
         ],
         "endpoints": list(provider.endpoints),
         "availableInMs": _ms(instance.available_in_s()),
         "circuit": {
-            "state": instance.breaker.state().value,
-            "nextProbeInMs": _ms(instance.breaker.ready_in_s()),
-            "failuresInARow": instance.breaker.failures_in_a_row,
+            "state": leading.breaker.state().value,
+            "nextProbeInMs": _ms(leading.breaker.ready_in_s()),
+            "failuresInARow": leading.breaker.failures_in_a_row,
         },
         "park": _park(instance),
         "health": _health(instance),
@@ -66,7 +66,7 @@ def detail(instance: Instance) -> dict[str, Any]:
                 "limit": quota.limit,
                 "resetInMs": _ms(quota.reset_in_s),
             }
-            for quota in instance.quotas.known(instance.total_requests)
+            for quota in leading.quotas.known(leading.total_requests)
         ],
         "inFlightHere": instance.in_flight,
         "inFlightElsewhere": instance.elsewhere.in_flight,
@@ -86,9 +86,9 @@ def _plugin(instance: Instance) -> dict[str, Any]:
 
 
 def _park(instance: Instance) -> dict[str, Any]:
-    parked_s = instance.parked_for_s()
+    parked_s = instance.leading.parked_for_s()
     return {
-        "reason": instance.park_reason(),
+        "reason": instance.leading.park_reason(),
         "forMs": _ms(parked_s),
         "until": round(time.time() + parked_s, 3) if parked_s else None,
         "badKeysInARow": instance.bad_keys_in_a_row,
