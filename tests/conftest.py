@@ -14,7 +14,7 @@ from nexus_gateway.upstream.client import open_client
 from nexus_gateway.web import gateway
 from nexus_gateway.web.responder import Responder
 
-pytest_plugins = ("running",)
+pytest_plugins = ("running", "distributions")
 
 # A gateway that a test starts must not write into the user's ledger.
 os.environ["LEDGER"] = "off"

@@ -13,17 +13,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from distributions import ROOT, Installed, bare_environment, gateway, run, streamed
 from plugin_points import point
-from test_distributions import (
-    ROOT,
-    Installed,
-    bare_environment,
-    built,
-    gateway,
-    installed,
-    run,
-    streamed,
-)
 
 from nexus_gateway.cli.main import main
 from nexus_gateway.discovery import PROVIDERS, discover
@@ -31,8 +22,6 @@ from nexus_gateway.provider import Provider
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
-# Fixtures, used by their names alone.
-__all__ = ["built", "installed"]
 pytestmark = pytest.mark.timeout(600)  # see test_distributions
 NAMES = {"openai": "acme-ai", "custom": "made_up"}
 # A made-up answer in the made-up format.
