@@ -24,9 +24,10 @@ lint: $(VENV)/test.stamp
 
 # The page's tests also need a browser, and axe-core from npm.
 browser: | $(BIN)/python
-	@command -v chromium >/dev/null \
-	  || { [ "$$(id -u)" = 0 ] && $(APT) update && \
-	       $(APT) install -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } \
+	@command -v chromium-headless-shell >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && $(APT) update && $(APT) install -y --no-install-recommends \
+	       chromium-headless-shell fonts-dejavu-core >/dev/null; } \
+	  || command -v chromium >/dev/null \
 	  || echo "chromium is missing and cannot be installed here: the page's tests are skipped."
 	@[ -e $(VENV)/axe/package ] \
 	  || { mkdir -p $(VENV)/axe && cd $(VENV)/axe && \
