@@ -41,7 +41,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgroun
 PNG = Path(__file__).with_name("control-center.png")
 LOAD_S = 9.0
 SIZE = {"width": 1360, "height": 900}
-MODELS = ("auto", "auto", "auto", "groq", "gemini-2.5-flash", "claude-sonnet-5-5")
+MODELS = ("auto", "auto", "auto", "groq", "gemini-3.8-flash", "claude-sonnet-5-5")
 LONGER = "One word after the other, as they come, so that there is something to count. " * 3
 
 

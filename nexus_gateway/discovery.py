@@ -241,6 +241,9 @@ def _provider_errors(cls: object) -> Iterator[str]:
 
 
 def _model_errors(cls: type[Provider]) -> Iterator[str]:
+    successors = cls.successors
+    if not isinstance(successors, tuple | list) or not all(isinstance(s, str) for s in successors):
+        yield "its `successors` are not a tuple of strings; a tuple of one needs a trailing comma"
     if not isinstance(cls.models, tuple | list):
         yield "its `models` is not a tuple; a tuple of one needs a trailing comma"
         return

@@ -227,7 +227,8 @@ class Provider:
             know it: an instance then needs NAME_BASE_URL.
         default_model: the model of an instance unless NAME_MODEL is set; empty if only the
             operator can know it.
-        successors: the models to ask, in this order, if the provider has removed `default_model`.
+        successors: the models to ask for, in this order, if the provider has withdrawn
+            `default_model`. Not used if NAME_MODEL is set.
         models: what the provider serves, with context windows and modalities. The first of a kind
             is the default of that kind.
         endpoints: the endpoints (of ENDPOINTS) that the backend supports in their own format, each

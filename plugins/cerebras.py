@@ -1,4 +1,4 @@
-"""Cerebras: https://inference-docs.cerebras.ai. Completions looked up 2026-11-24."""
+"""Cerebras: https://inference-docs.cerebras.ai. Models looked up 2026-11-30."""
 
 from nexus_gateway.provider import Model, Provider
 
@@ -8,9 +8,13 @@ class Cerebras(Provider):
 
     title = "Cerebras"
     base_url = "https://api.cerebras.ai/v1"
-    default_model = "zai-glm-4.7"
+    default_model = "gpt-oss-120b"
+    successors = ("qwen-3.8-27b",)
     stream_usage = True  # sent with the finish
-    models = (Model("zai-glm-4.7", context=131_072), Model("gpt-oss-120b", context=131_072))
+    models = (
+        Model("gpt-oss-120b", context=131_072),
+        Model("qwen-3.8-27b", context=131_072, images=True),
+    )
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
         "chat": "/chat/completions",
         "completions": "/completions",

@@ -1,4 +1,4 @@
-"""DeepSeek: https://api-docs.deepseek.com. Looked up 2026-11-24."""
+"""DeepSeek: https://api-docs.deepseek.com. Looked up 2026-11-30."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class DeepSeek(Provider):
     title = "DeepSeek"
     base_url = "https://api.deepseek.com"
     default_model = "deepseek-flash"
+    successors = ("deepseek-v4-pro",)
     stream_usage = True  # sent with the finish
     models = (
         Model("deepseek-flash", context=1_000_000, images=True),

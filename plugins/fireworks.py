@@ -15,6 +15,7 @@ class Fireworks(Provider):
     title = "Fireworks"
     base_url = "https://api.fireworks.ai/inference/v1"
     default_model = _PREFIX + "deepseek-v4p1-flash"
+    successors = (_PREFIX + "glm-5p3-flash", _PREFIX + "gpt-oss-120b")
     stream_usage = True
     models = (
         Model(_PREFIX + "deepseek-v4p1-flash", context=1_048_576, images=True),

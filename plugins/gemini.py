@@ -1,4 +1,4 @@
-"""Gemini: https://ai.google.dev/gemini-api/docs/openai. Embeddings looked up 2026-11-24."""
+"""Gemini: https://ai.google.dev/gemini-api/docs/openai. Models looked up 2026-11-30."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class Gemini(Provider):
 
     title = "Gemini"
     base_url = "https://generativelanguage.googleapis.com/v1beta/openai"
-    default_model = "gemini-2.5-flash"
+    # Google's replacement of gemini-2.5-flash, at the same price.
+    default_model = "gemini-3.5-flash-lite"
+    successors = ("gemini-3.8-flash", "gemini-3.6-flash")
     stream_usage = True  # sent in every event, as counted so far
     models = (
-        Model("gemini-2.5-flash", context=1_000_000, images=True),
-        Model("gemini-3-flash-preview", context=1_000_000, images=True),
+        Model("gemini-3.5-flash-lite", context=1_048_576, images=True),
         Model("gemini-3.8-flash", context=1_048_576, images=True),
+        Model("gemini-3.6-flash", context=1_048_576, images=True),
         Model("gemini-embedding-001", context=2_048, kind="embeddings"),
     )
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract

@@ -1,4 +1,4 @@
-"""Groq: https://console.groq.com/docs/openai. Transcriptions looked up 2026-11-24."""
+"""Groq: https://console.groq.com/docs/openai. Models looked up 2026-11-30."""
 
 from nexus_gateway.provider import Model, Provider
 
@@ -8,12 +8,15 @@ class Groq(Provider):
 
     title = "Groq"
     base_url = "https://api.groq.com/openai/v1"
-    default_model = "llama-4-scout-17b-16e-instruct"
+    default_model = "openai/gpt-oss-120b"
+    successors = ("openai/gpt-oss-20b", "qwen/qwen3.8-27b")
     stream_usage = True
     models = (
-        Model("llama-4-scout-17b-16e-instruct", context=10_000_000, images=True),
-        Model("llama-4-maverick", context=1_000_000, images=True),
         Model("openai/gpt-oss-120b", context=131_072),
+        Model("openai/gpt-oss-20b", context=131_072),
+        Model("qwen/qwen3.8-27b", context=131_072, images=True),
+        Model("groq/compound", context=131_072),
+        Model("groq/compound-mini", context=131_072),
         Model("whisper-large-v3-turbo", kind="transcriptions"),
         Model("whisper-large-v3", kind="transcriptions"),
     )

@@ -24,6 +24,7 @@ class Mistral(Provider):
     title = "Mistral"
     base_url = "https://api.mistral.ai/v1"
     default_model = "mistral-medium-latest"
+    successors = ("mistral-small-latest", "mistral-large-latest")
     models = (
         Model("mistral-medium-latest", context=262_144, images=True),
         Model("mistral-large-latest", context=262_144, images=True),

@@ -1,4 +1,4 @@
-"""OpenAI: https://developers.openai.com/api/reference. Looked up 2026-11-24."""
+"""OpenAI: https://developers.openai.com/api/reference. Looked up 2026-11-30."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class OpenAI(Provider):
     title = "OpenAI"
     base_url = "https://api.openai.com/v1"
     default_model = "gpt-6.1-terra"
+    successors = ("gpt-6-luna", "gpt-6-sol")
     stream_usage = True
     models = (
         Model("gpt-6.1-terra", context=1_050_000, images=True),
@@ -27,6 +28,7 @@ class OpenAI(Provider):
         Model("text-embedding-3-small", context=8_191, kind="embeddings"),
         Model("text-embedding-3-large", context=8_191, kind="embeddings"),
         Model("gpt-transcribe", kind="transcriptions"),
+        # Both end on 2027-02-26.
         Model("gpt-4o-transcribe", kind="transcriptions"),
         Model("whisper-1", kind="transcriptions"),
     )

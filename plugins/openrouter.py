@@ -1,4 +1,4 @@
-"""OpenRouter: https://openrouter.ai/docs/api-reference. Embeddings looked up 2026-11-24."""
+"""OpenRouter: https://openrouter.ai/docs/api-reference. Models looked up 2026-11-30."""
 
 from nexus_gateway.provider import Model, Provider
 
@@ -8,10 +8,13 @@ class OpenRouter(Provider):
 
     title = "OpenRouter"
     base_url = "https://openrouter.ai/api/v1"
-    default_model = "deepseek/deepseek-r1-0528:free"
+    # It selects a free model. There are no successors, as all others cost money.
+    default_model = "openrouter/free"
     stream_usage = True  # sent in any case
     models = (
-        Model("deepseek/deepseek-r1-0528:free", context=65_536),
+        Model("openrouter/free", context=200_000, images=True),
+        Model("openrouter/auto", context=2_000_000, images=True),
+        Model("deepseek/deepseek-v4.1-flash", context=1_048_576, images=True),
         Model("openai/text-embedding-3-small", context=8_191, kind="embeddings"),
     )
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract

@@ -14,6 +14,7 @@ class Together(Provider):
     title = "Together"
     base_url = "https://api.together.xyz/v1"
     default_model = "deepseek-ai/DeepSeek-V4.1-Flash"
+    successors = ("zai-org/GLM-5.3-Flash", "openai/gpt-oss-120b")
     stream_usage = True
     models = (
         Model("deepseek-ai/DeepSeek-V4.1-Flash", context=1_048_576),

@@ -1,4 +1,4 @@
-"""xAI: https://docs.x.ai/docs/api-reference. Looked up 2026-11-24."""
+"""xAI: https://docs.x.ai/docs/api-reference. Looked up 2026-11-30."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class XAI(Provider):
     title = "xAI"
     base_url = "https://api.x.ai/v1"
     default_model = "grok-4.3"
+    successors = ("grok-4.7",)
     stream_usage = True
     models = (
         Model("grok-4.3", context=1_000_000, images=True),
         Model("grok-4.7", context=500_000, images=True),
         Model("grok-4.20-non-reasoning", context=1_000_000, images=True),
-        Model("grok-build-0.1", context=256_000),
     )
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:

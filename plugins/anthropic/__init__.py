@@ -1,4 +1,4 @@
-"""Anthropic: https://platform.claude.com/docs/en/api/messages.
+"""Anthropic: https://platform.claude.com/docs/en/api/messages. Models looked up 2026-11-30.
 
 - `request`: an OpenAI chat as a Messages request
 - `stream`: the events of a Messages stream as OpenAI chunks
@@ -50,6 +50,7 @@ class Anthropic(Translator):
         "count_tokens": "/messages/count_tokens",
     }
     default_model = "claude-sonnet-5-5"
+    successors = ("claude-sonnet-5", "claude-sonnet-4-6")
     models = (
         Model("claude-sonnet-5-5", context=MILLION, images=True),
         Model("claude-opus-5-5", context=MILLION, images=True),

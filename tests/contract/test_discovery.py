@@ -58,6 +58,8 @@ def test_a_plugin_that_fails_to_load_is_reported_in_one_line(error, message):
         (fit(default_model=7), "default_model"),
         (type("Half", (Acme, Translator), {}), "encode"),
         (fit(models=Model("acme-1")), "comma"),
+        (fit(successors="acme-2"), "comma"),
+        (fit(successors=(Model("acme-2"),)), "successors"),
         (fit(models=(Model("acme-1", kind="embedding"),)), "kind"),
         (fit(models=(Model("acme-e", kind="embeddings"),)), "needs 'embeddings'"),
         (fit(endpoints={"embedding": "/e"}), "'embedding' is not known"),

@@ -14,33 +14,33 @@ from nexus_gateway.provider import API_VERSION, Account, Call, InProcess, Model,
 from nexus_gateway.secret import Secret
 from nexus_gateway.wire.chunks import Answer, fold
 
-# title, base URL, the models of its first release (the first is the default)
+# title, base URL, its first models (the first is the default)
 EXPECTED: dict[str, tuple[str, str, tuple[Model, ...]]] = {
     "groq": (
         "Groq",
         "https://api.groq.com/openai/v1",
         (
-            Model("llama-4-scout-17b-16e-instruct", 10_000_000, True),
-            Model("llama-4-maverick", 1_000_000, True),
+            Model("openai/gpt-oss-120b", 131_072),
+            Model("openai/gpt-oss-20b", 131_072),
         ),
     ),
     "gemini": (
         "Gemini",
         "https://generativelanguage.googleapis.com/v1beta/openai",
         (
-            Model("gemini-2.5-flash", 1_000_000, True),
-            Model("gemini-3-flash-preview", 1_000_000, True),
+            Model("gemini-3.5-flash-lite", 1_048_576, True),
+            Model("gemini-3.8-flash", 1_048_576, True),
         ),
     ),
     "openrouter": (
         "OpenRouter",
         "https://openrouter.ai/api/v1",
-        (Model("deepseek/deepseek-r1-0528:free", 65_536, False),),
+        (Model("openrouter/free", 200_000, True),),
     ),
     "cerebras": (
         "Cerebras",
         "https://api.cerebras.ai/v1",
-        (Model("zai-glm-4.7", 131_072, False),),
+        (Model("gpt-oss-120b", 131_072, False),),
     ),
     "demo": ("Demo", "", (Model("demo-1", 8_192, True),)),
 }
@@ -62,6 +62,28 @@ def test_a_built_in_provider_is_as_documented(name: str) -> None:
     assert cls.default_model == models[0].id
     assert cls.api_version == API_VERSION
     assert cls.needs_key is (name != "demo")
+
+
+# Withdrawn by their providers, with the dates.
+GONE = {
+    "groq": ("llama-4-scout-17b-16e-instruct", "llama-4-maverick"),  # 2026-07-17, 2026-03-09
+    "gemini": ("gemini-2.5-flash",),  # 2026-12-01
+    "cerebras": ("zai-glm-4.7",),  # before 2026-10
+    "openrouter": ("deepseek/deepseek-r1-0528:free",),  # no date was announced
+    "xai": ("grok-build-0.1",),  # 2026-11-19
+}
+OURS = [point.name for point in metadata.entry_points(group="nexus_gateway.providers")]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_a_provider_would_choose_is_listed_and_not_gone(name: str) -> None:
+    cls = load(name)
+    chosen = [model for model in (cls.default_model, *cls.successors) if model]
+    listed = [model.id for model in cls.models]
+
+    assert [model for model in chosen if model not in listed] == []
+    assert len(chosen) == len(set(chosen))
+    assert not {*chosen, *listed}.intersection(GONE.get(name, ()))
 
 
 @pytest.mark.proves("S-05")
