@@ -76,8 +76,9 @@ def resolve_model(
     """Return the instances that may serve a model.
 
     `model` is, in this order: empty or `auto` (any instance); a model that an instance is known to
-    serve; an instance's name; a provider's name or title, ignoring case; `provider/model`. With
-    any other name, any instance serves its own model, so that unmodified clients work. But only
+    serve; an instance's name; a provider's name or title, ignoring case; `provider/model`, of which
+    the model is requested, or all of it if the provider's own id begins with its name. With any
+    other name, any instance serves its own model, so that unmodified clients work. But only
     chat models are replaced: another kind is requested by its unknown name, from instances that do
     not list their models of that kind, or else from all. If `strict`, an unknown name is NotFound.
     """
@@ -117,9 +118,24 @@ def _match(
         (lambda i: i.serves(model, kind), model),
         (lambda i: i.name.casefold() == name, None),
         (lambda i: name in (i.provider_name, i.provider.title.casefold()), None),
-        (lambda i: bool(rest) and i.provider_name == provider.casefold(), rest),
     )
     for test, upstream_model in tests:
         if matching := tuple(filter(test, instances)):
             return matching, upstream_model
-    return None
+    named = tuple(i for i in instances if rest and i.provider_name == provider.casefold())
+    return (named, _id_of(named, rest, kind)) if named else None
+
+
+def _id_of(instances: tuple[Instance, ...], rest: str, kind: str) -> str:
+    """Return which id `provider/rest` is for the instances of that provider: the rest or all.
+
+    Its lists decide. If they have neither, all is meant only if each listed id has a slash and the
+    rest has none: OpenRouter has `vendor/model`, so `openrouter/fusion` is not its `fusion`.
+    """
+    whole = f"{instances[0].provider_name}/{rest}"
+    for id in (whole, rest):
+        if any(i.serves(id, kind) for i in instances):
+            return id
+    listed = [model.id for model in instances[0].provider.models]
+    has_slashes = bool(listed) and all("/" in id for id in listed)
+    return whole if has_slashes and "/" not in rest else rest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from plugin_points import Acme, Local, point
+from plugin_points import Acme, Local, fit, point
 
 from nexus_gateway.dialects.base import Request
 from nexus_gateway.dialects.embeddings import EMBEDDINGS
@@ -51,6 +51,61 @@ def test_a_model_resolves_to_its_instances(pool, model, names, upstream_model):
 
     assert names == [i.name for i in target.deployments]
     assert (upstream_model, True) == (target.model, target.images)
+
+
+GROQ, OPENAI, OPENROUTER = "Groq (Key #1)", "OpenAI (Key #1)", "OpenRouter (Key #1)"
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "upstream_model"),
+    [
+        ("groq/compound", GROQ, "groq/compound"),
+        ("Groq/compound", GROQ, "groq/compound"),
+        ("groq/openai/gpt-oss-20b", GROQ, "openai/gpt-oss-20b"),
+        ("groq/llama-3.3-70b-versatile", GROQ, "llama-3.3-70b-versatile"),
+        ("openai/gpt-oss-120b", GROQ, "openai/gpt-oss-120b"),
+        ("openai/gpt-6-luna", OPENAI, "gpt-6-luna"),
+        ("openai/gpt-5.1", OPENAI, "gpt-5.1"),
+        ("openrouter/auto", OPENROUTER, "openrouter/auto"),
+        ("openrouter/openrouter/auto", OPENROUTER, "openrouter/auto"),
+        ("openrouter/fusion", OPENROUTER, "openrouter/fusion"),
+        ("openrouter/deepseek/deepseek-chat", OPENROUTER, "deepseek/deepseek-chat"),
+        ("openrouter/openai/gpt-oss-120b", OPENROUTER, "openai/gpt-oss-120b"),
+    ],
+)
+def test_an_id_that_begins_with_its_providers_name(model, name, upstream_model):
+    env = {f"{provider}_KEY_1": "a" for provider in ("GROQ", "OPENAI", "OPENROUTER")}
+    target = resolve_model(build_pool(env, lambda: 0.0).instances, model, False, strict=True)
+
+    assert ([name], upstream_model) == ([i.name for i in target.instances], target.model)
+
+
+@pytest.mark.parametrize(
+    ("listed", "upstream_model"),
+    [
+        (("llama-9",), "llama-9"),
+        (("acme/llama-9",), "acme/llama-9"),
+        (("llama-9", "acme/llama-9"), "acme/llama-9"),
+        (("vendor/other",), "acme/llama-9"),
+        (("vendor/other", "plain"), "llama-9"),
+        ((), "llama-9"),
+    ],
+)
+@pytest.mark.parametrize("model", ["acme/llama-9", "Acme/llama-9"])
+def test_the_lists_decide_whether_a_providers_name_is_part_of_an_id(model, listed, upstream_model):
+    cls = fit(title="Acme", models=tuple(map(Model, listed)), default_model="vendor/default")
+    env = {"ACME_KEY_1": "a", "ACME_KEY_2": "b"}
+    pool = build_pool(env, lambda: 0.0, entry_points=[point("acme", cls)])
+
+    assert resolve_model(pool.instances, model, False, strict=True).model == upstream_model
+
+
+def test_a_configured_model_counts_as_listed():
+    env = {"ACME_KEY_1": "a", "ACME_MODEL": "llama-9"}
+    cls = fit(title="Acme", models=(Model("vendor/other"),))
+    pool = build_pool(env, lambda: 0.0, entry_points=[point("acme", cls)])
+
+    assert resolve_model(pool.instances, "acme/llama-9", False, strict=True).model == "llama-9"
 
 
 @pytest.mark.parametrize("model", ["gpt-4o", "unknown/gpt-4o", "acme/"])
