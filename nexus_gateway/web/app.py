@@ -80,6 +80,7 @@ def build_app(
     for route in ROUTES:
         # Load balancers send HEAD; a GET route answers both.
         add = app.router.add_get if route.method == "GET" else app.router.add_post
-        add(route.path, route.handler, expect_handler=expect)
+        for path in route.paths:
+            add(path, route.handler, expect_handler=expect)
     app.on_response_prepare.append(add_common_headers)
     return app

@@ -42,16 +42,8 @@ logger = logging.getLogger("nexus_gateway")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFLIGHT_S = "600"
-_MESSAGES = "/v1/messages"
-_BELOW_V1 = (
-    "/chat/",
-    "/completions",
-    "/embeddings",
-    "/responses",
-    "/messages",
-    "/models",
-    "/audio/",
-)
+V1 = "/v1"
+_MESSAGES = "/messages"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +56,12 @@ class Route:
     handler: Handler
     access: Access
     dialect: Dialect = CHAT_COMPLETIONS
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where it is served: for callers also without /v1, as some base URLs do not have it."""
+        is_callers = self.access is Access.CALLER
+        return (self.path, self.path.removeprefix(V1)) if is_callers else (self.path,)
 
 
 async def _not_found(request: web.Request) -> web.StreamResponse:
@@ -117,7 +115,7 @@ def authenticate(request: web.Request) -> None:
 def _error_response(request: web.Request, error: GatewayError) -> web.Response:
     note_refusal(gateway_of(request), request, error.status, error)
     dialect = route_of(request, request.match_info).dialect
-    if request.path.startswith(_MESSAGES):  # even if there is no such route
+    if request.path.removeprefix(V1).startswith(_MESSAGES):  # even if there is no such route
         dialect = MESSAGES
     response = json_response(dialect.error(error.status, error.body()), error.status)
     response.headers.update(error.headers)
@@ -129,9 +127,10 @@ def _error_response(request: web.Request, error: GatewayError) -> web.Response:
 def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
     """Return aiohttp's own error as one of ours."""
     if isinstance(error, web.HTTPNotFound):
-        return NotFound(
-            f"There is no {request.path!r} here.{_hint(request.path)}", code="unknown_path"
-        )
+        hint = ""
+        if request.path.startswith("/v1/v1/"):
+            hint = " The client's base URL should end before /v1."
+        return NotFound(f"There is no {request.path!r} here.{hint}", code="unknown_path")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         message = f"{request.method} is not allowed here; use {allowed}."
@@ -141,15 +140,6 @@ def _translated(request: web.Request, error: web.HTTPException) -> GatewayError:
     translated = GatewayError(error.reason or "The request failed.")
     translated.status = error.status
     return translated
-
-
-def _hint(path: str) -> str:
-    """Help a client whose base URL has one `/v1` too few, or one too many."""
-    if path.startswith("/v1/v1/"):
-        return " The client's base URL should end before /v1."
-    if path.startswith(_BELOW_V1):
-        return f" Did you mean /v1{path}? The client's base URL should end in /v1."
-    return ""
 
 
 def _wants_explanation(request: web.Request) -> bool:

@@ -50,7 +50,7 @@ def test_every_route_has_an_access_level() -> None:
     known = {(route.method, route.path): route for route in ROUTES}
     added = {r.handler for r in app.router.routes()}
     assert added == {route.handler for route in ROUTES} == set(app[ROUTE_OF])
-    assert len(app.router.resources()) == len({route.path for route in ROUTES})
+    assert len(app.router.resources()) == len({path for route in ROUTES for path in route.paths})
     assert {at for at, route in known.items() if route.access is Access.PUBLIC} == PUBLIC
     admin = {at for at, route in known.items() if route.access is Access.ADMIN}
     viewer = {("GET", f"/v1/{name}") for name in ("events", "providers", "usage")}
@@ -62,9 +62,13 @@ def test_every_route_has_an_access_level() -> None:
 
 
 @pytest.mark.proves("S-02", "S-03")
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-async def test_every_route_checks_credentials(upstream: FakeUpstream, route: Any) -> None:
-    path = path_of(route.path)
+@pytest.mark.parametrize(
+    ("route", "path"), [(route, path) for route in ROUTES for path in route.paths]
+)
+async def test_every_route_checks_credentials(
+    upstream: FakeUpstream, route: Any, path: str
+) -> None:
+    path = path_of(path)
     async with serving(make_instance(upstream), **LOCKS) as served:
         for method in {route.method, "HEAD"} if route.method == "GET" else {route.method}:
             for offered in ("", "Authorization: Bearer wrong", "x-api-key: wrong"):

@@ -43,7 +43,7 @@ REFUSED = [
     (request("GET /metrics", KEY), "401", "invalid_api_key"),
     (request(CHAT, JSON, KEY, "X-Nexus-Explain: true", body=BODY), "401", "invalid_api_key"),
     (request(CHAT, JSON, KEY, "X-Nexus-Explain: maybe", body=BODY), "400", "invalid_explain"),
-    (request("POST /chat/completions", JSON, KEY, body=BODY), "404", "unknown_path"),
+    (request("POST /chat/completion", JSON, KEY, body=BODY), "404", "unknown_path"),
     (request("GET /static/nothing.js"), "404", "unknown_path"),
     (request("GET /v1/models/unknown", KEY), "404", "model_not_found"),
     (request("GET /v1/usage", ADMIN), "404", "ledger_off"),

@@ -385,9 +385,26 @@ async def test_an_internal_error_during_a_stream_breaks_the_connection(
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/chat/completions", {**HELLO, "stream": False}, "choices"),
+        ("/messages", {**HELLO, "max_tokens": 9}, "stop_reason"),
+        ("/responses", {"input": "Hello!"}, "output"),
+    ],
+)
+async def test_a_base_url_without_v1_is_served(
+    upstream: FakeUpstream, path: str, body: Any, field: str
+) -> None:
+    async with serving(make_instance(upstream)) as served:
+        status, text, _ = await served.post(path, body)
+        async with served.session.get(served.url + "/models/auto") as answer:
+            model = await answer.json()
+    assert (status, field in json.loads(text), model["id"]) == (200, True, "auto")
+
+
+@pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("/chat/completions", "Did you mean /v1/chat/completions?"),
         ("/v1/v1/messages", "should end before /v1"),
         ("/nowhere", ""),
     ],
