@@ -21,6 +21,7 @@ OFF = "off"
 URL = "sqlite:///"
 _YES = frozenset({"true", "1", "yes", "on"})
 _NO = frozenset({"false", "0", "no", "off"})
+_QUOTES = ("'", '"')
 _UNSET = Secret("")
 
 # Parsers. Each raises ValueError with what is expected, never with the value.
@@ -33,10 +34,23 @@ def parse_bool(text: str) -> bool:
     return word in _YES
 
 
+def unquoted(text: str) -> str:
+    """Return a value; ValueError if quotes were kept around it.
+
+    Shells and `.env` files remove them, but `docker --env-file` and some consoles do not.
+    """
+    stripped = text.strip()
+    if stripped[:1] in _QUOTES or stripped[-1:] in _QUOTES:
+        raise ValueError("begins or ends with a quote; write the value without quotes")
+    return text
+
+
 def parse_secret(text: str) -> Secret:
     """Parse a key or token: it must be possible in a header."""
     if not text.strip():
         raise ValueError("is blank; set a value or remove it")
+    if "," in unquoted(text):
+        raise ValueError("contains a comma; each key or token needs a variable of its own")
     if not all("!" <= c <= "~" for c in text):
         raise ValueError(
             "contains a space, a line break or a character that no key has; "
@@ -183,7 +197,7 @@ class Settings:
         for variable in VARIABLES:
             if text := env.get(variable.name, ""):
                 try:
-                    values[variable.name.lower()] = variable.parse(text)
+                    values[variable.name.lower()] = variable.parse(unquoted(text))
                 except ValueError as error:
                     problems.append(f"{variable.name} {error}.")
         settings = cls(**values)

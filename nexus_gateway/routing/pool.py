@@ -19,7 +19,7 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.provider import Account, InProcess, Provider
 from nexus_gateway.routing.instance import Instance, InstanceState
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import parse_bool, parse_ms, parse_secret
+from nexus_gateway.settings import parse_bool, parse_ms, parse_secret, unquoted
 
 T = TypeVar("T")
 DEMO = "demo"
@@ -59,8 +59,10 @@ class ProviderEnv:
     _problems: list[str]
     warnings: list[str]
 
-    def _text(self, suffix: str, number: int) -> str:
-        return self._env.get(self._variable(suffix, number), "")
+    def _text(self, suffix: str, number: int) -> str | None:
+        """Return a variable's value, "" if it is not set; None if it is invalid."""
+        variable = self._variable(suffix, number)
+        return self._parsed(variable, unquoted) if variable in self._env else ""
 
     def _variable(self, suffix: str, number: int) -> str:
         """Return the variable that applies to an instance: its own if set, else the common one."""
@@ -107,7 +109,10 @@ class ProviderEnv:
 
     def base_url(self, number: int, default: str, *, required: bool) -> str:
         """Return the API's address, without a trailing slash."""
-        text = self._text("BASE_URL", number).strip() or default
+        written = self._text("BASE_URL", number)
+        if written is None:
+            return default
+        text = written.strip() or default
         try:
             parts = urlsplit(text)
             valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -130,11 +135,14 @@ class ProviderEnv:
 
         MODELS is a list and MODEL the same for one; what is set for this instance comes first.
         """
-        wanted = (f"MODELS_{number}", f"MODEL_{number}", "MODELS", "MODEL")
-        texts = {suffix: self._env.get(f"{self.prefix}_{suffix}", "").strip() for suffix in wanted}
-        suffix = next((suffix for suffix in wanted if texts[suffix]), "MODEL")
-        text = texts[suffix] or default
-        models = [m.strip() for m in text.split(",")] if suffix.startswith("MODELS") else [text]
+        suffixes = (f"MODELS_{number}", f"MODEL_{number}", "MODELS", "MODEL")
+        variables = [f"{self.prefix}_{suffix}" for suffix in suffixes]
+        variable = next((v for v in variables if self._env.get(v, "").strip()), "")
+        written = self._parsed(variable, unquoted) if variable else default
+        if written is None:
+            return [default]
+        is_list = variable.startswith(f"{self.prefix}_MODELS")
+        models = [m.strip() for m in (written.split(",") if is_list else [written])]
         if not any(models):
             self._problem(
                 f"{self.prefix}_MODEL (or {self.prefix}_MODEL_{number})",
@@ -152,7 +160,8 @@ class ProviderEnv:
 
     def options(self, number: int, defaults: Mapping[str, str]) -> dict[str, str]:
         return {
-            name: self._text(name, number).strip() or default for name, default in defaults.items()
+            name: (self._text(name, number) or "").strip() or default
+            for name, default in defaults.items()
         }
 
 

@@ -86,6 +86,15 @@ def test_values_are_parsed():
         ("VIEWER_TOKEN", "secret value"),
         ("GATEWAY_KEYS", "good-key,secret value"),
         ("GATEWAY_KEYS", "  "),
+        ("GATEWAY_KEYS", '"one-secret,other-secret"'),
+        ("GATEWAY_KEYS", "one-secret,'other-secret',third-secret"),
+        ("ADMIN_TOKEN", '"secret-value"'),
+        ("ADMIN_TOKEN", "one-secret,other-secret"),
+        ("VIEWER_TOKEN", "'secret-value'"),
+        ("PORT", '"3000"'),
+        ("HOST", "'0.0.0.0'"),
+        ("LEDGER", '"sqlite:///ledger.sqlite3"'),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", 'http://collector.example:4318"'),
     ],
 )
 def test_an_error_names_the_variable_and_hides_the_value(name, value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
 from plugin_points import Acme, Demo, Local, fit, point
@@ -98,6 +99,37 @@ def test_all_wrong_values_are_reported_at_once_and_never_shown():
 
     problems = caught.value.problems
     assert sorted(set(wrong) - {"ACME_X_KEY_4"}) == sorted(line.split()[0] for line in problems)
+    assert "secret" not in str(caught.value)
+
+
+class Placeless(Acme):
+    base_url = default_model = ""
+    options: ClassVar[dict[str, str]] = {"REGION": ""}
+
+
+@pytest.mark.proves("I-57")
+@pytest.mark.parametrize("quoted", ['"{}"', "'{}'", '"{}', "{}'", ' "{}" '])
+@pytest.mark.parametrize(
+    "wrong", ["KEY_1", "BASE_URL", "BASE_URL_1", "MODEL", "MODEL_1", "REGION", "REGION_1"]
+)
+def test_kept_quotes_are_named_in_one_line(quoted, wrong):
+    values = {"KEY_1": "secret", "BASE_URL": "https://secret.example/v1", "MODEL": "secret"}
+    values[wrong] = quoted.format(values.get(wrong, "https://secret.example"))
+    with pytest.raises(ConfigError) as caught:
+        build([point("acme-x", Placeless)], **{f"ACME_X_{n}": v for n, v in values.items()})
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"ACME_X_{wrong} ")
+    assert "quote" in problem
+    assert "secret" not in problem
+
+
+@pytest.mark.parametrize("variable", ["ACME_X_KEY_1", "ACME_X_API_KEY"])
+@pytest.mark.parametrize("value", ["secret-a,secret-b", "secret-a,", ",secret-b"])
+def test_several_keys_in_one_variable_are_named(variable, value):
+    with pytest.raises(ConfigError, match=f"^{variable} contains a comma") as caught:
+        build(**{variable: value})
+
     assert "secret" not in str(caught.value)
 
 
