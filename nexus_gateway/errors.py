@@ -9,11 +9,12 @@
     │   └── UnsupportedMedia 415 the body's type or encoding is not supported
     ├── Unauthorized       401   no valid key
     ├── Forbidden          403   the key is valid, but the call is not allowed on this gateway
-    ├── UpstreamRefused    4xx   an upstream rejected the request for its content; passed through
+    ├── UpstreamRefused 4xx/508  an upstream rejected the request for its content; passed through
     ├── NoCandidate    429/503   no instance can serve the request now
     ├── Overloaded         503   the gateway is at its limit of requests or file descriptors
     ├── Draining           503   the gateway is shutting down
     ├── DeadlinePassed     504   the caller's own time limit has passed
+    ├── LoopDetected       508   the request has passed this gateway before
     ├── NotInstalled       501   the call needs an extra that is not installed
     ├── HookFailed         500   a hook failed that must not; the cause is not disclosed
     ├── InternalError      500   a bug in the gateway; only the request's id is disclosed
@@ -123,7 +124,9 @@ class UpstreamRefused(GatewayError):
     code = "upstream_refused"  # for the log; the caller gets the upstream's own code
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
-        super().__init__(str(error.get("message", "")))
+        # Clients take a 5xx for a hiccup.
+        headers = {"x-should-retry": "false"} if status >= 500 else None
+        super().__init__(str(error.get("message", "")), headers=headers)
         self.status = status
         self._error = dict(error)
 
@@ -176,6 +179,16 @@ class DeadlinePassed(GatewayError):
     code = "deadline_exceeded"
     text = (
         "No response within the request's X-Request-Timeout-Ms; allow more time or omit the header."
+    )
+    more_headers: ClassVar = {"x-should-retry": "false"}
+
+
+class LoopDetected(GatewayError):
+    status = 508
+    code = "loop_detected"
+    text = (
+        "This request has passed this gateway before: the address of one of its providers leads "
+        "back to it. Set that NAME_BASE_URL to the provider's own address."
     )
     more_headers: ClassVar = {"x-should-retry": "false"}
 

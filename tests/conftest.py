@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import hypothesis
 import pytest
 
+from nexus_gateway.settings import Settings
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.upstream.client import open_client
+from nexus_gateway.upstream.client import Client, open_client
 from nexus_gateway.web import gateway
 from nexus_gateway.web.responder import Responder
 
@@ -37,6 +40,10 @@ def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Run a test with the direct path, and once more as with DIRECT_PATH=false."""
     way: str = request.param
     if way == "plain":
-        monkeypatch.setattr(gateway, "open_client", lambda direct: open_client(direct=False))
+
+        def plain(settings: Settings, pseudonym: str) -> AbstractAsyncContextManager[Client]:
+            return open_client(replace(settings, direct_path=False), pseudonym)
+
+        monkeypatch.setattr(gateway, "open_client", plain)
         monkeypatch.setattr(Responder, "_is_raw", lambda sink: False)
     return way

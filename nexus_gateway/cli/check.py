@@ -47,7 +47,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 async def probe_all(settings: Settings, pool: Pool) -> list[Result]:
     """Send a request to every instance at once."""
-    async with open_client() as client:
+    async with open_client(settings) as client:
         upstream = Upstream(client, settings)
         return list(await asyncio.gather(*(_probe(upstream, i) for i in pool.instances)))
 

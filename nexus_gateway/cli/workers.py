@@ -105,5 +105,6 @@ def work(arguments: argparse.Namespace, spec: WorkerSpec) -> int:
         settings,
         ready.pool,
         lambda app: worker.work(app, spec, introduction),
+        pseudonym=spec.pseudonym,
         **ready.plugins,
     )

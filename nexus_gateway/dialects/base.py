@@ -62,7 +62,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     # Whether a hook changed `chat`; `native` is then outdated and not sent.
     changed_by_hook: bool = False
-    # The gateway's headers by which an upstream can continue a trace.
+    # The gateway's own headers: `Via` after other proxies, and what continues a trace.
     trace: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def can_pass_through(self, endpoints: Container[str]) -> bool:
@@ -72,7 +72,7 @@ class Request:
     def traced(self, trace: Mapping[str, str]) -> Self:
         # Called for every traced attempt; `dataclasses.replace` takes nine times as long.
         copied = object.__new__(type(self))
-        copied.__dict__.update(self.__dict__, trace=trace)
+        copied.__dict__.update(self.__dict__, trace={**self.trace, **trace})
         return copied
 
     @property

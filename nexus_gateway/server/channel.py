@@ -26,6 +26,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import Any, Self
 
 # The environment variable by which the supervisor passes a `WorkerSpec`.
@@ -41,8 +42,13 @@ class WorkerSpec:
     listening: list[list[int]]  # the file descriptors of the listening sockets, by slot
     host: str  # HOST as the supervisor read it
     port: int
-    salt: str  # of the instances' identities (`sync.InstanceSync`), in hex
+    salt: str  # of the instances' identities (`sync.InstanceSync`), in hex; a secret
     keyed: bool = False  # the gateway has real keys, and so must not fall back to the demo
+
+    @property
+    def pseudonym(self) -> str:
+        """The name in `Via` that all workers of a supervisor share."""
+        return blake2b(b"Via", key=bytes.fromhex(self.salt), digest_size=8).hexdigest()
 
     def as_text(self) -> str:
         return json.dumps(asdict(self))

@@ -69,10 +69,13 @@ def run_application(
     *,
     policy_by_name: Mapping[str, Policy] | None = None,
     hooks: Mapping[str, Hook] | None = None,
+    pseudonym: str = "",
 ) -> int:
     """Build the application and run `main` with it in a new event loop; return its exit code."""
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        app = build_app(settings, pool, policy_by_name=policy_by_name, hooks=hooks)
+        app = build_app(
+            settings, pool, policy_by_name=policy_by_name, hooks=hooks, pseudonym=pseudonym
+        )
         return runner.run(main(app))
 
 

@@ -3,6 +3,9 @@
 There are two paths. The *direct* one (`upstream.direct`) takes the usual request: a body in one
 piece and usual headers. aiohttp's session takes all others.
 
+Each request is marked with the gateway's pseudonym in `Via`, so that one whose address leads back
+to the gateway is recognised (RFC 9110, section 7.6.3).
+
 An upstream may close an idle connection at the moment it is used again. If not a byte of a
 response has arrived on it, the request is sent once more, on another connection.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,6 +27,7 @@ from yarl import URL
 
 from nexus_gateway import __version__
 from nexus_gateway.provider import HttpRequest
+from nexus_gateway.settings import Settings
 from nexus_gateway.upstream.direct import (
     PRIVATE_API_ERRORS,
     READ_BUFFER,
@@ -45,9 +50,17 @@ _UNUSUAL = frozenset({"connection", "content-length", "expect", "host", "transfe
 
 
 class Client:
-    """Sends requests; `direct`: whether the direct path may be used."""
+    """Sends requests.
 
-    def __init__(self, session: aiohttp.ClientSession, *, direct: bool = True) -> None:
+    Args:
+        session: its headers include `via`.
+        via: the gateway's entry in `Via`.
+        direct: whether the direct path may be used.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, via: str, *, direct: bool = True) -> None:
+        self.via = via
+        self._via_line = f"Via: {via}\r\n"
         self._session = session
         self._connector = DirectConnector(session, _TIMEOUT) if direct else None
 
@@ -57,7 +70,7 @@ class Client:
         """Send a request and wait for the head of its response.
 
         ClientError, OSError, ValueError or TypeError if there is none. `extra_headers` are those of
-        this attempt alone, and valid as they are.
+        this attempt alone, and valid as they are; a `Via` among them includes the gateway's entry.
         """
         connector, body = self._connector, http.body
         if connector is None or not isinstance(body, bytes) or len(body) > LARGE_BODY:
@@ -66,7 +79,8 @@ class Client:
         if encoded is None:
             return await self._via_aiohttp(http, extra_headers)
         origin, head = encoded
-        last = ""  # not part of the head, which is cached for all requests with the same headers
+        # Not part of the head, which is cached for all requests with the same headers.
+        last = "" if "Via" in extra_headers else self._via_line
         for name, value in extra_headers.items():
             last += f"{name}: {value}\r\n"
         request = b"%b%d\r\n%b\r\n%b" % (head, len(body), last.encode("ascii"), body)
@@ -150,25 +164,28 @@ def _encode_head(url: str, headers: tuple[tuple[str, str], ...]) -> tuple[str, b
 
 
 @asynccontextmanager
-async def open_client(*, direct: bool = True) -> AsyncIterator[Client]:
+async def open_client(settings: Settings, pseudonym: str = "") -> AsyncIterator[Client]:
     """Open the HTTP client that all attempts share.
+
+    The workers of one gateway share its `pseudonym`; "" for one of its own.
 
     No limit on connections (a stream holds one for minutes), no total timeout (streams are
     bounded by silence, not by length), no cookies, no proxies from the environment.
     """
     connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=KEEPALIVE_S)
+    via = f"1.1 nexus-{pseudonym or secrets.token_hex(8)}"
     traces = aiohttp.TraceConfig()
     traces.on_connection_reuseconn.append(_note_reuse)
     async with aiohttp.ClientSession(
         connector=connector,
         timeout=_TIMEOUT,
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers=_DEFAULT_HEADERS,
+        headers={**_DEFAULT_HEADERS, "Via": via},
         read_bufsize=READ_BUFFER,
         trust_env=False,
         trace_configs=[traces],
     ) as session:
-        yield Client(session, direct=direct)
+        yield Client(session, via, direct=settings.direct_path)
 
 
 def exhausted(error: BaseException) -> bool:

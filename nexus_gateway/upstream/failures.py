@@ -86,6 +86,9 @@ def _by_status(
         if error["message"] == NO_REASON:
             reason += " and no reason: is its address right?"
         return Verdict(Outcome.REFUSED, reason, status, error=error, scope=Scope.DEPLOYMENT)
+    if status == 508 and error["message"] != NO_REASON:  # `LoopDetected`, of a gateway behind this
+        reason = "its address leads back here (508)"
+        return Verdict(Outcome.REFUSED, reason, status, error=error, scope=Scope.ADDRESS)
     if status in _REQUEST_ERRORS:
         return Verdict(Outcome.REFUSED, f"refused with {status}", status, error=error)
     if status in _KEY_REASONS:

@@ -55,6 +55,7 @@ def build_app(
     hooks: Mapping[str, Hook] | None = None,
     clock: Callable[[], float] = time.monotonic,
     rng: random.Random | None = None,
+    pseudonym: str = "",
 ) -> web.Application:
     """Build the application; it opens its gateway when it starts.
 
@@ -65,12 +66,14 @@ def build_app(
         hooks: by name, in the order in which they are called.
         clock: monotonic seconds.
         rng: randomness for routing and backoff.
+        pseudonym: of the gateway in `Via`, the same in all its workers; "" for a random one.
     """
     policies = load(POLICIES)[0] if policy_by_name is None else policy_by_name
     app = web.Application(middlewares=[guard], client_max_size=settings.max_body_mb * 1024 * 1024)
 
     async def gateway(app: web.Application) -> AsyncIterator[None]:
-        opening = open_gateway(settings, pool, policies, hooks or {}, clock, rng or random.Random())
+        chance = rng or random.Random()
+        opening = open_gateway(settings, pool, policies, hooks or {}, clock, chance, pseudonym)
         async with opening as app[GATEWAY]:
             yield
 

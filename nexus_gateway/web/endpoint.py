@@ -31,6 +31,7 @@ from nexus_gateway.web.request import (
     parse_options,
     read_body,
     request_id,
+    via_headers,
 )
 from nexus_gateway.web.responder import Responder, attempt_headers
 
@@ -128,12 +129,15 @@ class DialectEndpoint:
         hooks: RequestHooks | None,
     ) -> None:
         headers = JoinedHeaders(request.headers)
+        via = via_headers(headers, gateway.client.via) if "Via" in request.headers else None
         if self.dialect.reads_pieces:
             parsed = await self.dialect.read(BodyPieces(request, gateway), headers)
         else:
             parsed = self.dialect.parse(await read_body(request, gateway), headers)
         if hooks is not None:
             parsed = await hooks.before_routing(parsed, context.history.id, context.caller)
+        if via is not None:
+            parsed = parsed.traced(via)
         context.set_request(parsed, options)
         if parsed.stream and gateway.settings.keepalive_ms:
             responder.keep_alive(gateway.settings.keepalive_ms / 1000)

@@ -154,6 +154,7 @@ async def open_gateway(
     hooks: Mapping[str, Hook],
     clock: Callable[[], float],
     rng: random.Random,
+    pseudonym: str,
 ) -> AsyncIterator[Gateway]:
     """Open what the gateway needs, and close it at the end: the recorder first, the client last."""
     scheduler = Scheduler(clock, rng, policies)
@@ -164,7 +165,7 @@ async def open_gateway(
     parts = [part for part in (feed, meter, ledger) if part is not None]
     recorder = Recorder([*(part.observe for part in parts), log_request])
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(open_client(direct=settings.direct_path))
+        client = await stack.enter_async_context(open_client(settings, pseudonym))
         tracing = None
         if settings.traces:
             from nexus_gateway.telemetry.export import open_tracing

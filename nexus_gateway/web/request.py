@@ -15,6 +15,7 @@ from multidict import CIMultiDictProxy
 from nexus_gateway.errors import (
     GatewayError,
     InvalidRequest,
+    LoopDetected,
     RequestTimeout,
     TooLarge,
     UnsupportedMedia,
@@ -29,6 +30,7 @@ logger = logging.getLogger("nexus_gateway")
 
 # However slowly a body comes, it is complete by then.
 MAX_BODY_S = 600.0
+_VALID_VIA = re.compile(r"[ -~]{1,1000}")
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER = web.RequestKey("caller", str)
@@ -115,6 +117,23 @@ def _parse_hedge(text: str) -> bool:
         raise InvalidRequest(
             f"{HEDGE} must be true or false.", param=HEDGE, code="invalid_hedge"
         ) from None
+
+
+def via_headers(headers: Mapping[str, str], own: str) -> dict[str, str]:
+    """Return the header that names the proxies on a request's way, and this gateway as the last.
+
+    Args:
+        headers: the caller's, with `Via`.
+        own: this gateway's entry.
+
+    Raises:
+        LoopDetected: it has passed this gateway before.
+    """
+    chain = headers["Via"]
+    if own.partition(" ")[2] in chain:
+        raise LoopDetected
+    # Also without what came before, a loop ends where it reaches this gateway again.
+    return {"Via": f"{chain}, {own}" if _VALID_VIA.fullmatch(chain) else own}
 
 
 async def expect(request: web.Request) -> None:

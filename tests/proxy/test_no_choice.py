@@ -122,12 +122,13 @@ async def test_no_header_chooses_an_upstream_or_is_forwarded(
     sent = {name.lower(): value for name, value in upstream.requests[0].headers.items()}
     assert set(sent) == {
         *("accept", "accept-encoding", "authorization", "content-length", "content-type"),
-        *("host", "user-agent"),
+        *("host", "user-agent", "via"),
     }
     assert sent["authorization"] == f"Bearer {KEYS[0]}"
     assert sent["host"] in upstream.base_url
     assert sent["user-agent"].startswith("nexus-gateway/")
     assert sent["accept-encoding"] == "identity"
+    assert sent["via"] == served.gateway.client.via
     assert not any("callers" in value or value in ("mine", "br") for value in sent.values())
 
 

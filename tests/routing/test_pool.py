@@ -107,7 +107,6 @@ class Placeless(Acme):
     options: ClassVar[dict[str, str]] = {"REGION": ""}
 
 
-@pytest.mark.proves("I-57")
 @pytest.mark.parametrize("quoted", ['"{}"', "'{}'", '"{}', "{}'", ' "{}" '])
 @pytest.mark.parametrize(
     "wrong", ["KEY_1", "BASE_URL", "BASE_URL_1", "MODEL", "MODEL_1", "REGION", "REGION_1"]

@@ -33,7 +33,7 @@ _ERRORS = _words("""
 # How a request may end: as its stream did, or with an error's code or type.
 OUTCOMES = _ERRORS | _words("""
     success failure cancelled deadline_exceeded endpoint_not_offered hook_failed invalid_hedge
-    invalid_timeout no_candidate no_capable_model no_providers overloaded queue_full
+    invalid_timeout loop_detected no_candidate no_capable_model no_providers overloaded queue_full
     rate_limit_exceeded server_error unknown_routing_mode unsupported_parameter upstream_refused
 """)
 # Why a request may be rejected before it reaches an endpoint: an error's code or type.
