@@ -5,12 +5,14 @@ Provider keys and models are read by `nexus_gateway.routing.pool`.
 
 from __future__ import annotations
 
+import ipaddress
 import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from typing import Any
+from urllib.parse import urlsplit
 
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.secret import Secret
@@ -18,10 +20,13 @@ from nexus_gateway.secret import Secret
 MAX_MS = 86_400_000
 MAX_WORKERS = 256
 OFF = "off"
+ENV = "env"
+PROXY_VARIABLES = ("UPSTREAM_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 URL = "sqlite:///"
 _YES = frozenset({"true", "1", "yes", "on"})
 _NO = frozenset({"false", "0", "no", "off"})
 _QUOTES = ("'", '"')
+_NO_PROXY_URL = "must be the URL of an HTTP proxy such as http://proxy.example:3128"
 _UNSET = Secret("")
 
 # Parsers. Each raises ValueError with what is expected, never with the value.
@@ -72,6 +77,34 @@ def parse_ledger_url(text: str) -> str:
     if not url.lower().startswith(URL) or is_wrong or "\0" in path:
         raise ValueError("must be off, or sqlite:/// and the path of a file")
     return os.path.expanduser(path) if path.startswith("~/") else path
+
+
+def is_proxy(text: str) -> bool:
+    """Return whether a text is the URL of an HTTP proxy, perhaps with a user and a password."""
+    try:
+        parts = urlsplit(text)
+        address = parts.scheme == "http" and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(address and not (parts.path.strip("/") or parts.query or parts.fragment))
+
+
+def _proxy_or_env(text: str) -> Secret:
+    text = text.strip()
+    if text.lower() == ENV:
+        return Secret(ENV)
+    if not is_proxy(text):
+        raise ValueError(f"{_NO_PROXY_URL}, or env")
+    return Secret(text)
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _secrets(text: str) -> tuple[Secret, ...]:
@@ -165,6 +198,16 @@ class Settings:
     )
     stream_usage: bool = _variable("true", parse_bool, "Always ask upstreams for a stream's usage.")
     direct_path: bool = _variable("true", parse_bool, "Copy bytes without aiohttp's streams.")
+    upstream_proxy: Secret = _variable(  # noqa: RUF009 - it returns a field
+        "", _proxy_or_env, "Proxy for requests to upstreams: a URL or env.", unset=_UNSET
+    )
+    https_proxy: Secret = _variable(  # noqa: RUF009 - it returns a field
+        "", Secret, "Proxy for https if UPSTREAM_PROXY=env.", unset=_UNSET
+    )
+    http_proxy: Secret = _variable(  # noqa: RUF009 - it returns a field
+        "", Secret, "Proxy for http if UPSTREAM_PROXY=env.", unset=_UNSET
+    )
+    no_proxy: str = _variable("", str.strip, "Hosts that are asked without a proxy.")
     metrics: bool = _variable("true", parse_bool, "Count for GET /metrics (extra `metrics`).")
     gateway_keys: tuple[Secret, ...] = _variable("", _secrets, "Keys for callers.", unset=())
     admin_token: Secret = _variable(  # noqa: RUF009 - it returns a field
@@ -185,23 +228,43 @@ class Settings:
         return bool(self.otel_exporter_otlp_endpoint or self.otel_exporter_otlp_traces_endpoint)
 
     @property
+    def proxies(self) -> Mapping[str, Secret]:
+        """The proxies for upstreams, by the scheme of an upstream's URL."""
+        proxy = self.upstream_proxy
+        if proxy.reveal() == ENV:
+            return {"https": self.https_proxy, "http": self.http_proxy}
+        return {"https": proxy, "http": proxy} if proxy else {}
+
+    @property
+    def proxy_secrets(self) -> list[Secret]:
+        """The passwords in the proxies' URLs."""
+        passwords = (urlsplit(proxy.reveal()).password for proxy in self.proxies.values())
+        return [Secret(password) for password in passwords if password]
+
+    @property
     def secrets(self) -> tuple[Secret, ...]:
         """All credentials; a token that is not set is empty."""
         return (self.admin_token, self.viewer_token, *self.gateway_keys)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
-        """Parse the settings; an empty variable counts as unset. ConfigError names wrong ones."""
+        """Parse the settings; an empty variable counts as unset. ConfigError names wrong ones.
+
+        The names of proxies may be in lower case, as other programs read them.
+        """
         values: dict[str, Any] = {}
         problems: list[str] = []
         for variable in VARIABLES:
-            if text := env.get(variable.name, ""):
+            text = env.get(variable.name, "")
+            if variable.name in PROXY_VARIABLES:
+                text = text or env.get(variable.name.lower(), "")
+            if text:
                 try:
                     values[variable.name.lower()] = variable.parse(unquoted(text))
                 except ValueError as error:
                     problems.append(f"{variable.name} {error}.")
         settings = cls(**values)
-        problems += _duplicate_secrets(settings)
+        problems += [*_duplicate_secrets(settings), *_wrong_proxies(settings)]
         if problems:
             raise ConfigError(problems)
         return settings
@@ -221,6 +284,13 @@ def _duplicate_secrets(settings: Settings) -> Iterator[str]:
     for one, other in combinations(values, 2):
         if values[one] & values[other]:
             yield f"{one} and {other} have the same value; each needs its own."
+
+
+def _wrong_proxies(settings: Settings) -> Iterator[str]:
+    """Check the variables of other programs, if they are used."""
+    for scheme, proxy in settings.proxies.items():
+        if settings.upstream_proxy.reveal() == ENV and proxy and not is_proxy(proxy.reveal()):
+            yield f"{scheme.upper()}_PROXY {_NO_PROXY_URL}."
 
 
 def default_ledger_url(env: Mapping[str, str], platform: str) -> str:

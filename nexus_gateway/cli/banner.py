@@ -17,8 +17,7 @@ from nexus_gateway.discovery import prefix
 from nexus_gateway.hooks import Hook, overridden
 from nexus_gateway.routing.policies import OUR_POLICIES, Policy
 from nexus_gateway.routing.pool import DEMO, Pool
-from nexus_gateway.settings import Settings
-from nexus_gateway.web.auth import is_loopback
+from nexus_gateway.settings import Settings, is_loopback
 
 logger = logging.getLogger("nexus_gateway")
 

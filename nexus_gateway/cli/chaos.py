@@ -13,10 +13,10 @@ import aiohttp
 
 from nexus_gateway.cli.text import TIE, paragraph, table
 from nexus_gateway.errors import ConfigError
+from nexus_gateway.settings import is_loopback
 from nexus_gateway.testing.chaos import campaign
 from nexus_gateway.testing.chaos.campaign import Campaign
 from nexus_gateway.testing.chaos.judge import Ending, Tally, percentile
-from nexus_gateway.web.auth import is_loopback
 
 FAILED = 1
 INTERRUPTED = 130

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -142,9 +142,20 @@ def configure(
     except ConfigError as error:
         problems += error.problems
     problems += _own_addresses(settings, pool)
+    pool.warnings += _unused_proxies(env, settings)
     if problems:
         raise ConfigError(problems)
     return settings, pool
+
+
+def _unused_proxies(env: Mapping[str, str], settings: Settings) -> Iterator[str]:
+    """Name proxies that other programs would use: without them an upstream may be unreachable."""
+    for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        is_set = env.get(name) or env.get(name.lower())
+        if is_set and (not settings.upstream_proxy or name == "ALL_PROXY"):
+            yield f"{name} is set, but not used for upstreams: that needs UPSTREAM_PROXY."
+    if settings.proxies and not any(settings.proxies.values()):
+        yield "UPSTREAM_PROXY is env, but neither HTTPS_PROXY nor HTTP_PROXY is set."
 
 
 def _own_addresses(settings: Settings, pool: Pool) -> Iterator[str]:

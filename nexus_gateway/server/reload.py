@@ -15,15 +15,17 @@ from dataclasses import dataclass, replace
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import VARIABLES, Settings
+from nexus_gateway.settings import PROXY_VARIABLES, VARIABLES, Settings, is_loopback
 from nexus_gateway.telemetry import log
-from nexus_gateway.web.auth import is_loopback
 from nexus_gateway.web.gateway import Gateway
 
 logger = logging.getLogger("nexus_gateway")
 
 # Read at the start only: the open sockets depend on them, or counters that began with the process.
-FIXED = ("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER")
+FIXED = (
+    *("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER"),
+    *PROXY_VARIABLES,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def _plain(settings: Settings, field: str) -> object:
 
 
 def secrets_of(settings: Settings, pool: Pool) -> list[Secret]:
-    return [*settings.secrets, *(i.key for i in pool.instances)]
+    return [*settings.secrets, *settings.proxy_secrets, *(i.key for i in pool.instances)]
 
 
 class Reload:

@@ -1,7 +1,8 @@
 """The HTTP client: sends a POST and waits for the head of its response.
 
 There are two paths. The *direct* one (`upstream.direct`) takes the usual request: a body in one
-piece and usual headers. aiohttp's session takes all others.
+piece and usual headers. aiohttp's session takes all others, and those for an http upstream behind a
+proxy, which have another form.
 
 Each request is marked with the gateway's pseudonym in `Via`, so that one whose address leads back
 to the gateway is recognised (RFC 9110, section 7.6.3).
@@ -19,7 +20,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import aiohttp
@@ -35,6 +36,7 @@ from nexus_gateway.upstream.direct import (
     DirectResponse,
 )
 from nexus_gateway.upstream.http1 import request_head
+from nexus_gateway.upstream.proxy import proxy_of
 from nexus_gateway.upstream.response import AiohttpResponse, HttpResponse
 
 logger = logging.getLogger("nexus_gateway")
@@ -55,14 +57,18 @@ class Client:
     Args:
         session: its headers include `via`.
         via: the gateway's entry in `Via`.
-        direct: whether the direct path may be used.
+        settings: for the direct path and for proxies.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, via: str, *, direct: bool = True) -> None:
+    def __init__(self, session: aiohttp.ClientSession, via: str, settings: Settings) -> None:
         self.via = via
         self._via_line = f"Via: {via}\r\n"
         self._session = session
-        self._connector = DirectConnector(session, _TIMEOUT) if direct else None
+        self._proxy_of = lru_cache(maxsize=1024)(partial(proxy_of, settings))
+        self._has_proxies = bool(settings.proxies)
+        self._connector = None
+        if settings.direct_path:
+            self._connector = DirectConnector(session, _TIMEOUT, self._proxy_of)
 
     async def post(
         self, http: HttpRequest, extra_headers: Mapping[str, str] = NO_HEADERS
@@ -76,7 +82,7 @@ class Client:
         if connector is None or not isinstance(body, bytes) or len(body) > LARGE_BODY:
             return await self._via_aiohttp(http, extra_headers)
         encoded = _encode_head(http.url, tuple(http.headers.items()))
-        if encoded is None:
+        if encoded is None or (self._has_proxies and self._is_forwarded(encoded[0])):
             return await self._via_aiohttp(http, extra_headers)
         origin, head = encoded
         # Not part of the head, which is cached for all requests with the same headers.
@@ -110,6 +116,10 @@ class Client:
                 return await borrowed.response() if response.handed_over else response
         return await self._via_aiohttp(http, extra_headers)
 
+    def _is_forwarded(self, origin: str) -> bool:
+        """Whether a proxy gets the request itself, and not a tunnel."""
+        return origin.startswith("http:") and self._proxy_of(URL(origin)) is not None
+
     async def _via_aiohttp(
         self, http: HttpRequest, extra_headers: Mapping[str, str]
     ) -> AiohttpResponse:
@@ -137,6 +147,7 @@ class Client:
             data=data,
             headers=http.headers,
             allow_redirects=False,
+            proxy=self._proxy_of(URL(http.url)) if self._has_proxies else None,
             trace_request_ctx=reused,
         )
 
@@ -170,7 +181,7 @@ async def open_client(settings: Settings, pseudonym: str = "") -> AsyncIterator[
     The workers of one gateway share its `pseudonym`; "" for one of its own.
 
     No limit on connections (a stream holds one for minutes), no total timeout (streams are
-    bounded by silence, not by length), no cookies, no proxies from the environment.
+    bounded by silence, not by length), no cookies, no proxy or password of the environment's.
     """
     connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=KEEPALIVE_S)
     via = f"1.1 nexus-{pseudonym or secrets.token_hex(8)}"
@@ -185,7 +196,7 @@ async def open_client(settings: Settings, pseudonym: str = "") -> AsyncIterator[
         trust_env=False,
         trace_configs=[traces],
     ) as session:
-        yield Client(session, via, direct=settings.direct_path)
+        yield Client(session, via, settings)
 
 
 def exhausted(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ and requests go through aiohttp's session.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -83,11 +83,17 @@ class BorrowedConnection:
 
 
 class DirectConnector:
-    """Borrows connections of a session's pool."""
+    """Borrows connections of a session's pool; `proxy_of` is whose tunnel leads to an origin."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeout: aiohttp.ClientTimeout) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        timeout: aiohttp.ClientTimeout,
+        proxy_of: Callable[[URL], URL | None],
+    ) -> None:
         self._connector: Any = session.connector
         self._timeout = timeout
+        self._proxy_of = proxy_of
         self._requests: dict[str, aiohttp.ClientRequest] = {}
 
     async def borrow(self, origin: str, *, fresh: bool = False) -> BorrowedConnection:
@@ -98,7 +104,8 @@ class DirectConnector:
         request = self._requests.get(origin)
         if request is None:
             loop = asyncio.get_running_loop()
-            request = aiohttp.ClientRequest("POST", URL(origin), loop=loop)
+            url = URL(origin)
+            request = aiohttp.ClientRequest("POST", url, loop=loop, proxy=self._proxy_of(url))
             self._requests[origin] = request
         while True:
             try:

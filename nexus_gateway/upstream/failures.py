@@ -41,6 +41,8 @@ _KEY_REASONS = {
 _REFUSED_STATUS = 400  # of a refusal inside a 200
 _STATUS = re.compile("[45][0-9][0-9]")
 _REASONS: tuple[tuple[type[Exception], str], ...] = (  # a subclass before its parent
+    (aiohttp.ClientHttpProxyError, "the proxy (UPSTREAM_PROXY) refused the connection"),
+    (aiohttp.ClientProxyConnectionError, "the proxy (UPSTREAM_PROXY) could not be reached"),
     (aiohttp.ClientConnectorDNSError, "its host name was not found"),
     (aiohttp.ClientSSLError, "TLS failed"),
     (aiohttp.ConnectionTimeoutError, "could not be reached in time"),

@@ -7,13 +7,12 @@ no token is set, it also depends on the `Host` header and on traces of a proxy.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Iterable, Mapping
 from enum import Enum
 
 from nexus_gateway.errors import Forbidden, Unauthorized
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import Settings
+from nexus_gateway.settings import Settings, is_loopback
 
 _BY_PROXIES = (
     *("Forwarded", "Via", "X-Real-IP"),
@@ -111,15 +110,6 @@ def _matching(offered: str, secrets: Iterable[Secret]) -> int:
         for number, secret in enumerate(secrets, 1)
     ]
     return max(numbers, default=0)
-
-
-def is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_local(headers: Mapping[str, str]) -> bool:
