@@ -33,7 +33,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 
-HEAD_S = 60.0
+HEAD_S = 30.0
 CHECKS = 8  # for each limit
 LINGER_S = 2.0  # for the rest of a body that is not read
 _USED = ("_current_request", "_loop", "_messages", "_paused", "_waiter")
@@ -201,11 +201,13 @@ class Runner(web.AppRunner):
     def _check(self, server: web.Server) -> None:
         loop = asyncio.get_running_loop()
         write_s = self.app[GATEWAY].settings.write_timeout_ms / 1000  # a reload may change it
-        self._timer = loop.call_later(min(write_s, HEAD_S) / CHECKS, self._check, server)
+        interval_s = min(write_s, HEAD_S) / CHECKS
+        self._timer = loop.call_later(interval_s, self._check, server)
         now = loop.time()
+        head_s = HEAD_S - interval_s  # the next look would be too late
         for connection in server.connections:
             assert isinstance(connection, ClientConnection)
-            connection.check_timeouts(now, HEAD_S, write_s)
+            connection.check_timeouts(now, head_s, write_s)
 
     async def cleanup(self) -> None:
         await super().cleanup()

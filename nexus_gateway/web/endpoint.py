@@ -106,8 +106,7 @@ class DialectEndpoint:
         responder: Responder,
         hooks: RequestHooks | None,
     ) -> None:
-        limit = gateway.settings.max_concurrent
-        if limit and gateway.drain.in_flight > limit:  # this request included
+        if gateway.drain.exceeds(gateway.settings.max_concurrent):  # this request included
             raise Overloaded
         options = parse_options(request.headers, gateway)
         if options.timeout_s is None:
@@ -131,7 +130,8 @@ class DialectEndpoint:
         headers = JoinedHeaders(request.headers)
         via = via_headers(headers, gateway.client.via) if "Via" in request.headers else None
         if self.dialect.reads_pieces:
-            parsed = await self.dialect.read(BodyPieces(request, gateway), headers)
+            with gateway.drain.receiving(gateway.settings.max_concurrent):
+                parsed = await self.dialect.read(BodyPieces(request, gateway), headers)
         else:
             parsed = self.dialect.parse(await read_body(request, gateway), headers)
         if hooks is not None:

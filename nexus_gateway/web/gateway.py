@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from nexus_gateway.errors import Overloaded
 from nexus_gateway.hooks import Hook
 from nexus_gateway.proxy.hook_runner import HookRunner
 from nexus_gateway.proxy.relay import Relay
@@ -52,12 +53,39 @@ class Drain:
         self.leaving = asyncio.Event()
         self.expired = False
         self._tasks: set[asyncio.Task[object]] = set()
+        self._receiving: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def in_flight(self) -> int:
         return len(self._tasks)
+
+    def exceeds(self, limit: int) -> bool:
+        """Return whether more requests are in flight than a limit, 0 for none.
+
+        Those whose body is still arriving do not count: slow callers must not keep others out.
+        """
+        return 0 < limit < len(self._tasks) - len(self._receiving)
+
+    @contextmanager
+    def receiving(self, limit: int) -> Iterator[None]:
+        """Receive the body of the current task's request; then it counts towards a limit.
+
+        Raises:
+            Overloaded: there is no place for it.
+        """
+        task = asyncio.current_task()
+        if task is None or task not in self._tasks:  # an admin call
+            yield
+            return
+        self._receiving.add(task)
+        try:
+            yield
+        finally:
+            self._receiving.discard(task)
+        if self.exceeds(limit):
+            raise Overloaded
 
     def begin(self) -> None:
         self.begun.set()

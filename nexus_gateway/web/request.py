@@ -30,6 +30,9 @@ logger = logging.getLogger("nexus_gateway")
 
 # However slowly a body comes, it is complete by then.
 MAX_BODY_S = 600.0
+# After so long a wait for its parts it must have come at this rate, in bytes per second.
+GRACE_S = 20.0
+LEAST_RATE = 500.0
 _VALID_VIA = re.compile(r"[ -~]{1,1000}")
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -152,11 +155,14 @@ async def read_body(request: web.Request, gateway: Gateway) -> bytes:
         TooLarge: it is longer than MAX_BODY_MB; before it is read if its length is declared.
         UnsupportedMedia: it is compressed.
         RequestTimeout: the caller stopped sending, or takes too long.
+        Overloaded: MAX_CONCURRENT requests are running when it has arrived.
     """
     if request.content.is_eof():  # the usual case: it came with the head
         _check_head(request, gateway)
         return request.content.read_nowait()
-    return b"".join([piece async for piece in BodyPieces(request, gateway)])
+    pieces = BodyPieces(request, gateway)
+    with gateway.drain.receiving(gateway.settings.max_concurrent):
+        return b"".join([piece async for piece in pieces])
 
 
 class BodyPieces:
@@ -172,15 +178,18 @@ class BodyPieces:
         self._content = request.content
         self._left = settings.max_body_mb * 1024 * 1024
         self._silence_s = settings.idle_timeout_ms / 1000
+        self._patience_s = GRACE_S  # grows with each byte; the time between reads is not theirs
         self._until_s = asyncio.get_running_loop().time() + MAX_BODY_S
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        now_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        wait_s = min(self._silence_s, self._patience_s)
         try:
-            async with asyncio.timeout_at(min(now_s + self._silence_s, self._until_s)):
+            async with asyncio.timeout_at(min(begun_s + wait_s, self._until_s)):
                 piece = await self._content.readany()
         except TimeoutError:
             raise RequestTimeout from None
@@ -188,6 +197,7 @@ class BodyPieces:
             raise _bad_framing("The body violates HTTP's framing.") from None
         if not piece:
             raise StopAsyncIteration
+        self._patience_s += len(piece) / LEAST_RATE - (loop.time() - begun_s)
         self._left -= len(piece)
         if self._left < 0:
             raise _too_large(self._limit_mb)

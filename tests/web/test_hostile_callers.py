@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
-from fakes import make_instance, serving
+from endpoints import Able
+from fakes import HELLO, Served, make_instance, serving
 from raw import CHAT, asking, connected, exchange
+from waiting import until_async
 
 from nexus_gateway.routing.breaker import State
+from nexus_gateway.settings import Settings
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.web import connections
+from nexus_gateway.web import request as requests
+from nexus_gateway.web.gateway import GATEWAY
 
 BODY = CHAT % b"false"
 START = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
@@ -263,6 +271,52 @@ async def test_the_head_timeout_applies_to_each_request(upstream: FakeUpstream) 
             assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 200 ")
 
 
+class Caller(connections.ClientConnection):
+    """A connection whose head never ends; records when it is let go."""
+
+    closed_at: float | None = None
+
+    def force_close(self) -> None:
+        self.closed_at = self.closed_at or asyncio.get_running_loop().time()
+
+
+class VirtualLoop:
+    """Runs one timer, without waiting."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay_s: float, call: Callable[..., None], *args: Any) -> None:
+        self.timers.append((self.now + delay_s, partial(call, *args)))
+
+    def run_next(self) -> None:
+        self.now, call = self.timers.pop()
+        call()
+
+
+@pytest.mark.parametrize("write_timeout_ms", [1_000, 10_000, 60_000, 86_400_000])
+@pytest.mark.parametrize("begun_s", [0.0, 0.01, 1.0, 3.7, 29.9])
+def test_a_head_that_never_ends_is_let_go_within_half_a_minute(
+    monkeypatch: pytest.MonkeyPatch, write_timeout_ms: int, begun_s: float
+) -> None:
+    loop = VirtualLoop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    runner, caller = object.__new__(connections.Runner), object.__new__(Caller)
+    settings = Settings(write_timeout_ms=write_timeout_ms)
+    runner._app = {GATEWAY: SimpleNamespace(settings=settings)}  # type: ignore[assignment]
+    caller._wire, caller._paused, caller._unsent, caller._taken_at = Wire(), False, 0, 0.0
+    caller.head_since = begun_s
+    runner._check(SimpleNamespace(connections=[caller]))  # type: ignore[arg-type]
+    while caller.closed_at is None:
+        loop.run_next()
+
+    assert 25 < caller.closed_at - begun_s <= 30
+
+
 LONG = Reply(text="word " * 10 + "x" * 6_000_000)
 
 
@@ -330,6 +384,9 @@ class Wire:
     def get_write_buffer_size(self) -> int:
         return 100
 
+    def is_closing(self) -> bool:
+        return False
+
     def abort(self) -> None:
         self.aborted = True
 
@@ -371,6 +428,83 @@ async def test_a_request_over_the_limit_is_rejected_before_its_body_is_read(
                 pass
     async with serving(make_instance(upstream), max_concurrent=0) as served:
         assert (await served.chat())[0] == 200
+
+
+FORM = b"Content-Type: multipart/form-data; boundary=XbX\r\n"
+MODEL = b'--XbX\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+FILE = b'--XbX\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+PATHS = {
+    "chat": (START, b'{"messages": "'),
+    "form": (START.replace(b"chat/completions", b"audio/transcriptions") + FORM, MODEL),
+    "file": (START.replace(b"chat/completions", b"audio/transcriptions") + FORM, MODEL + FILE),
+}
+
+
+async def dribble(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
+) -> asyncio.Task[bytes]:
+    """Send a body byte by byte, until it is sent or answered."""
+    answer = asyncio.create_task(reader.readline())
+    for byte in body:
+        writer.write(bytes([byte]))
+        await asyncio.wait([answer], timeout=0.01)
+        if answer.done():
+            break
+    return answer
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_body_needs_a_minimum_rate(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(requests, "GRACE_S", 0.2)
+    head, begin = PATHS[path]
+    instance = make_instance(upstream, provider=Able)
+    async with serving(instance) as served, connected(served) as (reader, writer):
+        writer.write(head + b"Content-Length: 9999\r\n\r\n" + begin)
+        answer = await dribble(reader, writer, b"x" * 9000)
+
+        assert (await answer).startswith(b"HTTP/1.1 408 ")
+    assert instance.breaker.state() is State.CLOSED
+    assert instance.last_reason is None
+
+
+async def test_a_body_at_that_rate_is_taken_for_as_long_as_it_needs(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "GRACE_S", 0.2)
+    monkeypatch.setattr(requests, "LEAST_RATE", 1.0)
+    async with serving(make_instance(upstream)) as served, connected(served) as (reader, writer):
+        writer.write(START + LENGTH + b"\r\n")
+        answer = await dribble(reader, writer, BODY)
+
+        assert (await answer).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_body_takes_a_place_only_when_it_has_arrived(
+    upstream: FakeUpstream, path: str
+) -> None:
+    head, begin = PATHS[path]
+    able = make_instance(upstream, provider=Able)
+    async with serving(able, max_concurrent=1) as served, AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(connected(served)) for _ in range(5)]
+        for _, writer in slow:
+            writer.write(head + b"Content-Length: 9999\r\n\r\n" + begin.removesuffix(FILE))
+        await until_async(lambda: in_flight(served, 5))
+        assert (await served.chat())[0] == 200
+
+        upstream.default = Reply(hang_after=1)
+        begun = {**HELLO, "stream": True}
+        async with served.session.post(f"{served.url}/v1/chat/completions", json=begun) as answer:
+            assert answer.status == 200
+            reader, writer = slow[0]
+            writer.write((FILE + b"x" if MODEL in begin else b'"}').ljust(9999 - len(begin)))
+            assert (await asyncio.wait_for(reader.readline(), 30)).startswith(b"HTTP/1.1 503 ")
+
+
+async def in_flight(served: Served, number: int) -> bool:
+    return bool((await served.health())["inFlightRequests"] == number)
 
 
 async def test_an_unknown_aiohttp_version_serves_without_timeouts(
