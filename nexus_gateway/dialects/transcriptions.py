@@ -11,6 +11,7 @@ from nexus_gateway.dialects.multipart import read_form
 from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
+from nexus_gateway.wire.usage import count
 
 JSON = "application/json"
 # The content types of the formats `text`, `srt` and `vtt`; markup would be some error page.
@@ -64,7 +65,8 @@ def _to_chat_usage(usage: Mapping[str, Any]) -> Mapping[str, Any]:
     """Translate a transcript's usage into a chat's, if it counts tokens and not seconds."""
     if "input_tokens" not in usage:
         return usage
-    prompt, completion = usage["input_tokens"], usage.get("output_tokens") or 0
+    prompt = count(usage["input_tokens"]) or 0
+    completion = count(usage.get("output_tokens")) or 0
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -6,8 +6,11 @@ The shapes are those of OpenAI's API reference, "Chat completion chunk" and
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from nexus_gateway.wire import json_codec
 
 Chunk = dict[str, Any]
 
@@ -147,6 +150,26 @@ class ToolCallIndex:
         return number
 
 
+def joined_name(name: str, piece: object) -> str:
+    """Return a function's name with its next piece, which some backends repeat in full."""
+    if not isinstance(piece, str):
+        return name
+    return piece if piece.startswith(name) else name + piece
+
+
+def arguments_text(function: Mapping[str, Any]) -> str:
+    """Return a piece of a call's arguments; some backends send an object in place of its JSON."""
+    arguments = function.get("arguments")
+    if arguments is None or isinstance(arguments, str):
+        return arguments or ""
+    return json_codec.dumps(arguments).decode()
+
+
+def new_id() -> str:
+    """Return what makes an id unique in a conversation, for backends that give none."""
+    return secrets.token_hex(12)
+
+
 def content_and_finish(chunk: Mapping[str, Any]) -> tuple[bool, bool]:
     """Return whether a chunk has content (text, reasoning, a tool call or a finish), and a finish.
 
@@ -194,13 +217,15 @@ def fold(chunks: Iterable[Chunk]) -> Chunk:
     numbers: dict[int, ToolCallIndex] = {}
     usage = None
     for chunk in chunks:
-        usage = chunk.get("usage") or usage
+        usage = chunk["usage"] if isinstance(chunk.get("usage"), dict) else usage
         completion |= {k: v for k, v in chunk.items() if k not in ("object", "choices", "usage")}
         for choice in choices(chunk):
             _fold_choice(by_index, numbers, choice)
     completion["choices"] = [by_index[index] for index in sorted(by_index)]
     for choice in completion["choices"]:
         if calls := choice["message"].get("tool_calls"):  # by index
+            for call in calls.values():
+                call["id"] = call["id"] or f"call_{new_id()}"
             choice["message"]["tool_calls"] = [calls[index] for index in sorted(calls)]
     if usage:
         completion["usage"] = usage
@@ -241,8 +266,9 @@ def _fold_delta(message: Chunk, numbers: ToolCallIndex, delta: Mapping[str, Any]
 
 
 def _fold_call(calls: dict[int, Chunk], number: int, call: Mapping[str, Any]) -> None:
-    into = calls.setdefault(number, {"id": "", "type": "function", "function": {}})
-    function = into["function"]
-    for key, value in (call.get("function") or {}).items():
-        function[key] = function.get(key, "") + value if isinstance(value, str) else value
+    blank = {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+    into = calls.setdefault(number, blank)
+    piece, function = call.get("function") or {}, into["function"]
+    name = joined_name(function["name"], piece.get("name"))
+    function |= {**piece, "name": name, "arguments": function["arguments"] + arguments_text(piece)}
     into.update({k: v for k, v in call.items() if k not in ("index", "function") and v})

@@ -531,6 +531,76 @@ def test_a_count_is_passed_on_and_not_translated() -> None:
         COUNT_TOKENS.parse_native(b"{}", "", None)
 
 
+def call_piece(**call: Any) -> Chunk:
+    return {**ANSWER.text(""), "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+
+
+def whole(call: dict[str, Any]) -> dict[str, Any]:
+    return {"choices": [{"message": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}
+
+
+def begun_call(*chunks: Chunk) -> dict[str, Any]:
+    """Return the block with which a stream begins its only call."""
+    started = [data for name, data in events(encoded(chunks)) if name == "content_block_start"]
+    (block,) = [data["content_block"] for data in started]
+    return dict(block)
+
+
+def test_a_call_without_an_id_gets_another_one_in_each_turn() -> None:
+    bare = {"function": {"name": "f", "arguments": "{}"}}
+    ids = [begun_call(call_piece(**bare))["id"] for _ in range(2)]
+    ids += [message(whole(bare), thinking=False)["content"][0]["id"] for _ in range(2)]
+    ids += [fold([call_piece(**bare)])["choices"][0]["message"]["tool_calls"][0]["id"]]
+    assert len(set(ids)) == 5
+    assert all(ids)
+
+
+def test_messages_without_an_id_get_different_ones() -> None:
+    ids = {message({"id": None, "choices": []}, thinking=False)["id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
+def test_a_repeated_id_and_name_are_of_one_call() -> None:
+    pieces = [
+        call_piece(index=0, id="c", function={"name": "ls", "arguments": text})
+        for text in ('{"a"', ":", "1}")
+    ]
+    assert begun_call(*pieces) == {"type": "tool_use", "id": "c", "name": "ls", "input": {}}
+    (block,) = message(fold(pieces), thinking=False)["content"]
+    assert block == {"type": "tool_use", "id": "c", "name": "ls", "input": {"a": 1}}
+
+
+def test_arguments_may_be_an_object() -> None:
+    call = {"id": "c", "function": {"name": "f", "arguments": {"a": ["é", 1]}}}
+    for completion in whole(call), fold([call_piece(**call)]):
+        (block,) = message(completion, thinking=False)["content"]
+        assert block["input"] == {"a": ["é", 1]}
+    written = [data for name, data in events(encoded([call_piece(**call)])) if "delta" in name]
+    assert json.loads(written[0]["delta"]["partial_json"]) == {"a": ["é", 1]}
+
+
+ODD_USAGES = (
+    *("many", 5, [1], True),
+    {"prompt_tokens": "3", "completion_tokens": None, "input_tokens": "3", "output_tokens": []},
+    {"prompt_tokens": 1.5, "completion_tokens": -1, "prompt_tokens_details": [1]},
+    {"input_tokens": {}, "cache_read_input_tokens": "1"},
+)
+
+
+@pytest.mark.parametrize("odd", ODD_USAGES, ids=str)
+def test_an_odd_usage_is_no_fault_of_the_answer(odd: Any) -> None:
+    chunks = [ANSWER.text("x"), {**ANSWER.finish(), "usage": odd}]
+    assert message(fold(chunks), thinking=False)["content"] == [{"type": "text", "text": "x"}]
+    assert message({**fold(chunks), "usage": odd}, thinking=False)["usage"]["output_tokens"] == 0
+    assert events(encoded(chunks))[-1][0] == "message_stop"
+    native = {**message(fold(chunks), thinking=False), "usage": odd}
+    assert MESSAGES.parse_native(json.dumps(native).encode(), "", None).body
+    passthrough = MESSAGES.passthrough(parse(), None)
+    passthrough.feed(sse.json_event({"type": "message_start", "message": {"usage": odd}}))
+    passthrough.feed(sse.json_event({"type": "message_delta", "delta": {}, "usage": odd}))
+    assert passthrough.started
+
+
 def test_input_tokens_exclude_the_cache() -> None:
     details = {"cached_tokens": 2, "cache_write_tokens": 4}
     used = {"prompt_tokens": 7, "completion_tokens": 8, "prompt_tokens_details": details}

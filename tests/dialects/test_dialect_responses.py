@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -561,8 +561,60 @@ def test_missing_fields_of_calls_are_added() -> None:
     bare = delta(tool_calls=[{"function": {"name": "f", "arguments": "{}"}}])
     more = delta(tool_calls=[{"function": {"name": "oo"}}])
     (call,) = response_of(bare, more, ANSWER.finish())["output"]
-    assert (call["call_id"], call["name"], call["arguments"]) == ("call_7_0", "foo", "{}")
-    assert full_response_of(bare, more, ANSWER.finish())["output"] == [call]
+    assert (call["name"], call["arguments"]) == ("foo", "{}")
+    (folded,) = full_response_of(bare, more, ANSWER.finish())["output"]
+    assert {**folded, "call_id": ""} == {**call, "call_id": ""}
+
+
+def test_a_call_without_an_id_gets_another_one_in_each_turn() -> None:
+    bare = delta(tool_calls=[{"function": {"name": "f", "arguments": "{}"}}])
+    for chunk in bare, {**bare, "id": ""}:
+        ids = {
+            make(chunk, ANSWER.finish())["output"][0]["call_id"]
+            for make in (response_of, full_response_of)
+            for _ in range(2)
+        }
+        assert len(ids - {""}) == 4
+
+
+def test_answers_without_an_id_get_different_ones() -> None:
+    unnamed = {**ANSWER.text("x"), "id": None}
+    assert response_of(unnamed)["id"] != response_of(unnamed)["id"]
+
+
+@pytest.mark.parametrize("make", [response_of, full_response_of])
+def test_a_repeated_id_and_name_are_of_one_call(make: Callable[..., dict[str, Any]]) -> None:
+    pieces = [
+        delta(tool_calls=[{"index": 0, "id": "c", "function": {"name": "ls", "arguments": text}}])
+        for text in ('{"a"', ":", "1}")
+    ]
+    (call,) = make(*pieces, ANSWER.finish())["output"]
+    assert (call["call_id"], call["name"], call["arguments"]) == ("c", "ls", '{"a":1}')
+
+
+@pytest.mark.parametrize("make", [response_of, full_response_of])
+def test_arguments_may_be_an_object(make: Callable[..., dict[str, Any]]) -> None:
+    function = {"name": "f", "arguments": {"a": ["é", 1]}}
+    (call,) = make(delta(tool_calls=[{"id": "c", "function": function}]))["output"]
+    assert json.loads(call["arguments"]) == {"a": ["é", 1]}
+
+
+ODD_USAGES = (
+    *("many", 5, [1], True),
+    {"prompt_tokens": "3", "completion_tokens": None, "total_tokens": [1]},
+    {"prompt_tokens": 1.5, "completion_tokens": -1, "prompt_tokens_details": [1]},
+    {"prompt_tokens": 10**12, "completion_tokens_details": "x"},
+)
+
+
+@pytest.mark.parametrize("make", [response_of, full_response_of])
+@pytest.mark.parametrize("odd", ODD_USAGES, ids=str)
+def test_an_odd_usage_is_no_fault_of_the_answer(
+    make: Callable[..., dict[str, Any]], odd: object
+) -> None:
+    response = make(ANSWER.text("x"), {**ANSWER.finish(), "usage": odd})
+    assert response["output"][0]["content"][0]["text"] == "x"
+    assert not response["usage"] or response["usage"]["total_tokens"] == 0
 
 
 def test_logprobs_are_sent_with_their_text() -> None:

@@ -289,7 +289,7 @@ async def test_garbage_in_a_native_stream_breaks_it(upstream: FakeUpstream) -> N
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"usage": {"input_tokens": [], "output_tokens": "x"}}, 503),
+        ({"usage": {"input_tokens": [], "output_tokens": "x"}}, 200),
         ({"content": "text"}, 503),
         ({"content": []}, 200),
     ],

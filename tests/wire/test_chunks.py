@@ -65,3 +65,17 @@ def test_text_reasoning_calls_and_the_finish_are_content() -> None:
         assert has_content(chunk)
     for empty in (ANSWER.text(""), ANSWER.usage(1, 1), {}, {"choices": None}, {"choices": [5]}):
         assert not has_content(empty)
+
+
+def test_a_name_is_joined_and_its_repetition_is_not() -> None:
+    def named(*pieces: str) -> str:
+        calls = [{"index": 0, "id": "c", "function": {"name": piece}} for piece in pieces]
+        chunks = [{"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]} for call in calls]
+        (call,) = fold(chunks)["choices"][0]["message"]["tool_calls"]
+        name: str = call["function"]["name"]
+        return name
+
+    assert named("ls", "ls", "ls") == "ls"
+    assert named("get_", "weather") == "get_weather"
+    assert named("get", "get_weather", "get_weather") == "get_weather"
+    assert named("", "f", "") == "f"

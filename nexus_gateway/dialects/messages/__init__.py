@@ -20,6 +20,7 @@ from nexus_gateway.errors import ErrorEvent, InvalidRequest
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
+from nexus_gateway.wire.usage import count
 
 # The caller's headers for the version and for beta features are sent along with its body.
 _FORWARDED = ("anthropic-version", "anthropic-beta")
@@ -41,10 +42,12 @@ _ERROR_TYPES = {
 
 def usage_as_chat(usage: Mapping[str, Any]) -> dict[str, Any]:
     """Translate Anthropic's usage; in a chat, the prompt includes the tokens of the cache."""
-    cached = usage.get("cache_read_input_tokens") or 0
-    written = usage.get("cache_creation_input_tokens") or 0
-    prompt = (usage.get("input_tokens") or 0) + cached + written
-    completion = usage.get("output_tokens") or 0
+
+    def tokens(name: str) -> int:
+        return count(usage.get(name)) or 0
+
+    cached, written = tokens("cache_read_input_tokens"), tokens("cache_creation_input_tokens")
+    prompt, completion = tokens("input_tokens") + cached + written, tokens("output_tokens")
     chat: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import Chunk, ToolCallIndex, choices, extract_reasoning, extract_text
+from nexus_gateway.wire.chunks import (
+    Chunk,
+    ToolCallIndex,
+    arguments_text,
+    choices,
+    extract_reasoning,
+    extract_text,
+    new_id,
+)
+from nexus_gateway.wire.usage import count
 
 # The signature of thinking that no Anthropic backend has signed, and that none must receive.
 UNSIGNED = "nexus-unsealed"
@@ -52,7 +61,7 @@ def _stop_reason(finish: object, *, called: bool) -> str:
 
 
 def _head(chunk: Mapping[str, Any]) -> Chunk:
-    id = str(chunk.get("id") or "nexus").removeprefix("chatcmpl-")
+    id = str(chunk.get("id") or new_id()).removeprefix("chatcmpl-")
     return {
         "id": f"msg_{id}",
         "type": "message",
@@ -72,11 +81,15 @@ def _blocks(answer: Mapping[str, Any], thinking: bool) -> Iterator[Chunk]:
     text = extract_text(answer) + (answer.get("refusal") or "")
     if text:
         yield {"type": "text", "text": text}
-    for number, call in enumerate(answer.get("tool_calls") or []):
+    for call in answer.get("tool_calls") or []:
         function = call["function"]
-        id = call.get("id") or f"toolu_{number}"
-        input = _input(function.get("arguments") or "")
-        yield {"type": "tool_use", "id": id, "name": function["name"], "input": input}
+        input = _input(arguments_text(function))
+        yield {"type": "tool_use", "id": _call_id(call), "name": function["name"], "input": input}
+
+
+def _call_id(call: Mapping[str, Any]) -> str:
+    """Return a call's id; some backends give none, without which no result can be sent."""
+    return call.get("id") or f"toolu_{new_id()}"
 
 
 def _object_or_none(text: str) -> Chunk | None:
@@ -93,15 +106,16 @@ def _input(arguments: str) -> Chunk:
     return {"arguments": arguments} if value is None else value
 
 
-def usage(chat: Mapping[str, Any] | None) -> Chunk:
+def usage(chat: object) -> Chunk:
     """Translate a chat's usage; Anthropic's input does not include the tokens of the cache."""
-    chat = chat or {}
-    details = chat.get("prompt_tokens_details") or {}
-    cached = details.get("cached_tokens") or 0
-    written = details.get("cache_write_tokens") or 0
+    chat = chat if isinstance(chat, dict) else {}
+    details = chat.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    cached = count(details.get("cached_tokens")) or 0
+    written = count(details.get("cache_write_tokens")) or 0
     return {
-        "input_tokens": max((chat.get("prompt_tokens") or 0) - cached - written, 0),
-        "output_tokens": chat.get("completion_tokens") or 0,
+        "input_tokens": max((count(chat.get("prompt_tokens")) or 0) - cached - written, 0),
+        "output_tokens": count(chat.get("completion_tokens")) or 0,
         "cache_creation_input_tokens": written,
         "cache_read_input_tokens": cached,
     }
@@ -201,12 +215,11 @@ class MessageEncoder:
             number = self._numbers.number(call)
             block = self._calls.get(number)
             if block is None:
-                id = call.get("id") or f"toolu_{number}"
-                block = _Block({"type": "tool_use", "id": id, "name": "", "input": {}})
+                block = _Block({"type": "tool_use", "id": _call_id(call), "name": "", "input": {}})
                 self._calls[number] = block
                 self._blocks.append(block)
             block.start["name"] = block.start["name"] or function.get("name") or ""
-            block.add(function.get("arguments") or "")
+            block.add(arguments_text(function))
 
     def _add(self, start: Chunk, piece: str) -> None:
         """Add to the last block, or begin another one if it is of another kind."""

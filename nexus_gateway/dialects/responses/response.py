@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.chunks import Chunk, ToolCallIndex, choices, extract_reasoning, extract_text
+from nexus_gateway.wire.chunks import (
+    Chunk,
+    ToolCallIndex,
+    arguments_text,
+    choices,
+    extract_reasoning,
+    extract_text,
+    joined_name,
+    new_id,
+)
+from nexus_gateway.wire.usage import count
 
 Event = dict[str, Any]
 # Emits an event: its type and its fields.
@@ -80,7 +90,7 @@ class ResponseEncoder:
 
     def take(self, chunk: Chunk) -> None:
         """Add a chunk. One without choices begins nothing: it may have no id yet."""
-        self._usage = chunk.get("usage") or self._usage
+        self._usage = chunk["usage"] if isinstance(chunk.get("usage"), dict) else self._usage
         for choice in choices(chunk):
             # One choice was requested, whatever index the backend gives it.
             self._choice = choice.get("index") if self._choice == _NO_CHOICE_YET else self._choice
@@ -115,7 +125,7 @@ class ResponseEncoder:
     def _begin(self, chunk: Chunk) -> None:
         if self._head:
             return
-        self._key = str(chunk.get("id") or "").removeprefix("chatcmpl-")
+        self._key = str(chunk.get("id") or new_id()).removeprefix("chatcmpl-")
         self._head = {
             "id": f"resp_{self._key}",
             "object": "response",
@@ -150,19 +160,19 @@ class ResponseEncoder:
 
     def _add_call(self, call: Mapping[str, Any]) -> None:
         function = call.get("function") or {}
-        name, arguments = function.get("name") or "", function.get("arguments") or ""
         number = self._numbers.number(call)
         item = self._calls.get(number)
         if item is not None:
-            item.name.append(name)
+            item.name = joined_name(item.name, function.get("name"))
         else:
             self._close_text()
             place = self._next_place("function_call")
             # Some backends give calls no id, without which a caller cannot send the output.
-            call_id = call.get("id") or f"call_{self._key}_{len(self._items)}"
-            item = self._calls[number] = _CallItem(*place, call_id, [name])
+            call_id = call.get("id") or f"call_{new_id()}"
+            item = _CallItem(*place, call_id, joined_name("", function.get("name")))
+            self._calls[number] = item
             self._open(item)
-        if arguments:
+        if arguments := arguments_text(function):
             item.add(arguments)
 
     def _next_place(self, kind: str) -> tuple[str, str, int, Emit]:
@@ -266,7 +276,7 @@ class _CallItem(_Item):
     """A `function_call`; the caller will send the function's output by its `call_id`."""
 
     call_id: str
-    name: list[str] = field(default_factory=list)  # pieces, as the arguments
+    name: str
     _arguments: list[str] = field(default_factory=list)
 
     def add(self, arguments: str) -> None:
@@ -274,14 +284,12 @@ class _CallItem(_Item):
         self._emit_content("response.function_call_arguments.delta", delta=arguments)
 
     def _close_content(self) -> None:
-        name, arguments = "".join(self.name), "".join(self._arguments)
         done = "response.function_call_arguments.done"
-        self._emit_content(done, name=name, arguments=arguments)
+        self._emit_content(done, name=self.name, arguments="".join(self._arguments))
 
     def _as_event(self, status: str) -> Event:
-        name, arguments = "".join(self.name), "".join(self._arguments)
-        head = {"type": self.kind, "id": self.id, "status": status}
-        return {**head, "call_id": self.call_id, "name": name, "arguments": arguments}
+        head = {"type": self.kind, "id": self.id, "status": status, "call_id": self.call_id}
+        return {**head, "name": self.name, "arguments": "".join(self._arguments)}
 
 
 def _echo(request: Mapping[str, Any]) -> Event:
@@ -333,5 +341,4 @@ def to_chat_usage(usage: object) -> dict[str, Any]:
 
 def _count(counts: object, name: str) -> int:
     """Return a number of tokens, 0 if it is absent."""
-    value = counts.get(name) if isinstance(counts, dict) else None
-    return value if isinstance(value, int) else 0
+    return count(counts.get(name) if isinstance(counts, dict) else None) or 0
