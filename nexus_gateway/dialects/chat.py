@@ -20,7 +20,7 @@ from nexus_gateway.dialects.body import (
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import Chunk, choices, is_usage_only
+from nexus_gateway.wire.chunks import Chunk, Progress, choices, is_usage_only, raise_error
 from nexus_gateway.wire.passthrough import ChatPassthrough, find_model, set_model
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
@@ -90,23 +90,26 @@ def _parse_common(data: bytes) -> tuple[dict[str, Any], str | None, bool | None]
 
 
 def completed(body: bytes) -> Chunk:
-    """Parse a completion; InvalidAnswer if it is none."""
-    answer = parse_answer(body)
+    """Parse a completion; InvalidAnswer if it is none, ErrorEvent if it is an error."""
+    answer = parse_answer(body, "choices")
+    Progress().take(answer)
     if not choices(answer):
         raise InvalidAnswer("answered 200 without an answer")
     return answer
 
 
-def parse_answer(body: bytes) -> dict[str, Any]:
-    """Parse the body of a 200; InvalidAnswer if it is not a JSON object, or an error."""
+def parse_answer(body: bytes, content: str) -> dict[str, Any]:
+    """Parse the body of a 200; InvalidAnswer if it is not a JSON object, ErrorEvent if an error.
+
+    `content` is the field that has what was asked for; without it a message is an error.
+    """
     try:
         answer = json_codec.loads(body)
     except json_codec.JSONError:
         raise InvalidAnswer("answered with something that is not JSON") from None
     if not isinstance(answer, dict):
         raise InvalidAnswer("answered 200 without an answer")
-    if answer.get("error"):
-        raise InvalidAnswer("answered 200 with an error")
+    raise_error(answer, has_content=bool(answer.get(content)))
     return answer
 
 

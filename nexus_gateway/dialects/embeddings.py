@@ -42,7 +42,7 @@ class Embeddings(Dialect):
         """Check a list of vectors; `model` is kept, since vectors compare only within a model."""
         if len(body) > _PARSED_UP_TO:
             return FullResponse(body, _check_large(body))
-        answer = parse_answer(body)
+        answer = parse_answer(body, "data")
         if not isinstance(answer.get("data"), list):
             raise InvalidAnswer("answered 200 without an answer")
         return FullResponse(body, usage_in(answer))

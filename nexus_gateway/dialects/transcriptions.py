@@ -52,7 +52,7 @@ class Transcriptions(Dialect):
             if "ml" in content_type:
                 raise InvalidAnswer("answered with a web page")
             return FullResponse(body, {}, content_type if content_type in _TEXTS else "text/plain")
-        answer = parse_answer(body)
+        answer = parse_answer(body, "text")
         if "text" not in answer:
             raise InvalidAnswer("answered 200 without an answer")
         return FullResponse(body, _to_chat_usage(usage_in(answer)))

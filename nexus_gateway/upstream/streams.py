@@ -22,8 +22,7 @@ from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, PluginBro
 from nexus_gateway.provider import CannotServe
 from nexus_gateway.upstream.response import HttpResponse
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import MALFORMED, Chunk, finished, fold, has_content
-from nexus_gateway.wire.error_objects import normalise_error
+from nexus_gateway.wire.chunks import MALFORMED, Chunk, Progress, fold, read_named
 from nexus_gateway.wire.passthrough import Passthrough
 from nexus_gateway.wire.usage import counted
 
@@ -211,24 +210,26 @@ async def events(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIterator[
 
 
 async def chat_chunks(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIterator[Chunk]:
-    """Read the chunks of an upstream that speaks OpenAI; BrokenStream if one is not JSON."""
-    finish_seen = content_seen = False
+    """Read the chunks of an upstream that speaks OpenAI; BrokenStream if one is not a chunk."""
+    progress, content_seen = Progress(), False
     async for event in events(response, heartbeat):
         data = event.data.strip()
         if data == "[DONE]":
-            if content_seen and not finish_seen:
-                # `[DONE]` means that the answer is complete: only its finish reason is missing.
-                yield {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+            # `[DONE]` means that the answer is complete: only its finish reason is missing.
+            for index in sorted(progress.open) if content_seen else ():
+                yield {"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]}
             return
         if not data:
             continue
+        if event.name == "error":
+            raise ErrorEvent(read_named(data))
         try:
             chunk = json_codec.loads(data)
         except json_codec.JSONError:
             raise BrokenStream(_INVALID) from None
-        if isinstance(chunk, dict):
-            finish_seen = finish_seen or finished(chunk)
-            content_seen = content_seen or has_content(chunk)
+        if not isinstance(chunk, dict):
+            raise BrokenStream(_INVALID)
+        content_seen = progress.take(chunk)[0] or content_seen
         yield chunk
 
 
@@ -246,7 +247,7 @@ class TranslatedStream:
     _buffered: list[Chunk] = field(default_factory=list)
     _usage: dict[str, Any] | None = None
     _content_chunks: int = 0
-    _finished: bool = False
+    _progress: Progress = field(default_factory=Progress)
     _ended: bool = False
 
     async def open(self) -> None:
@@ -260,7 +261,7 @@ class TranslatedStream:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
             self._ended = True
-            if self._finished:
+            if self._progress.complete:
                 raise
             raise TruncatedStream("The upstream cut the answer off.") from None
         except BrokenStream:
@@ -279,10 +280,7 @@ class TranslatedStream:
     def _examine(self, chunk: Chunk) -> Chunk:
         if not isinstance(chunk, dict):
             raise BrokenStream("The provider's plugin yielded something that is not a chunk.")
-        if chunk.get("error"):
-            raise ErrorEvent(normalise_error(chunk["error"]))
-        self._content_chunks += has_content(chunk)
-        self._finished = self._finished or finished(chunk)
+        self._content_chunks += self._progress.take(chunk)[0]
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
         return chunk if self._model is None else {**chunk, "model": self._model}
@@ -353,7 +351,7 @@ class TranslatedStream:
             except Exception:
                 logger.exception("the plugin %s failed while its stream was closed", self._plugin)
         if self._response is not None:
-            await self._response.finish(whole=self._ended and self._finished)
+            await self._response.finish(whole=self._ended and self._progress.complete)
 
 
 AnswerStream = PassthroughStream | TranslatedStream

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire import json_codec
+from nexus_gateway.wire.error_objects import normalise_error
 
 Chunk = dict[str, Any]
 
 # What reading chunks and events of an unexpected shape raises.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_GAVE_UP = "The upstream ended its answer with an error, and gave no reason."
 
 
 class Answer:
@@ -170,35 +174,116 @@ def new_id() -> str:
     return secrets.token_hex(12)
 
 
-def content_and_finish(chunk: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Return whether a chunk has content (text, reasoning, a tool call or a finish), and a finish.
-
-    A delta with only a role (or empty and null values beside it) is no content. The chunks of the
-    older completions have their `text` in the choice itself.
-    """
-    content = False
-    listed = chunk.get("choices")
-    for choice in listed if isinstance(listed, list) else ():
-        if not isinstance(choice, dict):
-            continue
-        if choice.get("finish_reason"):
-            return True, True
-        delta = choice.get("delta")
-        if choice.get("text"):
-            content = True
-        elif isinstance(delta, dict):
-            for name, value in delta.items():
-                if value and name != "role":
-                    content = True
-    return content, False
-
-
 def has_content(chunk: Mapping[str, Any]) -> bool:
-    return content_and_finish(chunk)[0]
+    return any(_examine(choice)[0] for choice in choices(chunk))
 
 
 def finished(chunk: Mapping[str, Any]) -> bool:
-    return content_and_finish(chunk)[1]
+    return any(_examine(choice)[1] for choice in choices(chunk))
+
+
+def _examine(choice: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether a choice has content (text, reasoning, a tool call or a finish), and a finish.
+
+    A delta with only a role (or empty and null values beside it) is no content. The chunks of the
+    older completions have their `text` in the choice itself. A finish is a text: some backends
+    send an empty one with each chunk.
+    """
+    reason = choice.get("finish_reason")
+    if reason and isinstance(reason, str):
+        return True, True
+    content = bool(choice.get("text"))
+    delta = choice.get("delta")
+    if isinstance(delta, dict):
+        for name, value in delta.items():
+            if value and name != "role":
+                content = True
+    return content, False
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Progress:
+    """What the chunks of one answer have said of its end."""
+
+    open: set[int] = field(default_factory=set)  # the indexes of the choices without a finish
+    _ended: set[int] = field(default_factory=set)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a choice, and each one has its finish."""
+        return bool(self._ended) and not self.open
+
+    def take(self, chunk: Mapping[str, Any]) -> tuple[bool, bool]:
+        """Return whether a chunk has content, and a finish; ErrorEvent if it is an error."""
+        listed = chunk.get("choices")
+        if not listed or not isinstance(listed, list) or chunk.get("error"):
+            raise_error(chunk, has_content=False, is_answer=_is_metadata(chunk))
+            return False, False
+        has_content = is_finish = False
+        for choice in listed:
+            if not isinstance(choice, dict):
+                continue
+            error, index = choice.get("error"), choice.get("index")
+            if error or choice.get("finish_reason") == "error":
+                raise ErrorEvent(normalise_error(error or _GAVE_UP))
+            content, ends = _examine(choice)
+            index = index if isinstance(index, int) else 0
+            if ends:
+                self._ended.add(index)
+                self.open.discard(index)
+            elif index not in self._ended:
+                self.open.add(index)
+            has_content, is_finish = has_content or content, is_finish or ends
+        return has_content, is_finish
+
+
+def _is_metadata(chunk: Mapping[str, Any]) -> bool:
+    """Return whether a chunk without a choice is harmless.
+
+    Known are a usage, a content filter's or a router's remarks in an otherwise ordinary chunk,
+    and objects that only keep the connection alive.
+    """
+    return (
+        not chunk
+        or chunk.get("choices", 0) in (None, [])
+        or isinstance(chunk.get("usage"), dict)
+        or "completion" in str(chunk.get("object"))
+        or chunk.get("type") == "ping"
+    )
+
+
+def raise_error(answer: Mapping[str, Any], *, has_content: bool, is_answer: bool = True) -> None:
+    """Raise ErrorEvent if an object of an upstream is an error.
+
+    It is one if it says so, whatever else it has; and if it has no content and instead a message,
+    or nothing that an answer may have.
+    """
+    says_so = answer.get("error") or "error" in (answer.get("object"), answer.get("type"))
+    states = not is_answer or answer.get("message") or answer.get("detail")
+    if says_so or (states and not has_content):
+        raise ErrorEvent(read_stated(answer))
+
+
+def read_stated(answer: object) -> dict[str, Any]:
+    """Return the error in an upstream's object: its `error`, its own fields, or a `detail`."""
+    error = (answer.get("error") or answer) if isinstance(answer, dict) else answer
+    if isinstance(error, dict) and not error.get("message") and error.get("detail"):
+        detail = error["detail"]
+        if isinstance(detail, dict):
+            return normalise_error(detail)
+        if isinstance(detail, list):
+            faults = [fault.get("msg") for fault in detail if isinstance(fault, dict)]
+            detail = "; ".join(text for text in faults if isinstance(text, str))
+        return normalise_error({**error, "message": detail})
+    return normalise_error(error)
+
+
+def read_named(data: str) -> dict[str, Any]:
+    """Return the error of an event named `error`: JSON of some shape, or only a text."""
+    try:
+        return read_stated(json_codec.loads(data))
+    except json_codec.JSONError:
+        return normalise_error(data)
 
 
 def is_usage_only(chunk: Mapping[str, Any]) -> bool:

@@ -1,18 +1,14 @@
 """Streams that are forwarded unchanged, and checked for their beginning, their end and errors.
 
-`Passthrough` is what all of them share. `EventPassthrough` is its form for a dialect of named
-events: once the answer has begun, blocks that contain none of the dialect's markers are forwarded
-unread.
+`Passthrough` is what all of them share. Events are parsed one by one; once the answer has begun,
+those that fit the shape of an earlier one (see `shapes`) are forwarded unread. Nothing else is:
+whatever the scans do not prove is parsed. So a stream means the same however its bytes arrive.
 
-`ChatPassthrough` is its form for OpenAI's chunks. It replaces the value of `model`, at three
-speeds. The events of a stream are the same bytes over and over, but for one string: the piece of
-text. Once one event was parsed and found good, any other that differs from it only inside that
-string is good as well: it has the same names, the same choices, no error, no finish.
-`EventTemplate` proves and renames a whole block of such events by cutting it at the bytes between
-two texts. Any other block is *plain* if a few scans prove that each of its events is one line
-`data: {…}`, with the model's name written as in the first event, and that none has an error or a
-usage: then one `replace` renames the whole block. The rest goes event by event, and only an event
-that is not plain by itself is parsed.
+`EventPassthrough` is its form for a dialect of named events, and `ChatPassthrough` the one for
+OpenAI's chunks, in which it replaces the value of `model`. Most upstreams send the same bytes over
+and over, but for one string: the piece of text. `EventTemplate` proves and renames a whole block of
+such events by cutting it at the bytes between two texts. Shapes, which may differ in more places,
+are only made if the templates of the first events do not fit the others.
 """
 
 from __future__ import annotations
@@ -28,29 +24,38 @@ from typing import Any, ClassVar
 
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import content_and_finish, is_usage_only
-from nexus_gateway.wire.error_objects import normalise_error
+from nexus_gateway.wire.chunks import (
+    Progress,
+    is_usage_only,
+    raise_error,
+    read_named,
+)
+from nexus_gateway.wire.shapes import TEXT, EventShape, is_utf8
 from nexus_gateway.wire.usage import counted
 
 # So many templates are tried on a stream; then its events are taken to have no common shape.
 MAX_TEMPLATES = 4
-_TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"|[{}\[\]]')
-_SCALAR = rb'\s*:\s*("(?:[^"\\]|\\.)*"|null|true|false|-?[0-9][0-9.eE+-]*)'
+MAX_SHAPES = 8
+_TOKEN = re.compile(rb'"((?:[^"\\]++|\\.)*+)"|[{}\[\]]')
+_SCALAR = rb'\s*+:\s*+("(?:[^"\\]++|\\.)*+"|null|true|false|-?[0-9][0-9.eE+-]*+)'
 _VALUE = re.compile(_SCALAR)
 # Names and plain values up to the model's: nearly all upstreams write a chunk like this.
 _MODEL_EARLY = re.compile(
-    rb'\s*\{\s*(?:"(?!model")[^"\\]*"\s*:\s*(?:"[^"\\]*"|[-+.0-9a-zA-Z]+)\s*,\s*)*+"model"'
+    rb'\s*+\{\s*+(?:"(?!model")[^"\\]*+"\s*+:\s*+(?:"[^"\\]*+"|[-+.0-9a-zA-Z]++)\s*+,\s*+)*+"model"'
     + _SCALAR
 )
 _DATA = b"data: "
 _START = b"data: {"
 _END = b"\n\n"
-_GLUE = _END + _START
+_DONE_EVENT = sse.DONE[: -len(_END)]
+_PLAIN_EVENT = re.compile(rb"(?:event: [a-z_.]++\n)?+data: \{[^\n]*+")
 _CONTENT = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|arguments|text)"\s*:\s*"((?:[^"\\]|\\.)+)"'
+    rb'"(?:content|reasoning_content|reasoning|arguments|text)"\s*+:\s*+"((?:[^"\\]++|\\.)++)"'
 )
+_TEXT = re.compile(TEXT)
 # Texts, one a line, none of which ends the JSON string that contains it.
-_TEXTS = re.compile(rb'(?:[^"\\\n]++|\\(?:["\\/bfnrt]|u[0-9A-Fa-f]{4})|\n)*+')
+_TEXTS = re.compile(TEXT.replace(rb"\x00-\x1f", rb"\x00-\x09\x0b-\x1f"))
+_NO_ANSWER = "The upstream sent something that is not an answer."
 _CUT_OFF = "The upstream cut the answer off."
 _Span = tuple[int, int]
 
@@ -80,14 +85,17 @@ class Passthrough(ABC):
     _held: list[bytes] = field(default_factory=list)
     _held_size: int = 0
     _learnt: int = 0  # grows with each event that may help `_fast_path` with the next ones
+    _shapes: list[EventShape] = field(default_factory=list)
+    _shapes_left: int = MAX_SHAPES
+    _unread_usage: bytes = b""  # events with a usage that were sent unparsed
 
     def used(self) -> Mapping[str, Any]:
         """Return the usage: the upstream's, else the events with content counted as tokens."""
         return counted(self.usage, self.events)
 
-    @abstractmethod
-    def _fast_path(self, block: bytes) -> bytes | None:
-        """Pass a block unread if a few scans prove that it is plain; else return None."""
+    def _fast_path(self, block: bytes) -> tuple[bytes, int]:
+        """Pass the beginning of a block that a few scans prove; return it and its length before."""
+        return b"", 0
 
     @abstractmethod
     def _pass_one(self, event: bytes) -> bytes:
@@ -105,15 +113,22 @@ class Passthrough(ABC):
         block = self._framer.feed(data)
         if not block or self.done or self.broken is not None:
             return b""
-        passed = self._fast_path(block) if self.started else None
-        return self._slow_path(block) if passed is None else passed
+        if not self.started:
+            return self._slow_path(block)
+        passed, end = self._fast_path(block)
+        return passed + self._slow_path(block, end) if end < len(block) else passed
 
-    def _slow_path(self, block: bytes) -> bytes:
-        """Examine a block event by event."""
+    def _slow_path(self, block: bytes, at: int = 0) -> bytes:
+        """Examine a block event by event, but for those that fit a shape."""
         was_started = self.started
         out: list[bytes] = []
-        at = 0
         while at < len(block):
+            if self._shapes and self.started:
+                passed, end = self._pass_run(block, at)
+                if passed:
+                    out.append(passed)
+                    at = end
+                    continue
             end = block.find(_END, at)
             end = len(block) if end < 0 else end  # an odd line end may be left at the end
             event, at = block[at:end].strip(b"\n"), end + 2
@@ -132,11 +147,31 @@ class Passthrough(ABC):
                 break
             if self.started and learnt != self._learnt:
                 # After a burst the rest is in this block as well, and mostly plain.
-                rest = self._fast_path(block[at:])
-                if rest is not None:
-                    out.append(rest)
-                    break
+                passed, end = self._fast_path(block[at:])
+                out.append(passed)
+                at += end
         return b"".join(out)
+
+    def _pass_run(self, block: bytes, at: int) -> tuple[bytes, int]:
+        """Pass the events from `at` on that fit one shape; return them and their end, or b""."""
+        for shape in self._shapes:
+            end = shape.end_of_run(block, at)
+            if end:
+                run = block[at:end]
+                self.events += run.count(_END)
+                if shape.has_usage:
+                    self._unread_usage = run
+                return shape.renamed(run), end
+        return b"", at
+
+    def _learn(
+        self, event: bytes, old: bytes = b"", new: bytes = b"", *, has_usage: bool = False
+    ) -> None:
+        """Pass events like this one unread from now on, if they have a shape."""
+        self._shapes_left -= 1
+        shape = EventShape.from_event(event, old, new, has_usage=has_usage)
+        if shape is not None:
+            self._shapes.append(shape)
 
     def _hold(self, event: bytes) -> bytes:
         """Hold an event back until the answer begins; return what may be sent."""
@@ -153,9 +188,12 @@ class Passthrough(ABC):
         try:
             value = json_codec.loads(text)
         except json_codec.JSONError:
+            # orjson refuses half a character, whose other half may be in the next event.
             value = None
+            with contextlib.suppress(json_codec.JSONError):
+                value = json_codec.loads_exact(text.encode() if isinstance(text, str) else text)
         if not isinstance(value, dict):
-            raise BrokenStream("The upstream sent something that is not an answer.")
+            raise BrokenStream(_NO_ANSWER)
         return value
 
     def end(self) -> bytes:
@@ -179,24 +217,37 @@ class EventPassthrough(Passthrough):
     def _classify(self, event: dict[str, Any]) -> EventKind:
         """Return what an event means, and note its usage; BrokenStream if it has an error."""
 
-    def _fast_path(self, block: bytes) -> bytes | None:
-        events = block.count(_END)
-        objects = block.count(_START) == block.count(b"}\n\n") == events
-        if not objects or any(marker in block for marker in self.markers):
-            return None
-        self.events += events
-        return block
-
     def _pass_one(self, event: bytes) -> bytes:
-        text = sse.parse_event(event).data.strip()
+        parsed = sse.parse_event(event)
+        text = parsed.data.strip()
         if not text:
             return self._hold(sse.comment_lines(event))
-        kind = self._classify(self._parse(text))
+        kind = self._read(text, is_error=parsed.name == "error")
         if kind is not EventKind.NOTHING:
             self.events += kind is EventKind.CONTENT
             self.started = True
             self.done = kind is EventKind.END
+            if kind is EventKind.CONTENT and self._shapes_left and self._is_plain(event):
+                self._learn(event)
         return self._hold(event + _END)
+
+    def _is_plain(self, event: bytes) -> bool:
+        """Return whether an event only has a piece of the answer, in one line."""
+        has_marker = any(marker in event for marker in self.markers)
+        return not has_marker and _PLAIN_EVENT.fullmatch(event) is not None
+
+    def _read(self, text: str, *, is_error: bool) -> EventKind:
+        try:
+            value = self._parse(text)
+        except BrokenStream:
+            if is_error:
+                raise ErrorEvent(read_named(text)) from None
+            raise
+        kind = self._classify(value)
+        if is_error:
+            raise ErrorEvent(read_named(text))
+        raise_error(value, has_content="type" in value)
+        return kind
 
     def _ended_early(self, late: bytes) -> bytes:
         cut = TruncatedStream(_CUT_OFF)
@@ -211,47 +262,28 @@ class ChatPassthrough(Passthrough):
 
     def __init__(self, model: str | None, usage_wanted: bool) -> None:
         super().__init__()
-        self._finished = False
+        self._progress = Progress()
         self._usage_wanted = usage_wanted
         self._model = json_codec.dumps(model) if model is not None else None
-        # How this upstream writes `model` in each event, and what replaces that.
-        self._model_key = self._renamed = b""
-        self._usage_block = b""
         self._template: EventTemplate | None = None
         self._templates_left = MAX_TEMPLATES
 
     def _ended_early(self, late: bytes) -> bytes:
         """Complete an answer that has its finish and only lacks the `[DONE]`."""
-        if not self._finished:
-            raise TruncatedStream(_CUT_OFF)
+        if not self._progress.complete:
+            cut = TruncatedStream(_CUT_OFF)
+            if not late:
+                raise cut
+            self.broken = cut
+            return late
         self.done = True
         return late + sse.DONE
 
     def used(self) -> Mapping[str, Any]:
-        if self._usage_block:
-            # These events were sent unparsed: it is too late to report an error in them.
-            with contextlib.suppress(BrokenStream):
-                for event in sse.split(self._usage_block):
-                    self._read(event.removeprefix(_DATA))
+        if self._unread_usage:
+            for event in sse.split(self._unread_usage):
+                self.usage = json_codec.loads(event[len(_DATA) :])["usage"]
         return counted(self.usage, self.events)
-
-    def _is_plain(self, block: bytes) -> bool:
-        events = block.count(_GLUE) + 1
-        return (
-            block.startswith(_START)
-            and block.count(b"\n") == 2 * events
-            and block.count(self._model_key) == events
-            and b'"error"' not in block
-            and b'"choices":[]' not in block
-            and b'"choices": []' not in block
-            and (
-                self._usage_wanted
-                or b'"usage":' not in block
-                # All have choices: none can be a usage chunk.
-                or block.count(b'"choices":[{') + block.count(b'"choices": [{') == events
-            )
-            and (self._model_key is not _START or b'"model"' not in block)
-        )
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes; most often they are one event that the template fits."""
@@ -263,97 +295,70 @@ class ChatPassthrough(Passthrough):
                 return passed
         return super().feed(data)
 
-    def _fast_path(self, block: bytes) -> bytes | None:
-        """Pass a block that begins with events of the template, or that is plain."""
+    def _fast_path(self, block: bytes) -> tuple[bytes, int]:
         applied = None if self._template is None else self._template.apply(block)
         if applied is None:
-            # Another one of the first events may give the template that fits the others.
-            return None if self._templates_left else self._pass_plain(block)
-        out, count, rest = applied
+            return b"", 0
+        passed, count, rest = applied
         self.events += count
-        if not rest:
-            return out
-        passed = self._pass_plain(rest)
-        return out + (self._slow_path(rest) if passed is None else passed)
-
-    def _pass_plain(self, block: bytes) -> bytes | None:
-        """Pass a block that is plain, but for a `[DONE]` at its end; else return None."""
-        done = block.endswith(sse.DONE)
-        if done:
-            block = block[: -len(sse.DONE)]
-        if not self._is_plain(block):
-            return None
-        self.done = done
-        self.events += block.count(_GLUE) + 1
-        if b'"finish_reason":"' in block or b'"finish_reason": "' in block:
-            self._finished = True
-        # If usage is requested, most upstreams write `"usage":null` into all the other events.
-        if b'"usage":' in block and (b'"usage":{' in block or b'"usage": {' in block):
-            self._usage_block = block
-        if self._model is not None:
-            block = block.replace(self._model_key, self._renamed)
-        return block + sse.DONE if done else block
+        return passed, len(block) - len(rest)
 
     def _pass_one(self, event: bytes) -> bytes:
-        if self.started and not self._templates_left:
-            passed = self._pass_plain(event + _END)
-            if passed is not None:
-                return passed
-        if event.startswith(_START) and b"\n" not in event:
-            return self._examine(event[len(_DATA) :])
+        if event == _DONE_EVENT and self.started:
+            self.done = True
+            return sse.DONE
+        if not event.startswith(_START) or b"\n" in event:
+            return self._pass_odd(event)
+        text = event[len(_DATA) :]
+        chunk = self._parse(text)
+        has_content, ends = self._progress.take(chunk)
+        has_usage = isinstance(chunk.get("usage"), dict)
+        if has_usage:
+            self.usage, self._unread_usage = chunk["usage"], b""
+        span = None if self._model is None else find_model(text)
+        if has_content:
+            self.events += 1
+            self.started = True
+            if self._templates_left and not (ends or has_usage):
+                self._templates_left -= 1
+                self._learnt += 1
+                self._template = EventTemplate.from_event(text, span, self._model)
+            elif self._shapes_left and not ends:
+                self._learn_renamed(event, span, has_usage=has_usage)
+        elif self.usage is not None and not self._usage_wanted and is_usage_only(chunk):
+            return b""
+        if span is not None and self._model is not None:
+            text = text[: span[0]] + self._model + text[span[1] :]
+        elif self._model is not None:
+            text = set_model(text, self._model)
+        event = _DATA + text + _END
+        return self._hold(event) if self._held or not self.started else event
+
+    def _pass_odd(self, event: bytes) -> bytes:
+        """Pass an event that has no data, or whose data is no object in one line."""
         fields = [line.partition(b":") for line in event.split(b"\n")]
         data = [value.removeprefix(b" ") for name, _, value in fields if name == b"data"]
         # A line end inside JSON is white space between tokens, so a space may replace it.
         text = b" ".join(data).strip()
         if not text:
             return self._hold(sse.comment_lines(event))
-        if text != b"[DONE]":
-            return self._examine(text)
-        if not self.started:
+        if sse.parse_event(event).name == "error":
+            raise ErrorEvent(read_named(text.decode("utf-8", "replace")))
+        if text == b"[DONE]" and not self.started:
             raise TruncatedStream("The upstream ended its answer before it began.")
-        self.done = True
-        return sse.DONE
+        if text != b"[DONE]" and not text.startswith(b"{"):
+            raise BrokenStream(_NO_ANSWER)
+        return self._pass_one(_DATA + text)
 
-    def _examine(self, text: bytes) -> bytes:
-        chunk = self._read(text)
-        has_content, ends = content_and_finish(chunk)
-        self._finished = self._finished or ends
-        span = find_model(text)
-        if has_content:
-            self.events += 1
-            if not self.started:
-                self._begin(text, span)
-            if self._templates_left and not ends:
-                self._templates_left -= 1
-                self._learnt += 1
-                if not isinstance(chunk.get("usage"), dict):
-                    self._template = EventTemplate.from_event(text, span, self._model)
-        elif self.usage is not None and not self._usage_wanted and is_usage_only(chunk):
-            return b""
-        if self._model is not None:
-            text = set_model(text, self._model, span)
-        return self._hold(_DATA + text + _END)
-
-    def _read(self, text: bytes) -> dict[str, Any]:
-        """Parse a chunk and note its usage."""
-        chunk = self._parse(text)
-        if chunk.get("error"):
-            raise ErrorEvent(normalise_error(chunk["error"]))
-        if isinstance(chunk.get("usage"), dict):
-            self.usage, self._usage_block = chunk["usage"], b""
-        return chunk
-
-    def _begin(self, text: bytes, span: _Span | None) -> None:
-        """Note how this upstream writes `model`, from the first event with content."""
-        self.started = True
-        model = self._model or b""
-        if span:
-            key = text.rindex(b'"model"', 0, span[0])
-            self._model_key = text[key : span[1]]
-            self._renamed = text[key : span[0]] + model
-        else:
-            self._model_key = _START
-            self._renamed = _START + b'"model":' + model + b","
+    def _learn_renamed(self, event: bytes, span: _Span | None, *, has_usage: bool) -> None:
+        if self._model is None:
+            self._learn(event, has_usage=has_usage)
+        elif span is not None:
+            start, end = span[0] + len(_DATA), span[1] + len(_DATA)
+            name = event.rindex(b'"model"', 0, start)
+            self._learn(
+                event, event[name:end], event[name:start] + self._model, has_usage=has_usage
+            )
 
 
 def find_model(text: bytes) -> _Span | None:
@@ -375,9 +380,9 @@ def find_model(text: bytes) -> _Span | None:
     return None
 
 
-def set_model(text: bytes, model: bytes, span: _Span | None = None) -> bytes:
-    """Set the `model` of a JSON object's bytes to a JSON string; `span` is its `find_model`."""
-    span = span or find_model(text)
+def set_model(text: bytes, model: bytes) -> bytes:
+    """Set the `model` of a JSON object's bytes to a JSON string."""
+    span = find_model(text)
     if span:
         return text[: span[0]] + model + text[span[1] :]
     start = text.index(b"{") + 1
@@ -403,7 +408,7 @@ class EventTemplate:
         The event's data is a JSON object in one line with content and without a finish; `span` is
         its `find_model`, and `model` the new value as JSON, None to keep it.
         """
-        content = _CONTENT.search(data)
+        content = None if len(data) > sse.LONG_EVENT else _CONTENT.search(data)
         if content is None:
             return None
         start, end = content.span(1)
@@ -425,7 +430,7 @@ class EventTemplate:
         shortest = len(self.before) + len(self.after)
         if len(event) >= shortest and event.startswith(self.before) and event.endswith(self.after):
             text = event[len(self.before) : -len(self.after)]
-            if not (b'"' in text or b"\\" in text or b"\n" in text or b"\r" in text):
+            if _TEXT.fullmatch(text) and (text.isascii() or is_utf8(text)):
                 return self.new_before + text + self.new_after
         return None
 
@@ -449,9 +454,9 @@ class EventTemplate:
         if texts is None:
             return None
         lines = b"\n".join(texts)
-        if lines.count(b"\n") != len(texts) - 1:
+        if lines.count(b"\n") != len(texts) - 1 or not _TEXTS.fullmatch(lines):
             return None
-        if (b'"' in lines or b"\\" in lines) and not _TEXTS.fullmatch(lines):
+        if not (lines.isascii() or is_utf8(lines)):
             return None
         renamed = (self.new_after + self.new_before).join(texts)
         return self.new_before + renamed + self.new_after, len(texts), rest

@@ -19,6 +19,7 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 LONGEST_EVENT = 8 * 1024 * 1024
 LONG_EVENT = 64 * 1024  # a longer one is not copied again for each piece that arrives
+_TOO_LARGE = "The upstream sent an event that is too large."
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -61,6 +62,8 @@ class Framer:
                 return b""
             self._begun = True
             data = data.removeprefix(_BOM)
+        if len(data) > LONGEST_EVENT and max(map(len, data.split(b"\n\n"))) > LONGEST_EVENT:
+            raise BrokenStream(_TOO_LARGE)
         cut = data.rfind(b"\n\n") + 2
         if cut == 1:
             cut = 0
@@ -78,8 +81,8 @@ class Framer:
         rest += data
         if ended:
             return bytes(rest)
-        if len(rest) > LONGEST_EVENT:
-            raise BrokenStream("The upstream sent an event that is too large.")
+        if len(rest) - rest.endswith(b"\n") > LONGEST_EVENT:
+            raise BrokenStream(_TOO_LARGE)
         return b""
 
     def rest(self) -> bytes:

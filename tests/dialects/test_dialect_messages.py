@@ -517,9 +517,11 @@ def test_errors_have_anthropics_types(status: int, kind: str) -> None:
 def test_a_message_is_distinguished_from_other_bodies() -> None:
     good = json.dumps(message(fold([ANSWER.text("x")]), thinking=False)).encode()
     assert MESSAGES.parse_native(good, "application/json", "L").body == good
-    for bad in (b"<html>", b"{}", b"[]", b'{"type":"error","error":{"message":"x"}}'):
+    for bad in (b"<html>", b"{}", b"[]"):
         with pytest.raises(InvalidAnswer):
             MESSAGES.parse_native(bad, "application/json", None)
+    with pytest.raises(ErrorEvent, match="x"):
+        MESSAGES.parse_native(b'{"type":"error","error":{"message":"x"}}', "", None)
 
 
 def test_a_count_is_passed_on_and_not_translated() -> None:

@@ -845,12 +845,12 @@ def test_a_native_response_keeps_its_fields_and_its_usage_is_read() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "body", [b"x", b"[]", b"{}", b'{"object":"response","error":{"code":"x"}}']
-)
+@pytest.mark.parametrize("body", [b"x", b"[]", b"{}", b'{"object":"response","status":"failed"}'])
 def test_an_invalid_native_response_is_rejected(body: bytes) -> None:
     with pytest.raises(InvalidAnswer):
         RESPONSES.parse_native(body, "application/json", None)
+    with pytest.raises(ErrorEvent):
+        RESPONSES.parse_native(b'{"object":"response","error":{"code":"x"}}', "", None)
 
 
 @given(scripts(), st.lists(st.integers(0, 10_000), max_size=6))

@@ -192,13 +192,13 @@ def test_chunks_that_name_usage_are_not_examined_each(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examined: list[bytes] = []
-    examine = ChatPassthrough._examine
+    parse = ChatPassthrough._parse
 
-    def noting(self: ChatPassthrough, event: bytes) -> bytes:
-        examined.append(event)
-        return examine(self, event)
+    def noting(self: ChatPassthrough, text: bytes) -> dict[str, Any]:
+        examined.append(text)
+        return parse(self, text)
 
-    monkeypatch.setattr(ChatPassthrough, "_examine", noting)
+    monkeypatch.setattr(ChatPassthrough, "_parse", noting)
     chunks = [FORMS[form][0], *[FORMS[form][1]] * 500, *FORMS[form][2:]]
     passthrough = ChatPassthrough("Me", usage_wanted=False)
     for chunk in chunks:

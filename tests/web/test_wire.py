@@ -378,7 +378,7 @@ async def test_an_internal_error_during_a_stream_breaks_the_connection(
         def fail(*args: object) -> None:
             raise RuntimeError("internal detail")
 
-        monkeypatch.setattr("nexus_gateway.wire.passthrough.ChatPassthrough._pass_plain", fail)
+        monkeypatch.setattr("nexus_gateway.wire.passthrough.EventTemplate.apply_to_one", fail)
         with pytest.raises(Exception, match=r"payload|disconnected"):
             await served.chat()
         assert served.instances[0].in_flight == 0

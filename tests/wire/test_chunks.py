@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus_gateway.wire.chunks import Answer, fold, has_content
+from nexus_gateway.wire.chunks import Answer, Progress, fold, has_content
 
 ANSWER = Answer("chatcmpl-1", 5, "m")
 
@@ -65,6 +65,27 @@ def test_text_reasoning_calls_and_the_finish_are_content() -> None:
         assert has_content(chunk)
     for empty in (ANSWER.text(""), ANSWER.usage(1, 1), {}, {"choices": None}, {"choices": [5]}):
         assert not has_content(empty)
+
+
+def test_an_answer_is_complete_if_each_choice_that_was_seen_has_its_finish() -> None:
+    first, second = (ANSWER.text("x"), {"choices": [{"index": 1, "delta": {"content": "x"}}]})
+    end = {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}
+    progress = Progress()
+    assert not progress.complete
+    for chunk, complete in ((first, False), (end, False), (ANSWER.finish(), True), (first, True)):
+        progress.take(chunk)
+        assert progress.complete is complete
+    progress.take(second)
+    assert progress.complete
+
+
+def test_only_a_text_is_a_finish() -> None:
+    for reason in ("", None, 0, 1, True, {"x": 1}, ["stop"]):
+        progress = Progress()
+        chunk = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+        assert progress.take(chunk) == (False, False)
+        assert not progress.complete
+        assert not has_content(chunk)
 
 
 def test_a_name_is_joined_and_its_repetition_is_not() -> None:

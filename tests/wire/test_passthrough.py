@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from cuts import cut
@@ -135,6 +136,26 @@ def test_an_error_event_before_content_raises_and_a_later_one_keeps_the_good_par
 def test_invalid_data_breaks_the_stream(data: bytes) -> None:
     with pytest.raises(BrokenStream):
         run([framed(ANSWER.text("a")), data, framed(ANSWER.finish())])
+
+
+@pytest.mark.parametrize("before", [0, 1, 9])
+def test_the_halves_of_a_character_may_be_in_two_events(before: int) -> None:
+    texts = [*["x"] * before, "\ud83d", "\ude00", "y"]
+    data = b"".join(framed(chunk) for chunk in [*map(ANSWER.text, texts), ANSWER.finish()])
+    assert run([data], model=None) == data + sse.DONE
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+@given(places=st.lists(st.integers(0, 5000), max_size=5))
+def test_no_cut_changes_whether_an_event_is_too_large(longer: int, places: list[int]) -> None:
+    data = sse.frame(b"x" * (1000 + longer - len(b"data: ")))
+    framer = sse.Framer()
+    with mock.patch.multiple(sse, LONGEST_EVENT=1000, LONG_EVENT=100):
+        if longer:
+            with pytest.raises(BrokenStream, match="too large"):
+                [framer.feed(piece) for piece in cut(data, places)]
+        else:
+            assert b"".join(map(framer.feed, cut(data, places))) == data
 
 
 def test_an_event_too_large_breaks_the_stream() -> None:

@@ -101,7 +101,7 @@ class Messages(Dialect):
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a message; no byte of it is changed."""
-        answer = parse_answer(body)
+        answer = parse_answer(body, "content")
         if answer.get("type") != "message" or not isinstance(answer.get("content"), list):
             raise InvalidAnswer("answered 200 without an answer")
         usage = answer.get("usage")
@@ -145,7 +145,7 @@ class CountTokens(Messages):
         return Request(self, model, False, native, None, False, error, _forwarded(headers))
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
-        count = parse_answer(body).get("input_tokens")
+        count = parse_answer(body, "input_tokens").get("input_tokens")
         if type(count) is not int or count < 0:
             raise InvalidAnswer("answered 200 without a count")
         return FullResponse(body)

@@ -71,7 +71,7 @@ class Responses(Dialect):
         return Request(self, model, stream, native, chat, images, error)
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
-        answer = parse_answer(body)
+        answer = parse_answer(body, "output")
         if answer.get("object") != "response" or answer.get("status") == "failed":
             raise InvalidAnswer("answered 200 without a response")
         return FullResponse(labelled(body, label), to_chat_usage(answer.get("usage")))
