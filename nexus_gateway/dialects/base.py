@@ -32,6 +32,7 @@ class FullResponse:
     body: bytes
     usage: Mapping[str, Any] = field(default_factory=dict)  # in OpenAI's shape; empty if unknown
     content_type: str = "application/json"
+    is_empty: bool = False  # of words, calls and anything else
 
 
 class StreamEncoder(Protocol):

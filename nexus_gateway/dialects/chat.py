@@ -20,7 +20,7 @@ from nexus_gateway.dialects.body import (
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import Chunk, Progress, choices, is_usage_only, raise_error
+from nexus_gateway.wire.chunks import Chunk, Progress, choices, is_empty, is_usage_only, raise_error
 from nexus_gateway.wire.passthrough import ChatPassthrough, find_model, set_model
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
@@ -40,7 +40,10 @@ class Completions(Dialect):
         return Request(self, model, stream, validated(Body(fields, stream), model))
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
-        return FullResponse(labelled(body, label), usage_in(completed(body)))
+        answer = completed(body)
+        return FullResponse(
+            labelled(body, label), usage_in(answer), is_empty=all(map(is_empty, choices(answer)))
+        )
 
     def passthrough(self, request: Request, label: str | None) -> ChatPassthrough:
         return ChatPassthrough(label, request.native.asks_usage)

@@ -21,7 +21,14 @@ from nexus_gateway.provider import Outcome, Scope, Verdict
 from nexus_gateway.proxy.context import Delivery, RequestContext, RequestOptions, Sink
 from nexus_gateway.proxy.hedging import HedgedAttempt
 from nexus_gateway.proxy.queue import RequestQueue
-from nexus_gateway.routing.attempts import BROKE, SUCCESS, Attempt, AttemptFailed, warn_once
+from nexus_gateway.routing.attempts import (
+    BROKE,
+    SUCCESS,
+    Attempt,
+    AttemptFailed,
+    AttemptHistory,
+    warn_once,
+)
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
 from nexus_gateway.settings import Settings
 from nexus_gateway.upstream.attempt import Upstream
@@ -29,6 +36,7 @@ from nexus_gateway.upstream.streams import AnswerStream
 from nexus_gateway.wire.error_objects import masked
 
 BROKEN_STATUS = 500
+EMPTY = Verdict(Outcome.REFUSED, "answered with nothing", 200, scope=Scope.ANSWER)
 
 
 class Relay:
@@ -149,12 +157,17 @@ class Relay:
         if delivery.context.trace is not None:
             request = _traced(delivery, attempt)
         attempt.started_s = now_s = self._clock()
-        return await self._upstream.stream(
+        stream = await self._upstream.stream(
             attempt.deployment,
             request,
             max(delivery.answer_by_s - now_s, 0.001),
             may_give_up=attempt.has_alternative,
         )
+        if stream.is_empty and _may_ask_again(attempt, delivery.context.history):
+            attempt.usage = stream.used()
+            await stream.close()
+            raise AttemptFailed(EMPTY)
+        return stream
 
     async def _open_full(self, delivery: Delivery, attempt: Attempt) -> FullResponse:
         """Send the request and return its full response.
@@ -167,7 +180,11 @@ class Relay:
             request = _traced(delivery, attempt)
         attempt.started_s = self._clock()
         limit_s = max(delivery.answer_by_s - attempt.started_s, 0.001)
-        return await self._upstream.full(attempt.deployment, request, limit_s)
+        response = await self._upstream.full(attempt.deployment, request, limit_s)
+        if response.is_empty and _may_ask_again(attempt, delivery.context.history):
+            attempt.usage = response.usage
+            raise AttemptFailed(EMPTY)
+        return response
 
     async def _deliver(self, delivery: Delivery, attempt: Attempt, stream: AnswerStream) -> None:
         """Send the stream to the caller; if it breaks, end it with an error event."""
@@ -218,6 +235,11 @@ class Relay:
             f"{attempt.name} does not know its model {attempt.model!r}: check {name}_MODEL and "
             f"{name}_BASE_URL (it usually ends in /v1)",
         )
+
+
+def _may_ask_again(attempt: Attempt, history: AttemptHistory) -> bool:
+    """Whether another instance may be asked because an answer is empty: once for a request."""
+    return attempt.has_alternative and not any(a.verdict is EMPTY for a in history.attempts)
 
 
 def _traced(delivery: Delivery, attempt: Attempt) -> Request:

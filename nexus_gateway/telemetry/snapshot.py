@@ -33,10 +33,15 @@ def instance_json(instance: Instance) -> dict[str, Any]:
             **_health_json(instance.health),
         },
         "models": [
-            {**_deployment_json(deployment), "metrics": _health_json(deployment.health)}
+            {**_deployment_json(deployment), "metrics": _model_metrics(deployment)}
             for deployment in instance.deployments.values()
         ],
     }
+
+
+def _model_metrics(deployment: Deployment) -> dict[str, Any]:
+    """Return this process's requests of a model, and the health that all have measured."""
+    return {"totalRequests": deployment.total_requests, **_health_json(deployment.health)}
 
 
 def _deployment_json(deployment: Deployment) -> dict[str, Any]:

@@ -59,7 +59,7 @@ from nexus_gateway.upstream.streams import (
     events,
 )
 from nexus_gateway.wire import json_codec
-from nexus_gateway.wire.chunks import MALFORMED, Answer, Chunk
+from nexus_gateway.wire.chunks import MALFORMED, Answer, Chunk, choices, is_empty
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -416,7 +416,8 @@ def _broken(instance: Instance, error: BrokenStream) -> AttemptFailed:
 
 def _encoded(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> FullResponse:
     """Encode a full chat completion in the caller's dialect."""
-    return FullResponse(json_codec.dumps(request.dialect.encode_full(request, completion)), usage)
+    body = json_codec.dumps(request.dialect.encode_full(request, completion))
+    return FullResponse(body, usage, is_empty=all(map(is_empty, choices(completion))))
 
 
 @contextmanager

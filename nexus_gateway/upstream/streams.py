@@ -75,6 +75,11 @@ class PassthroughStream:
     _error: Exception | None = None
     _waker: asyncio.Future[None] | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the first thing that came was the answer's end."""
+        return self._passthrough.is_empty
+
     async def open(self) -> None:
         """Read up to the first content; BrokenStream if there is none."""
         while not self._passthrough.started and not self._passthrough.done:
@@ -249,6 +254,11 @@ class TranslatedStream:
     _content_chunks: int = 0
     _progress: Progress = field(default_factory=Progress)
     _ended: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """As of `PassthroughStream`."""
+        return self._progress.is_empty
 
     async def open(self) -> None:
         """Read up to the first content; BrokenStream or CannotServe if there is none."""

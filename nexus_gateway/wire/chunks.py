@@ -206,7 +206,9 @@ class Progress:
     """What the chunks of one answer have said of its end."""
 
     open: set[int] = field(default_factory=set)  # the indexes of the choices without a finish
+    is_empty: bool = False  # it has ended by itself, and the first thing that came was its end
     _ended: set[int] = field(default_factory=set)
+    _begun: bool = False
 
     @property
     def complete(self) -> bool:
@@ -234,7 +236,17 @@ class Progress:
             elif index not in self._ended:
                 self.open.add(index)
             has_content, is_finish = has_content or content, is_finish or ends
+            if content and not self._begun:
+                self._begun, self.is_empty = True, ends and is_empty(choice)
         return has_content, is_finish
+
+
+def is_empty(choice: Mapping[str, Any]) -> bool:
+    """Whether a choice that has ended by itself says nothing."""
+    said = choice.get("delta") or choice.get("message")
+    fields = said.items() if isinstance(said, dict) else ()
+    has_words = choice.get("text") or any(value for name, value in fields if name != "role")
+    return choice.get("finish_reason") == "stop" and not has_words
 
 
 def _is_metadata(chunk: Mapping[str, Any]) -> bool:

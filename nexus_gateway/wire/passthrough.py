@@ -89,6 +89,11 @@ class Passthrough(ABC):
     _shapes_left: int = MAX_SHAPES
     _unread_usage: bytes = b""  # events with a usage that were sent unparsed
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the first thing that came was the answer's end."""
+        return False
+
     def used(self) -> Mapping[str, Any]:
         """Return the usage: the upstream's, else the events with content counted as tokens."""
         return counted(self.usage, self.events)
@@ -278,6 +283,10 @@ class ChatPassthrough(Passthrough):
             return late
         self.done = True
         return late + sse.DONE
+
+    @property
+    def is_empty(self) -> bool:
+        return self._progress.is_empty
 
     def used(self) -> Mapping[str, Any]:
         if self._unread_usage:

@@ -47,14 +47,19 @@ def test_the_default_is_documented(name: str) -> None:
     assert re.search(row, text("docs/configuration.md"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("part", ["KEY_1", "API_KEY", "MODEL", "BASE_URL", "IMAGES"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("KEY_1", "API_KEY", "MODEL", "MODELS", "BASE_URL", "IMAGES", "FIRST_TOKEN_TIMEOUT_MS"),
+    ],
+)
 def test_a_providers_variables_are_documented(part: str) -> None:
     assert f"GROQ_{part}" in text("docs/configuration.md")
 
 
 def test_env_example_has_only_known_variables() -> None:
     known = {variable.name for variable in VARIABLES}
-    providers = r"[A-Z][A-Z0-9]*_(?:KEY_\d+|API_KEY|API_VERSION|(?:MODEL|BASE_URL|IMAGES)(?:_\d+)?)"
+    providers = r"[A-Z][A-Z0-9]*_(?:KEY_\d+|API_KEY|API_VERSION|(?:MODELS?|BASE_URL|IMAGES|FIRST_TOKEN_TIMEOUT_MS)(?:_\d+)?)"
     for name in re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=", text(".env.example"), re.MULTILINE):
         assert name in known or re.fullmatch(providers, name), name
 

@@ -358,3 +358,45 @@ async def test_an_instance_may_have_its_own_limit_for_a_first_token(upstream: Fa
     async with serving(slow, other, first_token_timeout_ms=50) as served:
         assert "slow" in (await served.chat(headers=CYCLE))[1]
     assert upstream.hits() == 1
+
+
+def empty(**choice: Any) -> Reply:
+    message = {"role": "assistant", "content": "", **choice}
+    body = {"id": "x", "object": "chat.completion", "model": "m", "created": 1}
+    body["choices"] = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return Reply(body=json.dumps(body).encode())
+
+
+EMPTY_STREAM = b"""data: {"id":"x","choices":[{"delta":{"role":"assistant","content":""}}]}
+
+data: {"id":"x","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}
+
+data: [DONE]
+
+"""
+NOTHING = {
+    "stream": (Reply(body=EMPTY_STREAM, content_type="text/event-stream"), True),
+    "whole": (empty(), False),
+    "null": (empty(content=None, refusal=None, annotations=[]), False),
+}
+
+
+@pytest.mark.proves("F58")
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_an_empty_answer_is_asked_for_once_more_elsewhere(
+    upstream: FakeUpstream, nothing: str, path: str
+) -> None:
+    reply, stream = NOTHING[nothing]
+    upstream.defaults[KEYS[0]] = reply
+    pool = keys(upstream, 3)
+    body = {**HELLO, "stream": stream, "max_tokens": 9}
+    async with serving(*pool) as served:
+        status, text, _ = await served.post(path, body, headers=CYCLE)
+        assert (status, "Hello" in text, upstream.hits()) == (200, True, 2)
+        upstream.defaults.clear()
+        upstream.default = reply
+        status, text, _ = await served.post(path, body)
+        assert (status, "error" in text, upstream.hits()) == (200, False, 4)
+    assert all(instance.is_available for instance in pool)
+    assert [i.health.success_rate() for i in pool] == [1, 1, 1]

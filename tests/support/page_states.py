@@ -13,7 +13,7 @@ from typing import Any
 CELLS: dict[str, tuple[Any, ...]] = {
     "enabled": (True, False),
     "circuit": ("CLOSED", "OPEN", "HALF_OPEN"),
-    "park": (None, "bad_key", "rate_limited", "resting", "something new"),
+    "park": (None, "bad_key", "unknown_model", "rate_limited", "resting", "something new"),
     "park_s": (30, 90),  # the probe of an open circuit is due after 60
     "judged": (True, False),
     "asked": (0, 9),
@@ -38,6 +38,7 @@ LATER = {"park_s": (90,)}
 ROWS: list[Row] = [
     ({"enabled": (False,)}, ("Off", "off", "off")),
     ({**ON, "park": ("bad_key",)}, ("Key refused", "bad", "unavailable")),
+    ({**ON, "park": ("unknown_model",)}, ("Model unknown", "bad", "unavailable")),
     ({**OPEN, "park": (None,)}, ("Circuit open", "bad", "unavailable")),
     (
         {**OPEN, "park": ("rate_limited", "resting", "something new"), "park_s": (30,)},

@@ -94,7 +94,7 @@ async def ask_in_two(served: Served, path: str, upstream: InTwo) -> str:
         return (received + await response.read()).decode()
 
 
-@pytest.mark.proves("F18", "I-31")
+@pytest.mark.proves("F18", "F59", "I-31")
 @pytest.mark.usefixtures("each_way")
 @EACH_DIALECT
 @EACH_ERROR
@@ -110,6 +110,7 @@ async def test_an_error_in_the_middle_ends_a_stream(path: str, event: bytes, tex
     assert instance.health.success_rate() < 1
 
 
+@pytest.mark.proves("F59")
 @pytest.mark.usefixtures("each_way")
 @EACH_DIALECT
 @EACH_ERROR
@@ -133,6 +134,7 @@ WHOLE: dict[str, bytes] = {
 
 
 @EACH_DIALECT
+@pytest.mark.proves("F59")
 @pytest.mark.parametrize("body", WHOLE.values(), ids=WHOLE)
 async def test_a_whole_answer_that_is_an_error_is_no_success(
     upstream: FakeUpstream, path: str, body: bytes
@@ -206,7 +208,7 @@ CUT: dict[str, tuple[list[Chunk], bool]] = {
 }
 
 
-@pytest.mark.proves("F18")
+@pytest.mark.proves("F18", "F60")
 @pytest.mark.usefixtures("each_way")
 @EACH_DIALECT
 @pytest.mark.parametrize(("chunks", "is_complete"), CUT.values(), ids=CUT)

@@ -214,6 +214,20 @@ async def test_a_late_request_from_another_worker_is_sorted_by_its_end(browser: 
         await expect(models).to_have_text(["fourth", "third", "second", "first"])
 
 
+async def test_the_models_of_a_key_are_folded_below_it(browser: Any) -> None:
+    async with FakeUpstream() as upstream:
+        instance = make_instance(upstream, model="big", other_models=("small",))
+        async with serving(instance) as served, opened(browser, served.url) as tab:
+            instance.on("big").park(3600)
+            await served.chat()
+            row = tab.row("Fake (Key #1)")
+            await expect(row.locator(".model")).to_have_text("small")
+            await row.get_by_text("2 models").click()
+            await expect(row.locator("li").first).to_contain_text("big: Rate limited, back in ")
+            await expect(row.locator("li").nth(1)).to_have_text("small: Serving")
+            assert tab.errors == []
+
+
 async def test_the_switch_stops_traffic(browser: Any) -> None:
     async with two_instances() as (served, upstream), opened(browser, served.url) as tab:
         switch = tab.page.get_by_role("switch", name="Fake (Key #1)")

@@ -37,6 +37,7 @@ def via(upstream: FakeUpstream) -> str:
     return upstream.requests[-1].headers["Via"]
 
 
+@pytest.mark.proves("F61")
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize(
     ("path", "body"),

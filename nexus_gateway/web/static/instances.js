@@ -24,6 +24,9 @@ class Row {
     this.reason = element("p", { class: "reason" });
     this.name = element("h3", {}, name);
     this.model = element("p", { class: "model" });
+    this.count = element("summary");
+    this.models = element("ul");
+    this.folded = element("details", { class: "models" }, this.count, this.models);
     this.switch = element("button", { type: "button", role: "switch", class: "switch" });
     this.switch.setAttribute("aria-label", `${name} accepts requests`);
     this.switch.addEventListener("click", () => {
@@ -35,7 +38,7 @@ class Row {
     this.node = element(
       "li",
       { class: "instance" },
-      element("div", { class: "identity" }, this.name, this.model),
+      (this.identity = element("div", { class: "identity" }, this.name, this.model)),
       element(
         "div",
         { class: "state" },
@@ -68,6 +71,7 @@ class Row {
     setText(this.reason, rowReasonOf(instance, state));
     setText(this.model, instance.model);
     this.model.title = instance.model;
+    this.showModels(instance);
     const figures = figuresOf(instance);
     for (const [name, text] of Object.entries(figures)) setText(this.values[name], text);
     this.bar.style.setProperty("width", figures.health === NONE ? "0%" : figures.health);
@@ -78,6 +82,28 @@ class Row {
     setText(this.values.flight, count(instance.inFlight));
     setText(this.values.quota, instance.quotaLeft ?? NONE);
     this.switch.setAttribute("aria-checked", String(instance.enabled));
+  }
+
+  // Limits and circuits belong to a model; with a single one, the row itself shows them.
+  showModels(instance) {
+    const { enabled, models = [], ageMs } = instance;
+    if (models.length < 2) {
+      this.folded.remove();
+      return;
+    }
+    if (!this.folded.isConnected) this.identity.append(this.folded);
+    setText(this.count, `${models.length} models`);
+    const texts = models.map((model) => {
+      const state = stateOf({ enabled, ...model }, ageMs);
+      const reason = rowReasonOf(model, state);
+      return [`${model.model}: ${state.word}`, state.until, reason].filter(Boolean).join(", ");
+    });
+    while (this.models.childElementCount > texts.length) this.models.lastChild.remove();
+    texts.forEach((text, n) => setText(this.models.children[n] ?? this.addModel(), text));
+  }
+
+  addModel() {
+    return this.models.appendChild(element("li"));
   }
 }
 
@@ -109,7 +135,8 @@ export class Instances {
   // The instance with its current state.
   now(name) {
     const instance = this.latest.get(name);
-    return { ...instance, state: stateOf(instance, Date.now() - instance.receivedAt) };
+    const ageMs = Date.now() - instance.receivedAt;
+    return { ...instance, ageMs, state: stateOf(instance, ageMs) };
   }
 
   all() {

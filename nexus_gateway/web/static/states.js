@@ -18,6 +18,7 @@ const MOST_NAMED = 2; // in the reasons
 //   off          switched off
 const STATES = {
   bad_key: { word: "Key refused", kind: "bad", group: "unavailable" },
+  unknown_model: { word: "Model unknown", kind: "bad", group: "unavailable" },
   open: { word: "Circuit open", kind: "bad", group: "unavailable" },
   failing: { word: "Failing", kind: "bad", group: "unavailable" },
   half_open: { word: "Half open", kind: "probe", group: "probing" },
@@ -51,7 +52,8 @@ export function stateOf(instance, agoMs = 0) {
 function stateIdOf(instance, agoMs) {
   const { enabled, circuitState, parkReason } = instance;
   if (!enabled) return "off";
-  if (parkReason === "bad_key") return "bad_key"; // first, as it needs the operator
+  // First, as they need the operator.
+  if (parkReason === "bad_key" || parkReason === "unknown_model") return parkReason;
   const circuitOpensLast =
     circuitState === "OPEN" && probeInMs(instance, agoMs) > parkedMs(instance, agoMs);
   if (parkReason && !circuitOpensLast) return PARKS.includes(parkReason) ? parkReason : "parked";
