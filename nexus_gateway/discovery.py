@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Generic, TypeVar
 
-from nexus_gateway.provider import ANY_MODEL, API_VERSION, CHAT, ENDPOINTS, KINDS, Model, Provider
+from nexus_gateway.provider import (
+    ANY_MODEL,
+    API_VERSION,
+    CHAT,
+    ENDPOINTS,
+    KINDS,
+    Adaptation,
+    Model,
+    Provider,
+)
 
 OURS = "nexus-gateway"
 # A letter first: no shell can set a variable that begins with a digit.
@@ -231,6 +240,9 @@ def _provider_errors(cls: object) -> Iterator[str]:
             yield f"its `{attribute}` is not a string"
     if not isinstance(cls.stream_usage, bool):
         yield "its `stream_usage` is neither True nor False"
+    adaptations = cls.adaptations
+    if not (isinstance(adaptations, tuple) and all(isinstance(a, Adaptation) for a in adaptations)):
+        yield "its `adaptations` is not a tuple of adaptations; one alone needs a trailing comma"
     yield from _model_errors(cls)
     yield from _endpoint_errors(cls)
     for name in cls.options:

@@ -23,9 +23,10 @@ There are three base classes, one for each kind of backend:
 One provider object serves all its keys and many requests at once: keep the state of a request in
 local variables.
 
-`rename_fields`, `drop_fields` and `rename_roles` are common changes to a chat, for `prepare`. Each
-returns the chat that it was given if there is nothing to change, so that the caller's own bytes can
-be sent.
+What a backend needs changed in a chat is listed in `adaptations`, as data: `KnownFields`,
+`Reasoning`, `CallIds` and others. `prepare` is for what only code can say; `rename_fields`,
+`drop_fields` and `rename_roles` are common changes for it. Each of these returns the chat that it
+was given if there is nothing to change, so that the caller's own bytes can be sent.
 """
 
 from __future__ import annotations
@@ -34,10 +35,26 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, ClassVar
 
 from nexus_gateway.secret import Secret
 from nexus_gateway.wire import json_codec
+from nexus_gateway.wire.adaptations import (
+    Adaptation,
+    CallIds,
+    CallSignatures,
+    CapOutput,
+    DropFields,
+    KnownFields,
+    Reasoning,
+    RenameFields,
+    RenameRoles,
+    SystemFirst,
+    drop_fields,
+    rename_fields,
+    rename_roles,
+)
 from nexus_gateway.wire.chunks import Answer, Chunk
 from nexus_gateway.wire.rate_limits import Quota, read_quotas
 from nexus_gateway.wire.sse import Event
@@ -46,19 +63,29 @@ __all__ = [
     "API_VERSION",
     "CHAT",
     "Account",
+    "Adaptation",
     "Answer",
     "Call",
+    "CallIds",
+    "CallSignatures",
     "CannotServe",
+    "CapOutput",
     "Chunk",
+    "DropFields",
     "Event",
     "HttpRequest",
     "InProcess",
+    "KnownFields",
     "Model",
     "Outcome",
     "Provider",
     "Quota",
+    "Reasoning",
+    "RenameFields",
+    "RenameRoles",
     "Scope",
     "Secret",
+    "SystemFirst",
     "Translator",
     "Verdict",
     "drop_fields",
@@ -73,7 +100,6 @@ API_VERSION = 1
 KINDS = (CHAT, "embeddings", "completions", "transcriptions")
 ENDPOINTS = (*KINDS, "responses", "messages", "count_tokens")
 RATE_LIMIT_PARK_S = 10.0
-Chat = Mapping[str, Any]
 
 
 class Outcome(Enum):
@@ -134,12 +160,14 @@ class Model:
         context: the context window in tokens, 0 if unknown.
         images: whether it accepts images.
         kind: the endpoint that it serves, one of KINDS.
+        max_output: the longest answer in tokens, 0 if unknown; requests for more are lowered to it.
     """
 
     id: str
     context: int = 0
     images: bool = False
     kind: str = CHAT
+    max_output: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +270,9 @@ class Provider:
             NAME_FIRST_TOKEN_TIMEOUT_MS is set; None for the gateway's FIRST_TOKEN_TIMEOUT_MS.
         stream_usage: whether it accepts `stream_options: {"include_usage": true}`. The gateway then
             always asks for usage, and removes it for callers who did not ask.
+        adaptations: what the backend needs changed in a chat, in this order, before `prepare` or
+            `encode`. Without any, a caller's chat goes as it is, and one that was translated from
+            another dialect has only what OpenAI's reference knows.
     """
 
     api_version: ClassVar[int] = API_VERSION
@@ -256,6 +287,7 @@ class Provider:
     options: ClassVar[Mapping[str, str]] = {}
     first_token_timeout_ms: ClassVar[int | None] = None
     stream_usage: ClassVar[bool] = False
+    adaptations: ClassVar[tuple[Adaptation, ...]] = ()
 
     def authorize(self, key: Secret) -> dict[str, str]:
         """Return the headers that carry the key."""
@@ -306,6 +338,12 @@ class Provider:
         """Whether it can answer a chat, in any format."""
         return CHAT in self.endpoints
 
+    @cached_property
+    def all_adaptations(self) -> tuple[Adaptation, ...]:
+        """Its adaptations, and the limits of its models if it lists any."""
+        limits = {model.id: model.max_output for model in self.models if model.max_output}
+        return (*self.adaptations, CapOutput(limits)) if limits else self.adaptations
+
 
 class Translator(Provider, ABC):
     """A backend with a wire format of its own, over HTTP and SSE.
@@ -355,6 +393,24 @@ class InProcess(Provider, ABC):
         """Yield OpenAI chunks, built with `answer`. Write it as an async generator."""
 
 
+_REFERENCE = KnownFields()
+
+
+def adapted(provider: Provider, chat: Mapping[str, Any], *, translated: bool) -> Mapping[str, Any]:
+    """Return a chat as a provider's backend takes it; the given one if there is nothing to change.
+
+    Args:
+        provider: of the attempt.
+        chat: the body as it would be sent.
+        translated: whether the caller used another dialect.
+    """
+    if translated and not provider.adaptations:
+        chat = _REFERENCE.adapt(chat)
+    for adaptation in provider.all_adaptations:
+        chat = adaptation.adapt(chat)
+    return chat
+
+
 def json_request(
     call: Call, url: str, payload: Mapping[str, Any], headers: Mapping[str, str]
 ) -> HttpRequest:
@@ -370,36 +426,3 @@ def json_request(
     return HttpRequest(
         target, json_codec.dumps(payload), {"Content-Type": "application/json", **headers}
     )
-
-
-def rename_fields(chat: Chat, **names: str) -> Chat:
-    """Rename fields; if the new name is present already, its value is kept.
-
-    Args:
-        chat: the body.
-        names: the new name of each old one.
-    """
-    if not any(old in chat for old in names):
-        return chat
-    renamed = {new: chat[old] for old, new in names.items() if old in chat}
-    return {**renamed, **{k: v for k, v in chat.items() if k not in names}}
-
-
-def drop_fields(chat: Chat, *names: str) -> Chat:
-    """Remove fields."""
-    if not any(name in chat for name in names):
-        return chat
-    return {k: v for k, v in chat.items() if k not in names}
-
-
-def rename_roles(chat: Chat, **roles: str) -> Chat:
-    """Rename the roles of messages.
-
-    Args:
-        chat: the body.
-        roles: the new role of each old one.
-    """
-    if not any(message["role"] in roles for message in chat["messages"]):
-        return chat
-    messages = [{**m, "role": roles.get(m["role"], m["role"])} for m in chat["messages"]]
-    return {**chat, "messages": messages}

@@ -33,6 +33,7 @@ from nexus_gateway.provider import (
     Provider,
     Scope,
     Translator,
+    adapted,
 )
 from nexus_gateway.routing.attempts import AttemptFailed
 from nexus_gateway.routing.breaker import State
@@ -174,8 +175,10 @@ class Upstream:
             response = await self._open(deployment, request, chat_request)
             return response, chat_chunks(response, heartbeat)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
-        call = Call(_chat(request, model, stream=True), instance.account)
+        chat = _chat(request, model, stream=True)
         with plugin_errors(instance):
+            chat = adapted(provider, chat, translated=request.dialect.endpoint != CHAT)
+            call = Call(chat, instance.account)
             if isinstance(provider, InProcess):
                 return None, provider.generate(call, answer)
             http = provider.encode(call)
@@ -279,16 +282,19 @@ def chat_request(
     assert request.chat is not None
     provider = instance.provider
     body = request.chat.encode(model, usage=usage)
-    if type(provider).prepare is not Provider.prepare:
+    translated = request.dialect.endpoint != CHAT
+    prepares = type(provider).prepare is not Provider.prepare
+    if prepares or translated or provider.all_adaptations:
         with plugin_errors(instance):
             chat = _chat(request, model, stream=request.stream, usage=usage)
-            prepared = provider.prepare(chat)
-            if prepared is not None and prepared is not chat:
+            prepared = adapted(provider, chat, translated=translated)
+            prepared = provider.prepare(prepared) or prepared
+            if prepared is not chat:
                 body = json_codec.dumps(prepared)
     return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
 
 
-def _chat(request: Request, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
+def _chat(request: Request, model: str, *, stream: bool, usage: bool = False) -> Mapping[str, Any]:
     assert request.chat is not None
     return request.chat.with_model(model, stream=stream, usage=usage)
 

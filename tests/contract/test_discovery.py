@@ -6,7 +6,7 @@ import pytest
 from plugin_points import Acme, fit, point
 
 from nexus_gateway.discovery import PROVIDERS, discover
-from nexus_gateway.provider import Model, Translator
+from nexus_gateway.provider import KnownFields, Model, Translator
 
 
 def reason(name: str, plugin: object) -> str:
@@ -60,6 +60,8 @@ def test_a_plugin_that_fails_to_load_is_reported_in_one_line(error, message):
         (fit(models=Model("acme-1")), "comma"),
         (fit(successors="acme-2"), "comma"),
         (fit(successors=(Model("acme-2"),)), "successors"),
+        (fit(adaptations=KnownFields()), "comma"),
+        (fit(adaptations=(str.lower,)), "tuple of adaptations"),
         (fit(models=(Model("acme-1", kind="embedding"),)), "kind"),
         (fit(models=(Model("acme-e", kind="embeddings"),)), "needs 'embeddings'"),
         (fit(endpoints={"embedding": "/e"}), "'embedding' is not known"),
