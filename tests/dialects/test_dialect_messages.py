@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus_gateway.dialects.base import InvalidAnswer, Request
+from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.messages import COUNT_TOKENS, MESSAGES, usage_as_chat
 from nexus_gateway.dialects.messages.request import IMAGE_FOLLOWS
@@ -24,6 +25,7 @@ from nexus_gateway.wire import sse
 from nexus_gateway.wire.chunks import Answer, Chunk, fold
 
 ANSWER = Answer("chatcmpl-1", 1, "Fake (Key #1)")
+CACHED = {"cache_control": {"type": "ephemeral"}}
 IMAGE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -73,11 +75,15 @@ def test_a_streams_usage_is_requested() -> None:
     ("system", "content"),
     [
         ("Be short.", "Be short."),
-        ([text("Be"), {**text("short."), "cache_control": {"type": "ephemeral"}}], "Be\n\nshort."),
+        ([text("Be"), text(""), text("short.")], "Be\n\nshort."),
+        (
+            [text("Be"), {**text("short."), **CACHED}],
+            [text("Be\n\n"), {**text("short."), **CACHED}],
+        ),
         ("", None),
     ],
 )
-def test_the_system_prompt_is_the_first_message(system: Any, content: str | None) -> None:
+def test_the_system_prompt_is_the_first_message(system: Any, content: Any) -> None:
     first = [{"role": "system", "content": content}] if content else []
     assert turns(*HI, system=system) == [*first, *HI]
 
@@ -143,8 +149,41 @@ PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
         ),
         (
             {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, text("a")]},
-            [{"role": "assistant", "content": "a"}],
+            [{"role": "assistant", "content": "a", "reasoning_content": "hm"}],
         ),
+        (
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "h", "signature": "signed"},
+                    {"type": "redacted_thinking", "data": "x"},
+                    {"type": "thinking", "thinking": "m"},
+                    {**CALL, **CACHED},
+                ],
+            },
+            [
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{**CALLED, **CACHED}],
+                    "reasoning_content": "hm",
+                }
+            ],
+        ),
+        (
+            user(text("a"), {**text("b"), **CACHED}),
+            [user(text("a"), {**text("b"), **CACHED})],
+        ),
+        (user({**text("a"), **CACHED}), [user({**text("a"), **CACHED})]),
+        (
+            user({"type": "image", "source": IMAGE, **CACHED}),
+            [user({**PART, **CACHED})],
+        ),
+        (
+            user({**result(text("19"), text("C")), **CACHED}),
+            [{**tool(""), "content": [text("19\n"), {**text("C"), **CACHED}]}],
+        ),
+        (user({**result(), **CACHED}), [tool("")]),
         ({"role": "assistant", "content": []}, [{"role": "assistant", "content": ""}]),
     ],
 )
@@ -162,11 +201,15 @@ SCHEMA = {"type": "object"}
 
 def test_tools_are_translated() -> None:
     tools = [
-        {"name": "f", "description": "d", "input_schema": SCHEMA, "cache_control": {}},
+        {"name": "f", "description": "d", "input_schema": SCHEMA, **CACHED},
         {"type": "custom", "name": "g", "input_schema": SCHEMA, "strict": True},
     ]
     assert chat(tools=tools)["tools"] == [
-        {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}},
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "d", "parameters": SCHEMA},
+            **CACHED,
+        },
         {"type": "function", "function": {"name": "g", "parameters": SCHEMA, "strict": True}},
     ]
 
@@ -255,6 +298,30 @@ def test_the_native_body_keeps_every_field() -> None:
     encoded = parse(top_k=5, stream=True).native.encode("claude-x")
     assert isinstance(encoded, bytes)
     assert json.loads(encoded) == {**sent, "model": "claude-x"}
+
+
+EXTRA = {"google": {"thought_signature": "A+/b=" * 99}}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "full"])
+def test_an_id_carries_what_a_call_has_besides(stream: bool) -> None:
+    first, end = ANSWER.call(0, "c1", "f"), ANSWER.finish("tool_calls")
+    first["choices"][0]["delta"]["tool_calls"][0]["extra_content"] = EXTRA
+    chunks = [first, ANSWER.arguments(0, "{}"), ANSWER.call(1, "c2", "f"), end]
+    whole = message(fold(chunks), thinking=False)["content"]
+    content = blocks(encoded(chunks)) if stream else whole
+    assert [use["id"] for use in content] == [whole[0]["id"], "c2"]
+    results = [{"type": "tool_result", "tool_use_id": use["id"], "content": ""} for use in content]
+    request = parse(messages=[{"role": "assistant", "content": content}, user(*results)])
+    assert request.chat is not None
+    assistant, *tools = request.chat.fields["messages"]
+    assert [call.get("extra_content") for call in assistant["tool_calls"]] == [EXTRA, None]
+    assert [call["id"] for call in assistant["tool_calls"]] == ["c1", "c2"]
+    assert [result["tool_call_id"] for result in tools] == ["c1", "c2"]
+    assert isinstance(request.native, Body)
+    native = request.native.fields["messages"]
+    assert [use["id"] for use in native[0]["content"]] == ["c1", "c2"]
+    assert [result["tool_use_id"] for result in native[1]["content"]] == ["c1", "c2"]
 
 
 def test_thinking_added_by_the_gateway_is_not_sent_to_anthropic() -> None:

@@ -18,6 +18,7 @@ from nexus_gateway.dialects.base import InvalidAnswer, Request
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
 from nexus_gateway.wire import sse
+from nexus_gateway.wire.carried import load_reasoning
 from nexus_gateway.wire.chunks import Answer, Chunk, fold
 
 ANSWER = Answer("chatcmpl-7", 5, "m")
@@ -233,6 +234,80 @@ def test_one_turn_of_the_assistant_is_one_message() -> None:
     ]
 
 
+def open_reasoning(text: str) -> dict[str, Any]:
+    return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": text}]}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        open_reasoning("Hm"),
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm"}]},
+        {"type": "reasoning", "summary": [], "encrypted_content": load_reasoning("Hm")},
+        {**open_reasoning("Hm"), "encrypted_content": load_reasoning("other"), "summary": None},
+    ],
+)
+def test_reasoning_belongs_to_the_turn_that_follows(item: dict[str, Any]) -> None:
+    text = {"role": "assistant", "content": "So."}
+    more = open_reasoning(".")
+    assert messages_of(USER, item, more, text, CALL, OUTPUT, item, text, USER, item) == [
+        USER,
+        {**text, "reasoning_content": "Hm.", "tool_calls": [CHAT_CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "9"},
+        {**text, "reasoning_content": "Hm"},
+        USER,
+    ]
+    second = {**CALL, "call_id": "c2"}
+    assert messages_of(item, CALL, more, second)[0]["reasoning_content"] == "Hm."
+    assert messages_of(item, USER, text)[1] == text
+
+
+def test_reasoning_of_a_backend_stays_with_it() -> None:
+    sealed = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
+    assert messages_of(sealed, CALL)[0].keys() == {"role", "content", "tool_calls"}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "full"])
+def test_an_id_carries_what_a_call_has_besides(stream: bool) -> None:
+    extra = {"google": {"thought_signature": "A+/b=" * 99}}
+    first = ANSWER.call(0, "c1", "f")
+    first["choices"][0]["delta"]["tool_calls"][0]["extra_content"] = extra
+    chunks = [ANSWER.reasoning("Hm"), first, ANSWER.arguments(0, "{}"), ANSWER.finish("tool_calls")]
+    included = {"include": ["reasoning.encrypted_content"]}
+    response = (response_of if stream else full_response_of)(*chunks, **included)
+    reasoning, call = response["output"]
+    items = [
+        USER,
+        {"type": "reasoning", "encrypted_content": reasoning["encrypted_content"]},
+        call,
+        {**OUTPUT, "call_id": call["call_id"]},
+    ]
+    request = parse({"input": items})
+    assert request.chat is not None
+    assert request.chat.fields["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{**CHAT_CALL, "extra_content": extra}],
+            "reasoning_content": "Hm",
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "9"},
+    ]
+    native = json.loads(request.native.encode("m"))["input"]
+    assert native == [USER, {**call, "call_id": "c1"}, OUTPUT]
+
+
+def test_reasoning_is_carried_only_if_wanted() -> None:
+    chunks = [ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish()]
+    reasoning, message = response_of(*chunks)["output"]
+    assert "encrypted_content" not in reasoning
+    events = events_of(chunks, include=["reasoning.encrypted_content"])
+    items = [event["item"] for event in events if "item" in event]
+    carried = load_reasoning("Hm")
+    assert [item.get("encrypted_content") for item in items] == [None, carried, None, None]
+    assert message["type"] == "message"
+
+
 def test_calls_and_text_after_them_are_one_message() -> None:
     assert messages_of(CALL) == [{"role": "assistant", "content": None, "tool_calls": [CHAT_CALL]}]
     after = {"role": "assistant", "content": "So."}
@@ -363,7 +438,11 @@ def test_reasoning_added_by_the_gateway_is_not_sent_upstream() -> None:
     assert request.chat is not None
     sent = json.loads(request.native.encode("m"))["input"]
     assert sent == [USER, response["output"][1], sealed, USER]
-    assert request.chat.fields["messages"] == [USER, {"role": "assistant", "content": "So"}, USER]
+    assert request.chat.fields["messages"] == [
+        USER,
+        {"role": "assistant", "content": "So", "reasoning_content": "Hm"},
+        USER,
+    ]
     assert json.loads(parse({"input": "rs_open"}).native.encode("m"))["input"] == "rs_open"
 
 

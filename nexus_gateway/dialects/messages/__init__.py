@@ -17,6 +17,7 @@ from nexus_gateway.dialects.chat import check_messages, parse_answer
 from nexus_gateway.dialects.messages.request import Untranslatable, check, to_chat
 from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder, event, message
 from nexus_gateway.errors import ErrorEvent, InvalidRequest
+from nexus_gateway.wire.carried import IN_ID, unload_id
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
@@ -25,6 +26,7 @@ from nexus_gateway.wire.usage import count
 # The caller's headers for the version and for beta features are sent along with its body.
 _FORWARDED = ("anthropic-version", "anthropic-beta")
 _SAFE_VALUE = re.compile(r"[ -~]{1,1000}")
+_IDS = {"tool_use": "id", "tool_result": "tool_use_id"}
 _THINKING_TYPES = frozenset({"enabled", "adaptive", "between_tools"})
 _ERROR_TYPES = {
     400: "invalid_request_error",
@@ -167,17 +169,26 @@ def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
 def _native_body(
     fields: dict[str, Any], data: bytes, model: str | None, stream: bool | None
 ) -> Body:
-    """Return the body for an Anthropic backend, which accepts back only thinking it has signed."""
+    """Return the body for an Anthropic backend, without what only the gateway can read.
 
-    def signed(content: object) -> object:
+    Such a backend accepts back only thinking that it has signed.
+    """
+
+    def plain(content: object) -> object:
         if not isinstance(content, list):
             return content
-        return [block for block in content if block.get("signature") != UNSIGNED]
+        return [_unloaded(block) for block in content if block.get("signature") != UNSIGNED]
 
-    if UNSIGNED.encode() in data:
-        messages = [{**m, "content": signed(m.get("content"))} for m in fields["messages"]]
+    if UNSIGNED.encode() in data or IN_ID.encode() in data:
+        messages = [{**m, "content": plain(m.get("content"))} for m in fields["messages"]]
         fields = {**fields, "messages": messages}
     return validated(Body(fields, stream), model)
+
+
+def _unloaded(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a block of a tool with the id that the backend gave it."""
+    name = _IDS.get(block["type"], "")
+    return {**block, name: unload_id(block[name])[0]} if isinstance(block.get(name), str) else block
 
 
 def _wants_thinking(request: Request) -> bool:

@@ -2,9 +2,12 @@
 
 By Anthropic's API reference, "Messages", version 2023-06-01. What would change the answer and has
 no counterpart in a chat (tools that Anthropic runs, files in its store) makes the request
-untranslatable. Left out are mere hints (`metadata`, `cache_control`, `thinking`,
-`output_config.effort`, `top_k`, `service_tier` and any unknown field), and the thinking of earlier
-turns, which only the backend that signed it can read.
+untranslatable. Left out are mere hints (`metadata`, `thinking`, `output_config.effort`, `top_k`,
+`service_tier` and any unknown field).
+
+Kept, though OpenAI's reference lacks them, are what some backends need: the marks of the cache
+(`cache_control`), the thinking of earlier turns (`reasoning_content`) and what the ids of tool
+calls carry (`extra_content`). Other backends never get them (`wire.adaptations`).
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from typing import Any
 from nexus_gateway.dialects.body import json_type, optional, required, typed, wrong_type
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.wire import json_codec
+from nexus_gateway.wire.carried import unload_id
 
 Json = dict[str, Any]
 _SAME = ("temperature", "top_p", "max_tokens")
 _RUN_BY_ANTHROPIC = ("mcp_servers", "container")
 _TOOL_CHOICES: dict[object, Any] = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = frozenset({"thinking", "redacted_thinking"})
+_MARK = "cache_control"
 IMAGE_FOLLOWS = "(The image is in the next message.)"
 FILE_FOLLOWS = "(The file is in the next message.)"
 
@@ -84,11 +89,23 @@ def to_chat(fields: Mapping[str, Any], *, stream: bool) -> Json:
 
 def _system(system: object) -> Iterator[Json]:
     if isinstance(system, str):
-        texts = [system]
+        parts = [{"type": "text", "text": system}]
     else:
-        texts = [_text(f"system[{i}]", block) for i, block in enumerate(_blocks(system))]
-    if text := "\n\n".join(filter(None, texts)):
-        yield {"role": "system", "content": text}
+        parts = [_text(f"system[{i}]", block) for i, block in enumerate(_blocks(system))]
+    if parts := [part for part in parts if part["text"]]:
+        yield {"role": "system", "content": _joined(parts, "\n\n")}
+
+
+def _joined(parts: list[Json], between: str) -> str | list[Json]:
+    """Return texts as one; as parts if one is marked, whose texts joined are the same."""
+    if not any(_MARK in part for part in parts):
+        return between.join(part["text"] for part in parts)
+    return [{**part, "text": part["text"] + between} for part in parts[:-1]] + parts[-1:]
+
+
+def _marked(part: Json, block: Json) -> Json:
+    """Return what a block was translated into, with the block's mark for the cache."""
+    return {**part, _MARK: block[_MARK]} if block.get(_MARK) else part
 
 
 def _blocks(content: object) -> Sequence[Json]:
@@ -98,10 +115,10 @@ def _blocks(content: object) -> Sequence[Json]:
     return content if isinstance(content, list) else []
 
 
-def _text(where: str, block: Json) -> str:
+def _text(where: str, block: Json) -> Json:
     if block["type"] != "text":
         raise Untranslatable(f"{where}.type", f"a block of the type {block['type']!r} here")
-    return required(block, "text", str, f"{where}.")
+    return _marked({"type": "text", "text": required(block, "text", str, f"{where}.")}, block)
 
 
 def _turns(messages: Sequence[Json]) -> Iterator[Json]:
@@ -118,23 +135,32 @@ def _turns(messages: Sequence[Json]) -> Iterator[Json]:
 
 
 def _assistant(at: str, blocks: Sequence[Json]) -> Json:
-    texts: list[str] = []
+    texts: list[Json] = []
     calls: list[Json] = []
+    thoughts: list[str] = []
     for i, block in enumerate(blocks):
         where = f"{at}[{i}]"
         if block["type"] == "tool_use":
             calls.append(_tool_call(f"{where}.", block))
-        elif block["type"] not in _THINKING:
+        elif block["type"] in _THINKING:
+            thoughts.append(optional(block, "thinking", str, f"{where}.") or "")
+        else:
             texts.append(_text(where, block))
+    message: Json = {"role": "assistant"}
+    message["content"] = _joined(texts, "") or (None if texts or calls else "")
     if calls:
-        return {"role": "assistant", "content": "".join(texts) or None, "tool_calls": calls}
-    return {"role": "assistant", "content": "".join(texts) or (None if texts else "")}
+        message["tool_calls"] = calls
+    if reasoning := "".join(thoughts):
+        message["reasoning_content"] = reasoning
+    return message
 
 
 def _tool_call(at: str, block: Json) -> Json:
     arguments = json_codec.dumps(block.get("input") or {}).decode()
-    name, id = required(block, "name", str, at), required(block, "id", str, at)
-    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    name, carrier = required(block, "name", str, at), required(block, "id", str, at)
+    id, extra = unload_id(carrier)
+    call = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return _marked({**call, "extra_content": extra} if extra else call, block)
 
 
 def _user(at: str, blocks: Sequence[Json]) -> Iterator[Json]:
@@ -149,10 +175,15 @@ def _user(at: str, blocks: Sequence[Json]) -> Iterator[Json]:
         else:
             parts.append(_part(where, block))
     if parts:
-        only_text = parts[0].get("text") if len(parts) == 1 else None
+        only_text = _lone_text(parts)
         yield {"role": "user", "content": parts if only_text is None else only_text}
     elif not blocks:
         yield {"role": "user", "content": ""}
+
+
+def _lone_text(parts: list[Json]) -> str | None:
+    """Return the text of a single part without a mark."""
+    return parts[0].get("text") if len(parts) == 1 and _MARK not in parts[0] else None
 
 
 def _tool_result(where: str, block: Json) -> tuple[Json, list[Json]]:
@@ -160,22 +191,32 @@ def _tool_result(where: str, block: Json) -> tuple[Json, list[Json]]:
     content = block.get("content")
     if content is not None:
         _check_content(f"{where}.content", content)
-    texts: list[str] = ["Error:"] if block.get("is_error") is True else []
+    texts = [_text_part("Error:")] if block.get("is_error") is True else []
     files: list[Json] = []
     for i, inner in enumerate(_blocks(content)):
         part = _part(f"{where}.content[{i}]", inner)
         if part["type"] == "text":
-            texts.append(part["text"])
+            texts.append(part)
         else:
-            texts.append(FILE_FOLLOWS if part["type"] == "file" else IMAGE_FOLLOWS)
+            texts.append(_text_part(FILE_FOLLOWS if part["type"] == "file" else IMAGE_FOLLOWS))
             files.append(part)
-    id = required(block, "tool_use_id", str, f"{where}.")
-    return {"role": "tool", "tool_call_id": id, "content": "\n".join(texts)}, files
+    if texts:
+        texts[-1] = _marked(texts[-1], block)
+    id, _ = unload_id(required(block, "tool_use_id", str, f"{where}."))
+    return {"role": "tool", "tool_call_id": id, "content": _joined(texts, "\n")}, files
+
+
+def _text_part(text: str) -> Json:
+    return {"type": "text", "text": text}
 
 
 def _part(where: str, block: Json) -> Json:
+    return _marked(_unmarked_part(where, block), block)
+
+
+def _unmarked_part(where: str, block: Json) -> Json:
     if block["type"] == "text":
-        return {"type": "text", "text": required(block, "text", str, f"{where}.")}
+        return _text_part(required(block, "text", str, f"{where}."))
     if block["type"] == "image":
         source = required(block, "source", dict, f"{where}.")
         return {"type": "image_url", "image_url": {"url": _url(f"{where}.source.", source)}}
@@ -214,7 +255,7 @@ def _tool(where: str, tool: Json) -> Json:
     function["parameters"] = required(tool, "input_schema", dict, f"{where}.")
     if isinstance(tool.get("strict"), bool):
         function["strict"] = tool["strict"]
-    return {"type": "function", "function": function}
+    return _marked({"type": "function", "function": function}, tool)
 
 
 def _tool_choice(choice: Json) -> Json:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.wire import json_codec, sse
+from nexus_gateway.wire.carried import load_id
 from nexus_gateway.wire.chunks import (
     Chunk,
     ToolCallIndex,
@@ -88,8 +89,11 @@ def _blocks(answer: Mapping[str, Any], thinking: bool) -> Iterator[Chunk]:
 
 
 def _call_id(call: Mapping[str, Any]) -> str:
-    """Return a call's id; some backends give none, without which no result can be sent."""
-    return call.get("id") or f"toolu_{new_id()}"
+    """Return a call's id; some backends give none, without which no result can be sent.
+
+    It carries what else the call has: the next turn needs it, and all clients return the id.
+    """
+    return load_id(call.get("id") or f"toolu_{new_id()}", call.get("extra_content"))
 
 
 def _object_or_none(text: str) -> Chunk | None:

@@ -21,11 +21,14 @@ from nexus_gateway.dialects.responses.response import (
 )
 from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire import sse
+from nexus_gateway.wire.carried import IN_ID, REASONING, unload_id, unload_reasoning
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
+# What a body contains if it has an item that this gateway made.
+_OURS = (OPEN_REASONING, IN_ID, REASONING)
 _FAILURES = frozenset({"response.failed", "error"})
 
 
@@ -64,8 +67,8 @@ class Responses(Dialect):
         fields = parse_object(data)
         model, stream = fields.get("model"), fields.get("stream") is True
         translated, images, error = translate(fields, stream=stream)
-        if OPEN_REASONING.encode() in data:
-            fields = _without_open_reasoning(fields)
+        if any(mark.encode() in data for mark in _OURS):
+            fields = _unloaded_input(fields)
         native = validated(Body(fields, stream), model)
         chat = None if translated is None else validated(Body(translated, stream), model)
         return Request(self, model, stream, native, chat, images, error)
@@ -97,16 +100,23 @@ def _fields(request: Request) -> Mapping[str, Any]:
     return request.native.fields
 
 
-def _without_open_reasoning(fields: dict[str, Any]) -> dict[str, Any]:
-    """Drop the reasoning items that this gateway made: a backend knows only its own."""
+def _unloaded_input(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a request without the reasoning and the ids that only this gateway can read."""
 
     def is_ours(item: Mapping[str, Any]) -> bool:
-        return item.get("type") == "reasoning" and str(item.get("id")).startswith(OPEN_REASONING)
+        loaded = unload_reasoning(item.get("encrypted_content")) is not None
+        known = loaded or str(item.get("id")).startswith(OPEN_REASONING)
+        return item.get("type") == "reasoning" and known
 
     items = fields["input"]
     if isinstance(items, str):
         return fields
-    return {**fields, "input": [item for item in items if not is_ours(item)]}
+    return {**fields, "input": [_unloaded_item(item) for item in items if not is_ours(item)]}
+
+
+def _unloaded_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    id = item.get("call_id")
+    return {**item, "call_id": unload_id(id)[0]} if isinstance(id, str) else item
 
 
 RESPONSES = Responses()

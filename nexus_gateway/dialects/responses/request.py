@@ -13,6 +13,7 @@ from typing import Any
 from nexus_gateway.dialects.body import optional, required, text_or_list, typed, wrong_type
 from nexus_gateway.dialects.chat import check_messages
 from nexus_gateway.errors import InvalidRequest
+from nexus_gateway.wire.carried import unload_id, unload_reasoning
 
 Fields = Mapping[str, Any]
 Message = dict[str, Any]
@@ -140,6 +141,8 @@ class _Conversation:
     _more_texts: list[str] = field(default_factory=list)  # of the last message
     # Of functions' outputs, which contain only text in a chat.
     _files: list[Part] = field(default_factory=list)
+    _reasoning: list[str] = field(default_factory=list)  # of the last message
+    _next_reasoning: list[str] = field(default_factory=list)  # of the assistant's next item
 
     def take(self, where: str, item: object) -> None:
         fields, at = typed(item, dict, where), f"{where}."
@@ -150,7 +153,9 @@ class _Conversation:
             self._call(at, fields)
         elif kind == "function_call_output":
             self._output(at, fields)
-        elif kind != "reasoning":  # only the backend that made it can read it
+        elif kind == "reasoning":
+            self._next_reasoning.append(_reasoning_text(fields))
+        else:
             self._unsupported.add(
                 f"{at}type",
                 f"Items of type {kind!r} are not supported by this gateway, which keeps no state: "
@@ -163,6 +168,7 @@ class _Conversation:
             self._more_texts.append(str(content))
         else:
             self._append({"role": role, "content": content})
+        self._end_reasoning()
 
     def end_outputs(self) -> None:
         """Add the files of the functions' outputs before, of which no more follow."""
@@ -175,6 +181,12 @@ class _Conversation:
         self._join_texts()
         return self._messages
 
+    def _end_reasoning(self) -> None:
+        """Add the reasoning before the last item, if that was the assistant's, to its message."""
+        if self._messages[-1]["role"] == "assistant":
+            self._reasoning += self._next_reasoning
+        self._next_reasoning = []
+
     def _append(self, message: Message) -> None:
         self._join_texts()
         self._messages.append(message)
@@ -185,6 +197,9 @@ class _Conversation:
             last = self._messages[-1]
             last["content"] = (last["content"] or "") + "".join(self._more_texts)
             self._more_texts = []
+        if reasoning := "".join(self._reasoning):
+            self._messages[-1]["reasoning_content"] = reasoning
+        self._reasoning = []
 
     def _message(self, at: str, item: Fields) -> None:
         self.end_outputs()
@@ -211,13 +226,17 @@ class _Conversation:
     def _call(self, at: str, item: Fields) -> None:
         self.end_outputs()
         function = {name: required(item, name, str, at) for name in ("name", "arguments")}
-        call = {"id": required(item, "call_id", str, at), "type": "function", "function": function}
+        id, extra = unload_id(required(item, "call_id", str, at))
+        call: dict[str, Any] = {"id": id, "type": "function", "function": function}
+        if extra:
+            call["extra_content"] = extra
         if not self._messages or self._messages[-1]["role"] != "assistant":
             self._append({"role": "assistant", "content": None})
         self._messages[-1].setdefault("tool_calls", []).append(call)
+        self._end_reasoning()
 
     def _output(self, at: str, item: Fields) -> None:
-        call_id = required(item, "call_id", str, at)
+        call_id, _ = unload_id(required(item, "call_id", str, at))
         content = self._parts(at, "output", item)
         if isinstance(content, list):
             files = [part for part in content if part["type"] != "text"]
@@ -269,6 +288,17 @@ class _Conversation:
                 "send the content itself.",
             )
         return optional(part, name, str, at) if stored else required(part, name, str, at)
+
+
+def _reasoning_text(item: Fields) -> str:
+    """Return the text of a reasoning item, if it has one that is not encrypted by a backend."""
+    texts = _texts(item.get("content"))
+    return texts or unload_reasoning(item.get("encrypted_content")) or _texts(item.get("summary"))
+
+
+def _texts(parts: object) -> str:
+    parts = parts if isinstance(parts, list) else []
+    return "".join(str(p.get("text") or "") for p in parts if isinstance(p, dict))
 
 
 def _tools(fields: Fields, unsupported: Unsupported) -> dict[str, Any]:

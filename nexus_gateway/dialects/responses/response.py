@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.wire import sse
+from nexus_gateway.wire.carried import load_id, load_reasoning
 from nexus_gateway.wire.chunks import (
     Chunk,
     ToolCallIndex,
@@ -33,6 +34,7 @@ Emit = Callable[..., None]
 OPEN_REASONING = "rs_open"
 _ID_PREFIXES = {"message": "msg", "reasoning": OPEN_REASONING, "function_call": "fc"}
 _NO_CHOICE_YET = "none yet"
+_ENCRYPTED = "reasoning.encrypted_content"
 # Finish reasons of an incomplete answer, and their names here.
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 # The types of text parts, and the field that contains the text.
@@ -64,6 +66,7 @@ class ResponseEncoder:
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._echo = _echo(request)
+        self._carries = _ENCRYPTED in (request.get("include") or ())
         self._events: list[Event] = []
         self._sequence_number = 0
         self._head: Event = {}
@@ -154,7 +157,7 @@ class ResponseEncoder:
     def _add_text(self, kind: str, part: str, text: str, logprobs: Sequence[Any]) -> None:
         if self._text is None or self._text.kind != kind:
             self._close_text()
-            self._text = _TextItem(*self._next_place(kind))
+            self._text = _TextItem(*self._next_place(kind), self._carries)
             self._open(self._text)
         self._text.add(part, text, logprobs)
 
@@ -168,7 +171,7 @@ class ResponseEncoder:
             self._close_text()
             place = self._next_place("function_call")
             # Some backends give calls no id, without which a caller cannot send the output.
-            call_id = call.get("id") or f"call_{new_id()}"
+            call_id = load_id(call.get("id") or f"call_{new_id()}", call.get("extra_content"))
             item = _CallItem(*place, call_id, joined_name("", function.get("name")))
             self._calls[number] = item
             self._open(item)
@@ -226,6 +229,7 @@ class _Item(ABC):
 class _TextItem(_Item):
     """A `message` or `reasoning`: parts, of which the last one grows."""
 
+    _carries: bool  # whether reasoning is wanted in `encrypted_content`, too
     _parts: list[Event] = field(default_factory=list)
     _part_type: str = ""
     _pieces: list[str] = field(default_factory=list)
@@ -267,6 +271,10 @@ class _TextItem(_Item):
 
     def _as_event(self, status: str) -> Event:
         fields: Event = {"role": "assistant"} if self.kind == "message" else {"summary": []}
+        if self.kind == "reasoning" and self._carries and self._parts:
+            # All that some clients send back of it.
+            text = "".join(part["text"] for part in self._parts)
+            fields["encrypted_content"] = load_reasoning(text)
         head = {"type": self.kind, "id": self.id, **fields}
         return {**head, "status": status, "content": list(self._parts)}
 
