@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
 from urllib.parse import quote
 
-from nexus_gateway.provider import Account, CannotServe, Provider, Secret, rename_fields
+from nexus_gateway.provider import (
+    Account,
+    CallIds,
+    CannotServe,
+    KnownFields,
+    Provider,
+    RenameFields,
+    Secret,
+)
 
 V1 = "/openai/v1"
 
@@ -21,6 +27,11 @@ class Azure(Provider):
     title = "Azure"
     options = {"API_VERSION": ""}  # noqa: RUF012 - typed ClassVar in the contract
     stream_usage = True  # refused before 2024-09, and together with `data_sources`
+    adaptations = (
+        RenameFields({"max_tokens": "max_completion_tokens"}),  # reasoning models know only that
+        KnownFields(),
+        CallIds(".{1,40}", 40),
+    )
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
         "chat": "/chat/completions",
         "completions": "/completions",
@@ -41,7 +52,3 @@ class Azure(Provider):
             raise CannotServe("`model` must be the name of a deployment.", "model")
         deployment = quote(model, safe="")
         return f"{root}/openai/deployments/{deployment}{path}?api-version={quote(version)}"
-
-    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the newer name of `max_tokens`: reasoning models refuse the older one."""
-        return rename_fields(chat, max_tokens="max_completion_tokens")

@@ -1,6 +1,22 @@
-"""Cerebras: https://inference-docs.cerebras.ai. Models looked up 2026-11-30."""
+"""Cerebras: https://inference-docs.cerebras.ai. Models looked up 2026-11-30.
 
-from nexus_gateway.provider import Model, Provider
+It answers 400 to a field that it does not know, in a message as well (`wrong_api_format`), and to a
+system message that is not the first (reports of 2026-09, looked up 2026-11-30).
+"""
+
+from nexus_gateway.provider import (
+    DropFields,
+    KnownFields,
+    Model,
+    Provider,
+    Reasoning,
+    SystemFirst,
+)
+
+_UNKNOWN = (
+    *("frequency_penalty", "logit_bias", "metadata", "presence_penalty", "prompt_cache_key"),
+    *("prompt_cache_options", "prompt_cache_retention", "safety_identifier", "store", "verbosity"),
+)
 
 
 class Cerebras(Provider):
@@ -11,6 +27,12 @@ class Cerebras(Provider):
     default_model = "gpt-oss-120b"
     successors = ("qwen-3.8-27b",)
     stream_usage = True  # sent with the finish
+    adaptations = (
+        DropFields(_UNKNOWN),
+        Reasoning("reasoning"),
+        KnownFields(also=("reasoning",), without=("audio", "function_call", "refusal")),
+        SystemFirst(),
+    )
     models = (
         Model("gpt-oss-120b", context=131_072),
         Model("qwen-3.8-27b", context=131_072, images=True),

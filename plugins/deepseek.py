@@ -1,11 +1,13 @@
 """DeepSeek: https://api-docs.deepseek.com. Looked up 2026-11-30."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
-from nexus_gateway.provider import Model, Provider, rename_fields, rename_roles
+from nexus_gateway.provider import (
+    KnownFields,
+    Model,
+    Provider,
+    Reasoning,
+    RenameFields,
+    RenameRoles,
+)
 
 
 class DeepSeek(Provider):
@@ -16,12 +18,15 @@ class DeepSeek(Provider):
     default_model = "deepseek-flash"
     successors = ("deepseek-v4-pro",)
     stream_usage = True  # sent with the finish
+    # In a conversation with tool calls each turn of the assistant must have its reasoning, and
+    # none may be empty (https://api-docs.deepseek.com/guides/thinking_mode, 2026-11-30).
+    adaptations = (
+        RenameFields({"max_completion_tokens": "max_tokens"}),  # the newer name is ignored
+        RenameRoles({"developer": "system"}),
+        Reasoning(missing=" "),
+        KnownFields(also=("prefix", "reasoning_content")),
+    )
     models = (
         Model("deepseek-flash", context=1_000_000, images=True),
         Model("deepseek-v4-pro", context=1_000_000),
     )
-
-    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the name of `max_tokens` that DeepSeek does not ignore, and a role that it knows."""
-        named = rename_fields(chat, max_completion_tokens="max_tokens")
-        return rename_roles(named, developer="system")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nexus_gateway.provider import Model, Outcome, Provider, Verdict
+from nexus_gateway.provider import (
+    KnownFields,
+    Model,
+    Outcome,
+    Provider,
+    Reasoning,
+    SystemFirst,
+    Verdict,
+)
 
 _PREFIX = "accounts/fireworks/models/"
 
@@ -17,6 +25,9 @@ class Fireworks(Provider):
     default_model = _PREFIX + "deepseek-v4p1-flash"
     successors = (_PREFIX + "glm-5p3-flash", _PREFIX + "gpt-oss-120b")
     stream_usage = True
+    # https://docs.fireworks.ai/guides/reasoning; templates that accept a system message only at the
+    # beginning: reports of 2026-09. Looked up 2026-11-30.
+    adaptations = (Reasoning(), KnownFields(also=("reasoning_content",)), SystemFirst())
     models = (
         Model(_PREFIX + "deepseek-v4p1-flash", context=1_048_576, images=True),
         Model(_PREFIX + "glm-5p3-flash", context=1_048_576, images=True),

@@ -1,11 +1,32 @@
-"""Gemini: https://ai.google.dev/gemini-api/docs/openai. Models looked up 2026-11-30."""
+"""Gemini: https://ai.google.dev/gemini-api/docs/openai. Models looked up 2026-11-30.
+
+It answers 400 to a name that it does not know ("Unknown name … Cannot find field", reports of
+2026-08, looked up 2026-11-30). Gemini 3 signs its tool calls and refuses calls without signature;
+for those that it did not make itself Google documents a placeholder
+(https://ai.google.dev/gemini-api/docs/thought-signatures, 2026-11-30).
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from nexus_gateway.provider import Model, Outcome, Provider, Verdict
+from nexus_gateway.provider import (
+    CallSignatures,
+    DropFields,
+    KnownFields,
+    Model,
+    Outcome,
+    Provider,
+    Verdict,
+)
+
+_UNKNOWN = (
+    *("frequency_penalty", "logit_bias", "metadata", "prediction", "prompt_cache_key"),
+    *("prompt_cache_options", "prompt_cache_retention", "safety_identifier", "seed"),
+    *("service_tier", "store", "user", "verbosity"),
+)
+_SIGNATURE = ("extra_content", "google", "thought_signature")
 
 _WRONG_KEY = re.compile(rb'"reason"\s*:\s*"API_KEY_INVALID"')
 
@@ -19,6 +40,11 @@ class Gemini(Provider):
     default_model = "gemini-3.5-flash-lite"
     successors = ("gemini-3.8-flash", "gemini-3.6-flash")
     stream_usage = True  # sent in every event, as counted so far
+    adaptations = (
+        DropFields(_UNKNOWN),
+        CallSignatures(_SIGNATURE, "skip_thought_signature_validator"),
+        KnownFields(also=("extra_content",), without=("audio", "function_call", "refusal")),
+    )
     models = (
         Model("gemini-3.5-flash-lite", context=1_048_576, images=True),
         Model("gemini-3.8-flash", context=1_048_576, images=True),

@@ -1,6 +1,15 @@
-"""Groq: https://console.groq.com/docs/openai. Models looked up 2026-11-30."""
+"""Groq: https://console.groq.com/docs/openai. Models looked up 2026-11-30.
 
-from nexus_gateway.provider import Model, Provider
+It answers 400 to a field that it does not know, in a message as well ("property … is unsupported";
+reports of 2026-09, the messages of its client 2026-11-30).
+"""
+
+from nexus_gateway.provider import DropFields, KnownFields, Model, Provider, Reasoning
+
+_UNKNOWN = (
+    *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    *("safety_identifier", "store", "verbosity"),
+)
 
 
 class Groq(Provider):
@@ -11,6 +20,11 @@ class Groq(Provider):
     default_model = "openai/gpt-oss-120b"
     successors = ("openai/gpt-oss-20b", "qwen/qwen3.8-27b")
     stream_usage = True
+    adaptations = (
+        DropFields(_UNKNOWN),
+        Reasoning("reasoning"),
+        KnownFields(also=("reasoning",), without=("audio", "refusal")),
+    )
     models = (
         Model("openai/gpt-oss-120b", context=131_072),
         Model("openai/gpt-oss-20b", context=131_072),

@@ -1,21 +1,26 @@
-"""Mistral: https://docs.mistral.ai/api. Looked up 2026-11-24."""
+"""Mistral: https://docs.mistral.ai/api. Looked up 2026-11-24, its messages 2026-11-30."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from nexus_gateway.provider import (
+    CallIds,
+    DropFields,
+    KnownFields,
     Model,
     Outcome,
     Provider,
+    RenameFields,
+    RenameRoles,
     Verdict,
-    drop_fields,
-    rename_fields,
-    rename_roles,
 )
 
-_UNKNOWN = ("logit_bias", "service_tier", "store", "stream_options", "user")
+# It sends the usage of a stream unasked.
+_UNKNOWN = (
+    *("logit_bias", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    *("safety_identifier", "service_tier", "store", "stream_options", "user", "verbosity"),
+)
 
 
 class Mistral(Provider):
@@ -25,6 +30,15 @@ class Mistral(Provider):
     base_url = "https://api.mistral.ai/v1"
     default_model = "mistral-medium-latest"
     successors = ("mistral-small-latest", "mistral-large-latest")
+    adaptations = (
+        RenameFields({"max_completion_tokens": "max_tokens", "seed": "random_seed"}),
+        DropFields(_UNKNOWN),
+        RenameRoles({"developer": "system"}),
+        KnownFields(
+            also=("prefix", "thinking"), without=("audio", "function_call", "name", "refusal")
+        ),
+        CallIds("[a-zA-Z0-9]{9}", 9),
+    )
     models = (
         Model("mistral-medium-latest", context=262_144, images=True),
         Model("mistral-large-latest", context=262_144, images=True),
@@ -39,11 +53,6 @@ class Mistral(Provider):
         "embeddings": "/embeddings",
         "transcriptions": "/audio/transcriptions",
     }
-
-    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use Mistral's names, and drop hints that it refuses; it sends usage without a request."""
-        named = rename_fields(chat, max_completion_tokens="max_tokens", seed="random_seed")
-        return rename_roles(drop_fields(named, *_UNKNOWN), developer="system")
 
     def read_failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Verdict | None:
         """Recognise a key without any quota; other 429s are from a quota that is used up."""

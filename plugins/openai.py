@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.provider import Model, Provider, rename_fields
+from nexus_gateway.provider import CallIds, KnownFields, Model, Provider, RenameFields
 
 # These reason by default, and refuse tools on chat completions unless reasoning is off.
 _NO_TOOLS_WITH_REASONING = ("gpt-5.6", "gpt-6-sol", "gpt-6-luna", "gpt-6.1-terra")
@@ -19,6 +19,11 @@ class OpenAI(Provider):
     default_model = "gpt-6.1-terra"
     successors = ("gpt-6-luna", "gpt-6-sol")
     stream_usage = True
+    adaptations = (
+        RenameFields({"max_tokens": "max_completion_tokens"}),  # reasoning models know only that
+        KnownFields(),
+        CallIds(".{1,40}", 40),
+    )
     models = (
         Model("gpt-6.1-terra", context=1_050_000, images=True),
         Model("gpt-6-luna", context=1_050_000, images=True),
@@ -39,9 +44,8 @@ class OpenAI(Provider):
     }
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the newer name of `max_tokens`; turn reasoning off if it would forbid the tools."""
-        renamed = rename_fields(chat, max_tokens="max_completion_tokens")
+        """Turn reasoning off if it would forbid the tools."""
         reasons = str(chat["model"]).startswith(_NO_TOOLS_WITH_REASONING)
         if reasons and chat.get("tools") and "reasoning_effort" not in chat:
-            return {**renamed, "reasoning_effort": "none"}
-        return renamed
+            return {**chat, "reasoning_effort": "none"}
+        return chat

@@ -1,6 +1,6 @@
 """OpenRouter: https://openrouter.ai/docs/api-reference. Models looked up 2026-11-30."""
 
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import KnownFields, Model, Provider, Reasoning
 
 
 class OpenRouter(Provider):
@@ -11,6 +11,11 @@ class OpenRouter(Provider):
     # It selects a free model. There are no successors, as all others cost money.
     default_model = "openrouter/free"
     stream_usage = True  # sent in any case
+    # Messages and tools: https://openrouter.ai/docs/api-reference, 2026-11-30.
+    adaptations = (
+        Reasoning("reasoning"),
+        KnownFields(also=("cache_control", "images", "reasoning", "reasoning_details")),
+    )
     models = (
         Model("openrouter/free", context=200_000, images=True),
         Model("openrouter/auto", context=2_000_000, images=True),

@@ -1,11 +1,6 @@
 """Together AI: https://docs.together.ai/reference. Looked up 2026-11-24."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
-from nexus_gateway.provider import Model, Provider, rename_fields
+from nexus_gateway.provider import KnownFields, Model, Provider, Reasoning, RenameFields
 
 
 class Together(Provider):
@@ -16,6 +11,11 @@ class Together(Provider):
     default_model = "deepseek-ai/DeepSeek-V4.1-Flash"
     successors = ("zai-org/GLM-5.3-Flash", "openai/gpt-oss-120b")
     stream_usage = True
+    adaptations = (
+        RenameFields({"max_completion_tokens": "max_tokens"}),  # the newer name is unknown
+        Reasoning("reasoning"),  # of its OpenAPI document, 2026-11-30
+        KnownFields(also=("reasoning",)),
+    )
     models = (
         Model("deepseek-ai/DeepSeek-V4.1-Flash", context=1_048_576),
         Model("openai/gpt-oss-120b", context=131_072),
@@ -31,7 +31,3 @@ class Together(Provider):
         "embeddings": "/embeddings",
         "transcriptions": "/audio/transcriptions",
     }
-
-    def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Use the only name of `max_tokens` that Together knows."""
-        return rename_fields(chat, max_completion_tokens="max_tokens")

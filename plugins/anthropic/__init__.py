@@ -16,6 +16,7 @@ from nexus_gateway.provider import (
     CannotServe,
     Event,
     HttpRequest,
+    KnownFields,
     Model,
     Outcome,
     Secret,
@@ -49,6 +50,7 @@ class Anthropic(Translator):
         "messages": "/messages",
         "count_tokens": "/messages/count_tokens",
     }
+    adaptations = (KnownFields(also=("cache_control",)),)
     default_model = "claude-sonnet-5-5"
     successors = ("claude-sonnet-5", "claude-sonnet-4-6")
     models = (

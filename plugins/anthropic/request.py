@@ -209,17 +209,23 @@ def _system_and_turns(messages: Iterable[Mapping[str, Any]]) -> tuple[list[Block
         where = f"messages[{i}]"
         match message.get("role"):
             case "system" | "developer":
-                system += _instructions(message, where)
+                system += _marked(_instructions(message, where), message)
             case "user":
-                _add_blocks(turns, "user", _content(message, where))
+                _add_blocks(turns, "user", _marked(_content(message, where), message))
             case "assistant":
-                _add_blocks(turns, "assistant", _assistant(message, where))
+                _add_blocks(turns, "assistant", _marked(_assistant(message, where), message))
             case "tool":
-                _add_blocks(turns, "user", [_result(message, where)])
+                _add_blocks(turns, "user", _marked([_result(message, where)], message))
             case _:
                 _refuse("this role; use system, user, assistant or tool", f"{where}.role")
     _finish_turns(turns)
     return system, turns
+
+
+def _marked(blocks: list[Block], holder: Mapping[str, Any]) -> list[Block]:
+    """Put the mark for the cache of a message, a part or a call on the last of its blocks."""
+    mark = holder.get("cache_control")
+    return [*blocks[:-1], {**blocks[-1], "cache_control": mark}] if blocks and mark else blocks
 
 
 def _add_blocks(turns: list[Block], role: str, blocks: list[Block]) -> None:
@@ -265,12 +271,13 @@ def _tool_use(call: object, where: str) -> Block:
     if call.get("type", "function") != "function":
         _refuse("tools that are not functions", where)
     function = _typed(call.get("function"), dict, f"{where}.function")
-    return {
+    block = {
         "type": "tool_use",
         "id": _tool_id(call.get("id"), f"{where}.id"),
         "name": _typed(function.get("name"), str, f"{where}.function.name"),
         "input": _arguments(function.get("arguments") or "", f"{where}.function.arguments"),
     }
+    return _marked([block], call)[0]
 
 
 def _arguments(text: object, where: str) -> Block:
@@ -325,8 +332,7 @@ def _blocks(part: Mapping[str, Any], where: str) -> list[Block]:
             blocks = [_document(_typed(part.get("file"), dict, f"{where}.file"), where)]
         case kind:
             _refuse(f"parts of the type `{kind}`; use text, image_url or file", where)
-    cache = {"cache_control": part["cache_control"]} if part.get("cache_control") else {}
-    return [{**block, **cache} for block in blocks]
+    return _marked(blocks, part)
 
 
 def _image(image: Mapping[str, Any], where: str) -> Block:

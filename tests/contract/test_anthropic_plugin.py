@@ -195,6 +195,40 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
             "messages": [turn("user", text("Hello!"))],
         },
     ),
+    "marks on messages, calls and results": (
+        [
+            {"role": "system", "content": "Long.", "cache_control": EPHEMERAL},
+            {**HELLO, "cache_control": EPHEMERAL},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{**called("a", ""), "cache_control": EPHEMERAL}, called("b", "")],
+            },
+            {
+                "role": "tool",
+                "tool_call_id": "a",
+                "content": [text("Sunny", cache_control=EPHEMERAL)],
+            },
+            {
+                "role": "tool",
+                "tool_call_id": "b",
+                "content": "Rainy",
+                "cache_control": EPHEMERAL,
+            },
+        ],
+        {
+            "system": [text("Long.", cache_control=EPHEMERAL)],
+            "messages": [
+                turn("user", text("Hello!", cache_control=EPHEMERAL)),
+                turn("assistant", {**use("a"), "cache_control": EPHEMERAL}, use("b")),
+                turn(
+                    "user",
+                    result("a", text("Sunny", cache_control=EPHEMERAL)),
+                    {**result("b", text("Rainy")), "cache_control": EPHEMERAL},
+                ),
+            ],
+        },
+    ),
     "tools called and their results": (
         [
             HELLO,

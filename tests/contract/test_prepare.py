@@ -23,6 +23,12 @@ from nexus_gateway.testing.upstream import FakeUpstream
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "a": 1}
 
 
+HINTS = {
+    **{"store": False, "metadata": {}, "prompt_cache_key": "k", "frequency_penalty": 1},
+    **{"service_tier": "auto", "logit_bias": {}, "seed": 7},
+}
+
+
 def load(name: str) -> type[Provider]:
     (point,) = metadata.entry_points(group="nexus_gateway.providers", name=name)
     provider: type[Provider] = point.load()
@@ -57,6 +63,10 @@ def test_a_field_that_already_exists_keeps_its_value() -> None:
         ("mistral", {"seed": 7, "user": "u", "stream_options": {}}, {"random_seed": 7}),
         ("deepseek", {"max_completion_tokens": 5}, {"max_tokens": 5}),
         ("together", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        ("gemini", {**HINTS, "temperature": 0.5}, {"temperature": 0.5}),
+        ("groq", {"store": True, "verbosity": "low", "seed": 1}, {"seed": 1}),
+        ("cerebras", {"metadata": {}, "logit_bias": {}, "seed": 1}, {"seed": 1}),
+        ("openai", HINTS, None),
         ("openai", {"temperature": 0.5}, None),
         ("mistral", {"temperature": 0.5}, None),
     ],

@@ -33,6 +33,7 @@ from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.testing.conformance.conversations import (
     AFTER_A_CALL,
+    CALL_ID,
     KEYS,
     LONG_TALK,
     PIXEL,
@@ -231,7 +232,9 @@ class ProviderConformance(InProcessConformance):
         self._need(self.tools, "tools")
         _, received = await self._exchange(messages=AFTER_A_CALL, tools=[TOOL])
         sent = received.raw
-        assert sent.count(b"call_777") >= 2, "a call's id must be in the call and in its result"
+        assert sent.count(CALL_ID.encode()) >= 2, (
+            "a call's id must be in the call and in its result"
+        )
         assert b"Reykjavik" in sent
         assert b"Nineteen degrees" in sent
 

@@ -23,11 +23,12 @@ TOOL = {
     },
 }
 _FUNCTION = {"name": "get_weather", "arguments": '{"city": "Reykjavik"}'}
-_CALL = {"id": "call_777", "type": "function", "function": _FUNCTION}
+CALL_ID = "call00777"  # nine letters and digits: no backend needs another one
+_CALL = {"id": CALL_ID, "type": "function", "function": _FUNCTION}
 AFTER_A_CALL = [
     {"role": "user", "content": "What is the weather?"},
     {"role": "assistant", "content": None, "tool_calls": [_CALL]},
-    {"role": "tool", "tool_call_id": "call_777", "content": "Nineteen degrees"},
+    {"role": "tool", "tool_call_id": CALL_ID, "content": "Nineteen degrees"},
 ]
 LONG_TALK = [
     {"role": "system", "content": "Speak like a pirate."},
