@@ -174,9 +174,8 @@ class Reasoning(Adaptation):
 
     Args:
         field: the backend's name of it. `KnownFields` must keep that as well.
-        missing: what the assistant's turns without reasoning get in a chat with tool calls, if the
-            backend refuses them else: they were made by other models, or by a caller that keeps no
-            reasoning.
+        missing: what the assistant's turns without reasoning get in a chat with tool calls, for
+            backends that refuse them. Other models made such turns, or the caller lost it.
     """
 
     field: str = "reasoning_content"
