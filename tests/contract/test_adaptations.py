@@ -235,6 +235,7 @@ NO_SIGNATURE = ("messages-short-ids", "chat-known-fields-alone")
 each_client = pytest.mark.parametrize("client", CLIENTS)
 
 
+@pytest.mark.proves("F62")
 @each_client
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_strict_backend_accepts_a_whole_conversation(
@@ -251,6 +252,7 @@ async def test_a_strict_backend_accepts_a_whole_conversation(
     assert bool(fake.lost) != kept
 
 
+@pytest.mark.proves("F62")
 @each_client
 async def test_a_conversation_moves_between_strict_backends(
     served: Served, backends: dict[str, StrictUpstream], client: str

@@ -51,7 +51,7 @@ NAMES = {
 def failures(key: str, last: int) -> list[Reply]:
     """Return a failure of every kind, each repeating the key of the request."""
     part = f"{key[:20]}****"
-    echo = {"message": f"Incorrect API key provided: {key}", "param": part, "code": key}
+    echo = {"message": f"Refused with the key {key}", "param": part, "code": key}
     html = f"<h1>{key}</h1>".encode()
     event = f'data: {{"error": {{"message": "not with {key}"}}}}\n\n'.encode()
     late = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n' + b": x\n\n" * 9999 + event
@@ -73,7 +73,7 @@ async def test_failures_expose_no_key(
 ) -> None:
     urls = {f"{n}_BASE_URL": upstream.base_url for n in ("GROQ", "CEREBRAS")}
     limits = {"FIRST_TOKEN_TIMEOUT_MS": "1000", "LOG_LEVEL": "debug", "LOG_FORMAT": style}
-    limits |= {"MAX_ATTEMPTS": "1", "DIRECT_PATH": direct}
+    limits |= {"MAX_ATTEMPTS": "1", "DIRECT_PATH": direct, "RESPONSE_TIMEOUT_MS": "1000"}
     seen: list[str] = []
     async with (
         process(tmp_path, **SECRETS, **urls, **limits) as gateway,

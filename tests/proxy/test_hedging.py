@@ -91,10 +91,12 @@ async def test_a_lack_of_resources_for_a_hedge_does_not_affect_the_first_attempt
     upstream.defaults[KEYS[0]] = Reply(head_delay_s=0.15)
     plain = Upstream.stream
 
-    async def stream(self: Upstream, deployment: Deployment, *more: Any) -> AnswerStream:
+    async def stream(
+        self: Upstream, deployment: Deployment, *more: Any, **named: Any
+    ) -> AnswerStream:
         if deployment.instance is served.instances[1]:
             raise Overloaded
-        return await plain(self, deployment, *more)
+        return await plain(self, deployment, *more, **named)
 
     monkeypatch.setattr(Upstream, "stream", stream)
     status, text, headers = await served.chat(headers=HEDGED)

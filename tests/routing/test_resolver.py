@@ -77,7 +77,7 @@ def test_an_id_that_begins_with_its_providers_name(model, name, upstream_model):
     env = {f"{provider}_KEY_1": "a" for provider in ("GROQ", "OPENAI", "OPENROUTER")}
     target = resolve_model(build_pool(env, lambda: 0.0).instances, model, False, strict=True)
 
-    assert ([name], upstream_model) == ([i.name for i in target.instances], target.model)
+    assert ([name], upstream_model) == ([i.name for i in target.deployments], target.model)
 
 
 @pytest.mark.parametrize(

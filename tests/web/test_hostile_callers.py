@@ -465,8 +465,8 @@ async def test_a_body_needs_a_minimum_rate(
         answer = await dribble(reader, writer, b"x" * 9000)
 
         assert (await answer).startswith(b"HTTP/1.1 408 ")
-    assert instance.breaker.state() is State.CLOSED
-    assert instance.last_reason is None
+    assert instance.default.breaker.state() is State.CLOSED
+    assert instance.default.last_reason is None
 
 
 async def test_a_body_at_that_rate_is_taken_for_as_long_as_it_needs(

@@ -101,7 +101,8 @@ AVAILABLE = _family("nexus_instance_available", INSTANCE,
 CIRCUIT = _family("nexus_instance_circuit_state", f"{INSTANCE} state",
     "1 for the current state of the circuit (closed, open, half_open), 0 for the others.")
 PARKED = _family("nexus_instance_parked", f"{INSTANCE} reason",
-    "1 for the reason why the instance is parked (bad_key, rate_limited, resting), otherwise 0.")
+    "1 for the reason why the instance is parked (bad_key, unknown_model, rate_limited, resting), "
+    "otherwise 0.")
 PARKED_FOR = _family("nexus_instance_parked_seconds", INSTANCE,
     "Remaining time for which the instance is parked; 0 if it is not.")
 HEALTH = _family("nexus_instance_health_score", INSTANCE, "Health score, from 0.05 to 1.")
