@@ -163,7 +163,7 @@ class Relay:
             max(delivery.answer_by_s - now_s, 0.001),
             may_give_up=attempt.has_alternative,
         )
-        if stream.is_empty and _may_ask_again(attempt, delivery.context.history):
+        if attempt.has_alternative and stream.is_empty and _is_first(delivery.context.history):
             attempt.usage = stream.used()
             await stream.close()
             raise AttemptFailed(EMPTY)
@@ -181,7 +181,7 @@ class Relay:
         attempt.started_s = self._clock()
         limit_s = max(delivery.answer_by_s - attempt.started_s, 0.001)
         response = await self._upstream.full(attempt.deployment, request, limit_s)
-        if response.is_empty and _may_ask_again(attempt, delivery.context.history):
+        if attempt.has_alternative and response.is_empty and _is_first(delivery.context.history):
             attempt.usage = response.usage
             raise AttemptFailed(EMPTY)
         return response
@@ -237,9 +237,9 @@ class Relay:
         )
 
 
-def _may_ask_again(attempt: Attempt, history: AttemptHistory) -> bool:
-    """Whether another instance may be asked because an answer is empty: once for a request."""
-    return attempt.has_alternative and not any(a.verdict is EMPTY for a in history.attempts)
+def _is_first(history: AttemptHistory) -> bool:
+    """Whether an empty answer is the request's first: after it another instance is asked, once."""
+    return not any(attempt.verdict is EMPTY for attempt in history.attempts)
 
 
 def _traced(delivery: Delivery, attempt: Attempt) -> Request:

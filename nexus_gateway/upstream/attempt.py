@@ -115,12 +115,14 @@ class Upstream:
                 label = instance.name if self._names_instance else None
                 if request.can_pass_through(instance.provider.endpoints):
                     response = await self._open(deployment, request, native_request)
-                    _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
+                    if may_give_up:
+                        _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
                     passthrough = request.dialect.passthrough(request, label)
                     stream = PassthroughStream(response, passthrough, self._idle_s)
                 else:
                     stream = await self._translated(deployment, request, label)
-                    _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
+                    if may_give_up and not isinstance(instance.provider, InProcess):
+                        _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
                 await stream.open()
                 return stream
         except BaseException as error:

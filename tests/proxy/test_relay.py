@@ -74,7 +74,8 @@ async def test_a_stream_that_fails_before_its_first_content_fails_over(
 ) -> None:
     upstream.defaults[KEYS[0]] = STREAM_FAILURES[failure]
     instances = make_instance(upstream), make_instance(upstream, 2)
-    async with serving(*instances, first_token_timeout_ms=1000) as served:
+    limits = {"first_token_timeout_ms": 1000, "idle_timeout_ms": 1000}
+    async with serving(*instances, **limits) as served:
         answer = await served.chat(headers={"X-Routing-Mode": "round-robin"})
         assert_complete(answer)
         assert upstream.hits(KEYS[0]) == 1
