@@ -9,8 +9,8 @@ A request alone must not take a key or a model away from all others. So a failur
 request's own fault is *pending* until the request's end shows whose fault it was:
 
 - another deployment answered the request: each one that failed gets its mark, one for a request;
-- several failed and none answered: none gets a mark;
-- only one could be tried: it gets its mark, but the circuit that this opens is doubtful.
+- none answered, though there were several: none gets a mark;
+- there was only one: it gets its mark, but the circuit that this opens is doubtful.
 """
 
 from __future__ import annotations
@@ -412,7 +412,8 @@ class AttemptHistory:
         """
         pending, self.pending = self.pending, []
         failed = {attempt.deployment: attempt for attempt in pending}  # one mark for each
-        if latency_ms is None and len(failed) > 1:
+        others = len(failed) > 1 or any(attempt.has_alternative for attempt in pending)
+        if latency_ms is None and others:
             for attempt in pending:
                 attempt.instance.withdraw_suspicion(self.id)
             return

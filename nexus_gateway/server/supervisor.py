@@ -248,7 +248,7 @@ class Supervisor:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            self._broker.free_bad_keys()
+            self._broker.unpark()
             if await self._roll(range(len(self._slots))):
                 logger.info("reloaded: %d workers", len(self._slots))
 
@@ -374,8 +374,8 @@ class StateBroker:
         self._board.remove(worker.number)
         self.publish_soon()
 
-    def free_bad_keys(self) -> None:
-        self._hub.free_bad_keys(time.monotonic())
+    def unpark(self) -> None:
+        self._hub.unpark(time.monotonic())
         self.publish_soon()
 
     def publish_to(self, worker: WorkerProcess) -> None:

@@ -7,6 +7,7 @@ what the others sent. Pure, no socket; `nexus_gateway.telemetry.shared` defines 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from nexus_gateway.routing.instance import (
 from nexus_gateway.telemetry import shared
 from nexus_gateway.telemetry.shared import Ended, WorkerState
 
+_IDENTITY = re.compile(r".*? [0-9a-f]{16}(?= )", re.DOTALL)  # as `_identity` returns it
 # Marks that belong to an instance's name whatever its key: the operator toggled it by name.
 _BY_NAME = frozenset({"toggle"})
 
@@ -125,10 +127,11 @@ class Hub:
         others = (state for number, state in self._states.items() if number != worker)
         return all(state.gauges.get(shared.HANDING_OVER) for state in others)
 
-    def free_bad_keys(self, now_s: float) -> None:
-        """Give every refused key another chance, as enabling its instance does."""
-        for name in [n for n in self._merged.marks if n.endswith(" bad_key")]:
-            self._merged.marks[name.removesuffix("bad_key") + "freed"] = [now_s]
+    def unpark(self, now_s: float) -> None:
+        """Give each refused key and unknown model another chance, as enabling an instance does."""
+        for name in [n for n in self._merged.marks if n.endswith((" bad_key", " unknown_model"))]:
+            if identity := _IDENTITY.match(name):
+                self._merged.marks[f"{identity[0]} freed"] = [now_s]
 
 
 @dataclass(slots=True)

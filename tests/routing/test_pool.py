@@ -60,6 +60,45 @@ def test_the_same_key_twice_is_used_once():
     assert "secret" not in pool.warnings[0]
 
 
+@pytest.mark.proves("F56")
+def test_the_same_key_with_different_models_is_one_instance_with_both():
+    variables = {"ACME_X_KEY_1": "secret", "ACME_X_MODEL_1": "a"}
+    variables |= {"ACME_X_KEY_2": "secret", "ACME_X_MODEL_2": "b"}
+    pool = build(**variables)
+
+    (instance,) = pool.instances
+    assert (instance.name, instance.models) == ("Acme (Key #1)", ("a", "b"))
+    assert pool.warnings == []
+    assert [d.model for d in instance.own()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "models"),
+    [
+        ({"MODELS": "a, b,a,,"}, ("a", "b")),
+        ({"MODELS_1": "a,b", "MODELS": "c"}, ("a", "b")),
+        ({"MODEL_1": "a", "MODELS": "b,c"}, ("a",)),
+        ({"MODELS_1": "a,b", "MODEL_1": "c"}, ("a", "b")),
+        ({"MODEL": "a,b"}, ("a,b",)),
+        ({"MODELS": " ", "MODEL": "a"}, ("a",)),
+        ({}, ("acme-1",)),
+    ],
+)
+def test_a_key_may_have_several_models(variables, models):
+    pool = build(ACME_X_KEY_1="secret", **{f"ACME_X_{n}": text for n, text in variables.items()})
+
+    assert pool.instances[0].models == models
+
+
+def test_a_provider_may_have_its_own_limit_for_a_first_token():
+    two = {"ACME_X_KEY_1": "one", "ACME_X_KEY_2": "two"}
+    pool = build(**two, ACME_X_FIRST_TOKEN_TIMEOUT_MS="9000", ACME_X_FIRST_TOKEN_TIMEOUT_MS_2="70")
+    assert [i.first_token_timeout_ms for i in pool.instances] == [9000, 70]
+    assert build(**two).instances[0].first_token_timeout_ms is None
+    with pytest.raises(ConfigError, match="ACME_X_FIRST_TOKEN_TIMEOUT_MS must be"):
+        build(**two, ACME_X_FIRST_TOKEN_TIMEOUT_MS="soon")
+
+
 @pytest.mark.parametrize("name", ["ACME_X_KEY", "ACME_X_KEYS", "ACME_X_API_KEY_1", "ACME_X_KEY_0"])
 def test_a_misspelt_variable_is_reported(name):
     (warning,) = build(**{name: "secret"}).warnings

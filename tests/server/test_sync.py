@@ -112,16 +112,42 @@ def test_a_refused_key_is_parked_in_all_workers_until_it_is_enabled(
     assert other.apply().default.park_reason() == "bad_key"
 
 
-def test_a_reload_unparks_only_refused_keys(
+@pytest.mark.proves("F56")
+def test_the_state_of_a_model_is_shared_and_leaves_others_alone(
+    pair: tuple[Worker, Worker],
+) -> None:
+    one, other = pair
+    for worker in pair:
+        worker.instance.on("a model")
+    one.instance.on("a model").park(30)
+    one.instance.on("a model").health.failure()
+    one.instance.on("gone").park_unknown_model()
+    one.publish()
+    instance = other.apply()
+    assert instance.on("a model").parked_for_s() == 30
+    assert instance.on("a model").health.success_rate() == 0
+    assert instance.default.is_available
+    assert instance.default.health.success_rate() == 1
+    assert not instance.on("gone").is_unknown, "it was never requested here"
+    assert other.apply().on("gone").is_unknown
+    one.instance.enable()
+    one.publish()
+    assert not other.apply().on("gone").is_unknown
+
+
+def test_a_reload_unparks_only_refused_keys_and_unknown_models(
     pair: tuple[Worker, Worker], hub: Hub, clock: FakeClock
 ) -> None:
     one, _other = pair
+    one.instance.default.park_unknown_model()
+    one.publish()
+    assert _other.apply().default.park_reason() == "unknown_model"
     one.instance.park_bad_key()
     one.instance.default.park(700)
     one.instance.disable()
     one.publish()
     clock.advance(1)
-    hub.free_bad_keys(clock())
+    hub.unpark(clock())
     for worker in pair:
         assert worker.apply().default.park_reason() == "rate_limited"
         assert not worker.instance.enabled
