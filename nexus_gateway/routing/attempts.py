@@ -412,7 +412,8 @@ class AttemptHistory:
         """
         pending, self.pending = self.pending, []
         failed = {attempt.deployment: attempt for attempt in pending}  # one mark for each
-        others = len(failed) > 1 or any(attempt.has_alternative for attempt in pending)
+        # One that was given all the time has left none for the others.
+        others = len(failed) > 1 or any(a.has_alternative and not a.gave_up for a in pending)
         if latency_ms is None and others:
             for attempt in pending:
                 attempt.instance.withdraw_suspicion(self.id)

@@ -52,10 +52,7 @@ class Pool:
         """Serve one request whose attempts end like this, one after the other."""
         history = self.request()
         for verdict in verdicts:
-            try:
-                attempt = self.attempt(history)
-            except NoCandidate:  # the budget of retries is used up
-                break
+            attempt = self.attempt(history)
             if verdict is OK:
                 attempt.first_content(1000, stream=False)
             attempt.end(verdict)
@@ -78,6 +75,7 @@ def test_a_request_that_fails_everywhere_changes_nothing(
 ) -> None:
     pool = Pool(count)
     for _ in range(repeats):
+        pool.clock.advance(10)  # a new budget of retries
         pool.serve(*[verdict] * count)
         assert all(map(is_clean, pool.deployments))
 
@@ -117,6 +115,12 @@ def test_a_connection_that_fails_is_no_requests_fault() -> None:
     pool.attempt(pool.request())  # the early probe
     with pytest.raises(NoCandidate):
         pool.attempt(pool.request())
+
+
+def test_silence_for_all_the_time_counts_although_no_other_could_be_tried() -> None:
+    pool = Pool(2)
+    pool.serve(SLOW)
+    assert sum(d.breaker.failures_in_a_row for d in pool.deployments) == 1
 
 
 @pytest.mark.parametrize(("answer_s", "failures"), [(9.0, 0), (2.0, 1)])

@@ -63,6 +63,7 @@ def completion(text: str) -> str:
 
 ERROR = error_object("It broke.", kind="server_error", code="broken")
 ERROR_TEXT = json.dumps(ERROR)
+NEVER = error_object("Tried: X: no answer in 10000 ms.", kind="server_error")
 END = (chunk(finish="stop"), "[DONE]")
 
 
@@ -104,6 +105,7 @@ def test_a_stream_is_judged(body: str, ending: Ending | Broken) -> None:
         (Answer(200, "<html>"), Broken.WRONG),
         (Answer(503, ERROR_TEXT), Broken.AVOIDABLE),
         (Answer(429, ERROR_TEXT), Broken.AVOIDABLE),
+        (Answer(503, json.dumps(NEVER)), Ending.NOT_ANSWERED),
         (Answer(401, ERROR_TEXT), Broken.KEY_REFUSED),
         (Answer(403, ERROR_TEXT), Broken.KEY_REFUSED),
         (Answer(500, ERROR_TEXT), Broken.OWN_FAULT),
@@ -119,6 +121,10 @@ def test_a_stream_is_judged(body: str, ending: Ending | Broken) -> None:
 def test_an_answer_is_judged(answer: Answer, ending: Any) -> None:
     judged = judge(chat_request(stream=False), answer, KEY).ending
     assert judged is (Broken.NO_ERROR_SHAPE if ending is Broken else ending)
+
+
+def test_only_a_complete_answer_may_never_come() -> None:
+    assert judge(chat_request(), Answer(503, json.dumps(NEVER))).ending is Broken.AVOIDABLE
 
 
 def test_a_plan_depends_only_on_its_seed() -> None:

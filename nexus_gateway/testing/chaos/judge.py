@@ -16,6 +16,7 @@ from nexus_gateway.wire.chunks import MALFORMED, choices, extract_text
 
 SHOWN = 300
 DONE = "[DONE]"
+NO_ANSWER = ": no answer in "
 
 
 class Ending(StrEnum):
@@ -23,6 +24,7 @@ class Ending(StrEnum):
 
     WHOLE = "complete answer"
     REPORTED = "broken after its first content, with an error event"
+    NOT_ANSWERED = "no complete answer within the time limit, as its upstream never answered"
     LEFT = "the caller disconnected"
 
 
@@ -73,6 +75,8 @@ def judge(request: ChatRequest, answer: Answer, key: str = "") -> Judgement:
     if answer.connection_error:
         why = f"{answer.connection_error} after {answer.body[-SHOWN:]!r}"
         return Judgement(Broken.DROPPED, why)
+    if answer.status == 503 and not request.stream and NO_ANSWER in answer.body:
+        return Judgement(Ending.NOT_ANSWERED)  # nothing tells a slow answer from none
     if answer.status != 200:
         return _error(answer)
     return _stream(request, answer.body) if request.stream else _whole(request, answer.body)
