@@ -100,13 +100,18 @@ class Upstream:
         Args:
             longest_s: how long that may take in any case.
             may_give_up: whether the instance's limit for a first token applies, because another
-                one could be asked. The head of the response is a sign of life: from then on the
-                limit is IDLE_TIMEOUT_MS.
+                one could be asked. The head of the response is a sign of life, and so is the role
+                that a stream begins with: from then on the limit is IDLE_TIMEOUT_MS.
         """
         instance = deployment.instance
         limit_s = min(self._first_token_limit_s(instance), longest_s) if may_give_up else longest_s
         loop = asyncio.get_running_loop()
         began_s = loop.time()
+
+        def on_life() -> None:
+            if may_give_up:
+                _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
+
         stream: AnswerStream | None = None
         try:
             async with asyncio.timeout(limit_s) as limit:
@@ -115,15 +120,14 @@ class Upstream:
                 label = instance.name if self._names_instance else None
                 if request.can_pass_through(instance.provider.endpoints):
                     response = await self._open(deployment, request, native_request)
-                    if may_give_up:
-                        _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
+                    on_life()
                     passthrough = request.dialect.passthrough(request, label)
                     stream = PassthroughStream(response, passthrough, self._idle_s)
                 else:
                     stream = await self._translated(deployment, request, label)
-                    if may_give_up and not isinstance(instance.provider, InProcess):
-                        _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
-                await stream.open()
+                    if not isinstance(instance.provider, InProcess):
+                        on_life()
+                await stream.open(on_life)
                 return stream
         except BaseException as error:
             if stream is not None:
@@ -132,10 +136,8 @@ class Upstream:
                 waited_ms = ((limit.when() or began_s) - began_s) * 1000
                 reason = f"no first token in {round(waited_ms)} ms"
                 raise _timeout_error(request, reason) from None
-            if isinstance(error, BrokenStream):
+            if isinstance(error, BrokenStream | CannotServe):
                 raise _broken(instance, error) from error
-            if isinstance(error, CannotServe):
-                raise AttemptFailed(refusal(error)) from error
             raise
 
     async def full(self, deployment: Deployment, request: Request, limit_s: float) -> FullResponse:
@@ -396,7 +398,7 @@ def _restart_with_each_piece(
 
 
 def _extend(limit: asyncio.Timeout, until_s: float) -> None:
-    """Let an attempt last longer, as the head of its response is a sign of life."""
+    """Let an attempt last until then, if that is longer."""
     now_limit_s = limit.when()
     if now_limit_s is not None and until_s > now_limit_s:
         limit.reschedule(until_s)
@@ -415,8 +417,10 @@ def _timeout_error(request: Request, reason: str) -> Exception:
     return RequestTimeout() if is_callers else failure(reason, Scope.TIME)
 
 
-def _broken(instance: Instance, error: BrokenStream) -> AttemptFailed:
+def _broken(instance: Instance, error: BrokenStream | CannotServe) -> AttemptFailed:
     """Return the failure of an answer that broke before its first content."""
+    if isinstance(error, CannotServe):
+        return AttemptFailed(refusal(error))
     if isinstance(error, ErrorEvent):
         return AttemptFailed(judge_error(instance, error.error))
     return failure(error.reason)

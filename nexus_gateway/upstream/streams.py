@@ -80,12 +80,19 @@ class PassthroughStream:
         """Whether the first thing that came was the answer's end."""
         return self._passthrough.is_empty
 
-    async def open(self) -> None:
-        """Read up to the first content; BrokenStream if there is none."""
-        while not self._passthrough.started and not self._passthrough.done:
+    async def open(self, on_role: Callable[[], None]) -> None:
+        """Read up to the first content; BrokenStream if there is none.
+
+        `on_role` is called once, if an event has come that begins a choice without any content.
+        """
+        passthrough, has_role = self._passthrough, False
+        while not passthrough.started and not passthrough.done:
             self._first += await self._read()
-            if self._passthrough.broken is not None:
-                raise self._passthrough.broken  # nothing was sent: another instance may serve it
+            if passthrough.broken is not None:
+                raise passthrough.broken  # nothing was sent: another instance may serve it
+            if not (passthrough.started or has_role) and passthrough.has_role:
+                has_role = True
+                on_role()
 
     async def _read(self) -> bytes:
         try:
@@ -260,10 +267,14 @@ class TranslatedStream:
         """As of `PassthroughStream`."""
         return self._progress.is_empty
 
-    async def open(self) -> None:
-        """Read up to the first content; BrokenStream or CannotServe if there is none."""
+    async def open(self, on_role: Callable[[], None]) -> None:
+        """As `PassthroughStream.open`; CannotServe if the plugin raises it."""
+        has_role = False
         while not self._content_chunks:
             self._buffered.append(await self._next())
+            if not (self._content_chunks or has_role) and self._progress.open:
+                has_role = True
+                on_role()
 
     async def _next(self) -> Chunk:
         """Return the next chunk; StopAsyncIteration at the end of a complete answer."""

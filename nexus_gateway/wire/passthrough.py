@@ -94,6 +94,11 @@ class Passthrough(ABC):
         """Whether the first thing that came was the answer's end."""
         return False
 
+    @property
+    def has_role(self) -> bool:
+        """Whether a choice has begun, if only with its role."""
+        return False
+
     def used(self) -> Mapping[str, Any]:
         """Return the usage: the upstream's, else the events with content counted as tokens."""
         return counted(self.usage, self.events)
@@ -287,6 +292,10 @@ class ChatPassthrough(Passthrough):
     @property
     def is_empty(self) -> bool:
         return self._progress.is_empty
+
+    @property
+    def has_role(self) -> bool:
+        return bool(self._progress.open)
 
     def used(self) -> Mapping[str, Any]:
         if self._unread_usage:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from answers import assert_complete
 from clock import FakeClock
 from fakes import HELLO, KEYS, Fake, Other, make_instance, serving
@@ -349,6 +352,31 @@ async def test_the_last_instance_is_waited_for_and_asked_once(
         assert upstream.hits() == (2 if delay == "head_delay_s" else 1)
         assert all(instance.default.breaker.is_healthy for instance in pool[:0])
     assert [i.default.breaker.failures_in_a_row for i in pool] == [0, 0], "the request is slow"
+
+
+@pytest.mark.proves("F57")
+async def test_a_role_is_a_sign_of_life_once(upstream: FakeUpstream) -> None:
+    """Otherwise the first of two would be given up between its head and its content."""
+    role = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n'
+    answer = Reply().text
+    words = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":"stop"}]}\n\n'
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in (role, words % answer.encode() + b"data: [DONE]\n\n"):
+            await asyncio.sleep(0.6)
+            await response.write(piece)
+        return response
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", slow)
+    async with TestServer(app) as server:
+        pool = [make_instance(str(server.make_url("/v1"))), make_instance(upstream, 2)]
+        limits = {"first_token_timeout_ms": 500, "idle_timeout_ms": 1000}
+        async with serving(*pool, **limits) as served:
+            _, _, headers = await served.chat(headers=CYCLE)
+            assert headers["X-Nexus-Provider"] == "Fake (Key #1)"
 
 
 async def test_an_instance_may_have_its_own_limit_for_a_first_token(upstream: FakeUpstream) -> None:

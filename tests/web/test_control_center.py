@@ -223,8 +223,10 @@ async def test_the_models_of_a_key_are_folded_below_it(browser: Any) -> None:
             row = tab.row("Fake (Key #1)")
             await expect(row.locator(".model")).to_have_text("small")
             await row.get_by_text("2 models").click()
-            await expect(row.locator("li").first).to_contain_text("big: Rate limited, back in ")
-            await expect(row.locator("li").nth(1)).to_have_text("small: Serving")
+            await expect(row.locator(".models p").first).to_contain_text(
+                "big: Rate limited, back in "
+            )
+            await expect(row.locator(".models p").nth(1)).to_have_text("small: Serving")
             assert tab.errors == []
 
 

@@ -25,7 +25,7 @@ class Row {
     this.name = element("h3", {}, name);
     this.model = element("p", { class: "model" });
     this.count = element("summary");
-    this.models = element("ul");
+    this.models = element("div");
     this.folded = element("details", { class: "models" }, this.count, this.models);
     this.switch = element("button", { type: "button", role: "switch", class: "switch" });
     this.switch.setAttribute("aria-label", `${name} accepts requests`);
@@ -103,7 +103,7 @@ class Row {
   }
 
   addModel() {
-    return this.models.appendChild(element("li"));
+    return this.models.appendChild(element("p"));
   }
 }
 
