@@ -32,7 +32,7 @@ class Reply:
 
     Args:
         status: the HTTP status; with any other than 200 the body is `error`.
-        error: the error object; None for a generic one.
+        error: the error object, also that of `error_after`; None for a generic one.
         headers: additional headers; `content_type` replaces the usual one.
         body: raw bytes, instead of everything below.
         text: the text; each word is one content event.
@@ -145,7 +145,8 @@ class Reply:
     def _interruption(self, wire: Wire, number: int) -> Iterator[tuple[float, bytes | Fate]]:
         """Yield what the script has after this many content events."""
         if self.error_after == number:
-            yield 0.0, self._framed(wire.error({"message": "Overloaded.", "code": 529}))
+            error = self.error or {"message": "Overloaded.", "code": 529}
+            yield 0.0, self._framed(wire.error(error))
         if self.garbage_after == number:
             yield 0.0, self._framed(b"data: {not json\n\n")
         fates = {self.hang_after: Fate.HANG, self.cut_after: Fate.CUT, self.end_after: Fate.END}
