@@ -21,19 +21,22 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
 from nexus_gateway.discovery import PROVIDERS
-from nexus_gateway.provider import Provider
+from nexus_gateway.provider import Answer, Call, InProcess, Provider, Translator, adapted
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.testing.conformance.conversations import (
     AFTER_A_CALL,
     CALL_ID,
+    FOREIGN_CALL,
+    FOREIGN_MARKS,
+    FOREIGN_TALK,
     KEYS,
     LONG_TALK,
     PIXEL,
@@ -45,14 +48,43 @@ from nexus_gateway.testing.conformance.conversations import (
     read_whole,
 )
 from nexus_gateway.testing.gateway import HELLO, Served, instance_of, serving
-from nexus_gateway.testing.reply import CITIES, Reply
+from nexus_gateway.testing.reply import CITIES, Fate, Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.testing.wire import Received, Wire
 
 __all__ = ["InProcessConformance", "ProviderConformance", "Recording"]
 
-FIRST_TOKEN_MS = 300
+FIRST_TOKEN_MS = 50  # only an upstream that never answers is given so little
+IN_TURN = {"X-Routing-Mode": "round-robin"}  # the first instance is asked first
+RETIRED = {
+    "400": Reply(
+        status=400,
+        error={"message": "The model has been decommissioned.", "code": "model_decommissioned"},
+    ),
+    "404": Reply(status=404),
+}
+TOO_LONG = {"message": "This model's maximum context length is 8192 tokens.", "code": 400}
+TOO_LARGE = Reply(
+    status=413,
+    error={
+        "message": "Request too large on tokens per minute: Limit 6000, Requested 7343",
+        "type": "tokens",
+        "code": "rate_limit_exceeded",
+    },
+)
+PAGE = Reply(status=403, body=b"<html><h1>Blocked</h1></html>", content_type="text/html")
 both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+
+
+class Elsewhere(InProcess):
+    """Another provider, which answers what the one under test does not."""
+
+    title = "Elsewhere"
+    default_model = "elsewhere-1"
+
+    async def generate(self, call: Call, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        yield answer.text("Hello from elsewhere.")
+        yield answer.finish()
 
 
 @pytest.mark.asyncio
@@ -111,6 +143,11 @@ class InProcessConformance:
         assert requested.usage is None or requested.usage["total_tokens"] > 0
         assert not other.usage_alone
 
+    async def test_turns_of_others(self) -> None:
+        """A conversation may have begun elsewhere: fields that others need are no obstacle."""
+        async with self._gateway() as served:
+            await self.ask(served, messages=FOREIGN_TALK)
+
     async def test_concurrent_requests_do_not_mix(self) -> None:
         """One provider object serves all requests: keep state in local variables."""
         async with self._gateway() as served:
@@ -137,12 +174,17 @@ class ProviderConformance(InProcessConformance):
 
     @contextlib.asynccontextmanager
     async def _behind(
-        self, *replies: Reply, count: int = 1, **settings: Any
+        self, *replies: Reply, count: int = 1, elsewhere: bool = False, **settings: Any
     ) -> AsyncIterator[tuple[Served, FakeUpstream]]:
-        """Run a gateway with `count` instances in front of a fake upstream."""
+        """Run a gateway with `count` instances in front of a fake upstream.
+
+        With `elsewhere` the last instance is one of another provider.
+        """
         async with FakeUpstream(type(self).wire) as upstream:
             upstream.script(*replies)
             instances = [self.instance(upstream, n + 1) for n in range(count)]
+            if elsewhere:
+                instances.append(instance_of(Elsewhere))
             async with self._served(instances, **settings) as served:
                 yield served, upstream
 
@@ -244,6 +286,24 @@ class ProviderConformance(InProcessConformance):
         for part in (b"Speak like a pirate.", b"Iceland", b"matey", b"came second", b"777"):
             assert part in received.raw
 
+    async def test_turns_of_others(self) -> None:
+        """Nothing of them is sent that the backend is not known to take.
+
+        An adaptation finds nothing left to change in what is sent. A translation sends nothing that
+        `adaptations` do not leave or, if there are none, that OpenAI's reference does not have.
+        """
+        messages = [*FOREIGN_TALK, *(FOREIGN_CALL if self.tools else [])]
+        _, received = await self._exchange(messages=messages)
+        provider = self.provider()
+        if isinstance(provider, Translator):
+            taken = json.dumps(adapted(provider, {"messages": messages}, translated=True))
+            sent = [m for m in FOREIGN_MARKS if m not in taken and m in received.raw.decode()]
+            assert sent == [], "leave it out in `encode`, or name its field in KnownFields(also=…)"
+        else:
+            body = received.body
+            undone = [a for a in provider.all_adaptations if a.adapt(body) != body]
+            assert undone == [], "`prepare` or another adaptation has undone it"
+
     async def test_attempts_are_identical(self) -> None:
         """A provider must not modify the request: the next attempt needs it."""
         async with self._behind(Reply(status=500), count=2) as (served, upstream):
@@ -336,6 +396,63 @@ class ProviderConformance(InProcessConformance):
             assert served.instances[0].default.breaker.state() is State.CLOSED
             assert served.instances[0].default.park_reason() == "rate_limited"
 
+    async def test_rate_limit_of_one_model(self) -> None:
+        """The key's other models are still asked: limits are counted for each model."""
+        limited = Reply(status=429, headers={"Retry-After": "3600"})
+        async with self._behind(limited) as (served, upstream):
+            name = served.instances[0].provider_name
+            for hits in (1, 2):
+                status, text, _ = await served.chat({**HELLO, "model": f"{name}/a-limited-model"})
+                assert (status, upstream.hits()) == (429, hits), text
+                await self.ask(served, model=f"{name}/another-model")
+
+    @pytest.mark.parametrize("gone", RETIRED.values(), ids=RETIRED)
+    async def test_retired_model(self, gone: Reply) -> None:
+        """Others answer, it is hardly asked again, its successor is, and the key stays good."""
+        async with self._behind(elsewhere=True) as (served, upstream):
+            instance = served.instances[0]
+            models = (instance.model, *self.provider.successors)
+            upstream.choose = lambda r: gone if _model_in(r, models) == instance.model else None
+            for _ in range(3):
+                status, text, _ = await served.chat(headers=IN_TURN)
+                assert status == 200, text
+            assert instance.default.park_reason() == "unknown_model"
+            if self.provider.successors:
+                await self.ask(served, model=instance.provider_name)
+            await self.ask(served, model=f"{instance.provider_name}/some-model-of-theirs")
+        assert [_model_in(r, models) for r in upstream.requests].count(instance.model) <= 2
+
+    @pytest.mark.parametrize(
+        ("refusal", "answers"), [(TOO_LARGE, 1), (PAGE, 2)], ids=["size", "page"]
+    )
+    async def test_refusal_of_one_request(self, refusal: Reply, answers: int) -> None:
+        """If it is too large for a key, another key answers; if a firewall blocks it, a provider.
+
+        No key is parked for it.
+        """
+        async with self._behind(refusal, count=2, elsewhere=True) as (served, _):
+            status, text, headers = await served.chat(headers=IN_TURN)
+            assert (status, headers["X-Nexus-Provider"]) == (200, served.instances[answers].name)
+            assert all(i.is_available for i in served.instances), text
+
+    @both
+    async def test_error_inside_a_200(self, stream: bool) -> None:
+        """It is never an answer. If its words name a fault of the request, the caller gets them."""
+        broken, too_long = (
+            Reply(error=error, error_after=0, role_first=False, whole_fate=Fate.ERROR)
+            for error in ({"message": "Something broke."}, TOO_LONG)
+        )
+        async with self._behind(broken, too_long, elsewhere=True) as (served, upstream):
+            instance, other = served.instances
+            status, text, headers = await served.chat(stream=stream, headers=IN_TURN)
+            assert (status, headers["X-Nexus-Provider"]) == (200, other.name), text
+            body = {**HELLO, "model": instance.provider_name, "stream": stream}
+            status, text, _ = await served.chat(body)
+            assert status == 400, text
+            assert json.loads(text)["error"]["message"] == TOO_LONG["message"]
+            assert instance.default.breaker.failures_in_a_row == 1, "only the first is its failure"
+        assert upstream.hits() == 2
+
     async def test_rejected_key(self) -> None:
         """A rejected key is not tried again, and the caller never sees a 401."""
         async with self._behind(Reply(status=401)) as (served, upstream):
@@ -351,7 +468,7 @@ class ProviderConformance(InProcessConformance):
     )
     async def test_failure_before_the_first_content(self, failure: Reply) -> None:
         """A stream that fails before its first content fails over."""
-        limit = {"first_token_timeout_ms": FIRST_TOKEN_MS} if failure.hang else {}
+        limit: dict[str, Any] = {"first_token_timeout_ms": FIRST_TOKEN_MS} if failure.hang else {}
         async with self._behind(failure, count=2, **limit) as (served, upstream):
             status, text, _ = await served.chat()
         assert (status, read_stream(text).text) == (200, Reply().text)
@@ -405,6 +522,12 @@ class ProviderConformance(InProcessConformance):
                 output += [text, str(headers)]
             output.append(json.dumps(await served.health()))
         assert KEYS[0] not in "\n".join([*output, caplog.text])
+
+
+def _model_in(received: Received, models: Iterable[str]) -> str:
+    """Return which of the models a request is for, "" for none of them."""
+    sent = received.path + received.raw.decode()
+    return max((model for model in models if model in sent), key=len, default="")
 
 
 async def _until(done: Callable[[], bool], within_s: float = 2.0) -> None:

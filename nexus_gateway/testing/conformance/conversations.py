@@ -39,6 +39,33 @@ LONG_TALK = [
 _IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
 WITH_IMAGE = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, _IMAGE]}]
 
+# Turns that others wrote: a model with reasoning and citations, a client that marks for a cache.
+_MARKED = {"type": "text", "text": "Who came first?", "cache_control": {"type": "ephemeral"}}
+_CITATION = {"type": "url_citation", "url_citation": {"url": "https://norse.example", "title": "N"}}
+_NULLS = {"refusal": None, "audio": None, "function_call": None}
+FOREIGN_TALK: list[dict[str, Any]] = [
+    {"role": "user", "content": [_MARKED]},
+    {
+        "role": "assistant",
+        "content": "Norsemen.",
+        "reasoning_content": "Who had ships?",
+        "annotations": [_CITATION],
+        **_NULLS,
+    },
+    {"role": "user", "content": "And how is the weather there?"},
+]
+_FOREIGN_ID = "toolu_01A09q90qw90lq917835lq9"
+_SIGNATURE = "c2lnbmVkIGVsc2V3aGVyZQ=="
+_SIGNED = {"extra_content": {"google": {"thought_signature": _SIGNATURE}}}
+_FOREIGN_CALL = {**_CALL, "id": _FOREIGN_ID, **_SIGNED}
+# Another model's signed call, and its result: for providers that support tools.
+FOREIGN_CALL: list[dict[str, Any]] = [
+    {"role": "assistant", "content": None, "tool_calls": [_FOREIGN_CALL], **_NULLS},
+    {"role": "tool", "tool_call_id": _FOREIGN_ID, "content": "Nineteen degrees"},
+]
+# What shows that a field of theirs was sent on.
+FOREIGN_MARKS = ("ephemeral", "Who had ships?", "norse.example", _FOREIGN_ID, _SIGNATURE)
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
