@@ -80,9 +80,10 @@ class Relay:
                 except AttemptFailed:
                     self._raise_refusal(delivery, attempt)
         except NoCandidate:
-            if delivery.refusal is None:
+            refusal = delivery.refusal or _common_refusal(context.history)
+            if refusal is None:
                 raise
-            raise delivery.refusal from None
+            raise refusal from None
         finally:
             if context.history.pending:
                 context.history.settle()
@@ -216,15 +217,15 @@ class Relay:
         verdict, target = attempt.verdict, delivery.target
         if verdict is None or verdict.error is None:
             return
-        refusal = UpstreamRefused(verdict.status, masked(verdict.error, attempt.instance.key))
+        is_unknown = verdict.scope in (Scope.DEPLOYMENT, Scope.MODEL) and verdict.status != 403
+        status = 404 if is_unknown else verdict.status
+        refusal = UpstreamRefused(status, masked(verdict.error, attempt.instance.key))
         if verdict.outcome is not Outcome.REFUSED:
-            # By its status alone a refusal concerns the key, but of a second one the request.
             if delivery.context.history.repeats(attempt):
                 raise refusal
             return
         if verdict.scope is Scope.REQUEST:
             raise refusal
-        is_unknown = verdict.scope in (Scope.DEPLOYMENT, Scope.MODEL) and verdict.status != 403
         if not is_unknown or target.model is not None:
             delivery.refusal = delivery.refusal or refusal
             return
@@ -235,6 +236,23 @@ class Relay:
             f"{attempt.name} does not know its model {attempt.model!r}: check {name}_MODEL and "
             f"{name}_BASE_URL (it usually ends in /v1)",
         )
+
+
+def _common_refusal(history: AttemptHistory) -> UpstreamRefused | None:
+    """Return the last refusal of a key if every attempt ended with its status.
+
+    By its status alone a refusal concerns the key; if all keys say the same, the request. A 401
+    would look like one of the gateway's own.
+    """
+    if len({(a.outcome, a.status) for a in history.attempts}) != 1:
+        return None
+    last = history.attempts[-1]
+    verdict = last.verdict
+    if verdict is None or verdict.error is None or verdict.status == 401:
+        return None
+    if verdict.outcome is Outcome.REFUSED:
+        return None
+    return UpstreamRefused(verdict.status, masked(verdict.error, last.instance.key))
 
 
 def _is_first(history: AttemptHistory) -> bool:

@@ -34,7 +34,7 @@ LOST_RACE = Verdict(Outcome.CANCELLED, "another attempt was faster")
 BROKE = "broke in the middle of its answer: "
 NO_USAGE: Mapping[str, Any] = {}
 _NEUTRAL = (Outcome.SUCCESS, Outcome.CANCELLED)
-# Cost the upstream nothing, so that they do not count towards MAX_ATTEMPTS.
+# As a refused key, they cost the upstream nothing and do not count towards MAX_ATTEMPTS.
 _FREE_STATUSES = frozenset({401, 402, 403, 429})
 # By status, a refusal of a key may concern this request alone.
 _DOUBTFUL_KEY_STATUSES = (402, 403)
@@ -179,7 +179,7 @@ class Attempt:
             self.circuit = "closed"
             logger.info("circuit closed", extra={"fields": self._log_fields()})
         deployment.health.success()
-        self.instance.accept_key()
+        self.instance.accept_key(self.started_s)
         # A success that began before the circuit opened or the park began does not show that the
         # reason has passed.
         if deployment.last_reason is not None and counts and not deployment.parked_for_s():
@@ -278,7 +278,7 @@ class Attempt:
         verdict = self.verdict
         if verdict is None or verdict.outcome is Outcome.FAILURE:
             return False
-        return verdict.status in _FREE_STATUSES
+        return verdict.outcome is Outcome.BAD_KEY or verdict.status in _FREE_STATUSES
 
     @property
     def outcome(self) -> Outcome:
@@ -383,13 +383,11 @@ class AttemptHistory:
         )
 
     def repeats(self, attempt: Attempt) -> bool:
-        """Whether another key was refused with the same status for a reason that is not known."""
+        """Whether an earlier attempt was refused with the same status by something at the edge."""
         return attempt.status != 401 and any(
-            a.instance is not attempt.instance
+            a is not attempt
             and a.status == attempt.status
-            and a.outcome is attempt.outcome
-            and a.verdict is not None
-            and a.verdict.error is not None
+            and a.scope is attempt.scope is Scope.EDGE
             for a in self.attempts
         )
 

@@ -91,7 +91,7 @@ class Instance:
         self._clock = clock
         self._takes_images = takes_images
         self._no_stream_usage_until_s = 0.0
-        self._bad_key_at_s = 0.0
+        self._bad_key_at_s = self._key_accepted_at_s = 0.0
         self._suspected_by = ""  # the request whose refusal made the key suspicious
         self._is_key_doubtful = False
         self.freed_at_s = self._toggled_at_s = 0.0
@@ -223,10 +223,13 @@ class Instance:
         """Whether it is parked because its key was refused, beyond doubt."""
         return self.bad_key_until_s > self._clock() and not self._is_key_doubtful
 
-    def accept_key(self) -> None:
-        """Record that the key has worked."""
+    def accept_key(self, began_s: float) -> None:
+        """Record that the key has worked for a request that began then."""
         self.bad_keys_in_a_row = 0
         self._suspected_by = ""
+        if began_s > self._bad_key_at_s:
+            self.bad_key_until_s = 0.0
+            self._key_accepted_at_s = began_s
 
     def enable(self) -> None:
         """Switch it on, and unpark a refused key or model; circuits stay as they are."""
@@ -243,7 +246,8 @@ class Instance:
         self.freed_at_s = at_s = self._clock() if at_s is None else at_s
         if self._bad_key_at_s <= at_s:
             self.bad_key_until_s = 0.0
-            self.accept_key()
+            self.bad_keys_in_a_row = 0
+            self._suspected_by = ""
         for deployment in self.deployments.values():
             deployment.unpark_model(at_s)
 
@@ -269,7 +273,12 @@ class Instance:
         marks: dict[str, list[Any]] = {
             "toggle": [self._toggled_at_s, self.enabled],
             "freed": [self.freed_at_s],
-            "bad_key": [self.bad_key_until_s, self._bad_key_at_s, self.bad_keys_in_a_row],
+            "bad_key": [
+                self.bad_key_until_s,
+                self._bad_key_at_s,
+                self.bad_keys_in_a_row,
+                self._is_key_doubtful,
+            ],
         }
         set_marks = {name: mark for name, mark in marks.items() if mark[0]}
         return InstanceState(set_marks, self.total_requests, self.in_flight)
@@ -282,9 +291,11 @@ class Instance:
         if (freed := marks.get("freed")) and freed[0] > self.freed_at_s:
             self.unpark(freed[0])
         if bad_key := marks.get("bad_key"):
-            until_s, at_s, in_a_row = bad_key
-            if until_s > self.bad_key_until_s and at_s > self.freed_at_s:
+            until_s, at_s, in_a_row, is_doubtful = bad_key
+            known_good_s = max(self.freed_at_s, self._key_accepted_at_s)
+            if until_s > self.bad_key_until_s and at_s > known_good_s:
                 self.bad_key_until_s, self._bad_key_at_s = until_s, at_s
+                self._is_key_doubtful = bool(is_doubtful)
                 self.bad_keys_in_a_row = max(self.bad_keys_in_a_row, in_a_row)
         self.elsewhere = state
 

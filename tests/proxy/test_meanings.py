@@ -291,18 +291,79 @@ async def test_a_second_request_that_is_refused_parks_the_key(upstream: FakeUpst
 
 
 @pytest.mark.proves("F55")
-@pytest.mark.parametrize("status", [401, 402, 403, 429])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        error(401, "No."),
+        error(402, "Insufficient Balance"),
+        error(402, "Payment required"),
+        error(403, "This account has been suspended."),
+        error(403, "Forbidden"),
+        error(429, "No."),
+        error(400, "Incorrect API key provided"),
+        error(400, "Restricted.", code="organization_restricted"),
+    ],
+    ids=lambda reply: f"{reply.status} {reply.error['message']}",
+)
 async def test_what_costs_the_upstream_nothing_is_no_attempt(
-    upstream: FakeUpstream, status: int
+    upstream: FakeUpstream, reply: Reply
 ) -> None:
-    message = {402: "Insufficient Balance", 403: "This account has been suspended."}
-    upstream.default = error(status, message.get(status, "No."))
+    upstream.default = reply
     key = "the-tenth-key-secret"
     upstream.defaults[key] = Reply()
     bad = [make_instance(upstream, n, provider=Fake, **secret(f"bad-{n}")) for n in range(1, 10)]
     good = make_instance(upstream, 10, **secret(key))
     async with serving(*bad, good, max_attempts=2) as served:
-        assert_complete(await served.chat())
+        for _ in range(3):
+            assert_complete(await served.chat())
+
+
+@pytest.mark.proves("F54")
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("reply", [error(403, "Forbidden"), error(402, "Payment required")])
+async def test_a_refusal_by_every_key_is_the_requests_and_keeps_its_words(
+    upstream: FakeUpstream, reply: Reply, count: int
+) -> None:
+    upstream.choose = lambda received: reply if b"poison" in received.raw else None
+    pool = keys(upstream, count)
+    body = {"messages": [{"role": "user", "content": "poison"}], "stream": True}
+    async with serving(*pool) as served:
+        for n in (1, 2):
+            status, text, _ = await served.chat(body)
+            assert reply.error is not None
+            assert (status, upstream.hits()) == (reply.status, n * count)
+            assert json.loads(text)["error"]["message"] == reply.error["message"]
+        for _ in range(count):
+            assert_complete(await served.chat())
+    assert all(instance.is_available for instance in pool)
+
+
+@pytest.mark.proves("F54")
+async def test_a_firewall_is_asked_twice_at_most(upstream: FakeUpstream) -> None:
+    upstream.default = PAGE
+    async with serving(*keys(upstream, 1)) as served:
+        status, text, _ = await served.chat()
+    assert (status, upstream.hits()) == (403, 2)
+    assert "firewall" in text
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        error(400, "The model has been decommissioned.", code="model_decommissioned"),
+        error(400, "Model Not Exist"),
+        error(410, "The model m has been retired."),
+    ],
+    ids=lambda reply: reply.error["message"],
+)
+async def test_a_model_that_is_gone_is_not_found_whatever_the_upstreams_status(
+    upstream: FakeUpstream, reply: Reply
+) -> None:
+    upstream.default = reply
+    async with serving(*keys(upstream, 2)) as served:
+        status, text, _ = await served.chat({**HELLO, "model": "fake/m"})
+    assert reply.error is not None
+    assert (status, json.loads(text)["error"]["message"]) == (404, reply.error["message"])
 
 
 def secret(key: str) -> dict[str, Any]:

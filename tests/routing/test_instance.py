@@ -89,6 +89,19 @@ def test_a_bad_key_is_parked_longer_each_time() -> None:
     assert instance.default.parked_for_s() == 600.0
 
 
+def test_a_key_that_works_after_its_refusal_is_parked_no_more() -> None:
+    clock = FakeClock()
+    instance = make_instance(clock=clock)
+    for request in ("one", "two"):
+        instance.suspect_key(request)
+    assert instance.default.parked_for_s() == 600.0
+    instance.accept_key(clock())
+    assert instance.default.park_reason() == "bad_key", "it may have begun before the refusal"
+    clock.advance(1)
+    instance.accept_key(clock())
+    assert instance.default.park_reason() is None
+
+
 def test_a_burst_of_refusals_parks_once_and_no_park_exceeds_an_hour() -> None:
     clock = FakeClock()
     instance = make_instance(clock=clock)

@@ -135,6 +135,26 @@ def test_the_state_of_a_model_is_shared_and_leaves_others_alone(
     assert not other.apply().on("gone").is_unknown
 
 
+def test_a_doubt_about_a_key_is_shared_as_a_doubt(
+    pair: tuple[Worker, Worker], clock: FakeClock
+) -> None:
+    one, other = pair
+    for request in ("one", "two"):
+        one.instance.suspect_key(request)
+    one.publish()
+    assert other.apply().default.park_reason() == "bad_key"
+    assert other.instance.default.is_last_resort, "its other requests may be answered"
+    clock.advance(1)
+    other.instance.accept_key(clock())
+    one.publish()
+    assert other.apply().default.park_reason() is None, "it knows better"
+    one.instance.park_bad_key()
+    clock.advance(700)
+    one.instance.park_bad_key()
+    one.publish()
+    assert not other.apply().default.is_last_resort
+
+
 def test_a_reload_unparks_only_refused_keys_and_unknown_models(
     pair: tuple[Worker, Worker], hub: Hub, clock: FakeClock
 ) -> None:
