@@ -110,6 +110,8 @@ def parse_answer(body: bytes, content: str) -> dict[str, Any]:
         answer = json_codec.loads(body)
     except json_codec.JSONError:
         raise InvalidAnswer("answered with something that is not JSON") from None
+    if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # Gemini's errors
+        answer = answer[0]
     if not isinstance(answer, dict):
         raise InvalidAnswer("answered 200 without an answer")
     raise_error(answer, has_content=bool(answer.get(content)))

@@ -148,7 +148,8 @@ class Delivery:
         until_s: no attempt begins after it, by the scheduler's clock.
         answer_by_s: when RESPONSE_TIMEOUT_MS is over; limits a full response. The caller's own
             limit is kept by the endpoint.
-        refusal: the first one by an upstream that does not know the model; the answer if none does.
+        refusal: the first one by an upstream that another one may not share; the answer if none
+            answers.
     """
 
     context: RequestContext

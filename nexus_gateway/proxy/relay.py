@@ -221,8 +221,11 @@ class Relay:
         status = 404 if is_unknown else verdict.status
         refusal = UpstreamRefused(status, masked(verdict.error, attempt.instance.key))
         if verdict.outcome is not Outcome.REFUSED:
-            if delivery.context.history.repeats(attempt):
-                raise refusal
+            if delivery.context.history.edge_repeats(attempt):
+                # A 401 would look like one of the gateway's own.
+                is_401 = verdict.status == 401
+                history = delivery.context.history
+                raise self.scheduler.no_candidate(target, history) if is_401 else refusal
             return
         if verdict.scope is Scope.REQUEST:
             raise refusal

@@ -107,6 +107,7 @@ class Attempt:
         self._permit = permit
         self._is_probe = permit.probe
         self._is_stream = False
+        self._rests_until_s = 0.0
         self._history = history
         self._clock = clock
         self.instance.in_flight += 1
@@ -203,7 +204,7 @@ class Attempt:
                 deployment.breaker.doubt()
                 self._history.pending.append(self)
             if verdict.park_s is not None:
-                deployment.cool_down(verdict.park_s)
+                self._rests_until_s = deployment.cool_down(verdict.park_s)
         else:
             deployment.breaker.release(self._permit)
         if outcome is Outcome.RATE_LIMITED:
@@ -220,10 +221,16 @@ class Attempt:
     def _refuse_key(self, verdict: Verdict) -> None:
         if verdict.status in _DOUBTFUL_KEY_STATUSES:
             self._history.pending.append(self)
-            self.instance.suspect_key(self._history.id)
+            if not self.instance.suspect_key(self._history.id):
+                return
         else:
             self.instance.park_bad_key()
         warn_once(self.instance, f"{self.name} is parked: {verdict.reason}")
+
+    def withdraw_parks(self) -> None:
+        """Take back for how long its failure excludes its deployment and its key."""
+        self.instance.withdraw_suspicion(self._history.id)
+        self.deployment.withdraw_rest(self._rests_until_s)
 
     def mark(self, *, is_doubtful: bool = False) -> None:
         """Mark its deployment for a failure that was not the request's own fault."""
@@ -382,9 +389,9 @@ class AttemptHistory:
             for a in self.attempts
         )
 
-    def repeats(self, attempt: Attempt) -> bool:
+    def edge_repeats(self, attempt: Attempt) -> bool:
         """Whether an earlier attempt was refused with the same status by something at the edge."""
-        return attempt.status != 401 and any(
+        return any(
             a is not attempt
             and a.status == attempt.status
             and a.scope is attempt.scope is Scope.EDGE
@@ -414,7 +421,7 @@ class AttemptHistory:
         others = len(failed) > 1 or any(a.has_alternative and not a.gave_up for a in pending)
         if latency_ms is None and others:
             for attempt in pending:
-                attempt.instance.withdraw_suspicion(self.id)
+                attempt.withdraw_parks()
             return
         for attempt in failed.values():
             if latency_ms is None:

@@ -197,19 +197,20 @@ class Instance:
         self.bad_key_until_s = now_s + long_park_s(self.bad_keys_in_a_row)
         self.bad_keys_in_a_row += 1
 
-    def suspect_key(self, request_id: str) -> None:
+    def suspect_key(self, request_id: str) -> bool:
         """Exclude it for seconds, as a refusal may concern one request; at the second, for longer.
 
-        A request's own repetitions are no further evidence.
+        A request's own repetitions are no further evidence. Returns whether it is for longer.
         """
         if self._suspected_by not in ("", request_id):
             self.park_bad_key(is_doubtful=True)
-            return
+            return True
         self._suspected_by = request_id
         now_s = self._clock()
         if self.bad_key_until_s <= now_s:
             self._is_key_doubtful = True
             self._bad_key_at_s, self.bad_key_until_s = now_s, now_s + SHORT_PARK_S
+        return False
 
     def withdraw_suspicion(self, request_id: str) -> None:
         """Take back what a request has caused, because other keys have refused it as well."""
@@ -389,9 +390,18 @@ class Deployment:
         """Exclude it because of a rate limit; a park gets longer, never shorter."""
         self._rate_limited_until_s = max(self._rate_limited_until_s, self._clock() + seconds)
 
-    def cool_down(self, seconds: float) -> None:
-        """Exclude it because it failed with a Retry-After; as `park`, never shorter."""
+    def cool_down(self, seconds: float) -> float:
+        """Exclude it because it failed with a Retry-After; as `park`, never shorter.
+
+        Returns until when, by the clock, for `withdraw_rest`.
+        """
         self._resting_until_s = max(self._resting_until_s, self._clock() + seconds)
+        return self._resting_until_s
+
+    def withdraw_rest(self, until_s: float) -> None:
+        """Take a rest back, unless there was a longer one since."""
+        if self._resting_until_s == until_s:
+            self._resting_until_s = 0.0
 
     def park_unknown_model(self) -> None:
         """Exclude it because the provider does not serve the model with this key.

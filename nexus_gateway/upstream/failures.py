@@ -25,7 +25,7 @@ from nexus_gateway.routing.instance import Instance
 from nexus_gateway.upstream.meanings import meaning_of
 from nexus_gateway.upstream.response import HttpResponse
 from nexus_gateway.wire import json_codec
-from nexus_gateway.wire.error_objects import NO_REASON, normalise_error, read_error
+from nexus_gateway.wire.error_objects import NO_REASON, normalise_error, plain_text, read_error
 from nexus_gateway.wire.rate_limits import asked_to_wait_s, retry_after_s
 
 logger = logging.getLogger("nexus_gateway")
@@ -59,9 +59,14 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, now_s: float)
     `now_s`: Unix seconds, for dates in `Retry-After`.
     """
     error = read_error(body)
-    if error is None and 400 <= status < 500 and status not in (404, 429):
+    if error is not None:
+        return _verdict(status, headers, error, now_s)
+    if 400 <= status < 500 and status not in (404, 429):
         return _edge_verdict(status)
-    return _verdict(status, headers, error or normalise_error(None), now_s)
+    verdict = _verdict(status, headers, normalise_error(plain_text(body)), now_s)
+    if status == 429 and verdict.park_s is not None:  # of something that counts all keys together
+        return replace(verdict, park_s=min(verdict.park_s, RATE_LIMIT_PARK_S))
+    return verdict
 
 
 def _verdict(

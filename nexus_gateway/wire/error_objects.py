@@ -32,6 +32,12 @@ def read_error(body: bytes) -> dict[str, Any] | None:
     return normalise_error(value if error is None else error)
 
 
+def plain_text(body: bytes) -> str | None:
+    """Return a body that is one short line of text; None if it is a page or something else."""
+    text = body[:_LONGEST_MESSAGE].decode("utf-8", "replace").strip()
+    return text if text.isprintable() and "<" not in text else None
+
+
 def normalise_error(error: object) -> dict[str, Any]:
     """Bring an upstream's error into OpenAI's shape: four fields, `code` a string or null.
 

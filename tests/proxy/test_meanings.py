@@ -168,6 +168,7 @@ LIMITS = {
     "logprobs": error(400, "`logprobs` is not supported with this model"),
     "tools": error(400, "m does not support tools"),
     "anthropic's": error(400, "prompt is too long: 210000 tokens > 200000 maximum"),
+    "in a list": Reply(body=b'[{"error":{"code":400,"message":"maximum context length is 8"}}]'),
     "in a 200": Reply(body=b'{"error":{"code":400,"message":"maximum context length is 8192"}}'),
 }
 

@@ -76,3 +76,15 @@ def test_an_overloaded_server_may_request_a_pause() -> None:
 def test_a_404_without_a_reason_may_be_a_wrong_base_url() -> None:
     assert "address" in classify(404, {}, b"<html>", 0.0).reason
     assert "address" not in classify(404, {}, b'{"error": {"message": "no model"}}', 0.0).reason
+
+
+def test_a_429_without_an_apis_error_parks_no_key_for_long() -> None:
+    headers = {"Retry-After": "600"}
+    assert classify(429, headers, b"<html>Slow down</html>", NOW_S).park_s == 10
+    assert classify(429, headers, b'{"error": {"message": "m"}}', NOW_S).park_s == 600
+
+
+def test_a_line_of_text_keeps_its_words() -> None:
+    error = classify(404, {}, b"model not found\n", NOW_S).error
+    assert error is not None
+    assert error["message"] == "model not found"
