@@ -13,6 +13,7 @@
     ├── NoCandidate    429/503   no instance can serve the request now
     ├── Overloaded         503   the gateway is at its limit of requests or file descriptors
     ├── Draining           503   the gateway is shutting down
+    ├── StoreUnavailable   503   the kept responses cannot be read
     ├── DeadlinePassed     504   the caller's own time limit has passed
     ├── LoopDetected       508   the request has passed this gateway before
     ├── NotInstalled       501   the call needs an extra that is not installed
@@ -172,6 +173,16 @@ class Draining(GatewayError):
     code = "shutting_down"
     text = "The gateway is shutting down; try again in a moment."
     more_headers: ClassVar = {**Overloaded.more_headers, "Connection": "close"}
+
+
+class StoreUnavailable(GatewayError):
+    status = 503
+    code = "store_unavailable"
+    text = (
+        "The gateway cannot read the responses it has kept: try again in a moment, or send the "
+        "whole conversation in `input`."
+    )
+    more_headers: ClassVar = Overloaded.more_headers
 
 
 class DeadlinePassed(GatewayError):

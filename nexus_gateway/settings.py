@@ -20,6 +20,7 @@ from nexus_gateway.secret import Secret
 MAX_MS = 86_400_000
 MAX_WORKERS = 256
 OFF = "off"
+MEMORY = "memory"
 ENV = "env"
 PROXY_VARIABLES = ("UPSTREAM_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 URL = "sqlite:///"
@@ -64,10 +65,10 @@ def parse_secret(text: str) -> Secret:
     return Secret(text)
 
 
-def parse_ledger_url(text: str) -> str:
-    """Parse the ledger's address, as SQLAlchemy writes it: `sqlite:///relative` or `…////absolute`.
+def parse_file_url(text: str) -> str:
+    """Parse a file's address, as SQLAlchemy writes it: `sqlite:///relative` or `…////absolute`.
 
-    Returns the file's path; "" for no ledger.
+    Returns the file's path; "" for `off`.
     """
     url = text.strip()
     if url.lower() == OFF:
@@ -77,6 +78,17 @@ def parse_ledger_url(text: str) -> str:
     if not url.lower().startswith(URL) or is_wrong or "\0" in path:
         raise ValueError("must be off, or sqlite:/// and the path of a file")
     return os.path.expanduser(path) if path.startswith("~/") else path
+
+
+def _response_store(text: str) -> str:
+    """Parse where responses are kept: `memory`, or a path as of `parse_file_url`."""
+    if text.strip().lower() == MEMORY:
+        return MEMORY
+    try:
+        path = parse_file_url(text)
+    except ValueError:
+        raise ValueError("must be memory, off, or sqlite:/// and the path of a file") from None
+    return os.path.join(os.curdir, path) if path == MEMORY else path
 
 
 def is_proxy(text: str) -> bool:
@@ -216,7 +228,14 @@ class Settings:
     viewer_token: Secret = _variable(  # noqa: RUF009 - it returns a field
         "", parse_secret, "Token for admin calls that only read.", unset=_UNSET
     )
-    ledger: str = _variable("", parse_ledger_url, "Where usage is recorded: sqlite:///path or off.")
+    ledger: str = _variable("", parse_file_url, "Where usage is recorded: sqlite:///path or off.")
+    response_store: str = _variable(
+        "", _response_store, "Where responses are kept: memory, sqlite:///path or off.", MEMORY
+    )
+    response_store_mb: int = _variable("64", _number(1, 65_536), "Most that is kept of them.")
+    response_store_ttl_ms: int = _variable(
+        "3600000", _number(1, 30 * MAX_MS), "How long a response is kept."
+    )
     log_level: str = _variable("info", _LEVEL, "debug, info, warning or error.")
     log_format: str = _variable("text", _one_of("text", "json"), "text or json.")
     otel_exporter_otlp_endpoint: str = _variable("", _URL, "Collector of traces, OTLP over HTTP.")
@@ -265,6 +284,8 @@ class Settings:
                     problems.append(f"{variable.name} {error}.")
         settings = cls(**values)
         problems += [*_duplicate_secrets(settings), *_wrong_proxies(settings)]
+        if settings.ledger and settings.ledger == settings.response_store:
+            problems.append("LEDGER and RESPONSE_STORE name the same file; each needs its own.")
         if problems:
             raise ConfigError(problems)
         return settings
@@ -293,8 +314,8 @@ def _wrong_proxies(settings: Settings) -> Iterator[str]:
             yield f"{scheme.upper()}_PROXY {_NO_PROXY_URL}."
 
 
-def default_ledger_url(env: Mapping[str, str], platform: str) -> str:
-    """Return LEDGER's value if it is not set: a file in the user's state folder."""
+def default_file_url(name: str, env: Mapping[str, str], platform: str) -> str:
+    """Return the address of a file in the user's state folder, such as `ledger`."""
     home = os.path.expanduser("~")
     if home == "~":  # a user without a home: fail at the root, not silently in the current folder
         home = os.sep
@@ -305,4 +326,4 @@ def default_ledger_url(env: Mapping[str, str], platform: str) -> str:
         folder = os.path.join(home, "Library", "Application Support")
     elif not os.path.isabs(folder):  # to be ignored (XDG Base Directory Specification)
         folder = os.path.join(home, ".local", "state")
-    return URL + os.path.join(folder, "nexus-gateway", "ledger.sqlite3")
+    return URL + os.path.join(folder, "nexus-gateway", f"{name}.sqlite3")

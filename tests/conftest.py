@@ -19,8 +19,8 @@ from nexus_gateway.web.responder import Responder
 
 pytest_plugins = ("running", "distributions")
 
-# A gateway that a test starts must not write into the user's ledger.
-os.environ["LEDGER"] = "off"
+# A gateway that a test starts must not write into the user's files.
+os.environ |= {"LEDGER": "off", "RESPONSE_STORE": "off"}
 # The same examples each time, on any machine; `--hypothesis-profile=thorough` draws new ones.
 slow = [hypothesis.HealthCheck.too_slow]
 common: dict[str, Any] = {"deadline": None, "suppress_health_check": slow}

@@ -17,7 +17,7 @@ from nexus_gateway.discovery import prefix
 from nexus_gateway.hooks import Hook, overridden
 from nexus_gateway.routing.policies import OUR_POLICIES, Policy
 from nexus_gateway.routing.pool import DEMO, Pool
-from nexus_gateway.settings import Settings, is_loopback
+from nexus_gateway.settings import MEMORY, Settings, is_loopback
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -151,6 +151,12 @@ def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, 
         yield LEFT_OUT, str(problem)
     for warning in pool.warnings:
         yield NOTE, warning
+    if settings.web_concurrency > 1 and settings.response_store == MEMORY:
+        yield (
+            NOTE,
+            "RESPONSE_STORE is memory: each worker knows only the responses that it made, so "
+            "previous_response_id often fails; set sqlite:/// and the path of a file",
+        )
     if is_loopback(host):
         if settings.viewer_token and not settings.admin_token:
             yield NOTE, "VIEWER_TOKEN alone restricts nothing: set ADMIN_TOKEN as well"

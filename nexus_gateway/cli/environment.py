@@ -7,7 +7,7 @@ import os
 import sys
 
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.settings import default_ledger_url
+from nexus_gateway.settings import default_file_url
 
 DEFAULT_ENV_FILE = ".env"
 WRONG_SETTINGS = 2
@@ -42,12 +42,19 @@ def serve_environment(arguments: argparse.Namespace) -> dict[str, str]:
         "LOG_LEVEL": arguments.log_level,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return {**with_ledger(environment(arguments.env_file)), **given}
+    return _with_response_store({**with_ledger(environment(arguments.env_file)), **given})
+
+
+def _with_response_store(env: dict[str, str]) -> dict[str, str]:
+    """Return the variables with the default of RESPONSE_STORE: several workers share a file."""
+    if env.get("RESPONSE_STORE") or env.get("WEB_CONCURRENCY", "").strip() in ("", "1"):
+        return env
+    return {**env, "RESPONSE_STORE": default_file_url("responses", env, sys.platform)}
 
 
 def with_ledger(env: dict[str, str]) -> dict[str, str]:
     """Return the variables with the default of LEDGER, if it is not set."""
-    return {**env, "LEDGER": env.get("LEDGER") or default_ledger_url(env, sys.platform)}
+    return {**env, "LEDGER": env.get("LEDGER") or default_file_url("ledger", env, sys.platform)}
 
 
 def own_command(arguments: argparse.Namespace) -> list[str]:

@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from nexus_gateway.cli.environment import environment, with_ledger
 from nexus_gateway.cli.text import table
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.settings import URL, parse_ledger_url
+from nexus_gateway.settings import URL, parse_file_url
+from nexus_gateway.store.database import DatabaseRefused
 from nexus_gateway.telemetry import ledger
 from nexus_gateway.telemetry.usage import (
     FIGURES,
@@ -59,7 +60,7 @@ def usage(arguments: argparse.Namespace) -> int:
             is_local=True,
         )
         report = ledger.ask(path, query) or NOTHING
-    except (OSError, sqlite3.Error, ledger.LedgerRefused) as error:
+    except (OSError, sqlite3.Error, DatabaseRefused) as error:
         print(f"nexus-gateway: {path} cannot be used: {error}.", file=sys.stderr)
         return FAILED
     _PRINT[arguments.format](path, query, report)
@@ -73,7 +74,7 @@ def _path(arguments: argparse.Namespace) -> str:
     source = "--ledger" if option else "LEDGER"
     text = option or with_ledger(environment(arguments.env_file))["LEDGER"]
     try:
-        path = parse_ledger_url(text)
+        path = parse_file_url(text)
     except ValueError as error:
         raise ConfigError([f"{source} {error}."]) from None
     if not path:

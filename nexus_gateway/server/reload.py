@@ -24,6 +24,7 @@ logger = logging.getLogger("nexus_gateway")
 # Read at the start only: the open sockets depend on them, or counters that began with the process.
 FIXED = (
     *("HOST", "PORT", "WEB_CONCURRENCY", "DIRECT_PATH", "METRICS", "LEDGER"),
+    *("RESPONSE_STORE", "RESPONSE_STORE_MB", "RESPONSE_STORE_TTL_MS"),
     *PROXY_VARIABLES,
 )
 

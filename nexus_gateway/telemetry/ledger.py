@@ -14,14 +14,17 @@ from functools import lru_cache
 from itertools import chain
 from urllib.parse import quote
 
+from nexus_gateway.store.database import DatabaseRefused, Schema
 from nexus_gateway.telemetry.ledger_writer import Row
 from nexus_gateway.telemetry.usage import UsageQuery, UsageReport, queries, report_of
 
-# The schema's version, in the file's `user_version`. A change of the table raises it, and adds to
-# `LedgerFile` how an older file is upgraded.
+# A change of the table raises the version, and adds to `LedgerFile` how an older file is upgraded.
 VERSION = 1
-SCHEMA = (
-    """
+SCHEMA = Schema(
+    "ledger",
+    VERSION,
+    (
+        """
     CREATE TABLE requests (
         ended_s REAL NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL, endpoint TEXT NOT NULL,
         asked_model TEXT, stream INTEGER NOT NULL,
@@ -32,14 +35,13 @@ SCHEMA = (
         status INTEGER NOT NULL, outcome TEXT NOT NULL
     )
     """,
-    "CREATE INDEX requests_by_time ON requests (ended_s)",
+        "CREATE INDEX requests_by_time ON requests (ended_s)",
+    ),
 )
 COLUMNS = 19
 # How long to wait while another process writes.
 BUSY_S = 0.5
 READ_BUSY_S = 5.0
-# A killed process loses nothing that was written; a machine that crashes, the last moments.
-SETUP = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")
 # Each statement releases and takes the interpreter lock, at the event loop's cost: few statements
 # for many rows, of few sizes, so that SQLite has them prepared.
 AT_ONCE = (64, 8, 1)
@@ -55,10 +57,6 @@ def insert(count: int) -> str:
     return f"INSERT INTO requests VALUES {', '.join([row] * count)}"  # noqa: S608 - no input
 
 
-class LedgerRefused(Exception):
-    """A file that is no ledger, or one of a newer version; the text is the reason."""
-
-
 def is_transient(error: Exception) -> bool:
     """Whether an error may pass, such as a lock or a full disk."""
     # An extended code holds the plain one in its lowest byte.
@@ -67,51 +65,21 @@ def is_transient(error: Exception) -> bool:
 
 def is_storage_error(error: Exception) -> bool:
     """Whether an error is the file's or the disk's, and not that of the rows."""
-    kinds = (sqlite3.OperationalError, OSError, LedgerRefused)
+    kinds = (sqlite3.OperationalError, OSError, DatabaseRefused)
     return isinstance(error, kinds) or type(error) is sqlite3.DatabaseError
 
 
 class LedgerFile:
     """A ledger that is open for writing, by one thread.
 
-    Opening it creates the file and its folder if they are missing. It raises LedgerRefused if the
+    Opening it creates the file and its folder if they are missing. It raises DatabaseRefused if the
     file is no ledger of ours, else OSError or sqlite3.Error, see `is_transient`.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        if folder := os.path.dirname(path):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            # Who requested what, and when, is for the operator's eyes.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        self._connection = SCHEMA.open(path, BUSY_S)
         self._identity = _identity(path)
-        self._connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-        try:
-            has_table = self._has_table()  # a file that is not ours stays as it is
-            for statement in SETUP:
-                self._connection.execute(statement)
-            if not has_table:
-                self._create_table()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _has_table(self) -> bool:
-        # In this order: another process may create the table in between, with its version.
-        tables = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if _version(self._connection) == VERSION:
-            return True
-        if tables:
-            raise LedgerRefused("it is a database, but no ledger")
-        return False
-
-    def _create_table(self) -> None:
-        with self._connection:  # ends the transaction
-            self._connection.execute("BEGIN IMMEDIATE")
-            if not self._has_table():  # another process may have been faster
-                for statement in (*SCHEMA, f"PRAGMA user_version = {VERSION}"):
-                    self._connection.execute(statement)
 
     @property
     def is_gone(self) -> bool:
@@ -141,14 +109,6 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    """Return the schema's version, 0 for an empty file; raises LedgerRefused if it is newer."""
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > VERSION:
-        raise LedgerRefused(f"a newer gateway wrote it (version {version}, here {VERSION})")
-    return version
-
-
 @contextlib.contextmanager
 def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection | None]:
     """Open a ledger; None if there is no file, or if it is still empty."""
@@ -158,13 +118,13 @@ def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection | None]:
     address = f"file:{quote(os.path.abspath(path))}?mode={mode}"
     connection = sqlite3.connect(address, uri=True, timeout=READ_BUSY_S, isolation_level=None)
     with contextlib.closing(connection):
-        yield connection if _version(connection) else None
+        yield connection if SCHEMA.version_of(connection) else None
 
 
 def ask(path: str, query: UsageQuery) -> UsageReport | None:
     """Query a ledger, which other processes may be writing; None if nothing was ever written.
 
-    Raises LedgerRefused or sqlite3.Error if it cannot be read.
+    Raises DatabaseRefused or sqlite3.Error if it cannot be read.
     """
     by_group, of_all, parameters = queries(query)
     with _opened(path, "ro") as connection:

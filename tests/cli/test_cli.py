@@ -14,7 +14,10 @@ from plugin_points import Acme, Demo, point
 
 from nexus_gateway import __version__
 from nexus_gateway.cli import check
+from nexus_gateway.cli.banner import startup_report
 from nexus_gateway.cli.main import main
+from nexus_gateway.cli.parser import parser
+from nexus_gateway.cli.serve import prepare
 from nexus_gateway.hooks import Hook
 from nexus_gateway.server import process
 from nexus_gateway.settings import Settings
@@ -205,6 +208,19 @@ def test_a_viewer_token_alone_is_noted(served, monkeypatch, capsys, host, admin,
     assert main(["serve", "--host", host]) == 0
     screen = output(capsys)
     assert [li.strip() for li in screen.splitlines() if "_TOKEN" in li] == ([line] if line else [])
+
+
+@pytest.mark.parametrize(
+    ("workers", "store", "is_noted"),
+    [("2", "memory", True), ("1", "memory", False), ("2", "off", False), ("2", "", False)],
+)
+def test_a_store_that_workers_do_not_share_is_noted(
+    served, monkeypatch, capsys, workers, store, is_noted
+):
+    monkeypatch.setenv("RESPONSE_STORE", store)
+    ready = prepare(parser().parse_args(["serve", "--workers", workers]))
+    screen = startup_report(ready, "127.0.0.1", 3000, int(workers))["screen"]
+    assert ("note: RESPONSE_STORE is memory" in "\n".join(screen)) is is_noted
 
 
 def test_the_example_command_names_the_gateway_key(served, monkeypatch, capsys):

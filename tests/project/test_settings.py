@@ -79,6 +79,10 @@ def test_values_are_parsed():
         ("CORS_ORIGIN", "https://a.example/path"),
         ("CORS_ORIGIN", "a.example"),
         ("LEDGER", "ledger-file.db"),
+        ("RESPONSE_STORE", "redis://somewhere"),
+        ("RESPONSE_STORE", "sqlite:///:memory:"),
+        ("RESPONSE_STORE_MB", "0"),
+        ("RESPONSE_STORE_TTL_MS", "2592000001"),
         ("ADMIN_TOKEN", "   "),
         ("ADMIN_TOKEN", "secret-value\r\n"),
         ("ADMIN_TOKEN", "secret-välue"),
@@ -125,6 +129,26 @@ def test_two_credentials_cannot_have_the_same_value(first, second):
     (problem,) = problems(**{first: "same-value", second: value})
 
     assert problem == f"{first} and {second} have the same value; each needs its own."
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Memory", "memory"),
+        ("OFF", ""),
+        ("sqlite:///kept.db", "kept.db"),
+        ("sqlite:////var/kept.db", "/var/kept.db"),
+        ("sqlite:///memory", "./memory"),
+    ],
+)
+def test_a_response_store_is_a_word_or_a_file(text, value):
+    assert Settings.from_env({"RESPONSE_STORE": text}).response_store == value
+
+
+def test_the_ledger_and_the_response_store_cannot_share_a_file():
+    same = "sqlite:///same.db"
+
+    assert problems(LEDGER=same, RESPONSE_STORE=same)[0].startswith("LEDGER and RESPONSE_STORE")
 
 
 def test_different_credentials_are_accepted():

@@ -21,11 +21,12 @@ from records import record
 
 from nexus_gateway.proxy.record import RequestRecord
 from nexus_gateway.secret import Secret
+from nexus_gateway.store import database
+from nexus_gateway.store.database import DatabaseRefused
 from nexus_gateway.telemetry import ledger, ledger_writer
 from nexus_gateway.telemetry.ledger import (
     VERSION,
     LedgerFile,
-    LedgerRefused,
     ask,
     is_transient,
     prune,
@@ -260,7 +261,7 @@ async def test_a_full_disk_fails_no_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     full = ("PRAGMA max_page_count = 4",)
-    monkeypatch.setattr(ledger, "SETUP", (*ledger.SETUP, *full))
+    monkeypatch.setattr(database, "SETUP", (*database.SETUP, *full))
     async with serving(make_instance(upstream), ledger=str(path)) as served:
         for _ in range(40):
             assert (await served.chat(headers={"X-Request-Id": "x" * 64}))[0] == 200
@@ -403,7 +404,7 @@ def test_several_writers_share_a_file(path: Path, quick: None) -> None:
 
 def test_permanent_errors_are_not_transient() -> None:
     assert not is_transient(OSError())
-    assert not is_transient(LedgerRefused())
+    assert not is_transient(DatabaseRefused())
     assert not is_transient(sqlite3.OperationalError())
 
 

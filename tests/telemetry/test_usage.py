@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nexus_gateway.settings import default_ledger_url, parse_ledger_url
+from nexus_gateway.settings import default_file_url, parse_file_url
 from nexus_gateway.telemetry.ledger import COLUMNS, SCHEMA
 from nexus_gateway.telemetry.usage import (
     BY,
@@ -91,7 +91,7 @@ def test_a_distant_moment_can_be_formatted(text: str) -> None:
 
 def table(*rows: dict[str, object]) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
-    for statement in SCHEMA:
+    for statement in SCHEMA.statements:
         connection.execute(statement)
     names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
     assert len(names) == COLUMNS
@@ -188,7 +188,7 @@ def test_times_have_their_utc_offset(berlin: None) -> None:
     ],
 )
 def test_a_ledger_url_is_parsed(text: str, path: str) -> None:
-    assert parse_ledger_url(text) == path
+    assert parse_file_url(text) == path
 
 
 @pytest.mark.parametrize(
@@ -208,14 +208,21 @@ def test_a_ledger_url_is_parsed(text: str, path: str) -> None:
 )
 def test_an_invalid_ledger_url_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="sqlite:///"):
-        parse_ledger_url(text)
+        parse_file_url(text)
 
 
 def test_the_default_ledger_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/some")
     file_name = "nexus-gateway/ledger.sqlite3"
-    assert default_ledger_url({}, "linux") == f"sqlite:////some/.local/state/{file_name}"
-    assert default_ledger_url({"XDG_STATE_HOME": "/x"}, "linux") == f"sqlite:////x/{file_name}"
-    assert default_ledger_url({"XDG_STATE_HOME": "x"}, "linux").startswith("sqlite:////some/")
-    assert "Application Support" in default_ledger_url({}, "darwin")
-    assert default_ledger_url({"LOCALAPPDATA": "C:/a"}, "win32") == f"sqlite:///C:/a/{file_name}"
+    assert default_file_url("ledger", {}, "linux") == f"sqlite:////some/.local/state/{file_name}"
+    assert (
+        default_file_url("ledger", {"XDG_STATE_HOME": "/x"}, "linux") == f"sqlite:////x/{file_name}"
+    )
+    assert default_file_url("ledger", {"XDG_STATE_HOME": "x"}, "linux").startswith(
+        "sqlite:////some/"
+    )
+    assert "Application Support" in default_file_url("ledger", {}, "darwin")
+    assert (
+        default_file_url("ledger", {"LOCALAPPDATA": "C:/a"}, "win32")
+        == f"sqlite:///C:/a/{file_name}"
+    )

@@ -58,11 +58,12 @@ def _moment_s(text: str | None, name: str, now_s: float) -> float | None:
 def _report(path: str, query: UsageQuery) -> Mapping[str, Any]:
     import sqlite3
 
+    from nexus_gateway.store.database import DatabaseRefused
     from nexus_gateway.telemetry import ledger
 
     try:
         return as_json(query, ledger.ask(path, query) or NOTHING)
-    except (OSError, sqlite3.Error, ledger.LedgerRefused) as error:
+    except (OSError, sqlite3.Error, DatabaseRefused) as error:
         logger.warning("the ledger cannot be read: %s", error)
         raise _unreadable("The ledger cannot be read at the moment; see the log.") from None
 
