@@ -63,6 +63,8 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     # Whether a hook changed `chat`; `native` is then outdated and not sent.
     changed_by_hook: bool = False
+    # Fields that the gateway serves itself: its answer has them, and they are not sent on.
+    own: Mapping[str, Any] = field(default_factory=dict)
     # The gateway's own headers: `Via` after other proxies, and what continues a trace.
     trace: Mapping[str, str] = field(default_factory=dict, repr=False)
 

@@ -17,7 +17,16 @@ from nexus_gateway.settings import Settings
 from nexus_gateway.web.auth import Access
 from nexus_gateway.web.endpoint import DialectEndpoint
 from nexus_gateway.web.gateway import GATEWAY, open_gateway
-from nexus_gateway.web.handlers import events, health, metrics, models, page, providers, usage
+from nexus_gateway.web.handlers import (
+    events,
+    health,
+    metrics,
+    models,
+    page,
+    providers,
+    responses,
+    usage,
+)
 from nexus_gateway.web.middleware import (
     ROUTE_OF,
     Route,
@@ -32,6 +41,11 @@ ROUTES: tuple[Route, ...] = (
         Route("POST", path, DialectEndpoint(d).answer, Access.CALLER, d)
         for path, d in DIALECTS.items()
     ),
+    Route("POST", "/v1/responses/input_tokens", responses.count_input, Access.CALLER),
+    Route("POST", "/v1/responses/compact", responses.compact, Access.CALLER),
+    Route("GET", "/v1/responses/{id}", responses.retrieve, Access.CALLER),
+    Route("DELETE", "/v1/responses/{id}", responses.delete, Access.CALLER),
+    Route("GET", "/v1/responses/{id}/input_items", responses.list_input, Access.CALLER),
     Route("GET", "/v1/models", models.list_models, Access.CALLER),
     Route("GET", "/v1/models/{id:.+}", models.retrieve_model, Access.CALLER),
     Route("GET", "/v1/providers", providers.list_providers, Access.VIEWER),
@@ -82,8 +96,10 @@ def build_app(
     app[ROUTE_OF] = by_handler
     for route in ROUTES:
         # Load balancers send HEAD; a GET route answers both.
-        add = app.router.add_get if route.method == "GET" else app.router.add_post
         for path in route.paths:
-            add(path, route.handler, expect_handler=expect)
+            if route.method == "GET":
+                app.router.add_get(path, route.handler, expect_handler=expect)
+            else:
+                app.router.add_route(route.method, path, route.handler, expect_handler=expect)
     app.on_response_prepare.append(add_common_headers)
     return app

@@ -6,6 +6,7 @@ no token is set, it also depends on the `Host` header and on traces of a proxy.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from enum import Enum
@@ -14,6 +15,7 @@ from nexus_gateway.errors import Forbidden, Unauthorized
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings, is_loopback
 
+_KEY = "key-"
 _BY_PROXIES = (
     *("Forwarded", "Via", "X-Real-IP"),
     *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
@@ -32,6 +34,21 @@ class Access(Enum):
     def is_admin(self) -> bool:
         """Whether it is an admin call: never readable for pages of any origin."""
         return self in (Access.VIEWER, Access.ADMIN)
+
+
+def owner(caller: str, settings: Settings) -> str:
+    """Return whose the responses to a caller are, as they are kept: "" for all callers.
+
+    It depends on the key itself, as another one may have its number after a reload.
+
+    Args:
+        caller: the key's number, as `check` returned it.
+        settings: with which it was checked.
+    """
+    if not caller:
+        return ""
+    key = settings.gateway_keys[int(caller.removeprefix(_KEY)) - 1]
+    return hashlib.sha256(key.reveal().encode()).hexdigest()
 
 
 def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str:
@@ -75,7 +92,7 @@ def _check_key(headers: Mapping[str, str], settings: Settings) -> str:
         raise Unauthorized(
             "This call needs a valid gateway key as `Authorization: Bearer …` or `x-api-key: …`."
         )
-    return f"key-{number}"
+    return f"{_KEY}{number}"
 
 
 def _check_without_token(headers: Mapping[str, str], settings: Settings) -> str:

@@ -10,6 +10,7 @@ import time
 from aiohttp import web
 
 from nexus_gateway.dialects.base import Dialect
+from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import (
     DeadlinePassed,
     Draining,
@@ -21,6 +22,7 @@ from nexus_gateway.errors import (
 from nexus_gateway.proxy.context import CallerGone, RequestContext, RequestOptions
 from nexus_gateway.proxy.hook_runner import RequestHooks
 from nexus_gateway.routing.attempts import AttemptHistory
+from nexus_gateway.web.conversation import Conversation, owner_of
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.request import (
     CALLER,
@@ -132,6 +134,10 @@ class DialectEndpoint:
         if self.dialect.reads_pieces:
             with gateway.drain.receiving(gateway.settings.max_concurrent):
                 parsed = await self.dialect.read(BodyPieces(request, gateway), headers)
+        elif self.dialect is RESPONSES and gateway.store is not None:
+            conversation = Conversation(gateway.store, owner_of(request), gateway.settings)
+            parsed = await conversation.read(await read_body(request, gateway))
+            responder.keep = conversation.keep
         else:
             parsed = self.dialect.parse(await read_body(request, gateway), headers)
         if hooks is not None:

@@ -21,6 +21,7 @@ from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.resolver import ModelResolver
 from nexus_gateway.routing.scheduler import Scheduler
 from nexus_gateway.settings import Settings
+from nexus_gateway.store import ResponseStore, open_store
 from nexus_gateway.telemetry.feed import Feed
 from nexus_gateway.telemetry.ledger_writer import LedgerWriter
 from nexus_gateway.telemetry.log import log_request
@@ -131,6 +132,7 @@ class Gateway:
         recorder: passes the records of ended requests to their observers.
         contributors: each adds figures to the state that this worker publishes to the others.
         meter: counts for /metrics, if METRICS is on and its extra is installed.
+        store: the responses that callers may refer to, unless it is off.
         workers: how many processes serve.
         others: the state of the other workers; figures of this one are added to it.
         decided: set if the other workers must know something at once.
@@ -150,6 +152,7 @@ class Gateway:
     ledger: LedgerWriter | None
     hooks: HookRunner | None
     tracing: Tracing | None
+    store: ResponseStore | None
     workers: int = 1
     others: WorkerState = field(default_factory=WorkerState)
     decided: asyncio.Event = field(default_factory=asyncio.Event)
@@ -199,6 +202,9 @@ async def open_gateway(
             from nexus_gateway.telemetry.export import open_tracing
 
             tracing = await stack.enter_async_context(open_tracing())
+        store = await open_store(settings, clock)
+        if store is not None:
+            stack.push_async_callback(store.close)
         if runner is not None:
             stack.push_async_callback(runner.close)
         if ledger is not None:
@@ -220,6 +226,7 @@ async def open_gateway(
             ledger,
             runner,
             tracing,
+            store,
         )
 
 

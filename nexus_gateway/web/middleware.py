@@ -48,7 +48,7 @@ _MESSAGES = "/messages"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route: its method (GET or POST), path and handler, who may call it, and the dialect of
+    """One route: its method, path and handler, who may call it, and the dialect of
     its error responses."""
 
     method: str

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
@@ -29,7 +29,10 @@ from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.web.request import EXPLAIN, REQUEST_ID, request_id
 from nexus_gateway.wire import sse
 
-_EXPOSED = "X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, Server-Timing"
+_EXPOSED = (
+    "X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, X-Nexus-Estimate, "
+    "Server-Timing"
+)
 _STREAM_HEAD = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -45,7 +48,10 @@ class Responder:
 
     Attributes:
         response: begun, or to be returned by the handler; None as long as nothing was sent.
+        keep: keeps the answer before its end is sent: a full one, or the last events of a stream.
     """
+
+    keep: Callable[[bytes], Awaitable[None]] | None = None
 
     def __init__(
         self, request: web.Request, dialect: Dialect, gateway: Gateway, hooks: RequestHooks | None
@@ -125,6 +131,8 @@ class Responder:
     async def end(self, data: bytes = b"") -> None:
         """End the stream, with its last events."""
         assert self.response is not None
+        if self.keep is not None:
+            await self.keep(data)
         try:
             await self.response.write_eof(data)
         except ConnectionError as error:
@@ -143,6 +151,8 @@ class Responder:
         """Keep a full response; the handler returns it, and aiohttp sends it."""
         if self._hooks is not None:
             response = await self._hooks.before_response(context, response) or response
+        if self.keep is not None:
+            await self.keep(response.body)
         content_type = response.content_type
         if content_type.startswith("text/"):
             content_type += "; charset=utf-8"

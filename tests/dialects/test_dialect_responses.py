@@ -333,7 +333,6 @@ def test_images_of_outputs_follow_all_outputs() -> None:
 
 
 OBSTACLES: list[tuple[dict[str, Any], str]] = [
-    ({"store": True}, "store"),
     ({"previous_response_id": "resp_1"}, "previous_response_id"),
     ({"conversation": {"id": "conv_1"}}, "conversation"),
     ({"background": True}, "background"),

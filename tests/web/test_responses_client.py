@@ -204,14 +204,12 @@ async def test_reasoning_is_returned_and_accepted(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"store": True}, "store"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"tools": [TOOL, {"type": "web_search"}]}, "tools[1].type"),
         ({"include": ["web_search_call.action.sources"]}, "include"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
         ({"input": []}, "input"),
         ({"extra_body": {"input": 7}}, "input"),
     ],

@@ -1,18 +1,21 @@
-"""OpenAI's Responses: `POST /v1/responses`, without stored state.
+"""OpenAI's Responses: `POST /v1/responses`.
 
 - `request`: a Responses request as a chat
 - `response`: a chat's answer as a response
+- `references`: what a request refers to by its id, and what is kept for later ones
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
 from nexus_gateway.dialects.body import Body, parse_object, validated
 from nexus_gateway.dialects.chat import labelled, parse_answer
-from nexus_gateway.dialects.responses.request import translate
+from nexus_gateway.dialects.responses.references import Items
+from nexus_gateway.dialects.responses.request import Fields, translate
 from nexus_gateway.dialects.responses.response import (
     OPEN_REASONING,
     ResponseEncoder,
@@ -21,14 +24,13 @@ from nexus_gateway.dialects.responses.response import (
 )
 from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.carried import IN_ID, REASONING, unload_id, unload_reasoning
+from nexus_gateway.wire.carried import unload_id, unload_reasoning
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
-# What a body contains if it has an item that this gateway made.
-_OURS = (OPEN_REASONING, IN_ID, REASONING)
+NOT_KEPT: Mapping[str, Any] = MappingProxyType({"store": False})
 _FAILURES = frozenset({"response.failed", "error"})
 
 
@@ -58,20 +60,31 @@ def _error_in(event: Mapping[str, Any]) -> object:
 
 
 class Responses(Dialect):
-    """Serves requests that contain their whole conversation, and stores nothing."""
+    """Serves requests that contain their whole conversation."""
 
     endpoint = "responses"
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         """Check a request, and translate it into a chat if possible."""
-        fields = parse_object(data)
+        return self.read_fields(parse_object(data))
+
+    def read_fields(
+        self, fields: dict[str, Any], own: Fields = NOT_KEPT, native_input: Items | None = None
+    ) -> Request:
+        """Check a request that is parsed, as `parse`.
+
+        Args:
+            fields: the request's, without `own`.
+            own: the fields that the gateway serves itself.
+            native_input: its input for a backend of this dialect, if that is not the same.
+        """
         model, stream = fields.get("model"), fields.get("stream") is True
         translated, images, error = translate(fields, stream=stream)
-        if any(mark.encode() in data for mark in _OURS):
-            fields = _unloaded_input(fields)
-        native = validated(Body(fields, stream), model)
+        if native_input is not None:
+            fields = {**fields, "input": native_input}
+        native = validated(Body(_unloaded_input(fields), stream), model)
         chat = None if translated is None else validated(Body(translated, stream), model)
-        return Request(self, model, stream, native, chat, images, error)
+        return Request(self, model, stream, native, chat, images, error, own=own)
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         answer = parse_answer(body, "output")
@@ -97,7 +110,7 @@ class Responses(Dialect):
 
 def _fields(request: Request) -> Mapping[str, Any]:
     assert isinstance(request.native, Body)
-    return request.native.fields
+    return {**request.native.fields, **request.own}
 
 
 def _unloaded_input(fields: dict[str, Any]) -> dict[str, Any]:

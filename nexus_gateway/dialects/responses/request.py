@@ -34,11 +34,10 @@ _TYPES: Mapping[str, type] = {
 }
 # Fields that need stored state, and the values of them that do not.
 _STATEFUL = {
-    "store": "This gateway stores no responses; send `store: false`.",
     "background": "This gateway answers only while the connection is open; send "
     "`background: false`.",
     "truncation": "This gateway truncates no conversation; send `truncation: disabled`.",
-    "previous_response_id": "This gateway stores no responses; "
+    "previous_response_id": "This gateway keeps no responses; "
     "send the whole conversation in `input` instead of `previous_response_id`.",
     "conversation": "This gateway stores no conversations; "
     "send the whole conversation in `input` instead of `conversation`.",
@@ -46,7 +45,7 @@ _STATEFUL = {
     "max_tool_calls": "This gateway runs no tools, so `max_tool_calls` has nothing to limit; "
     "remove it.",
 }
-_STATELESS: Fields = {"store": False, "background": False, "truncation": "disabled"}
+_STATELESS: Fields = {"background": False, "truncation": "disabled"}
 _KNOWN = {"input", "tool_choice", *_HINTS, *_TYPES, *_STATEFUL}
 _LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = frozenset({"reasoning.encrypted_content", _LOGPROBS})

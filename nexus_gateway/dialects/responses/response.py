@@ -70,7 +70,7 @@ class ResponseEncoder:
         self._events: list[Event] = []
         self._sequence_number = 0
         self._head: Event = {}
-        self._key = ""
+        self._key = str(request.get("id") or "")
         self._items: list[_Item] = []
         self._text: _TextItem | None = None
         self._calls: dict[int, _CallItem] = {}
@@ -128,7 +128,8 @@ class ResponseEncoder:
     def _begin(self, chunk: Chunk) -> None:
         if self._head:
             return
-        self._key = str(chunk.get("id") or new_id()).removeprefix("chatcmpl-")
+        key = self._key or str(chunk.get("id") or new_id())
+        self._key = key.removeprefix("chatcmpl-")
         self._head = {
             "id": f"resp_{self._key}",
             "object": "response",
@@ -307,9 +308,9 @@ def _echo(request: Mapping[str, Any]) -> Event:
         **{name: request[name] for name in _ECHOED if request.get(name) is not None},
         "background": False,
         "error": None,
-        "previous_response_id": None,
+        "previous_response_id": request.get("previous_response_id"),
         "reasoning": {"effort": None, "summary": None, **(request.get("reasoning") or {})},
-        "store": False,
+        "store": request.get("store") is True,
         "text": {"format": {"type": "text"}, **(request.get("text") or {})},
         "truncation": "disabled",
     }

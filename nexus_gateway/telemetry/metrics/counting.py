@@ -27,12 +27,13 @@ def _words(text: str) -> frozenset[str]:
 
 
 _ERRORS = _words("""
-    bad_http internal_error invalid_api_key invalid_explain invalid_request_error model_not_found
-    request_timeout request_too_large shutting_down unsupported_media_type
+    bad_http endpoint_not_offered internal_error invalid_api_key invalid_explain
+    invalid_request_error model_not_found previous_response_not_found request_timeout
+    request_too_large shutting_down store_unavailable unsupported_media_type
 """)
 # How a request may end: as its stream did, or with an error's code or type.
 OUTCOMES = _ERRORS | _words("""
-    success failure cancelled deadline_exceeded endpoint_not_offered hook_failed invalid_hedge
+    success failure cancelled deadline_exceeded hook_failed invalid_hedge
     invalid_timeout loop_detected no_candidate no_capable_model no_providers overloaded queue_full
     rate_limit_exceeded server_error unknown_routing_mode unsupported_parameter upstream_refused
 """)
