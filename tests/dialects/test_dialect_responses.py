@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -12,9 +11,20 @@ from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
 from official import openai
-from pydantic import TypeAdapter
+from responses_dialect import (
+    chat_of,
+    events_of,
+    full_response_of,
+    messages_of,
+    official_event,
+    parse,
+    response_of,
+    short,
+    stream_of,
+    summaries,
+)
 
-from nexus_gateway.dialects.base import InvalidAnswer, Request
+from nexus_gateway.dialects.base import InvalidAnswer
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import BrokenStream, ErrorEvent, InvalidRequest, TruncatedStream
 from nexus_gateway.wire import sse
@@ -28,54 +38,6 @@ CHAT_CALL = {"id": "c1", "type": "function", "function": {"name": "f", "argument
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "9"}
 PICTURE = {"type": "input_image", "image_url": "data:image/png;base64,AA"}
 CHAT_PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
-
-
-def parse(body: dict[str, Any]) -> Request:
-    return RESPONSES.parse(json.dumps(body).encode(), {})
-
-
-def chat_of(**fields: Any) -> dict[str, Any]:
-    request = parse({"input": "Hi", **fields})
-    assert request.untranslatable is None
-    assert request.chat is not None
-    return dict(request.chat.fields)
-
-
-def messages_of(*items: Any) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = chat_of(input=list(items))["messages"]
-    return messages
-
-
-def stream_of(chunks: Iterable[Chunk], **fields: Any) -> bytes:
-    encoder = RESPONSES.stream_encoder(parse({"input": "Hi", "stream": True, **fields}))
-    return b"".join([*map(encoder.encode, chunks), encoder.finish()])
-
-
-def events_of(chunks: Iterable[Chunk], **fields: Any) -> list[dict[str, Any]]:
-    parsed = [sse.parse_event(event) for event in sse.split(stream_of(chunks, **fields))]
-    events = [json.loads(event.data) for event in parsed]
-    assert [event.name for event in parsed] == [event["type"] for event in events]
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    return events
-
-
-def short(event: dict[str, Any]) -> str:
-    place = "".join(f" {event[k]}" for k in ("output_index", "content_index") if k in event)
-    values = [event[k] for k in ("delta", "text", "refusal", "arguments") if k in event]
-    return event["type"].removeprefix("response.") + place + "".join(f" {text}" for text in values)
-
-
-def summaries(*chunks: Chunk) -> list[str]:
-    return [short(event) for event in events_of(chunks)]
-
-
-def response_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
-    response: dict[str, Any] = events_of(chunks, **fields)[-1]["response"]
-    return response
-
-
-def full_response_of(*chunks: Chunk, **fields: Any) -> dict[str, Any]:
-    return RESPONSES.encode_full(parse({"input": "Hi", **fields}), fold(chunks))
 
 
 def delta(**fields: Any) -> Chunk:
@@ -337,19 +299,17 @@ OBSTACLES: list[tuple[dict[str, Any], str]] = [
     ({"conversation": {"id": "conv_1"}}, "conversation"),
     ({"background": True}, "background"),
     ({"prompt": {"id": "p"}}, "prompt"),
-    ({"max_tool_calls": 3}, "max_tool_calls"),
-    ({"truncation": "auto"}, "truncation"),
-    ({"include": ["file_search_call.results"]}, "include"),
-    ({"moderation": {}}, "moderation"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-    ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools[0].type"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+    ({"tool_choice": {"type": "mcp", "server_label": "s"}}, "tool_choice"),
+    ({"tool_choice": {"type": "allowed_tools", "mode": "required", "tools": []}}, "tool_choice"),
     ({"tool_choice": "any"}, "tool_choice"),
     ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
-    ({"text": {"tone": "x"}}, "text.tone"),
-    ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
     ({"input": [USER, {"type": "item_reference", "id": "i"}]}, "input[1].type"),
     ({"input": [{"id": "i"}]}, "input[0].type"),
-    ({"input": [{"type": "web_search_call", "id": "i"}]}, "input[0].type"),
+    ({"input": [{"type": "web_search_call", "id": "i"}]}, "input"),
+    ({"input": [{"type": "mcp_call", "id": "i"}]}, "input[0].type"),
+    ({"input": [{"type": "compaction", "encrypted_content": "x"}]}, "input[0].type"),
     ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
     ({"input": [{"role": "critic", "content": "x"}]}, "input[0].role"),
     ({"input": [{"role": "system", "content": [PICTURE]}]}, "input[0].content"),
@@ -378,10 +338,27 @@ def test_features_that_chats_lack_are_not_translated(fields: dict[str, Any], par
     assert request.can_pass_through({"responses"})
 
 
-def test_an_unknown_field_is_reported() -> None:
-    obstacle = parse({"input": "Hi", "seed": 1}).untranslatable
-    assert obstacle is not None
-    assert obstacle.message == "`seed` is not supported by this gateway; remove it."
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"truncation": "auto", "max_tool_calls": 3, "moderation": {"model": "m"}},
+        {"context_management": [{"type": "compaction"}], "image": {}, "of_next_year": [1]},
+        {"prompt_cache_key": "k", "prompt_cache_options": {}, "client_metadata": {"a": "b"}},
+        {"include": ["file_search_call.results", "web_search_call.action.sources", "new"]},
+        {"text": {"tone": "x"}, "reasoning": {"mode": "pro", "context": "auto"}},
+        {"tools": [{"type": "web_search"}, {"type": "of_next_year", "x": 1}]},
+        {"tools": [{"type": "tool_search"}, {"type": "mcp", "server_label": "s"}]},
+        {"tools": [{"type": "code_interpreter", "container": "c"}], "tool_choice": "none"},
+    ],
+)
+def test_hints_and_offers_are_ignored(fields: dict[str, Any]) -> None:
+    assert chat_of(**fields) == {"messages": [USER]}
+    assert json.loads(parse({"input": "Hi", **fields}).native.encode("m")).items() >= fields.items()
+
+
+def test_fields_that_only_some_backends_of_responses_have_are_kept() -> None:
+    fields = {"seed": 1, "stop": ["x"], "frequency_penalty": 0.5}
+    assert chat_of(**fields) == {"messages": [USER], **fields}
 
 
 @pytest.mark.parametrize(
@@ -442,6 +419,8 @@ def test_reasoning_added_by_the_gateway_is_not_sent_upstream() -> None:
         {"role": "assistant", "content": "So", "reasoning_content": "Hm"},
         USER,
     ]
+    bare = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm"}]}
+    assert json.loads(parse({"input": [bare, USER]}).native.encode("m"))["input"] == [USER]
     assert json.loads(parse({"input": "rs_open"}).native.encode("m"))["input"] == "rs_open"
 
 
@@ -554,10 +533,10 @@ def test_reasoning_and_text_have_their_events() -> None:
     chunks = [ANSWER.reasoning("Hm"), ANSWER.text("So"), ANSWER.finish()]
     assert summaries(*chunks)[2:] == [
         "output_item.added 0",
-        "content_part.added 0 0",
-        "reasoning_text.delta 0 0 Hm",
-        "reasoning_text.done 0 0 Hm",
-        "content_part.done 0 0",
+        "reasoning_summary_part.added 0 0",
+        "reasoning_summary_text.delta 0 0 Hm",
+        "reasoning_summary_text.done 0 0 Hm",
+        "reasoning_summary_part.done 0 0",
         "output_item.done 0",
         "output_item.added 1",
         "content_part.added 1 0",
@@ -570,7 +549,7 @@ def test_reasoning_and_text_have_their_events() -> None:
     assert response_of(*chunks)["output"][0] == {
         "type": "reasoning",
         "id": "rs_open_7_0",
-        "summary": [],
+        "summary": [{"type": "summary_text", "text": "Hm"}],
         "status": "completed",
         "content": [{"type": "reasoning_text", "text": "Hm"}],
     }
@@ -801,11 +780,6 @@ def test_a_full_response_equals_the_end_of_its_stream(chunks: list[Chunk]) -> No
 # The official client.
 
 
-@cache
-def official_event() -> TypeAdapter[Any]:
-    return TypeAdapter(openai.types.responses.ResponseStreamEvent)
-
-
 def client(body: bytes, kind: str = "text/event-stream") -> openai.OpenAI:
     def answer(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(200, headers={"content-type": kind}, content=body)
@@ -888,6 +862,7 @@ def test_the_official_client_raises_an_error_event() -> None:
     assert event.startswith(b"event: error\n")
     assert json.loads(sse.parse_event(event.strip()).data) == {
         "type": "error",
+        "sequence_number": 0,
         "message": "Gone.",
         "param": None,
         "code": "gone",
@@ -900,6 +875,72 @@ def test_the_official_client_raises_an_error_event() -> None:
         pytest.raises(openai.APIError, match="Gone"),
     ):
         list(stream)
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["translated", "native"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ({"message": "Gone.", "type": "server_error", "code": "upstream_stream_error"}, None),
+        ({"message": "Gone.", "type": "upstream_error", "code": 529}, None),
+        ({"message": "Gone.", "type": "x", "code": "rate_limit_exceeded"}, "rate_limit_exceeded"),
+    ],
+)
+def test_a_response_that_breaks_has_failed(
+    native: bool, error: dict[str, Any], code: str | None
+) -> None:
+    encoder = RESPONSES.stream_encoder(parse({"input": "Hi", "stream": True}))
+    begun = encoder.encode(ANSWER.text("a")) + encoder.encode(ANSWER.text("b"))
+    sent: Any = encoder
+    if native:
+        sent = RESPONSES.passthrough(parse({"input": "Hi"}), None)
+        assert sent.feed(begun + b": a comment\n\n") == begun + b": a comment\n\n"
+    ends = RESPONSES.error_event(500, {"error": error}, sent)
+    names = [sse.parse_event(event).name for event in sse.split(ends)]
+    events = [json.loads(sse.parse_event(event).data) for event in sse.split(begun + ends)]
+    assert names == ["response.failed", "error"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    for event in events[:-1]:
+        official_event().validate_python(event)
+    failed = events[-2]["response"]
+    assert failed == {
+        **events[0]["response"],
+        "status": "failed",
+        "error": {"code": code or "server_error", "message": "Gone."},
+    }
+    assert (events[-1]["type"], events[-1]["error"]) == ("error", error)
+
+
+def test_a_response_that_has_not_begun_has_not_failed() -> None:
+    spoiled = RESPONSES.stream_encoder(parse({"input": "Hi"}))
+    with pytest.raises(ValueError, match="JSON"):
+        spoiled.encode({**ANSWER.text("a"), "model": "\ud83d"})
+    for sent in (RESPONSES.stream_encoder(parse({"input": "Hi"})), spoiled, None):
+        ends = RESPONSES.error_event(500, {"error": {"message": "x"}}, sent)
+        assert [sse.parse_event(event).name for event in sse.split(ends)] == ["error"]
+
+
+def test_the_events_of_a_backend_that_numbers_none_are_numbered_from_zero() -> None:
+    passthrough = RESPONSES.passthrough(parse({"input": "Hi"}), None)
+    passthrough.feed(sse.json_event({"type": "response.output_text.delta", "delta": "a"}))
+    ends = RESPONSES.error_event(500, {"error": {"message": "x"}}, passthrough)
+    assert json.loads(sse.parse_event(ends.strip()).data)["sequence_number"] == 0
+
+
+def test_a_piece_of_an_answer_is_one_event() -> None:
+    """Also if the reasoning is shown as its summary, and a call's name decides its kind."""
+    tools = [{"type": "custom", "name": "c"}]
+    encoder = RESPONSES.stream_encoder(parse({"input": "Hi", "tools": tools}))
+    pieces = [
+        (ANSWER.reasoning("a"), ANSWER.reasoning("b")),
+        (ANSWER.text("a"), ANSWER.text("b")),
+        (ANSWER.call(0, "c1", "f"), ANSWER.arguments(0, "{")),
+        (ANSWER.call(1, "c2", "c"), ANSWER.arguments(1, '{"input":"a')),
+    ]
+    for first, piece in pieces:
+        encoder.encode(first)
+        encoder.encode(piece)
+        assert encoder.encode(piece).count(b"data: ") == 1
 
 
 def test_an_error_has_openais_form() -> None:

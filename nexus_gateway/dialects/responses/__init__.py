@@ -3,15 +3,24 @@
 - `request`: a Responses request as a chat
 - `response`: a chat's answer as a response
 - `references`: what a request refers to by its id, and what is kept for later ones
+- `tools`: the tools of a request as a chat's functions, and their calls back
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import is_
 from types import MappingProxyType
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
+from nexus_gateway.dialects.base import (
+    Dialect,
+    FullResponse,
+    InvalidAnswer,
+    Request,
+    StreamEncoder,
+)
 from nexus_gateway.dialects.body import Body, parse_object, validated
 from nexus_gateway.dialects.chat import labelled, parse_answer
 from nexus_gateway.dialects.responses.references import Items
@@ -22,20 +31,46 @@ from nexus_gateway.dialects.responses.response import (
     to_chat_usage,
     to_response,
 )
+from nexus_gateway.dialects.responses.tools import Tool
 from nexus_gateway.errors import ErrorEvent
-from nexus_gateway.wire import sse
+from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.carried import unload_id, unload_reasoning
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
+from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 NOT_KEPT: Mapping[str, Any] = MappingProxyType({"store": False})
 _FAILURES = frozenset({"response.failed", "error"})
 
 
+@dataclass(frozen=True)
+class ResponsesRequest(Request):
+    """A parsed request, and its tools by their names in its chat."""
+
+    tools: Mapping[str, Tool] = field(default_factory=dict, repr=False)
+
+
+@dataclass(eq=False, repr=False)
 class ResponsePassthrough(EventPassthrough):
     markers = (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"')
+    _begun: dict[str, Any] | None = None  # the response as it began
+    _latest: bytes = b""  # the last events that were sent
+
+    def progress(self) -> tuple[int, Mapping[str, Any] | None]:
+        """Return the next event's number, and the response as it began, None if it has not."""
+        for event in reversed([*sse.split(self._latest)]):
+            try:
+                number = json_codec.loads(sse.parse_event(event).data)["sequence_number"]
+                return int(number) + 1, self._begun
+            except (ValueError, TypeError, KeyError):
+                continue  # a comment, or an event of a backend that does not number them
+        return 0, self._begun
+
+    def _slow_path(self, block: bytes, at: int = 0) -> bytes:
+        passed = super()._slow_path(block, at)
+        self._latest = passed or self._latest
+        return passed
 
     def _classify(self, event: dict[str, Any]) -> EventKind:
         kind = event.get("type")
@@ -44,7 +79,9 @@ class ResponsePassthrough(EventPassthrough):
         if kind in _ENDS:
             self.usage = to_chat_usage(_object_in(event, "response").get("usage")) or None
             return EventKind.END
-        calls = _object_in(event, "item").get("type") == "function_call"
+        if kind == "response.created":
+            self._begun = dict(_object_in(event, "response")) or None
+        calls = str(_object_in(event, "item").get("type")).endswith("_call")
         return EventKind.CONTENT if calls or str(kind).endswith(".delta") else EventKind.NOTHING
 
 
@@ -79,12 +116,25 @@ class Responses(Dialect):
             native_input: its input for a backend of this dialect, if that is not the same.
         """
         model, stream = fields.get("model"), fields.get("stream") is True
-        translated, images, error = translate(fields, stream=stream)
-        if native_input is not None:
-            fields = {**fields, "input": native_input}
-        native = validated(Body(_unloaded_input(fields), stream), model)
-        chat = None if translated is None else validated(Body(translated, stream), model)
-        return Request(self, model, stream, native, chat, images, error, own=own)
+        sent = fields if native_input is None else {**fields, "input": native_input}
+        native = validated(Body(sent, stream), model)
+        translated = translate(fields, stream=stream)
+        unloaded = _unloaded_input(sent)
+        if unloaded is not sent:
+            native = validated(Body(unloaded, stream), model)
+        chat = None if translated.chat is None else validated(Body(translated.chat, stream), model)
+        images, error = translated.images, translated.error
+        return ResponsesRequest(
+            self,
+            model,
+            stream,
+            native,
+            chat,
+            images,
+            error,
+            own=own,
+            tools=translated.tools,
+        )
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         answer = parse_answer(body, "output")
@@ -96,40 +146,69 @@ class Responses(Dialect):
         return ResponsePassthrough()
 
     def encode_full(self, request: Request, completion: Chunk) -> Chunk:
-        return to_response(_fields(request), completion)
+        fields, tools = _asked(request)
+        return to_response(fields, completion, tools)
 
     def stream_encoder(self, request: Request) -> ResponseEncoder:
-        return ResponseEncoder(_fields(request))
+        return ResponseEncoder(*_asked(request))
 
-    def error_event(self, status: int, body: dict[str, Any]) -> bytes:
-        """Return an `error` event: OpenAI's flat fields, and the object that its clients read."""
-        error = body["error"]
+    def error_event(
+        self, status: int, body: dict[str, Any], sent: Passthrough | StreamEncoder | None = None
+    ) -> bytes:
+        """Return `response.failed`, if the response has begun, and an `error` event.
+
+        The latter has OpenAI's flat fields, and the object that its clients read.
+        """
+        error, number, begun = body["error"], 0, None
+        if isinstance(sent, ResponseEncoder | ResponsePassthrough):
+            number, begun = sent.progress()
+        events = b""
+        if begun is not None:
+            events = sse.json_event(_failed(number, begun, error), "response.failed")
+            number += 1
         flat = {name: error.get(name) for name in ("code", "message", "param")}
-        return sse.json_event({"type": "error", **flat, "error": error}, "error")
+        last = {"type": "error", "sequence_number": number, **flat, "error": error}
+        return events + sse.json_event(last, "error")
 
 
-def _fields(request: Request) -> Mapping[str, Any]:
+def _failed(number: int, begun: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
+    code = error.get("code")
+    is_known = isinstance(code, str) and error.get("type") != "server_error"
+    shown = {"code": code if is_known else "server_error", "message": error.get("message")}
+    response = {**begun, "status": "failed", "error": shown}
+    return {"type": "response.failed", "sequence_number": number, "response": response}
+
+
+def _asked(request: Request) -> tuple[Mapping[str, Any], Mapping[str, Tool]]:
+    assert isinstance(request, ResponsesRequest)
     assert isinstance(request.native, Body)
-    return {**request.native.fields, **request.own}
+    return {**request.native.fields, **request.own}, request.tools
 
 
 def _unloaded_input(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a request without the reasoning and the ids that only this gateway can read."""
+    """Return a request without the reasoning and the ids that only this gateway can read.
+
+    Reasoning that is neither encrypted nor stored is of another backend, too.
+    """
 
     def is_ours(item: Mapping[str, Any]) -> bool:
-        loaded = unload_reasoning(item.get("encrypted_content")) is not None
-        known = loaded or str(item.get("id")).startswith(OPEN_REASONING)
+        sealed, id = item.get("encrypted_content"), str(item.get("id") or OPEN_REASONING)
+        is_open = not sealed and id.startswith(OPEN_REASONING)
+        known = is_open or unload_reasoning(sealed) is not None
         return item.get("type") == "reasoning" and known
 
     items = fields["input"]
     if isinstance(items, str):
         return fields
-    return {**fields, "input": [_unloaded_item(item) for item in items if not is_ours(item)]}
+    plain = [_unloaded_item(item) for item in items if not is_ours(item)]
+    is_same = len(plain) == len(items) and all(map(is_, plain, items))
+    return fields if is_same else {**fields, "input": plain}
 
 
 def _unloaded_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
     id = item.get("call_id")
-    return {**item, "call_id": unload_id(id)[0]} if isinstance(id, str) else item
+    plain = unload_id(id)[0] if isinstance(id, str) else id
+    return item if plain == id else {**item, "call_id": plain}
 
 
 RESPONSES = Responses()

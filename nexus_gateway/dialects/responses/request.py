@@ -6,12 +6,22 @@ Responses itself may still serve it. Only a malformed body is refused at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from nexus_gateway.dialects.body import optional, required, text_or_list, typed, wrong_type
 from nexus_gateway.dialects.chat import check_messages
+from nexus_gateway.dialects.responses.tools import (
+    CUSTOM_CALL,
+    FUNCTION_CALL,
+    NAMELESS,
+    SEARCH_CALL,
+    SHELL_CALL,
+    Tool,
+    Tools,
+    as_arguments,
+)
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.wire.carried import unload_id, unload_reasoning
 
@@ -19,11 +29,15 @@ Fields = Mapping[str, Any]
 Message = dict[str, Any]
 Part = dict[str, Any]
 
-# Fields with the same meaning in a chat, and their names there.
-_RENAMED = {"max_output_tokens": "max_tokens"} | {n: n for n in ("temperature", "top_p", "user")}
-# Hints that do not change the answer, and that some backends would refuse.
-_CACHE_HINTS = frozenset({"prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"})
-_HINTS = _CACHE_HINTS | {"client_metadata", "safety_identifier"}
+# Fields with the same meaning in a chat, and their names there. Only some backends of Responses
+# have those of the last line.
+_RENAMED = {"max_output_tokens": "max_tokens"} | {
+    name: name
+    for name in (
+        *("temperature", "top_p", "user"),
+        *("frequency_penalty", "logit_bias", "presence_penalty", "seed", "stop"),
+    )
+}
 _TYPES: Mapping[str, type] = {
     **dict.fromkeys(("background", "parallel_tool_calls", "store", "stream"), bool),
     **dict.fromkeys(("instructions", "model", "service_tier", "truncation", "user"), str),
@@ -32,49 +46,62 @@ _TYPES: Mapping[str, type] = {
     **dict.fromkeys(("include", "tools"), list),
     **dict.fromkeys(("metadata", "reasoning", "stream_options", "text"), dict),
 }
-# Fields that need stored state, and the values of them that do not.
+# Fields that need stored state, and the values of them that do not. Any other field that is not
+# translated is a hint, on which the meaning of the answer does not depend.
 _STATEFUL = {
     "background": "This gateway answers only while the connection is open; send "
     "`background: false`.",
-    "truncation": "This gateway truncates no conversation; send `truncation: disabled`.",
     "previous_response_id": "This gateway keeps no responses; "
     "send the whole conversation in `input` instead of `previous_response_id`.",
     "conversation": "This gateway stores no conversations; "
     "send the whole conversation in `input` instead of `conversation`.",
     "prompt": "This gateway stores no prompts; send its text in `instructions` and `input`.",
-    "max_tool_calls": "This gateway runs no tools, so `max_tool_calls` has nothing to limit; "
-    "remove it.",
 }
-_STATELESS: Fields = {"background": False, "truncation": "disabled"}
-_KNOWN = {"input", "tool_choice", *_HINTS, *_TYPES, *_STATEFUL}
+_STATELESS: Fields = {"background": False}
+_SHELL_OUTPUT = "local_shell_call_output"
+_FOUND = "tool_search_output"
+_UPDATE = "configuration_update"
 _LOGPROBS = "message.output_text.logprobs"
-_INCLUDABLE = frozenset({"reasoning.encrypted_content", _LOGPROBS})
-_TEXT_FIELDS = frozenset({"format", "verbosity"})
-# All but `effort` are for the backend, which summarises and keeps its reasoning as it likes.
-_REASONING_FIELDS = frozenset({"effort", "summary", "generate_summary", "context"})
+_CHOSEN = {"function": FUNCTION_CALL, "custom": CUSTOM_CALL}
 _TOOL_CHOICES = frozenset({"auto", "none", "required"})
 # A developer message is a system message by a name that few chat backends know.
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 # The field with the text of each part that has one; every backend accepts a refusal as a text.
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
+# Items with a call that the caller ran, and with its output.
+_CALLS = frozenset({FUNCTION_CALL, CUSTOM_CALL, SEARCH_CALL, SHELL_CALL})
+_OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output", _SHELL_OUTPUT, _FOUND})
+# Items with tools, which are offered with those of the request; and what OpenAI did for an answer,
+# which the message after it tells.
+_NO_MESSAGES = frozenset(
+    {
+        *("additional_tools", _UPDATE, "mcp_list_tools"),
+        *("code_interpreter_call", "file_search_call", "web_search_call"),
+    }
+)
 _OUTPUT_FOLLOWS = "The output is in the next message."
 
 
-def translate(
-    fields: Fields, *, stream: bool
-) -> tuple[dict[str, Any] | None, bool, InvalidRequest | None]:
-    """Return a request as a chat's fields, whether it has images, and what a chat lacks.
+class Translation(NamedTuple):
+    """A request as a chat's fields; None if there is `error`, a feature that a chat lacks."""
 
-    InvalidRequest if it is malformed.
-    """
+    chat: dict[str, Any] | None
+    images: bool
+    tools: Mapping[str, Tool]  # by their names in the chat
+    error: InvalidRequest | None
+
+
+def translate(fields: Fields, *, stream: bool) -> Translation:
+    """Translate a request; InvalidRequest if it is malformed."""
     for name, kind in _TYPES.items():
         optional(fields, name, kind)
-    unsupported = Unsupported()
-    messages = _messages(fields, unsupported)
+    unsupported, tools = Unsupported(), Tools()
+    fields = _with_items(fields, tools)
+    messages = _messages(fields, tools, unsupported)
     chat: dict[str, Any] = {"messages": messages}
     chat |= _present({new: fields.get(old) for old, new in _RENAMED.items()})
-    chat |= _tools(fields, unsupported) | _text(fields, unsupported)
-    chat |= _reasoning(fields, unsupported) | _logprobs(fields, unsupported)
+    chat |= _tools(fields, tools, unsupported) | _text(fields, unsupported)
+    chat |= _reasoning(fields) | _logprobs(fields)
     if fields.get("service_tier") not in (None, "auto"):
         chat["service_tier"] = fields["service_tier"]
     if stream:
@@ -82,9 +109,9 @@ def translate(
     for name, message in _STATEFUL.items():
         if fields.get(name) not in (None, _STATELESS.get(name)):
             unsupported.add(name, message)
-    unsupported.add_others(fields, _KNOWN, "")
     images = bool(messages) and check_messages(messages)
-    return None if unsupported.error else chat, images, unsupported.error
+    error = unsupported.error
+    return Translation(None if error else chat, images, tools.named, error)
 
 
 @dataclass(slots=True)
@@ -97,22 +124,31 @@ class Unsupported:
         if self.error is None:
             self.error = InvalidRequest(message, param=param, code="unsupported_parameter")
 
-    def add_others(self, fields: Fields, known: Set[str], at: str) -> None:
-        """Add all fields that are not known."""
-        for name in _present(fields):
-            if name not in known:
-                self.add(at + name, f"`{at}{name}` is not supported by this gateway; remove it.")
-
 
 def _present(fields: Fields) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _messages(fields: Fields, unsupported: Unsupported) -> list[Message]:
+def _with_items(fields: Fields, tools: Tools) -> Fields:
+    """Add the tools of a request and of its items; return it with the settings of its items."""
+    tools.add_all("tools", fields.get("tools") or [])
+    items = text_or_list(fields, "input", " of items")
+    for i, item in enumerate(items if isinstance(items, list) else ()):
+        kind = item.get("type") if isinstance(item, dict) else None
+        if kind in ("additional_tools", _FOUND):
+            tools.add_all(f"input[{i}].tools", item.get("tools"))
+        elif kind == _UPDATE:
+            for name in ("reasoning", "text"):
+                update = optional(item, name, dict, f"input[{i}].")
+                fields = {**fields, name: {**(fields.get(name) or {}), **(update or {})}}
+    return fields
+
+
+def _messages(fields: Fields, tools: Tools, unsupported: Unsupported) -> list[Message]:
     items = text_or_list(fields, "input", " of items")
     if items == []:
         raise InvalidRequest("`input` must not be empty.", param="input")
-    conversation = _Conversation(unsupported)
+    conversation = _Conversation(tools, unsupported)
     if fields.get("instructions"):
         conversation.add("system", fields["instructions"])
     if isinstance(items, str):
@@ -135,6 +171,7 @@ class _Conversation:
     and the outputs of its calls follow it directly: chat backends insist on both.
     """
 
+    _tools: Tools
     _unsupported: Unsupported
     _messages: list[Message] = field(default_factory=list)
     _more_texts: list[str] = field(default_factory=list)  # of the last message
@@ -148,13 +185,15 @@ class _Conversation:
         kind = optional(fields, "type", str, at)
         if kind == "message" or (kind is None and "role" in fields):
             self._message(at, fields)
-        elif kind == "function_call":
-            self._call(at, fields)
-        elif kind == "function_call_output":
-            self._output(at, fields)
+        elif kind in _CALLS:
+            self._call(at, kind, fields)
+        elif kind in _OUTPUTS:
+            self._output(at, kind, fields)
         elif kind == "reasoning":
             self._next_reasoning.append(_reasoning_text(fields))
-        else:
+        elif kind == "agent_message":
+            self._agent_message(at, fields)
+        elif kind not in _NO_MESSAGES:
             self._unsupported.add(
                 f"{at}type",
                 f"Items of type {kind!r} are not supported by this gateway, which keeps no state: "
@@ -222,9 +261,22 @@ class _Conversation:
             self._unsupported.add(where, f"A message of the {role} can contain only text here.")
         return ("" if role == "assistant" else "\n").join(texts)
 
-    def _call(self, at: str, item: Fields) -> None:
+    def _agent_message(self, at: str, item: Fields) -> None:
+        """Add what another agent of the caller wrote."""
         self.end_outputs()
-        function = {name: required(item, name, str, at) for name in ("name", "arguments")}
+        author, parts = required(item, "author", str, at), self._parts(at, "content", item)
+        text = self._as_text(f"{at}content", "agent", parts)
+        self.add("user", f"Message from the agent {author}:\n{text}")
+
+    def _call(self, at: str, kind: str, item: Fields) -> None:
+        if kind == SEARCH_CALL and item.get("call_id") is None:
+            return  # OpenAI searched itself
+        self.end_outputs()
+        name = NAMELESS.get(kind) or required(item, "name", str, at)
+        function = {
+            "name": self._tools.name(kind, name, optional(item, "namespace", str, at)),
+            "arguments": as_arguments(kind, item, at),
+        }
         id, extra = unload_id(required(item, "call_id", str, at))
         call: dict[str, Any] = {"id": id, "type": "function", "function": function}
         if extra:
@@ -234,9 +286,18 @@ class _Conversation:
         self._messages[-1].setdefault("tool_calls", []).append(call)
         self._end_reasoning()
 
-    def _output(self, at: str, item: Fields) -> None:
-        call_id, _ = unload_id(required(item, "call_id", str, at))
-        content = self._parts(at, "output", item)
+    def _output(self, at: str, kind: str, item: Fields) -> None:
+        content: str | list[Part]
+        if kind == _FOUND:
+            if item.get("call_id") is None:
+                return
+            names = self._tools.add_all(f"{at}tools", item.get("tools"))
+            content = f"Tools found: {', '.join(names) or 'none'}."
+        else:
+            content = self._parts(at, "output", item)
+        # A shell's output may have only an id, which is its call's.
+        name = "id" if kind == _SHELL_OUTPUT and item.get("call_id") is None else "call_id"
+        call_id, _ = unload_id(required(item, name, str, at))
         if isinstance(content, list):
             files = [part for part in content if part["type"] != "text"]
             text = "\n".join(part["text"] for part in content if part["type"] == "text")
@@ -300,56 +361,55 @@ def _texts(parts: object) -> str:
     return "".join(str(p.get("text") or "") for p in parts if isinstance(p, dict))
 
 
-def _tools(fields: Fields, unsupported: Unsupported) -> dict[str, Any]:
-    """Translate `tools` and the fields about them; chat backends refuse a choice without tools."""
-    tools = [
-        _tool(f"tools[{i}]", tool, unsupported) for i, tool in enumerate(fields.get("tools") or [])
-    ]
-    choice = _tool_choice(fields.get("tool_choice"), unsupported)
-    if not tools:
+def _tools(fields: Fields, tools: Tools, unsupported: Unsupported) -> dict[str, Any]:
+    """Translate the fields about tools; chat backends refuse a choice without tools."""
+    choice = _tool_choice(fields.get("tool_choice"), tools, unsupported)
+    if not tools.functions:
+        if choice == "required" and tools.left_out:
+            where, kind = tools.left_out
+            unsupported.add(
+                where,
+                f"Tools of type {kind!r} run at OpenAI and not in this gateway, so none can be "
+                "required; describe your own functions with the type 'function'.",
+            )
         return {} if choice in (None, "auto", "none") else {"tool_choice": choice}
-    parallel = fields.get("parallel_tool_calls")
-    return _present({"tools": tools, "tool_choice": choice, "parallel_tool_calls": parallel})
+    parallel, functions = fields.get("parallel_tool_calls"), list(tools.functions.values())
+    return _present({"tools": functions, "tool_choice": choice, "parallel_tool_calls": parallel})
 
 
-def _tool(where: str, tool: object, unsupported: Unsupported) -> dict[str, Any] | None:
-    fields, at = typed(tool, dict, where), f"{where}."
-    kind = required(fields, "type", str, at)
-    if kind != "function":
-        unsupported.add(
-            f"{at}type",
-            f"Tools of type {kind!r} are not supported by this gateway; describe your own "
-            "functions with the type 'function'.",
-        )
-        return None
-    function = {
-        "name": required(fields, "name", str, at),
-        "description": optional(fields, "description", str, at),
-        "parameters": optional(fields, "parameters", dict, at),
-        "strict": optional(fields, "strict", bool, at),
-    }
-    return {"type": "function", "function": _present(function)}
-
-
-def _tool_choice(choice: object, unsupported: Unsupported) -> object:
+def _tool_choice(choice: object, tools: Tools, unsupported: Unsupported) -> object:
     if choice is None or (isinstance(choice, str) and choice in _TOOL_CHOICES):
         return choice
     if not isinstance(choice, (str, dict)):
         wrong_type("tool_choice", "a string or an object", choice)
-    if isinstance(choice, dict) and choice.get("type") == "function":
-        name = required(choice, "name", str, "tool_choice.")
-        return {"type": "function", "function": {"name": name}}
+    if isinstance(choice, dict):
+        at = "tool_choice."
+        call = _CHOSEN.get(str(choice.get("type")))
+        if call is not None:
+            name = tools.find(call, required(choice, "name", str, at))
+            return {"type": "function", "function": {"name": name}}
+        if choice.get("type") == "allowed_tools":
+            tools.keep({_allowed(entry) for entry in required(choice, "tools", list, at)})
+            mode = required(choice, "mode", str, at)
+            if tools.functions or mode != "required":
+                return mode
     unsupported.add(
         "tool_choice",
         "This `tool_choice` is not supported by this gateway; use 'auto', 'none', 'required' or "
-        "name one function.",
+        "name tools of your own.",
     )
     return None
 
 
+def _allowed(entry: object) -> tuple[str | None, str | None]:
+    """Return the type and the name of a tool in `allowed_tools`."""
+    at = "tool_choice.tools"
+    fields = typed(entry, dict, at)
+    return optional(fields, "type", str, f"{at}."), optional(fields, "name", str, f"{at}.")
+
+
 def _text(fields: Fields, unsupported: Unsupported) -> dict[str, Any]:
     text = fields.get("text") or {}
-    unsupported.add_others(text, _TEXT_FIELDS, "text.")
     response_format = _response_format(text, unsupported)
     verbosity = optional(text, "verbosity", str, "text.")
     return _present({"response_format": response_format, "verbosity": verbosity})
@@ -378,19 +438,16 @@ def _response_format(text: Fields, unsupported: Unsupported) -> dict[str, Any] |
     return None
 
 
-def _reasoning(fields: Fields, unsupported: Unsupported) -> dict[str, Any]:
+def _reasoning(fields: Fields) -> dict[str, Any]:
     reasoning = fields.get("reasoning") or {}
-    unsupported.add_others(reasoning, _REASONING_FIELDS, "reasoning.")
     return _present({"reasoning_effort": optional(reasoning, "effort", str, "reasoning.")})
 
 
-def _logprobs(fields: Fields, unsupported: Unsupported) -> dict[str, Any]:
+def _logprobs(fields: Fields) -> dict[str, Any]:
     include = fields.get("include") or []
     for entry in include:
         if not isinstance(entry, str):
             wrong_type("include", "an array of strings", entry)
-        if entry not in _INCLUDABLE:
-            unsupported.add("include", f"{entry!r} cannot be included by this gateway; remove it.")
     top = fields.get("top_logprobs") or None  # zero is OpenAI's default
     wanted = True if top or _LOGPROBS in include else None
     return _present({"logprobs": wanted, "top_logprobs": top})

@@ -2,7 +2,8 @@
 
 Both are the same: a full completion is taken as a single chunk, and the last event contains the
 response. The items of a stream are in the order in which they began. A text ends when another
-item begins; function calls, whose arguments may be interleaved, stay open to the end.
+item begins; calls, whose arguments may be interleaved, stay open to the end. A call begins once its
+name is complete, which decides what kind of item it is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nexus_gateway.dialects.responses.tools import (
+    CUSTOM_CALL,
+    FUNCTION_CALL,
+    SEARCH_CALL,
+    SHELL_CALL,
+    InputReader,
+    Tool,
+    as_object,
+)
 from nexus_gateway.wire import sse
 from nexus_gateway.wire.carried import load_id, load_reasoning
 from nexus_gateway.wire.chunks import (
@@ -32,13 +42,22 @@ Emit = Callable[..., None]
 
 # Marks, in its id, the reasoning that this gateway made: not encrypted or stored by a backend.
 OPEN_REASONING = "rs_open"
-_ID_PREFIXES = {"message": "msg", "reasoning": OPEN_REASONING, "function_call": "fc"}
+_ID_PREFIXES = {
+    **{"message": "msg", "reasoning": OPEN_REASONING, FUNCTION_CALL: "fc", CUSTOM_CALL: "ctc"},
+    **{SEARCH_CALL: "tsc", SHELL_CALL: "lsh"},
+}
+_NO_TOOLS: Mapping[str, Tool] = {}
 _NO_CHOICE_YET = "none yet"
 _ENCRYPTED = "reasoning.encrypted_content"
 # Finish reasons of an incomplete answer, and their names here.
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
-# The types of text parts, and the field that contains the text.
-_TEXT_FIELDS = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
+# For each type of text part: its own field with the text, the events of the part and of its text,
+# and what its index is called. Reasoning is sent as its summary, which all clients show.
+_PARTS = {
+    "output_text": ("text", "content_part", "output_text", "content_index"),
+    "refusal": ("refusal", "content_part", "refusal", "content_index"),
+    "summary_text": ("text", "reasoning_summary_part", "reasoning_summary_text", "summary_index"),
+}
 # What a response repeats of its request, and OpenAI's defaults.
 _ECHOED: Event = {
     **{"metadata": {}, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []},
@@ -47,9 +66,11 @@ _ECHOED: Event = {
 }
 
 
-def to_response(request: Mapping[str, Any], completion: Chunk) -> Event:
-    """Translate a chat completion; `request` are the fields of the Responses request."""
-    encoder = ResponseEncoder(request)
+def to_response(
+    request: Mapping[str, Any], completion: Chunk, tools: Mapping[str, Tool] = _NO_TOOLS
+) -> Event:
+    """Translate a chat completion; the other arguments are those of `ResponseEncoder`."""
+    encoder = ResponseEncoder(request, tools)
     encoder.take({**completion, "choices": [_as_delta(choice) for choice in choices(completion)]})
     return encoder.end()
 
@@ -62,9 +83,15 @@ def _as_delta(choice: Mapping[str, Any]) -> Event:
 
 
 class ResponseEncoder:
-    """Encodes a chat's chunks as events; `request` are the fields of the Responses request."""
+    """Encodes a chat's chunks as events.
 
-    def __init__(self, request: Mapping[str, Any]) -> None:
+    Args:
+        request: the fields of the Responses request.
+        tools: the request's tools, by their names in the chat.
+    """
+
+    def __init__(self, request: Mapping[str, Any], tools: Mapping[str, Tool] = _NO_TOOLS) -> None:
+        self._tools = tools
         self._echo = _echo(request)
         self._carries = _ENCRYPTED in (request.get("include") or ())
         self._events: list[Event] = []
@@ -73,7 +100,8 @@ class ResponseEncoder:
         self._key = str(request.get("id") or "")
         self._items: list[_Item] = []
         self._text: _TextItem | None = None
-        self._calls: dict[int, _CallItem] = {}
+        self._calls: dict[int, _Call] = {}
+        self._waiting: _Call | None = None  # the one that has no item yet
         self._numbers = ToolCallIndex()
         self._choice: object = _NO_CHOICE_YET
         self._finish: str | None = None
@@ -88,8 +116,9 @@ class ResponseEncoder:
         return self._take_events()
 
     def _take_events(self) -> bytes:
-        events, self._events = self._events, []
-        return b"".join([sse.json_event(event, event["type"]) for event in events])
+        data = b"".join([sse.json_event(event, event["type"]) for event in self._events])
+        self._events = []
+        return data
 
     def take(self, chunk: Chunk) -> None:
         """Add a chunk. One without choices begins nothing: it may have no id yet."""
@@ -106,6 +135,8 @@ class ResponseEncoder:
     def end(self) -> Event:
         """Close all items; return the response."""
         self._begin({})
+        if self._waiting is not None:
+            self._open_call(self._waiting)
         reason = _INCOMPLETE.get(self._finish or "")
         for item in self._items:
             if item.final is None:
@@ -120,6 +151,11 @@ class ResponseEncoder:
         }
         self._emit(f"response.{status}", response=response)
         return response
+
+    def progress(self) -> tuple[int, Event | None]:
+        """Return the next event's number, and the response as it began, None if it has not."""
+        number = self._sequence_number - len(self._events)  # if one was no answer, none was sent
+        return number, self._response("in_progress") if number else None
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._events.append({"type": kind, "sequence_number": self._sequence_number, **fields})
@@ -145,7 +181,7 @@ class ResponseEncoder:
 
     def _add_delta(self, delta: Mapping[str, Any], logprobs: Mapping[str, Any]) -> None:
         texts = (
-            ("reasoning", "reasoning_text", extract_reasoning(delta), ()),
+            ("reasoning", "summary_text", extract_reasoning(delta), ()),
             ("message", "output_text", extract_text(delta), logprobs.get("content") or ()),
             ("message", "refusal", delta.get("refusal"), ()),
         )
@@ -157,7 +193,7 @@ class ResponseEncoder:
 
     def _add_text(self, kind: str, part: str, text: str, logprobs: Sequence[Any]) -> None:
         if self._text is None or self._text.kind != kind:
-            self._close_text()
+            self._end_item()
             self._text = _TextItem(*self._next_place(kind), self._carries)
             self._open(self._text)
         self._text.add(part, text, logprobs)
@@ -165,19 +201,23 @@ class ResponseEncoder:
     def _add_call(self, call: Mapping[str, Any]) -> None:
         function = call.get("function") or {}
         number = self._numbers.number(call)
-        item = self._calls.get(number)
-        if item is not None:
-            item.name = joined_name(item.name, function.get("name"))
-        else:
-            self._close_text()
-            place = self._next_place("function_call")
+        begun = self._calls.get(number)
+        if begun is None:
+            self._end_item()
             # Some backends give calls no id, without which a caller cannot send the output.
-            call_id = load_id(call.get("id") or f"call_{new_id()}", call.get("extra_content"))
-            item = _CallItem(*place, call_id, joined_name("", function.get("name")))
-            self._calls[number] = item
-            self._open(item)
+            id = load_id(call.get("id") or f"call_{new_id()}", call.get("extra_content"))
+            self._calls[number] = self._waiting = begun = _Call(id)
+        begun.name = joined_name(begun.name, function.get("name"))
         if arguments := arguments_text(function):
-            item.add(arguments)
+            (begun.item or self._open_call(begun)).add(arguments)
+
+    def _open_call(self, call: _Call) -> _CallItem:
+        self._waiting = None
+        tool = self._tools.get(call.name)
+        kind = FUNCTION_CALL if tool is None else tool.call
+        call.item = item = _CALL_ITEMS[kind](*self._next_place(kind), call, self._tools)
+        self._open(item)
+        return item
 
     def _next_place(self, kind: str) -> tuple[str, str, int, Emit]:
         """Return the kind, the id and the index of the next item, and what emits its events."""
@@ -188,10 +228,22 @@ class ResponseEncoder:
         item.open()
         self._items.append(item)
 
-    def _close_text(self) -> None:
+    def _end_item(self) -> None:
+        """Prepare for another item: nothing is added to the text, or to a waiting call's name."""
+        if self._waiting is not None:
+            self._open_call(self._waiting)
         if self._text is not None:
             self._text.close("completed")
             self._text = None
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A call of the chat; its item begins once its name is complete."""
+
+    id: str
+    name: str = ""
+    item: _CallItem | None = None
 
 
 @dataclass(eq=False)
@@ -248,7 +300,7 @@ class _TextItem(_Item):
 
     def _close_content(self) -> None:
         if self._part_type:
-            part, field = self._part(), _TEXT_FIELDS[self._part_type]
+            part, field = self._part(), _PARTS[self._part_type][0]
             more = {"logprobs": part["logprobs"]} if "logprobs" in part else {}
             self._emit_text("done", **{field: part[field]}, **more)
             self._emit_part("done")
@@ -257,48 +309,115 @@ class _TextItem(_Item):
 
     def _part(self) -> Event:
         text = "".join(self._pieces)
-        part: Event = {"type": self._part_type, _TEXT_FIELDS[self._part_type]: text}
+        part: Event = {"type": self._part_type, _PARTS[self._part_type][0]: text}
         if self._part_type == "output_text":
             part |= {"annotations": [], "logprobs": self._logprobs}
         return part
 
     def _emit_part(self, what: str) -> None:
-        kind = f"response.content_part.{what}"
-        self._emit_content(kind, content_index=len(self._parts), part=self._part())
+        _, kind, _, index = _PARTS[self._part_type]
+        place = {index: len(self._parts)}
+        self._emit_content(f"response.{kind}.{what}", **place, part=self._part())
 
     def _emit_text(self, what: str, **fields: Any) -> None:
-        kind = f"response.{self._part_type}.{what}"
-        self._emit_content(kind, content_index=len(self._parts), **fields)
+        _, _, kind, index = _PARTS[self._part_type]
+        fields[index] = len(self._parts)
+        self._emit_content(f"response.{kind}.{what}", **fields)
 
     def _as_event(self, status: str) -> Event:
-        fields: Event = {"role": "assistant"} if self.kind == "message" else {"summary": []}
-        if self.kind == "reasoning" and self._carries and self._parts:
-            # All that some clients send back of it.
-            text = "".join(part["text"] for part in self._parts)
-            fields["encrypted_content"] = load_reasoning(text)
-        head = {"type": self.kind, "id": self.id, **fields}
-        return {**head, "status": status, "content": list(self._parts)}
+        head: Event = {"type": self.kind, "id": self.id, "status": status}
+        if self.kind == "message":
+            return {**head, "role": "assistant", "content": list(self._parts)}
+        texts = [part["text"] for part in self._parts]
+        if self._carries and texts:  # all that some clients send back of it
+            head["encrypted_content"] = load_reasoning("".join(texts))
+        content = [{"type": "reasoning_text", "text": text} for text in texts]
+        return {**head, "summary": list(self._parts), "content": content}
 
 
 @dataclass(eq=False)
 class _CallItem(_Item):
-    """A `function_call`; the caller will send the function's output by its `call_id`."""
+    """A call; the caller will send the tool's output by its id."""
 
-    call_id: str
-    name: str
+    _call: _Call
+    _tools: Mapping[str, Tool]
     _arguments: list[str] = field(default_factory=list)
 
+    def add(self, arguments: str) -> None:
+        self._arguments.append(arguments)
+
+    def _close_content(self) -> None:
+        """Nothing by default: its arguments are in the item alone."""
+
+    @property
+    def _joined(self) -> str:
+        return "".join(self._arguments)
+
+    @property
+    def _tool(self) -> Tool:
+        return self._tools.get(self._call.name) or Tool(self.kind, self._call.name)
+
+    def _head(self, status: str) -> Event:
+        return {"type": self.kind, "id": self.id, "status": status, "call_id": self._call.id}
+
+    def _named_head(self, status: str) -> Event:
+        tool = self._tool
+        namespace = {"namespace": tool.namespace} if tool.namespace else {}
+        return {**self._head(status), "name": tool.name, **namespace}
+
+
+@dataclass(eq=False)
+class _FunctionCall(_CallItem):
     def add(self, arguments: str) -> None:
         self._arguments.append(arguments)
         self._emit_content("response.function_call_arguments.delta", delta=arguments)
 
     def _close_content(self) -> None:
         done = "response.function_call_arguments.done"
-        self._emit_content(done, name=self.name, arguments="".join(self._arguments))
+        self._emit_content(done, name=self._tool.name, arguments=self._joined)
 
     def _as_event(self, status: str) -> Event:
-        head = {"type": self.kind, "id": self.id, "status": status, "call_id": self.call_id}
-        return {**head, "name": self.name, "arguments": "".join(self._arguments)}
+        return {**self._named_head(status), "arguments": self._joined}
+
+
+@dataclass(eq=False)
+class _CustomCall(_CallItem):
+    _reader: InputReader = field(default_factory=InputReader)
+    _input: str = ""
+
+    def add(self, arguments: str) -> None:
+        if text := self._reader.feed(arguments):
+            self._emit_content("response.custom_tool_call_input.delta", delta=text)
+
+    def _close_content(self) -> None:
+        rest, self._input = self._reader.finish()
+        if rest:
+            self._emit_content("response.custom_tool_call_input.delta", delta=rest)
+        self._emit_content("response.custom_tool_call_input.done", input=self._input)
+
+    def _as_event(self, status: str) -> Event:
+        return {**self._named_head(status), "input": self._input}
+
+
+@dataclass(eq=False)
+class _SearchCall(_CallItem):
+    def _as_event(self, status: str) -> Event:
+        return {**self._head(status), "execution": "client", "arguments": as_object(self._joined)}
+
+
+@dataclass(eq=False)
+class _ShellCall(_CallItem):
+    def _as_event(self, status: str) -> Event:
+        action = {"command": [], "env": {}, **as_object(self._joined), "type": "exec"}
+        return {**self._head(status), "action": action}
+
+
+_CALL_ITEMS: Mapping[str, type[_CallItem]] = {
+    FUNCTION_CALL: _FunctionCall,
+    CUSTOM_CALL: _CustomCall,
+    SEARCH_CALL: _SearchCall,
+    SHELL_CALL: _ShellCall,
+}
 
 
 def _echo(request: Mapping[str, Any]) -> Event:
