@@ -140,6 +140,11 @@ class Dialect(ABC):
         """Translate an error (OpenAI's envelope) into this dialect."""
         return body
 
-    def error_event(self, status: int, body: dict[str, Any]) -> bytes:
-        """Return the event that ends a stream with an error; a stream that broke has status 500."""
+    def error_event(
+        self, status: int, body: dict[str, Any], sent: Passthrough | StreamEncoder | None = None
+    ) -> bytes:
+        """Return the events that end a stream with an error; one that broke has status 500.
+
+        `sent` is what made the events before, None if there are none.
+        """
         return sse.json_event(self.error(status, body))

@@ -11,7 +11,7 @@ from nexus_gateway.errors import UpstreamRefused
 from nexus_gateway.proxy.record import MAX_MODEL, MAX_WHY, RequestRecord, Trace
 from nexus_gateway.routing.attempts import AttemptHistory
 from nexus_gateway.routing.scheduler import RoutingTarget
-from nexus_gateway.upstream.streams import ResponseWriter
+from nexus_gateway.upstream.streams import AnswerStream, ResponseWriter
 from nexus_gateway.wire.usage import billed_usd, parse_usage
 
 
@@ -130,8 +130,8 @@ class RequestContext:
 class Sink(ResponseWriter, Protocol):
     """Where an answer goes. Each method raises CallerGone if the caller has left."""
 
-    async def start(self, context: RequestContext) -> None:
-        """Start a stream; its head is sent no later than its first events."""
+    async def start(self, context: RequestContext, stream: AnswerStream) -> None:
+        """Start a stream; its head is sent no later than the first events that `stream` makes."""
 
     async def fail(self, status: int, body: dict[str, Any]) -> None:
         """End the stream with an error event; the status is what it would have had."""

@@ -193,7 +193,7 @@ class Relay:
         attempt.first_content(self._first_token_ms, stream=True)
         try:
             try:
-                await sink.start(context)
+                await sink.start(context, stream)
                 await stream.write_to(sink)
             finally:
                 attempt.usage = stream.used()

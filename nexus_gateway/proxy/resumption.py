@@ -22,6 +22,7 @@ from nexus_gateway.errors import BrokenStream, GatewayError
 from nexus_gateway.proxy.context import RequestContext, RequestOptions, Sink
 from nexus_gateway.proxy.relay import Relay
 from nexus_gateway.routing.scheduler import RoutingTarget
+from nexus_gateway.upstream.streams import AnswerStream
 from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.chunks import choices, finished, has_content
 
@@ -122,7 +123,7 @@ class ContinuingSink:
         self._answer = answer
         self.fail, self.pipe, self.full = sink.fail, sink.pipe, sink.full
 
-    async def start(self, context: RequestContext) -> None:
+    async def start(self, context: RequestContext, stream: AnswerStream) -> None:
         assert context.history.latest is not None
         name = context.history.latest.instance.name.replace("\r", " ").replace("\n", " ")
         await self._sink.write(f": resumed by {name}\n\n".encode())

@@ -80,6 +80,11 @@ class PassthroughStream:
         """Whether the first thing that came was the answer's end."""
         return self._passthrough.is_empty
 
+    @property
+    def sent(self) -> Passthrough:
+        """What makes the events for the caller."""
+        return self._passthrough
+
     async def open(self, on_role: Callable[[], None]) -> None:
         """Read up to the first content; BrokenStream if there is none.
 
@@ -266,6 +271,11 @@ class TranslatedStream:
     def is_empty(self) -> bool:
         """As of `PassthroughStream`."""
         return self._progress.is_empty
+
+    @property
+    def sent(self) -> StreamEncoder:
+        """As of `PassthroughStream`."""
+        return self._encoder
 
     async def open(self, on_role: Callable[[], None]) -> None:
         """As `PassthroughStream.open`; CannotServe if the plugin raises it."""

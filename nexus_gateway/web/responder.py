@@ -24,7 +24,7 @@ from aiohttp import HttpVersion11, web
 from nexus_gateway.dialects.base import Dialect, FullResponse
 from nexus_gateway.proxy.context import CallerGone, RequestContext
 from nexus_gateway.proxy.hook_runner import RequestHooks
-from nexus_gateway.upstream.streams import RawWriter
+from nexus_gateway.upstream.streams import AnswerStream, RawWriter
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.web.request import EXPLAIN, REQUEST_ID, request_id
 from nexus_gateway.wire import sse
@@ -62,6 +62,7 @@ class Responder:
         self._gateway = gateway
         self._hooks = hooks
         self._raw: RawResponse | None = None
+        self._stream: AnswerStream | None = None
         self._comments: asyncio.Task[None] | None = None
 
     def keep_alive(self, every_s: float) -> None:
@@ -81,8 +82,9 @@ class Responder:
             comments.cancel()
             await asyncio.wait([comments])
 
-    async def start(self, context: RequestContext) -> None:
+    async def start(self, context: RequestContext, stream: AnswerStream) -> None:
         """Send the head of a stream, unless comments were sent before."""
+        self._stream = stream
         if self._hooks is not None:
             await self._hooks.before_response(context, None)
         if self._comments is not None:
@@ -140,7 +142,8 @@ class Responder:
 
     async def fail(self, status: int, body: dict[str, Any]) -> None:
         """End the stream with an error event and without `[DONE]`."""
-        await self.end(self._dialect.error_event(status, body))
+        sent = None if self._stream is None else self._stream.sent
+        await self.end(self._dialect.error_event(status, body, sent))
 
     def abort(self) -> None:
         """Break the connection: the only honest end if nothing more can be sent."""

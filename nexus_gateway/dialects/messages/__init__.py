@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
+from nexus_gateway.dialects.base import (
+    Dialect,
+    FullResponse,
+    InvalidAnswer,
+    Request,
+    StreamEncoder,
+)
 from nexus_gateway.dialects.body import Body, optional, parse_object, validated
 from nexus_gateway.dialects.chat import check_messages, parse_answer
 from nexus_gateway.dialects.messages.request import Untranslatable, check, to_chat
@@ -20,7 +26,7 @@ from nexus_gateway.errors import ErrorEvent, InvalidRequest
 from nexus_gateway.wire.carried import IN_ID, unload_id
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import EventKind, EventPassthrough
+from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough
 from nexus_gateway.wire.usage import count
 
 # The caller's headers for the version and for beta features are sent along with its body.
@@ -123,7 +129,9 @@ class Messages(Dialect):
         kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         return {"type": "error", "error": {**body["error"], "type": kind}}
 
-    def error_event(self, status: int, body: dict[str, Any]) -> bytes:
+    def error_event(
+        self, status: int, body: dict[str, Any], sent: Passthrough | StreamEncoder | None = None
+    ) -> bytes:
         """Return the `error` event that ends a stream; the type of an Anthropic backend is kept."""
         error = self.error(status, body)["error"]
         if body["error"].get("type") in _ERROR_TYPES.values():
