@@ -41,6 +41,7 @@ class OpenAI(Provider):
         "chat": "/chat/completions",
         "embeddings": "/embeddings",
         "transcriptions": "/audio/transcriptions",
+        "responses": "/responses",
     }
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -40,6 +40,9 @@ class ReplyServer:
     def _reply_to(self, request: web.Request, received: Received) -> Reply:
         raise NotImplementedError
 
+    def _wire_at(self, path: str) -> Wire:
+        return (self._wire or wire_for(path))()
+
     def _routes(self) -> Iterable[web.RouteDef]:
         """Return routes beside `POST /v1/…`."""
         return ()
@@ -82,8 +85,7 @@ class ReplyServer:
         self.open += 1
         try:
             reply = self._reply_to(request, received)
-            wire = (self._wire or wire_for(request.path))()
-            response = await send(request, reply, received, wire)
+            response = await send(request, reply, received, self._wire_at(request.path))
             transport = request.transport
             received.finished = transport is not None and not transport.is_closing()
             return response

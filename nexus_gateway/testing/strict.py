@@ -20,11 +20,19 @@ from nexus_gateway.testing.wire import Received, Wire
 from nexus_gateway.wire.chunks import Chunk, choices
 
 Object = Mapping[str, Any]
+LONGEST_CALL_ID = 64
+# What the ids of items begin with.
+_ITEM_IDS = {
+    **{"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"},
+    **{"tool_search_call": "tsc", "local_shell_call": "lsh"},
+}
 Check = Callable[[Object], str | None]
 
 
 class StrictUpstream(FakeUpstream):
     """A FakeUpstream that answers 400 to a chat if a check finds a fault in it.
+
+    Of Responses it checks the ids and the reasoning, as OpenAI does without storage.
 
     Args:
         checks: each returns what is wrong with a chat, None if nothing is.
@@ -35,11 +43,15 @@ class StrictUpstream(FakeUpstream):
     """
 
     def __init__(self, *checks: Check) -> None:
-        super().__init__(wire=lambda: _StampingWire(self._stamp, next(self._answers)))
+        super().__init__()
         self.complaints: list[str] = []
         self.lost: list[str] = []
         self._checks = checks
         self._answers = itertools.count(1)
+
+    def _wire_at(self, path: str) -> Wire:
+        wire = super()._wire_at(path)
+        return _StampingWire(self._stamp, next(self._answers)) if type(wire) is Wire else wire
 
     def _stamp(self, message: dict[str, Any], answer: int) -> None:
         """Change a message or a delta of the answer with this number before it is sent."""
@@ -49,7 +61,8 @@ class StrictUpstream(FakeUpstream):
 
     def _reply_to(self, request: web.Request, received: Received) -> Reply:
         reply = super()._reply_to(request, received)
-        found = [fault for check in self._checks if (fault := check(received.body))]
+        checks = self._checks if "messages" in received.body else (_check_items,)
+        found = [fault for check in checks if (fault := check(received.body))]
         self.complaints += found
         if not found:
             return reply
@@ -165,6 +178,19 @@ def call_ids(pattern: str) -> Check:
         return None
 
     return check
+
+
+def _check_items(request: Object) -> str | None:
+    for item in request["input"]:
+        kind, id = item.get("type"), item.get("id")
+        prefix = _ITEM_IDS.get(kind, "")
+        if id is not None and not id.startswith(prefix):
+            return f"Invalid id {id!r}. Expected an ID that begins with {prefix!r}."
+        if len(item.get("call_id") or "") > LONGEST_CALL_ID:
+            return "Invalid call_id: string too long."
+        if kind == "reasoning" and not item.get("encrypted_content"):
+            return f"Item with id {id!r} not found."
+    return None
 
 
 def _calls(chat: Object) -> Iterator[Object]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.dialects.messages.response import MessageEncoder, event, message
+from nexus_gateway.dialects.responses.response import ResponseEncoder, to_response
 from nexus_gateway.wire import json_codec
 from nexus_gateway.wire.chunks import Chunk, choices, has_content
 
@@ -118,6 +119,28 @@ class MessagesWire(Wire):
         return {"type": "error", "error": error}
 
 
+class ResponsesWire(Wire):
+    """OpenAI's Responses."""
+
+    def __init__(self) -> None:
+        self._encoder = ResponseEncoder({})
+
+    def wants_usage(self, received: Received) -> bool:
+        return True
+
+    def say(self, chunk: Chunk) -> bytes:
+        return self._encoder.encode(chunk)
+
+    def end(self) -> bytes:
+        return self._encoder.finish()
+
+    def error(self, error: Mapping[str, Any]) -> bytes:
+        return sse({"type": "error", **error}, "error")
+
+    def whole(self, completion: Chunk) -> Any:
+        return to_response({}, completion)
+
+
 class CountWire(MessagesWire):
     """Anthropic's token count."""
 
@@ -192,6 +215,7 @@ WIRES: dict[str, type[Wire]] = {
     "/audio/transcriptions": TranscriptionsWire,
     "/messages/count_tokens": CountWire,
     "/messages": MessagesWire,
+    "/responses": ResponsesWire,
 }
 
 

@@ -108,7 +108,7 @@ def test_the_table_describes_each_provider(point: metadata.EntryPoint) -> None:
     known = {m.id: m for m in cls.models}.get(cls.default_model)
     model = f"`{cls.default_model}`" if known else f"set `{point.name.upper()}_MODEL`"
     size = f"{known.context:,} | {'yes' if known.images else 'no'}" if known else " | "
-    kinds = ("embeddings", "completions", "transcriptions", "messages")
+    kinds = ("embeddings", "completions", "transcriptions", "messages", "responses")
     offers = ", ".join(kind for kind in kinds if kind in cls.endpoints)
     assert f"| {cls.title} | {model} | {size} | {offers} |" in text("README.md")
     assert f"{point.name.upper()}_" in text(".env.example")
