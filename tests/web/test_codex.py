@@ -200,7 +200,7 @@ async def openai_alone(upstream: FakeUpstream) -> AsyncIterator[Served]:
 async def test_openai_gets_the_request_as_it_is(
     openai_alone: Served, upstream: FakeUpstream, stream: bool
 ) -> None:
-    stored = {"previous_response_id": "resp_1", "store": True, "background": False}
+    stored = {"store": True, "background": False}
     body = {**declared(CUSTOM, "items"), **stored, "tool_choice": "required", "stream": stream}
     status, answer = await post(openai_alone, body)
     assert (status, kinds(answer)[-1] if stream else answer[0]["status"]) == (200, "completed")

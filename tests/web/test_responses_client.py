@@ -208,7 +208,6 @@ async def test_reasoning_is_returned_and_accepted(
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tools[0].type"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
         ({"input": []}, "input"),
         ({"extra_body": {"input": 7}}, "input"),
     ],
