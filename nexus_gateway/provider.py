@@ -46,11 +46,14 @@ from nexus_gateway.wire.adaptations import (
     CallSignatures,
     CapOutput,
     DropFields,
+    Effort,
     KnownFields,
     Reasoning,
     RenameFields,
     RenameRoles,
     SystemFirst,
+    ToolNames,
+    WholeSchemas,
     drop_fields,
     rename_fields,
     rename_roles,
@@ -72,6 +75,7 @@ __all__ = [
     "CapOutput",
     "Chunk",
     "DropFields",
+    "Effort",
     "Event",
     "HttpRequest",
     "InProcess",
@@ -86,8 +90,10 @@ __all__ = [
     "Scope",
     "Secret",
     "SystemFirst",
+    "ToolNames",
     "Translator",
     "Verdict",
+    "WholeSchemas",
     "drop_fields",
     "json_request",
     "rename_fields",
@@ -272,7 +278,8 @@ class Provider:
             always asks for usage, and removes it for callers who did not ask.
         adaptations: what the backend needs changed in a chat, in this order, before `prepare` or
             `encode`. Without any, a caller's chat goes as it is, and one that was translated from
-            another dialect has only what OpenAI's reference knows.
+            another dialect has only what OpenAI's reference knows, with one system message. Without
+            `Effort` no translated chat asks for one.
     """
 
     api_version: ClassVar[int] = API_VERSION
@@ -344,6 +351,21 @@ class Provider:
         limits = {model.id: model.max_output for model in self.models if model.max_output}
         return (*self.adaptations, CapOutput(limits)) if limits else self.adaptations
 
+    @cached_property
+    def adaptations_of_translated(self) -> tuple[Adaptation, ...]:
+        """As `all_adaptations`, for a chat that was translated from another dialect."""
+        takes_effort = any(isinstance(adaptation, Effort) for adaptation in self.adaptations)
+        return (
+            *(() if takes_effort else (DropFields(("reasoning_effort",)),)),
+            *(() if self.adaptations else (KnownFields(), SystemFirst())),
+            *self.all_adaptations,
+        )
+
+    @cached_property
+    def tool_names(self) -> ToolNames | None:
+        """How it renames tools, whose names an answer's calls get back."""
+        return next((a for a in self.adaptations if isinstance(a, ToolNames)), None)
+
 
 class Translator(Provider, ABC):
     """A backend with a wire format of its own, over HTTP and SSE.
@@ -393,9 +415,6 @@ class InProcess(Provider, ABC):
         """Yield OpenAI chunks, built with `answer`. Write it as an async generator."""
 
 
-_REFERENCE = KnownFields()
-
-
 def adapted(provider: Provider, chat: Mapping[str, Any], *, translated: bool) -> Mapping[str, Any]:
     """Return a chat as a provider's backend takes it; the given one if there is nothing to change.
 
@@ -404,9 +423,8 @@ def adapted(provider: Provider, chat: Mapping[str, Any], *, translated: bool) ->
         chat: the body as it would be sent.
         translated: whether the caller used another dialect.
     """
-    if translated and not provider.adaptations:
-        chat = _REFERENCE.adapt(chat)
-    for adaptation in provider.all_adaptations:
+    every = provider.adaptations_of_translated if translated else provider.all_adaptations
+    for adaptation in every:
         chat = adaptation.adapt(chat)
     return chat
 

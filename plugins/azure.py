@@ -12,6 +12,8 @@ from nexus_gateway.provider import (
     Provider,
     RenameFields,
     Secret,
+    ToolNames,
+    WholeSchemas,
 )
 
 V1 = "/openai/v1"
@@ -31,6 +33,8 @@ class Azure(Provider):
         RenameFields({"max_tokens": "max_completion_tokens"}),  # reasoning models know only that
         KnownFields(),
         CallIds(".{1,40}", 40),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        WholeSchemas(),
     )
     endpoints = {  # noqa: RUF012 - typed ClassVar in the contract
         "chat": "/chat/completions",

@@ -6,11 +6,14 @@ system message that is not the first (reports of 2026-09, looked up 2026-11-30).
 
 from nexus_gateway.provider import (
     DropFields,
+    Effort,
     KnownFields,
     Model,
     Provider,
     Reasoning,
     SystemFirst,
+    ToolNames,
+    WholeSchemas,
 )
 
 _UNKNOWN = (
@@ -32,6 +35,9 @@ class Cerebras(Provider):
         Reasoning("reasoning"),
         KnownFields(also=("reasoning",), without=("audio", "function_call", "refusal")),
         SystemFirst(),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        WholeSchemas(),
+        Effort({"minimal": "low", "xhigh": "high", "max": "high"}, models="gpt-oss-.*"),
     )
     models = (
         Model("gpt-oss-120b", context=131_072),

@@ -1,12 +1,14 @@
 """DeepSeek: https://api-docs.deepseek.com. Looked up 2026-11-30."""
 
 from nexus_gateway.provider import (
+    Effort,
     KnownFields,
     Model,
     Provider,
     Reasoning,
     RenameFields,
     RenameRoles,
+    ToolNames,
 )
 
 
@@ -25,6 +27,8 @@ class DeepSeek(Provider):
         RenameRoles({"developer": "system"}),
         Reasoning(missing=" "),
         KnownFields(also=("prefix", "reasoning_content")),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        Effort({}),  # it takes all of them
     )
     models = (
         Model("deepseek-flash", context=1_000_000, images=True),

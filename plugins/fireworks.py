@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nexus_gateway.provider import (
+    Effort,
     KnownFields,
     Model,
     Outcome,
     Provider,
     Reasoning,
     SystemFirst,
+    ToolNames,
     Verdict,
 )
 
@@ -27,7 +29,13 @@ class Fireworks(Provider):
     stream_usage = True
     # https://docs.fireworks.ai/guides/reasoning; templates that accept a system message only at the
     # beginning: reports of 2026-09. Looked up 2026-11-30.
-    adaptations = (Reasoning(), KnownFields(also=("reasoning_content",)), SystemFirst())
+    adaptations = (
+        Reasoning(),
+        KnownFields(also=("reasoning_content",)),
+        SystemFirst(),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        Effort({"minimal": "low"}),
+    )
     models = (
         Model(_PREFIX + "deepseek-v4p1-flash", context=1_048_576, images=True),
         Model(_PREFIX + "glm-5p3-flash", context=1_048_576, images=True),

@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from nexus_gateway.provider import (
     CallSignatures,
     DropFields,
+    Effort,
     KnownFields,
     Model,
     Outcome,
     Provider,
+    ToolNames,
     Verdict,
 )
 
@@ -44,6 +46,8 @@ class Gemini(Provider):
         DropFields(_UNKNOWN),
         CallSignatures(_SIGNATURE, "skip_thought_signature_validator"),
         KnownFields(also=("extra_content",), without=("audio", "function_call", "refusal")),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        Effort({"xhigh": "high", "max": "high"}),
     )
     models = (
         Model("gemini-3.5-flash-lite", context=1_048_576, images=True),

@@ -4,8 +4,19 @@ It answers 400 to a field that it does not know, in a message as well ("property
 reports of 2026-09, the messages of its client 2026-11-30).
 """
 
-from nexus_gateway.provider import DropFields, KnownFields, Model, Provider, Reasoning
+from nexus_gateway.provider import (
+    DropFields,
+    Effort,
+    KnownFields,
+    Model,
+    Provider,
+    Reasoning,
+    ToolNames,
+    WholeSchemas,
+)
 
+# https://console.groq.com/docs/reasoning; other models have another set of efforts, or none.
+_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 _UNKNOWN = (
     *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *("safety_identifier", "store", "verbosity"),
@@ -24,13 +35,16 @@ class Groq(Provider):
         DropFields(_UNKNOWN),
         Reasoning("reasoning"),
         KnownFields(also=("reasoning",), without=("audio", "refusal")),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        WholeSchemas(),
+        Effort(_EFFORTS, models="openai/gpt-oss-.*"),
     )
     models = (
-        Model("openai/gpt-oss-120b", context=131_072),
-        Model("openai/gpt-oss-20b", context=131_072),
+        Model("openai/gpt-oss-120b", context=131_072, max_output=65_536),
+        Model("openai/gpt-oss-20b", context=131_072, max_output=65_536),
         Model("qwen/qwen3.8-27b", context=131_072, images=True),
-        Model("groq/compound", context=131_072),
-        Model("groq/compound-mini", context=131_072),
+        Model("groq/compound", context=131_072, max_output=8_192),
+        Model("groq/compound-mini", context=131_072, max_output=8_192),
         Model("whisper-large-v3-turbo", kind="transcriptions"),
         Model("whisper-large-v3", kind="transcriptions"),
     )

@@ -13,6 +13,7 @@ from nexus_gateway.provider import (
     Provider,
     RenameFields,
     RenameRoles,
+    ToolNames,
     Verdict,
 )
 
@@ -38,6 +39,7 @@ class Mistral(Provider):
             also=("prefix", "thinking"), without=("audio", "function_call", "name", "refusal")
         ),
         CallIds("[a-zA-Z0-9]{9}", 9),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
     )
     models = (
         Model("mistral-medium-latest", context=262_144, images=True),

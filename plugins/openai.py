@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nexus_gateway.provider import CallIds, KnownFields, Model, Provider, RenameFields
+from nexus_gateway.provider import (
+    CallIds,
+    Effort,
+    KnownFields,
+    Model,
+    Provider,
+    RenameFields,
+    ToolNames,
+    WholeSchemas,
+)
 
 # These reason by default, and refuse tools on chat completions unless reasoning is off.
 _NO_TOOLS_WITH_REASONING = ("gpt-5.6", "gpt-6-sol", "gpt-6-luna", "gpt-6.1-terra")
@@ -23,6 +32,9 @@ class OpenAI(Provider):
         RenameFields({"max_tokens": "max_completion_tokens"}),  # reasoning models know only that
         KnownFields(),
         CallIds(".{1,40}", 40),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        WholeSchemas(),
+        Effort({"max": "xhigh"}, models=r"o\d.*|gpt-[5-9].*"),
     )
     models = (
         Model("gpt-6.1-terra", context=1_050_000, images=True),
@@ -45,8 +57,8 @@ class OpenAI(Provider):
     }
 
     def prepare(self, chat: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Turn reasoning off if it would forbid the tools."""
+        """Turn reasoning off, whatever effort is asked for, if it would forbid the tools."""
         reasons = str(chat["model"]).startswith(_NO_TOOLS_WITH_REASONING)
-        if reasons and chat.get("tools") and "reasoning_effort" not in chat:
+        if reasons and chat.get("tools") and chat.get("reasoning_effort") != "none":
             return {**chat, "reasoning_effort": "none"}
         return chat

@@ -1,6 +1,14 @@
 """OpenRouter: https://openrouter.ai/docs/api-reference. Models looked up 2026-11-30."""
 
-from nexus_gateway.provider import KnownFields, Model, Provider, Reasoning
+from nexus_gateway.provider import (
+    Effort,
+    KnownFields,
+    Model,
+    Provider,
+    Reasoning,
+    ToolNames,
+    WholeSchemas,
+)
 
 
 class OpenRouter(Provider):
@@ -15,6 +23,9 @@ class OpenRouter(Provider):
     adaptations = (
         Reasoning("reasoning"),
         KnownFields(also=("cache_control", "images", "reasoning", "reasoning_details")),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        WholeSchemas(),
+        Effort({"max": "xhigh"}),
     )
     models = (
         Model("openrouter/free", context=200_000, images=True),

@@ -1,6 +1,14 @@
 """Together AI: https://docs.together.ai/reference. Looked up 2026-11-24."""
 
-from nexus_gateway.provider import KnownFields, Model, Provider, Reasoning, RenameFields
+from nexus_gateway.provider import (
+    Effort,
+    KnownFields,
+    Model,
+    Provider,
+    Reasoning,
+    RenameFields,
+    ToolNames,
+)
 
 
 class Together(Provider):
@@ -15,6 +23,11 @@ class Together(Provider):
         RenameFields({"max_completion_tokens": "max_tokens"}),  # the newer name is unknown
         Reasoning("reasoning"),  # of its OpenAPI document, 2026-11-30
         KnownFields(also=("reasoning",)),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        Effort(
+            {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"},
+            models="openai/gpt-oss-.*",
+        ),
     )
     models = (
         Model("deepseek-ai/DeepSeek-V4.1-Flash", context=1_048_576),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from nexus_gateway.provider import KnownFields, Model, Outcome, Provider, Verdict
+from nexus_gateway.provider import KnownFields, Model, Outcome, Provider, ToolNames, Verdict
 
 # Matched from the beginning of the message, which is xAI's own text and never quotes a caller.
 _NO_CREDIT = re.compile(rb'"error"\s*:\s*"Your team [^"]*(available credits|spending limit)')
@@ -19,7 +19,8 @@ class XAI(Provider):
     default_model = "grok-4.3"
     successors = ("grok-4.7",)
     stream_usage = True
-    adaptations = (KnownFields(),)  # its chat completions neither return nor use reasoning
+    # Its chat completions neither return nor use reasoning.
+    adaptations = (KnownFields(), ToolNames("[a-zA-Z0-9_-]{1,64}", 64))
     models = (
         Model("grok-4.3", context=1_000_000, images=True),
         Model("grok-4.7", context=500_000, images=True),

@@ -33,6 +33,7 @@ class FullResponse:
     usage: Mapping[str, Any] = field(default_factory=dict)  # in OpenAI's shape; empty if unknown
     content_type: str = "application/json"
     is_empty: bool = False  # of words, calls and anything else
+    headers: Mapping[str, str] = field(default_factory=dict)  # more of the caller's response
 
 
 class StreamEncoder(Protocol):
@@ -67,6 +68,8 @@ class Request:
     own: Mapping[str, Any] = field(default_factory=dict)
     # The gateway's own headers: `Via` after other proxies, and what continues a trace.
     trace: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # Whether all images are results of tools, so that a model that takes none may go on without.
+    images_may_go: bool = False
 
     def can_pass_through(self, endpoints: Container[str]) -> bool:
         """Return whether a backend with these endpoints accepts `native`."""
@@ -123,6 +126,19 @@ class Dialect(ABC):
 
         `label`, the instance's name, replaces the answer's `model`; None keeps the upstream's.
         """
+
+    def easier(self, request: Request, error: Mapping[str, Any]) -> Request | None:
+        """Return a request without what a backend has refused, if the answer can make up for it.
+
+        Args:
+            request: in this dialect.
+            error: the refusal, in OpenAI's shape.
+        """
+        return None
+
+    def own_answer(self, request: Request) -> FullResponse | None:
+        """Return what the gateway answers itself if no backend can serve a request, if anything."""
+        return None
 
     def passthrough(self, request: Request, label: str | None) -> Passthrough:
         """Return what checks a backend's stream in this dialect; `label` as in `parse_native`."""

@@ -60,7 +60,8 @@ class ChatCompletions(Completions):
         images = check_messages(fields.get("messages"))
         stream = stream if stream is not None else model is None
         body = validated(Body(fields, stream), model)
-        return Request(self, model, stream, body, body, images)
+        may_go = images and not check_messages([m for m in fields["messages"] if not _is_result(m)])
+        return Request(self, model, stream, body, body, images, images_may_go=may_go)
 
     def encode_full(self, request: Request, completion: Chunk) -> Chunk:
         return completion
@@ -147,6 +148,10 @@ def check_messages(messages: object) -> bool:
     for i, message in enumerate(messages):
         has_image = _check_message(f"messages[{i}]", message) or has_image
     return has_image
+
+
+def _is_result(message: Mapping[str, Any]) -> bool:
+    return bool(message["role"] == "tool")
 
 
 def _check_message(where: str, message: object) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect, FullResponse, InvalidAnswer, Request
@@ -15,14 +19,22 @@ from nexus_gateway.wire import json_codec
 
 # A larger answer is not parsed: tens of megabytes of numbers would delay all other requests.
 _PARSED_UP_TO = 1024 * 1024
+# Vectors as numbers, and as the base64 of their little-endian float32s.
+_NUMBERS = re.compile(rb'("embedding"\s*:\s*)(\[[^\[\]]*+\])')
+_BASE64 = re.compile(rb'("embedding"\s*:\s*)"([A-Za-z0-9+/=]*+)"')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')
 _TAIL = 4096
 
 
 class Embeddings(Dialect):
-    """Passed to backends that offer it, for the model that the request names."""
+    """Passed to backends that offer it, for the model that the request names.
+
+    A backend may ignore `encoding_format` or not know base64, which the official clients request:
+    the vectors of its answer are brought into the form that was asked for.
+    """
 
     endpoint = "embeddings"
+    asks_base64 = False
     kind = "embeddings"
     longest_answer = 128 * 1024 * 1024
 
@@ -36,16 +48,63 @@ class Embeddings(Dialect):
                 param="model",
             )
         text_or_list(fields, "input")
-        return Request(self, model, False, validated(Body(fields), model))
+        dialect = _IN_BASE64 if fields.get("encoding_format") == "base64" else EMBEDDINGS
+        return Request(dialect, model, False, validated(Body(fields), model))
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a list of vectors; `model` is kept, since vectors compare only within a model."""
+        body = _in_base64(body) if self.asks_base64 else _in_numbers(body)
         if len(body) > _PARSED_UP_TO:
             return FullResponse(body, _check_large(body))
         answer = parse_answer(body, "data")
         if not isinstance(answer.get("data"), list):
             raise InvalidAnswer("answered 200 without an answer")
         return FullResponse(body, usage_in(answer))
+
+
+class _InBase64(Embeddings):
+    asks_base64 = True
+
+    def easier(self, request: Request, error: Mapping[str, Any]) -> Request | None:
+        named = f"{error.get('param')} {error.get('message')}"
+        if "encoding_format" not in named and "base64" not in named:
+            return None
+        assert isinstance(request.native, Body)
+        fields = {k: v for k, v in request.native.fields.items() if k != "encoding_format"}
+        return replace(request, native=Body(fields))
+
+
+def _in_base64(body: bytes) -> bytes:
+    def encoded(match: re.Match[bytes]) -> bytes:
+        vector = _little_endian(array("f", json_codec.loads(match[2])))
+        return b'%b"%b"' % (match[1], b64encode(vector.tobytes()))
+
+    return _converted(_NUMBERS, encoded, body)
+
+
+def _in_numbers(body: bytes) -> bytes:
+    def decoded(match: re.Match[bytes]) -> bytes:
+        vector = array("f")
+        vector.frombytes(b64decode(match[2]))
+        return match[1] + json_codec.dumps(_little_endian(vector).tolist())
+
+    return _converted(_BASE64, decoded, body)
+
+
+def _converted(
+    pattern: re.Pattern[bytes], convert: Callable[[re.Match[bytes]], bytes], body: bytes
+) -> bytes:
+    """Convert the vectors one by one, so that a thread lets others run in between."""
+    try:
+        return pattern.sub(convert, body)
+    except (ArithmeticError, TypeError, ValueError):
+        raise InvalidAnswer("answered with vectors that cannot be read") from None
+
+
+def _little_endian(vector: array[float]) -> array[float]:
+    if sys.byteorder == "big":
+        vector.byteswap()
+    return vector
 
 
 def _check_large(body: bytes) -> Mapping[str, Any]:
@@ -60,3 +119,4 @@ def _check_large(body: bytes) -> Mapping[str, Any]:
 
 
 EMBEDDINGS = Embeddings()
+_IN_BASE64 = _InBase64()

@@ -132,6 +132,46 @@ class SigningUpstream(StrictUpstream):
         return None
 
 
+class CallingUpstream(StrictUpstream):
+    """Calls the first tool of those that it was offered, by the name that it was given."""
+
+    def __init__(self, *checks: Check) -> None:
+        super().__init__(*checks, self._check)
+        self._offered = ""
+
+    def _stamp(self, message: dict[str, Any], answer: int) -> None:
+        super()._stamp(message, answer)
+        for call in message.get("tool_calls") or []:
+            if call["function"].get("name"):
+                call["function"]["name"] = self._offered
+
+    def _check(self, chat: Object) -> str | None:
+        if tools := chat.get("tools"):
+            self._offered = tools[0]["function"]["name"]
+        return None
+
+
+def tools(pattern: str) -> Check:
+    """Refuse other names of tools, called or offered, and objects without `properties`."""
+
+    def check(chat: Object) -> str | None:
+        offered = [tool["function"] for tool in chat.get("tools") or []]
+        chosen = chat.get("tool_choice")
+        named = [*offered, *(call["function"] for call in _calls(chat))]
+        named += [chosen["function"]] if isinstance(chosen, dict) else []
+        wrong = [f["name"] for f in named if not re.fullmatch(pattern, f["name"])]
+        if wrong:
+            return f"Invalid 'tools[0].function.name': string too long, {wrong[0]!r}."
+        bare = [f["name"] for f in offered if "properties" not in f.get("parameters", {})]
+        return (
+            f"Invalid schema for function {bare[0]!r}: object schema missing properties"
+            if (bare)
+            else None
+        )
+
+    return check
+
+
 def known_fields(
     *, message: Collection[str], call: Collection[str] = ("id", "type", "function")
 ) -> Check:

@@ -13,12 +13,12 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
 
-from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Request
+from nexus_gateway.dialects.base import FullResponse, InvalidAnswer, Request, StreamEncoder
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, completed, usage_in
 from nexus_gateway.dialects.multipart import Pieces, StreamedForm
@@ -60,6 +60,7 @@ from nexus_gateway.upstream.streams import (
     events,
 )
 from nexus_gateway.wire import json_codec
+from nexus_gateway.wire.adaptations import restore_names, without_images
 from nexus_gateway.wire.chunks import MALFORMED, Answer, Chunk, choices, is_empty
 
 logger = logging.getLogger("nexus_gateway")
@@ -72,6 +73,10 @@ _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "tex
 # Before anything was sent: the request cannot be the cause.
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 Build = Callable[..., HttpRequest]
+NO_NAMES: Mapping[str, str] = {}
+NO_ERROR: Mapping[str, Any] = {}
+# A larger answer is parsed in a thread, as all other requests would have to wait.
+_PARSED_AT_ONCE = 1024 * 1024
 
 
 class Upstream:
@@ -118,14 +123,16 @@ class Upstream:
                 if isinstance(request.native, StreamedForm):
                     _restart_with_each_piece(deployment, request.native, limit, limit_s)
                 label = instance.name if self._names_instance else None
-                if request.can_pass_through(instance.provider.endpoints):
+                provider = instance.provider
+                names = NO_NAMES if provider.tool_names is None else _renamed(provider, request)
+                if request.can_pass_through(provider.endpoints) and not names:
                     response = await self._open(deployment, request, native_request)
                     on_life()
                     passthrough = request.dialect.passthrough(request, label)
                     stream = PassthroughStream(response, passthrough, self._idle_s)
                 else:
-                    stream = await self._translated(deployment, request, label)
-                    if not isinstance(instance.provider, InProcess):
+                    stream = await self._translated(deployment, request, label, names)
+                    if not isinstance(provider, InProcess):
                         on_life()
                 await stream.open(on_life)
                 return stream
@@ -159,12 +166,18 @@ class Upstream:
         return self._first_token_s if limit_ms is None else limit_ms / 1000
 
     async def _translated(
-        self, deployment: Deployment, request: Request, label: str | None
+        self,
+        deployment: Deployment,
+        request: Request,
+        label: str | None,
+        names: Mapping[str, str],
     ) -> TranslatedStream:
         instance, heartbeat = deployment.instance, Heartbeat()
         shown = label or deployment.model
         response, chunks = await self._chunks(deployment, request, shown, heartbeat)
         encoder = request.dialect.stream_encoder(request)
+        if names:
+            encoder = _RestoringEncoder(encoder, names)
         return TranslatedStream(
             chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
         )
@@ -179,7 +192,7 @@ class Upstream:
             response = await self._open(deployment, request, chat_request)
             return response, chat_chunks(response, heartbeat)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
-        chat = _chat(request, model, stream=True)
+        chat = _chat(instance, request, model, stream=True)
         with plugin_errors(instance):
             chat = adapted(provider, chat, translated=request.dialect.endpoint != CHAT)
             call = Call(chat, instance.account)
@@ -237,27 +250,41 @@ class Upstream:
     async def _full(self, deployment: Deployment, request: Request) -> FullResponse:
         instance, model = deployment.instance, deployment.model
         dialect, label = request.dialect, instance.name if self._names_instance else None
-        native = request.can_pass_through(instance.provider.endpoints)
-        if not native and isinstance(instance.provider, Translator | InProcess):
-            return await self._fold(deployment, request)
+        provider = instance.provider
+        names = NO_NAMES if provider.tool_names is None else _renamed(provider, request)
+        native = request.can_pass_through(provider.endpoints) and not names
+        if not native and isinstance(provider, Translator | InProcess):
+            return await self._fold(deployment, request, names)
         http = (native_request if native else chat_request)(instance, model, request)
-        response = await send(self._client, deployment, http, request.trace)
+        try:
+            response = await send(self._client, deployment, http, request.trace)
+        except AttemptFailed as failed:
+            easier = dialect.easier(request, failed.verdict.error or NO_ERROR)
+            if easier is None or failed.verdict.outcome is not Outcome.REFUSED:
+                raise
+            http = native_request(instance, model, easier)
+            response = await send(self._client, deployment, http, request.trace)
         limit = (dialect if native else CHAT_COMPLETIONS).longest_answer
         body = await read_full(response, limit)
         with _malformed_answers_fail():
+            if native and len(body) > _PARSED_AT_ONCE:
+                parse = dialect.parse_native
+                return await asyncio.to_thread(parse, body, response.content_type, label)
             if native:
                 return dialect.parse_native(body, response.content_type, label)
             completion = completed(body)
             labelled = completion if label is None else {**completion, "model": label}
-            return _encoded(request, labelled, usage_in(completion))
+            return _encoded(request, labelled, usage_in(completion), names)
 
-    async def _fold(self, deployment: Deployment, request: Request) -> FullResponse:
+    async def _fold(
+        self, deployment: Deployment, request: Request, names: Mapping[str, str]
+    ) -> FullResponse:
         """Stream a translated answer, and fold it into one object."""
         stream = await self.stream(deployment, request, self._response_s)
         assert isinstance(stream, TranslatedStream)
         try:
             with _malformed_answers_fail():
-                return _encoded(request, await stream.fold(), stream.used())
+                return _encoded(request, await stream.fold(), stream.used(), names)
         finally:
             await stream.close()
 
@@ -288,19 +315,37 @@ def chat_request(
     body = request.chat.encode(model, usage=usage)
     translated = request.dialect.endpoint != CHAT
     prepares = type(provider).prepare is not Provider.prepare
-    if prepares or translated or provider.all_adaptations:
+    if prepares or translated or provider.all_adaptations or request.images:
         with plugin_errors(instance):
-            chat = _chat(request, model, stream=request.stream, usage=usage)
-            prepared = adapted(provider, chat, translated=translated)
+            chat = request.chat.with_model(model, stream=request.stream, usage=usage)
+            prepared = adapted(provider, _shown(instance, request, chat), translated=translated)
             prepared = provider.prepare(prepared) or prepared
             if prepared is not chat:
                 body = json_codec.dumps(prepared)
     return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
 
 
-def _chat(request: Request, model: str, *, stream: bool, usage: bool = False) -> Mapping[str, Any]:
+def _chat(instance: Instance, request: Request, model: str, *, stream: bool) -> Mapping[str, Any]:
     assert request.chat is not None
-    return request.chat.with_model(model, stream=stream, usage=usage)
+    return _shown(instance, request, request.chat.with_model(model, stream=stream))
+
+
+def _shown(instance: Instance, request: Request, chat: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a chat without its images if the model takes none.
+
+    Only requests that may lose them are sent to such a model.
+    """
+    sees = not request.images or instance.takes_images_with(str(chat["model"]))
+    return chat if sees else without_images(chat)
+
+
+def _renamed(provider: Provider, request: Request) -> Mapping[str, str]:
+    """Return the caller's name of each tool that a provider renames, by the new one."""
+    endpoint, names = request.dialect.endpoint, provider.tool_names
+    goes_as_it_is = endpoint != CHAT and request.can_pass_through(provider.endpoints)
+    if names is None or request.chat is None or goes_as_it_is:
+        return NO_NAMES
+    return {new: old for old, new in names.renamed(request.chat.fields).items()}
 
 
 def _http(
@@ -426,8 +471,26 @@ def _broken(instance: Instance, error: BrokenStream | CannotServe) -> AttemptFai
     return failure(error.reason)
 
 
-def _encoded(request: Request, completion: Chunk, usage: Mapping[str, Any]) -> FullResponse:
-    """Encode a full chat completion in the caller's dialect."""
+@dataclass(frozen=True, slots=True)
+class _RestoringEncoder:
+    """Encodes chunks with the caller's names of tools."""
+
+    _encoder: StreamEncoder
+    _names: Mapping[str, str]
+
+    def encode(self, chunk: Chunk) -> bytes:
+        return self._encoder.encode(dict(restore_names(chunk, self._names)))
+
+    def finish(self) -> bytes:
+        return self._encoder.finish()
+
+
+def _encoded(
+    request: Request, completion: Chunk, usage: Mapping[str, Any], names: Mapping[str, str]
+) -> FullResponse:
+    """Encode a full chat completion in the caller's dialect, with the caller's names of tools."""
+    if names:
+        completion = dict(restore_names(completion, names))
     body = json_codec.dumps(request.dialect.encode_full(request, completion))
     return FullResponse(body, usage, is_empty=all(map(is_empty, choices(completion))))
 

@@ -8,6 +8,8 @@ insist on it.
 Each adaptation is pure, and applying it twice changes nothing more. It returns the chat that it was
 given if there is nothing to change, so that the caller's own bytes can be sent. A chat is shared
 between attempts and never changed itself.
+
+Only one of them changes what the answer means: `ToolNames`, whose names `restore_names` takes back.
 """
 
 from __future__ import annotations
@@ -43,6 +45,13 @@ _REASONING = frozenset({"reasoning_content", "reasoning"})
 _SYSTEM_ROLES = ("system", "developer")
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]")
+_NAME_DIGEST = 8
+_NAMED = ("function", "custom")
+_IMAGES = frozenset({"image_url", "input_image", "image"})
+_IMAGE_LEFT_OUT = {"type": "text", "text": "(An image was left out: this model takes none.)"}
+# Where a schema has values of the tool's own, which may look like schemas.
+_VALUES = frozenset({"const", "default", "enum", "example", "examples"})
 
 
 class Adaptation(ABC):
@@ -217,9 +226,8 @@ class CallIds(Adaptation):
         taken: set[str] = set()
         for id in _call_ids(chat):
             if id not in given:
-                digests = (self._digest(id, attempt) for attempt in itertools.count())
                 fitting = [id] if re.fullmatch(self.fits, id) else []
-                candidates = itertools.chain(fitting, digests)
+                candidates = itertools.chain(fitting, _digests(id, self.length))
                 given[id] = next(new for new in candidates if new not in taken)
                 taken.add(given[id])
 
@@ -231,9 +239,104 @@ class CallIds(Adaptation):
 
         return _change_each(chat, "messages", message)
 
-    def _digest(self, id: str, attempt: int) -> str:
-        digest = hashlib.shake_256(f"{attempt}:{id}".encode(errors="replace")).digest(self.length)
-        return "".join(_LETTERS_AND_DIGITS[byte % len(_LETTERS_AND_DIGITS)] for byte in digest)
+
+@dataclass(frozen=True)
+class ToolNames(Adaptation):
+    """Give tools names that the backend accepts; the caller gets its own back.
+
+    A name that fits stays. Another one is cut, and ends in a digest of the whole.
+
+    Args:
+        fits: a regular expression of whole names that the backend accepts; among them all of
+            `length` letters, digits, `_` and `-`.
+        length: of the longest name.
+    """
+
+    fits: str
+    length: int
+
+    def adapt(self, chat: Chat) -> Chat:
+        given = self.renamed(chat)
+        if not given:
+            return chat
+
+        def call(holder: Object) -> Object:
+            return _with_names(holder, given)
+
+        def message(holder: Object) -> Object:
+            if holder.get("role") == "tool":
+                holder = _renamed(holder, "name", given)
+            return _change_each(holder, "tool_calls", call)
+
+        def choice(holder: Object) -> Object:
+            allowed = _change_in(holder, "allowed_tools", lambda a: _change_each(a, "tools", call))
+            return _with_names(allowed, given)
+
+        chat = _change_each(_change_each(chat, "tools", call), "messages", message)
+        return _change_in(chat, "tool_choice", choice)
+
+    def renamed(self, chat: Chat) -> dict[str, str]:
+        """Return the new name of each tool in a chat whose name does not fit."""
+        fits, names = re.compile(self.fits), set(_tool_names(chat))
+        misfits = [name for name in names if not fits.fullmatch(name)]
+        if not misfits:
+            return {}
+        taken, given = names.difference(misfits), dict[str, str]()
+        for name in sorted(misfits):
+            start = _NOT_IN_NAMES.sub("_", name)[: self.length - _NAME_DIGEST - 1]
+            candidates = (f"{start}_{digest}" for digest in _digests(name, _NAME_DIGEST))
+            given[name] = next(new for new in candidates if new not in taken)
+            taken.add(given[name])
+        return given
+
+
+@dataclass(frozen=True)
+class WholeSchemas(Adaptation):
+    """Give objects without `properties` in the schemas of tools empty ones, which mean the same."""
+
+    def adapt(self, chat: Chat) -> Chat:
+        def function(holder: Object) -> Object:
+            return _change_in(holder, "parameters", self._whole)
+
+        return _change_each(chat, "tools", lambda tool: _change_in(tool, "function", function))
+
+    def _whole(self, schema: Object) -> Object:
+        new = {
+            name: value if name in _VALUES else self._each(value) for name, value in schema.items()
+        }
+        if schema.get("type") == "object" and "properties" not in schema:
+            return {**new, "properties": {}}
+        return schema if all(map(is_, new.values(), schema.values())) else new
+
+    def _each(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return self._whole(value)
+        if not isinstance(value, list):
+            return value
+        new = [self._each(item) for item in value]
+        return value if all(map(is_, new, value)) else new
+
+
+@dataclass(frozen=True)
+class Effort(Adaptation):
+    """Name the effort of reasoning as the backend does.
+
+    A caller of another dialect may only hint at it: a backend without this never gets such a hint.
+
+    Args:
+        names: the backend's name of each effort that it calls otherwise.
+        models: a regular expression of the models that know an effort; for others it is left out.
+    """
+
+    names: Mapping[str, str]
+    models: str = ".*"
+
+    def adapt(self, chat: Chat) -> Chat:
+        if not re.fullmatch(self.models, str(chat.get("model"))):
+            return drop_fields(chat, "reasoning_effort")
+        effort = chat.get("reasoning_effort")
+        known = self.names.get(effort, effort) if isinstance(effort, str) else effort
+        return chat if known is effort else {**chat, "reasoning_effort": known}
 
 
 @dataclass(frozen=True)
@@ -297,6 +400,35 @@ class CapOutput(Adaptation):
         return {**chat, **dict.fromkeys(too_long, limit)} if too_long else chat
 
 
+def without_images(chat: Chat) -> Chat:
+    """Return a chat with a note in place of each image, for models that take none."""
+
+    def message(holder: Object) -> Object:
+        def part(old: Object) -> Object:
+            return _IMAGE_LEFT_OUT if old.get("type") in _IMAGES else old
+
+        return _change_each(holder, "content", part)
+
+    return _change_each(chat, "messages", message)
+
+
+def restore_names(answer: Object, names: Mapping[str, str]) -> Object:
+    """Return a chat completion, or a chunk of one, with the caller's names of the tools it calls.
+
+    Args:
+        answer: the backend's.
+        names: the caller's name of each tool that was renamed, by the new one.
+    """
+
+    def said(holder: Object) -> Object:
+        return _change_each(holder, "tool_calls", lambda call: _with_names(call, names))
+
+    def choice(holder: Object) -> Object:
+        return _change_in(_change_in(holder, "delta", said), "message", said)
+
+    return _change_each(answer, "choices", choice)
+
+
 def rename_fields(chat: Chat, **names: str) -> Chat:
     """Rename fields; if the new name is present already, its value is kept.
 
@@ -341,6 +473,20 @@ def _change_each(holder: Object, name: str, change: Callable[[Object], Object]) 
     return holder if all(map(is_, new, old)) else {**holder, name: new}
 
 
+def _change_in(holder: Object, name: str, change: Callable[[Object], Object]) -> Object:
+    """Change the object in a field; return the given holder if that changes nothing."""
+    old = holder.get(name)
+    new = change(old) if isinstance(old, dict) else old
+    return holder if new is old else {**holder, name: new}
+
+
+def _with_names(holder: Object, given: Mapping[str, str]) -> Object:
+    """Rename what a tool, a call of one or a choice of one names."""
+    for kind in _NAMED:
+        holder = _change_in(holder, kind, lambda named: _renamed(named, "name", given))
+    return holder
+
+
 def _objects(holder: Object, name: str) -> list[Object]:
     items = holder.get(name)
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
@@ -362,9 +508,26 @@ def _call_ids(chat: Chat) -> Iterator[str]:
                 yield id
 
 
+def _tool_names(chat: Chat) -> Iterator[str]:
+    """Yield the names of the tools that a chat offers, and of those that it has called."""
+    holders = [*_objects(chat, "tools"), *(c for m in _messages(chat) for c in _calls(m))]
+    for holder in holders:
+        for kind in _NAMED:
+            named = holder.get(kind)
+            if isinstance(named, dict) and isinstance(name := named.get("name"), str) and name:
+                yield name
+
+
+def _digests(text: str, length: int) -> Iterator[str]:
+    """Yield any number of different digests of a text, in letters and digits."""
+    for attempt in itertools.count():
+        digest = hashlib.shake_256(f"{attempt}:{text}".encode(errors="replace")).digest(length)
+        yield "".join(_LETTERS_AND_DIGITS[byte % len(_LETTERS_AND_DIGITS)] for byte in digest)
+
+
 def _renamed(holder: Object, name: str, given: Mapping[str, str]) -> Object:
     old = holder.get(name)
-    new = given[old] if isinstance(old, str) else old
+    new = given.get(old, old) if isinstance(old, str) else old
     return holder if new == old else {**holder, name: new}
 
 

@@ -13,13 +13,16 @@ from typing import Any, ClassVar
 from nexus_gateway.provider import (
     Answer,
     Call,
+    CallIds,
     CannotServe,
+    Effort,
     Event,
     HttpRequest,
     KnownFields,
     Model,
     Outcome,
     Secret,
+    ToolNames,
     Translator,
     Verdict,
     json_request,
@@ -50,7 +53,12 @@ class Anthropic(Translator):
         "messages": "/messages",
         "count_tokens": "/messages/count_tokens",
     }
-    adaptations = (KnownFields(also=("cache_control",)),)
+    adaptations = (
+        KnownFields(also=("cache_control",)),
+        CallIds("[a-zA-Z0-9_-]+", 24),
+        ToolNames("[a-zA-Z0-9_-]{1,128}", 128),
+        Effort({}),  # `request` names it, by the model
+    )
     default_model = "claude-sonnet-5-5"
     successors = ("claude-sonnet-5", "claude-sonnet-4-6")
     models = (
@@ -62,11 +70,11 @@ class Anthropic(Translator):
         Model("claude-fable-5", context=MILLION, images=True),
         Model("claude-opus-5", context=MILLION, images=True),
         Model("claude-sonnet-5", context=MILLION, images=True),
-        Model("claude-opus-4-8", context=MILLION, images=True),
-        Model("claude-opus-4-7", context=MILLION, images=True),
-        Model("claude-opus-4-6", context=MILLION, images=True),
-        Model("claude-sonnet-4-6", context=MILLION, images=True),
-        Model("claude-haiku-4-5", context=200_000, images=True),
+        Model("claude-opus-4-8", context=MILLION, images=True, max_output=128_000),
+        Model("claude-opus-4-7", context=MILLION, images=True, max_output=128_000),
+        Model("claude-opus-4-6", context=MILLION, images=True, max_output=128_000),
+        Model("claude-sonnet-4-6", context=MILLION, images=True, max_output=128_000),
+        Model("claude-haiku-4-5", context=200_000, images=True, max_output=64_000),
     )
 
     def authorize(self, key: Secret) -> dict[str, str]:

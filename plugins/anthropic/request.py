@@ -53,8 +53,6 @@ _ALTERNATIVES = {
 }
 _IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _PDF = frozenset({"application/pdf"})
-# Other providers' ids may contain more, and a conversation may have begun with one of them.
-_NOT_IN_IDS = re.compile(r"[^a-zA-Z0-9_-]")
 _TYPE_NAMES: dict[type[Any], str] = {str: "a string", dict: "an object", list: "an array"}
 
 
@@ -273,7 +271,7 @@ def _tool_use(call: object, where: str) -> Block:
     function = _typed(call.get("function"), dict, f"{where}.function")
     block = {
         "type": "tool_use",
-        "id": _tool_id(call.get("id"), f"{where}.id"),
+        "id": _typed(call.get("id"), str, f"{where}.id"),
         "name": _typed(function.get("name"), str, f"{where}.function.name"),
         "input": _arguments(function.get("arguments") or "", f"{where}.function.arguments"),
     }
@@ -296,13 +294,9 @@ def _not_json(name: str) -> NoReturn:
 
 
 def _result(message: Mapping[str, Any], where: str) -> Block:
-    id = _tool_id(message.get("tool_call_id"), f"{where}.tool_call_id")
+    id = _typed(message.get("tool_call_id"), str, f"{where}.tool_call_id")
     blocks = _content(message, where)
     return {"type": "tool_result", "tool_use_id": id, **({"content": blocks} if blocks else {})}
-
-
-def _tool_id(id: object, where: str) -> str:
-    return _NOT_IN_IDS.sub("_", _typed(id, str, where))
 
 
 def _content(message: Mapping[str, Any], where: str) -> list[Block]:

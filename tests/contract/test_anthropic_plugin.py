@@ -244,8 +244,8 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {
             "messages": [
                 turn("user", text("Hello!")),
-                turn("assistant", text("Wait."), use("a", city="Rome"), use("functions_b_0")),
-                turn("user", result("a", text("Sunny")), result("functions_b_0"), text("Hurry!")),
+                turn("assistant", text("Wait."), use("a", city="Rome"), use("functions.b:0")),
+                turn("user", result("a", text("Sunny")), result("functions.b:0"), text("Hurry!")),
             ]
         },
     ),

@@ -23,6 +23,8 @@ from nexus_gateway.testing.upstream import FakeUpstream
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], "a": 1}
 
 
+NO_EFFORT = {"reasoning_effort": "none"}
+XHIGH = {"model": "gpt-5.4-mini", "reasoning_effort": "xhigh"}
 HINTS = {
     **{"store": False, "metadata": {}, "prompt_cache_key": "k", "frequency_penalty": 1},
     **{"service_tier": "auto", "logit_bias": {}, "seed": 7},
@@ -55,8 +57,13 @@ def test_a_field_that_already_exists_keeps_its_value() -> None:
     ("name", "sent", "expected"),
     [
         ("openai", {"max_tokens": 5}, {"max_completion_tokens": 5}),
-        ("openai", {"tools": [1]}, {"tools": [1], "reasoning_effort": "none"}),
-        ("openai", {"tools": [1], "reasoning_effort": "low"}, None),
+        ("openai", {"tools": [1]}, {"tools": [1], **NO_EFFORT}),
+        ("openai", {"tools": [1], "reasoning_effort": "low"}, {"tools": [1], **NO_EFFORT}),
+        ("openai", {"model": "gpt-5.4-mini", "reasoning_effort": "max"}, XHIGH),
+        ("openai", {"model": "gpt-4o", "reasoning_effort": "low"}, {"model": "gpt-4o"}),
+        ("groq", {"reasoning_effort": "xhigh"}, {"reasoning_effort": "high"}),
+        ("groq", {"model": "qwen/qwen3.8-27b", "reasoning_effort": "high"}, {}),
+        ("groq", {"model": "groq/compound", "max_tokens": 32_000}, {"max_tokens": 8_192}),
         ("openai", {"model": "gpt-5.4-mini", "tools": [1]}, None),
         ("azure", {"max_tokens": 5}, {"max_completion_tokens": 5}),
         ("mistral", {"max_completion_tokens": 5}, {"max_tokens": 5}),

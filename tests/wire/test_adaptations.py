@@ -17,12 +17,16 @@ from nexus_gateway.provider import (
     CallSignatures,
     CapOutput,
     DropFields,
+    Effort,
     KnownFields,
     Reasoning,
     RenameFields,
     RenameRoles,
     SystemFirst,
+    ToolNames,
+    WholeSchemas,
 )
+from nexus_gateway.wire.adaptations import restore_names
 
 PATH = ("extra_content", "google", "thought_signature")
 NINE = CallIds("[a-zA-Z0-9]{9}", 9)
@@ -40,6 +44,10 @@ ADAPTATIONS: list[Adaptation] = [
     SIGNED,
     SystemFirst(),
     CapOutput({"m": 100}),
+    ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+    WholeSchemas(),
+    Effort({"max": "high"}),
+    Effort({}, models="other"),
 ]
 each = pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=repr)
 
@@ -87,7 +95,15 @@ PARTS = st.builds(
     st.text(max_size=3) | JSON,
     st.dictionaries(st.sampled_from(["cache_control", "type2"]), JSON, max_size=1),
 )
-CALLS = st.fixed_dictionaries({}, optional={"id": IDS | JSON, "extra_content": JSON, "x": JSON})
+NAMES = st.sampled_from(["f", "a.b", "mcp__" + "x" * 70]) | st.text()
+FUNCTIONS = st.fixed_dictionaries({}, optional={"name": NAMES | JSON, "parameters": JSON})
+CALLS = st.fixed_dictionaries(
+    {},
+    optional={
+        **{"id": IDS | JSON, "extra_content": JSON, "x": JSON},
+        "function": FUNCTIONS | JSON,
+    },
+)
 MESSAGES = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"])},
     optional={
@@ -103,7 +119,9 @@ MESSAGES = st.fixed_dictionaries(
 CHATS = st.fixed_dictionaries(
     {"model": st.just("m"), "messages": st.lists(MESSAGES, min_size=1, max_size=5)},
     optional={
-        "tools": st.lists(st.just({"type": "function", "cache_control": {}}) | JSON) | JSON,
+        "tools": st.lists(st.just({"type": "function", "cache_control": {}}) | CALLS) | JSON,
+        "tool_choice": CALLS | JSON,
+        "reasoning_effort": st.sampled_from(["max", "low"]) | JSON,
         "max_tokens": st.integers(0, 200) | JSON,
         "store": JSON,
     },
@@ -288,3 +306,78 @@ def test_the_length_of_an_answer_is_limited() -> None:
     chat = {"model": "m", "max_tokens": 101, "max_completion_tokens": 7, "messages": []}
     assert cap.adapt(chat) == {**chat, "max_tokens": 100}
     assert cap.adapt({**chat, "model": "n"}) == {**chat, "model": "n"}
+
+
+LONG = "mcp__" + "a" * 70
+TOOL_NAMES = st.lists(
+    st.sampled_from(["f", "a.b", "a_b", LONG, LONG + "b", LONG + "c"])
+    | st.text("aé.b", min_size=1, max_size=9).map(lambda text: text * 12),
+    unique=True,
+)
+# With names this short, cut ones often begin alike.
+SHORT_NAMES = ToolNames("[a-zA-Z0-9_-]{1,10}", 10)
+
+
+@pytest.mark.parametrize(
+    "adaptation", [SHORT_NAMES, ToolNames("[a-zA-Z0-9_-]{1,64}", 64)], ids=repr
+)
+@given(names=TOOL_NAMES, called=st.lists(st.integers(0, 99), max_size=5))
+def test_names_fit_differ_and_come_back(
+    adaptation: ToolNames, names: list[str], called: list[int]
+) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    calls = [tools[n % len(names)] for n in called] if names else []
+    choice = tools[0] if tools else "auto"
+    chat = {
+        "messages": [{"role": "assistant", "tool_calls": calls}],
+        "tools": tools,
+        "tool_choice": choice,
+    }
+    after = adaptation.adapt(chat)
+    new = [tool["function"]["name"] for tool in after["tools"]]
+    assert all(re.fullmatch(adaptation.fits, name) for name in new)
+    assert len({*new}) == len(names)
+    fitting = {name for name in names if re.fullmatch(adaptation.fits, name)}
+    assert fitting <= {*new}
+    assert (after is chat) == (len(fitting) == len(names))
+    by_name = dict(zip(names, new, strict=True))
+    asked = [call["function"]["name"] for call in after["messages"][0]["tool_calls"]]
+    assert asked == [by_name[call["function"]["name"]] for call in calls]
+    assert not tools or after["tool_choice"] == after["tools"][0]
+    back = {short: name for name, short in adaptation.renamed(chat).items()}
+    for holder in ("delta", "message"):
+        answer = {"choices": [{holder: {"tool_calls": after["tools"]}}]}
+        restored = restore_names(answer, back)["choices"][0][holder]["tool_calls"]
+        assert restored == tools
+        assert restore_names({"choices": []}, back) == {"choices": []}
+
+
+def test_a_choice_among_tools_is_renamed() -> None:
+    tool = {"type": "function", "function": {"name": LONG}}
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [tool]}}
+    after = SHORT_NAMES.adapt({"tools": [tool], "tool_choice": choice, "messages": []})
+    assert after["tool_choice"]["allowed_tools"]["tools"] == after["tools"]
+
+
+def test_objects_get_their_properties_and_values_stay() -> None:
+    value = {"type": "object"}
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"type": "object"}, "b": {"anyOf": [{"type": "object"}, {}]}},
+        "default": value,
+    }
+    chat = {"tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]}
+    (tool,) = WholeSchemas().adapt(chat)["tools"]
+    whole = {"type": "object", "properties": {}}
+    assert tool["function"]["parameters"] == {
+        "type": "object",
+        "properties": {"a": whole, "b": {"anyOf": [whole, {}]}},
+        "default": value,
+    }
+
+
+def test_an_effort_has_the_name_of_the_backend() -> None:
+    effort = Effort({"max": "high"}, models="thinker-.*")
+    asked = {"model": "thinker-1", "reasoning_effort": "max"}
+    assert effort.adapt(asked) == {**asked, "reasoning_effort": "high"}
+    assert effort.adapt({**asked, "model": "talker"}) == {"model": "talker"}
