@@ -11,6 +11,7 @@
     ├── Forbidden          403   the key is valid, but the call is not allowed on this gateway
     ├── UpstreamRefused 4xx/508  an upstream rejected the request for its content; passed through
     ├── NoCandidate    429/503   no instance can serve the request now
+    │   └── NoCapableModel 400   none that the request may go to takes what it holds
     ├── Overloaded         503   the gateway is at its limit of requests or file descriptors
     ├── Draining           503   the gateway is shutting down
     ├── StoreUnavailable   503   the kept responses cannot be read
@@ -159,6 +160,18 @@ class NoCandidate(GatewayError):
         self.retry_after_s = retry_after_s
         code = code or ("rate_limit_exceeded" if rate_limited else "no_candidate")
         super().__init__(message, code=code, headers=headers)
+
+
+class NoCapableModel(NoCandidate):
+    """No enabled model that the request may go to takes images: waiting changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The request holds an image, and no enabled model that `model` may mean takes images: "
+            "remove the image, name another model, or configure a multimodal one.",
+            code="no_capable_model",
+        )
+        self.status, self.kind, self.param = 400, InvalidRequest.kind, "messages"
 
 
 class Overloaded(GatewayError):

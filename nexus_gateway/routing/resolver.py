@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import replace
 from itertools import chain
 
 from nexus_gateway.dialects.base import Request
@@ -27,7 +28,8 @@ class ModelResolver:
 
     def of(self, request: Request) -> RoutingTarget:
         model, chat = request.model, request.chat is not None
-        key = (model, request.dialect, request.images, request.changed_by_hook, chat)
+        images = request.images, request.images_may_go
+        key = (model, request.dialect, images, request.changed_by_hook, chat)
         target = self._targets.get(key)
         if target is None:
             target = resolve_target(self._pool, request, strict=self._strict)
@@ -56,7 +58,7 @@ def resolve_target(pool: Pool, request: Request, *, strict: bool) -> RoutingTarg
         pool.instances, request.model, request.images, strict, dialect.kind, supports
     )
     if target.deployments or not pool.instances:
-        return target
+        return replace(target, images_may_go=True) if request.images_may_go else target
     if request.untranslatable is not None:
         raise request.untranslatable
     raise NotFound(
@@ -90,7 +92,8 @@ def resolve_model(
         auto = ["auto"] if kind == CHAT else []
         raise NotFound(
             f"Unknown model. Some known ones: {', '.join([*auto, *names[:_MODELS_IN_ERROR]])}; "
-            "GET /v1/models lists all.",
+            "GET /v1/models lists all. Set one of them in the client, or unset STRICT_MODELS to "
+            "have any name answered by some model.",
             param="model",
             code="model_not_found",
         )

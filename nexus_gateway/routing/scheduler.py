@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from nexus_gateway.errors import NoCandidate
+from nexus_gateway.errors import NoCandidate, NoCapableModel
 from nexus_gateway.provider import CHAT, Outcome, Scope
 from nexus_gateway.routing import explain
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
@@ -31,6 +31,8 @@ from nexus_gateway.routing.policies import Policy, choose, draw
 logger = logging.getLogger("nexus_gateway")
 
 STEPS_MS = (100, 200, 400, 800, 1600, 2000)
+# If the same deployment is asked again, as no other is left: a hiccup needs time to pass.
+STEPS_SKIPPED = 2
 RETRY_SHARE = 0.2
 RETRY_FLOOR = 10
 WINDOW_S = 10
@@ -51,6 +53,7 @@ class RoutingTarget:
         deployments: those that its `model` may mean.
         model: the upstream's model if the caller named one; None: each instance's own.
         images: whether the request holds images.
+        images_may_go: whether models that take none may be asked without them if there is no other.
         kind: what the model is for, see `provider.Model`.
         is_fallback: no instance is known to have that model, so any may be asked.
     """
@@ -60,6 +63,7 @@ class RoutingTarget:
     images: bool = False
     kind: str = CHAT
     is_fallback: bool = False
+    images_may_go: bool = False
 
     @property
     def chosen_by_us(self) -> bool:
@@ -75,7 +79,12 @@ class RoutingTarget:
 
     def is_capable(self, deployment: Deployment) -> bool:
         """Whether a deployment is enabled and takes what the request holds."""
-        return deployment.instance.enabled and (not self.images or deployment.takes_images)
+        takes_it = not self.images or deployment.takes_images or self._goes_without_images()
+        return deployment.instance.enabled and takes_it
+
+    def _goes_without_images(self) -> bool:
+        taking = (d for d in self.current() if d.takes_images and d.instance.enabled)
+        return self.images_may_go and not any(taking)
 
     def capable(self) -> list[Deployment]:
         return [d for d in self.current() if self.is_capable(d)]
@@ -233,7 +242,10 @@ class Scheduler:
     def backoff_s(self, attempt: Attempt, history: AttemptHistory) -> float:
         """Return how long to wait before an attempt: 0 unless its provider has failed."""
         failures = history.failures_of(attempt.instance.provider_name)
-        return delay_s(failures - 1, self._rng) if failures else 0.0
+        if not failures:
+            return 0.0
+        is_again = history.last_outcome(attempt.deployment) is not None
+        return delay_s(failures - 1 + (STEPS_SKIPPED if is_again else 0), self._rng)
 
     def no_candidate(self, target: RoutingTarget, history: AttemptHistory) -> NoCandidate:
         """Return the error for a request that no instance can take now.
@@ -247,8 +259,10 @@ class Scheduler:
         refused = [
             d for d in capable if history.last_outcome(d) is Outcome.REFUSED or history.rules_out(d)
         ]
-        waits_s = [d.available_in_s() or 0.0 for d in capable if d not in refused]
-        if not waits_s:  # every instance has refused this request
+        # By waiting alone no key gets better.
+        returning = [d for d in capable if d not in refused and d.park_reason() != "bad_key"]
+        waits_s = [self._tried_in_s(d) for d in returning]
+        if not waits_s:
             return NoCandidate(f"No instance could serve this; GET /health shows why.{tried}")
         soonest_s = min(waits_s)
         if all(_is_rate_limited(d, history) for d in capable):
@@ -261,8 +275,15 @@ class Scheduler:
         return NoCandidate(
             f"No instance could serve this; GET /health shows why.{tried}",
             retry_after_s=soonest_s,
-            should_retry=not history.attempts and soonest_s <= MAX_ADVISED_WAIT_S,
+            should_retry=soonest_s <= MAX_ADVISED_WAIT_S,
         )
+
+    def _tried_in_s(self, deployment: Deployment) -> float:
+        """Return how long until a request may go to a deployment, if only as an early probe."""
+        if deployment.breaker.state() is not State.OPEN:
+            return deployment.available_in_s() or 0.0
+        early_s = self._early_probe_s + EARLY_PROBE_EVERY_S - self.clock()
+        return max(deployment.parked_for_s(), min(deployment.breaker.ready_in_s(), early_s))
 
     def _attempt(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt:
         is_retry = bool(history.attempts)
@@ -405,11 +426,7 @@ def _is_rate_limited(deployment: Deployment, history: AttemptHistory) -> bool:
 
 def _none_capable(target: RoutingTarget) -> NoCandidate:
     if any(d.instance.enabled for d in target.deployments):
-        return NoCandidate(
-            "The request holds an image, and no enabled model that `model` may mean takes images: "
-            "remove the image, name another model, or configure a multimodal one.",
-            code="no_capable_model",
-        )
+        return NoCapableModel()
     return NoCandidate(
         "No provider is enabled: configure a key or enable an instance.", code="no_providers"
     )

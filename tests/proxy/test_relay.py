@@ -238,7 +238,8 @@ async def test_no_instance_left_is_429_or_503_with_a_true_retry_after(
         upstream.default = Reply(status=401)
         clock.advance(5)
         status, text, headers = await served.chat()
-        assert (status, headers["Retry-After"], headers["x-should-retry"]) == (503, "600", "false")
+        assert (status, headers["x-should-retry"]) == (503, "false")
+        assert "Retry-After" not in headers  # some clients would wait, in vain
         assert (await served.health())["status"] == "unhealthy"
         assert not any(key in text for key in KEYS)
 
@@ -251,7 +252,7 @@ async def test_a_pool_of_one_tries_again_after_a_pause(upstream: FakeUpstream) -
         assert answer[2]["X-Nexus-Attempts"] == "3"
         upstream.default = Reply(status=500)
         status, _, headers = await served.chat()
-        assert (status, headers["x-should-retry"]) == (503, "false")
+        assert (status, headers["Retry-After"], headers["x-should-retry"]) == (503, "1", "true")
         assert upstream.hits() == 3 + 6
         upstream.default = Reply()
         assert_complete(await served.chat())  # probed early: there is no other instance
@@ -304,12 +305,23 @@ async def test_ten_megabytes_of_image_arrive_unchanged(upstream: FakeUpstream) -
     assert upstream.hits(KEYS[1]) == 0
 
 
+SOURCE = {"type": "base64", "media_type": "image/png", "data": "AA=="}
+IMAGE_BLOCK = {"type": "image", "source": SOURCE}
+INPUT_IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+
+
 async def test_an_image_that_no_instance_accepts_is_an_error(upstream: FakeUpstream) -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     body = {"messages": [{"role": "user", "content": [part]}]}
     async with serving(make_instance(upstream, provider=Other)) as served:
         status, text, _ = await served.chat(body)
-    assert (status, json.loads(text)["error"]["code"]) == (503, "no_capable_model")
+        for path, image in (("messages", IMAGE_BLOCK), ("responses", INPUT_IMAGE)):
+            key = "input" if path == "responses" else "messages"
+            asked = {"model": "auto", key: [{"role": "user", "content": [image]}]}
+            answer, error, headers = await served.post(f"/v1/{path}", asked)
+            assert (answer, headers["x-should-retry"]) == (400, "false")
+            assert json.loads(error)["error"]["type"] == "invalid_request_error"
+    assert (status, json.loads(text)["error"]["code"]) == (400, "no_capable_model")
 
 
 @pytest.mark.proves("S-01", "S-17")

@@ -155,13 +155,18 @@ class Interleavings(RuleBasedStateMachine):
         waits = [
             max(
                 m.parked_for_s(now),
-                m.opened_s + 60 - now if m.state is State.OPEN else float(m.probe_out),
+                min(m.opened_s + 60, self.early_s + 2) - now
+                if m.state is State.OPEN
+                else float(m.probe_out),
             )
             for m in enabled
+            if m.refused_until_s <= now
         ]
         limited = [m.limited_until_s > now >= m.refused_until_s for m in enabled]
         assert error.status == (429 if enabled and all(limited) else 503)
-        if enabled:
+        returning = [m for m in enabled if m.refused_until_s <= now]
+        assert ("Retry-After" in error.headers) == bool(returning)
+        if returning:
             retry_after_s = int(error.headers["Retry-After"])
             assert retry_after_s - 1 < max(min(waits), 1) <= retry_after_s
 

@@ -180,7 +180,7 @@ def test_the_last_resort_is_probed_early_and_rarely() -> None:
     with pytest.raises(NoCandidate) as raised:
         pool.attempt()
     assert raised.value.status == 503
-    assert raised.value.headers == {"Retry-After": "60", "x-should-retry": "true"}
+    assert raised.value.headers == {"Retry-After": "2", "x-should-retry": "true"}
     pool.clock.advance(2)
     pool.attempt().end(OK)
     assert pool.instances[0].default.breaker.state() is State.CLOSED
@@ -299,19 +299,46 @@ def test_the_last_resort_opened_first_and_was_not_tried_before() -> None:
     add_ended(history, second, FAILED)
     with pytest.raises(NoCandidate) as raised:
         pool.attempt(history=history)
-    assert raised.value.headers == {"Retry-After": "50", "x-should-retry": "false"}
+    assert raised.value.headers == {"Retry-After": "1", "x-should-retry": "true"}
     assert pool.attempt().instance is second
 
 
 @pytest.mark.proves("I-24")
 def test_clients_are_not_advised_to_retry_after_a_wait_too_long() -> None:
     pool = Pool(1)
-    pool.instances[0].park_bad_key()
+    pool.instances[0].default.park(600)
     for passed_s, wait, retry in ((0, "600", "false"), (500, "100", "true")):
         pool.clock.advance(passed_s)
         with pytest.raises(NoCandidate) as raised:
             pool.attempt()
         assert raised.value.headers == {"Retry-After": wait, "x-should-retry": retry}
+
+
+@pytest.mark.parametrize("is_doubtful", [False, True])
+def test_no_wait_is_advised_for_refused_keys(is_doubtful: bool) -> None:
+    pool = Pool(2)
+    for instance in pool.instances:
+        instance.park_bad_key(is_doubtful=is_doubtful)
+    history = AttemptHistory()
+    for instance in pool.instances if is_doubtful else ():
+        add_ended(history, instance, BAD_KEY)
+    with pytest.raises(NoCandidate) as raised:
+        pool.attempt(history=history)
+    assert raised.value.headers == {"x-should-retry": "false"}
+    pool.instances[0].enable()
+    pool.open(pool.instances[0])
+    with pytest.raises(NoCandidate) as raised:  # one of them is only broken
+        raise pool.scheduler.no_candidate(pool.target, history)
+    assert raised.value.headers == {"Retry-After": "1", "x-should-retry": "true"}
+
+
+def test_the_same_instance_again_is_asked_after_a_longer_pause() -> None:
+    pool = Pool(2)
+    pool.instances[1].disable()
+    history = AttemptHistory()
+    add_ended(history, pool.instances[0], FAILED)
+    pauses = [pool.scheduler.backoff_s(pool.attempt(history=history), history) for _ in range(20)]
+    assert all(0.2 <= pause_s <= 0.4 for pause_s in pauses)
 
 
 @pytest.mark.proves("I-17")
