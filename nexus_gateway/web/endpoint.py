@@ -9,19 +9,20 @@ import time
 
 from aiohttp import web
 
-from nexus_gateway.dialects.base import Dialect
+from nexus_gateway.dialects.base import Dialect, Request
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import (
     DeadlinePassed,
     Draining,
     GatewayError,
     InternalError,
+    InvalidRequest,
     NoCandidate,
     Overloaded,
 )
 from nexus_gateway.proxy.context import CallerGone, RequestContext, RequestOptions
 from nexus_gateway.proxy.hook_runner import RequestHooks
-from nexus_gateway.routing.attempts import AttemptHistory
+from nexus_gateway.routing.attempts import SUCCESS, AttemptHistory
 from nexus_gateway.web.conversation import Conversation, owner_of
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.request import (
@@ -150,9 +151,11 @@ class DialectEndpoint:
         try:
             while True:
                 resolver = gateway.resolver
-                target = resolver.of(parsed)
                 try:
+                    target = resolver.of(parsed)
                     return await gateway.relay.serve(context, parsed, target, options, responder)
+                except InvalidRequest as error:
+                    return await self._answer_itself(error, parsed, context, responder)
                 except NoCandidate:
                     # Once more if a reload has brought other instances in the meantime.
                     if resolver is gateway.resolver or not parsed.replayable:
@@ -161,6 +164,20 @@ class DialectEndpoint:
         finally:
             if gateway.settings.keepalive_ms:
                 await responder.stop_keepalive()
+
+    async def _answer_itself(
+        self,
+        error: InvalidRequest,
+        request: Request,
+        context: RequestContext,
+        responder: Responder,
+    ) -> None:
+        """Answer a request that no backend can serve; raise the error if the dialect cannot."""
+        own = self.dialect.own_answer(request)
+        if own is None or error is not request.untranslatable:
+            raise error
+        context.outcome = SUCCESS.outcome.value
+        await responder.full(context, own)
 
     def _end(
         self,

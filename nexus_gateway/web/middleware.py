@@ -14,7 +14,7 @@ from aiohttp import web
 
 from nexus_gateway.dialects.base import Dialect
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
-from nexus_gateway.dialects.messages import MESSAGES
+from nexus_gateway.dialects.messages import MESSAGES, VERSION
 from nexus_gateway.errors import (
     Draining,
     GatewayError,
@@ -44,6 +44,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PREFLIGHT_S = "600"
 V1 = "/v1"
 _MESSAGES = "/messages"
+_MODELS = "/models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,9 @@ def authenticate(request: web.Request) -> None:
 def _error_response(request: web.Request, error: GatewayError) -> web.Response:
     note_refusal(gateway_of(request), request, error.status, error)
     dialect = route_of(request, request.match_info).dialect
-    if request.path.removeprefix(V1).startswith(_MESSAGES):  # even if there is no such route
+    path = request.path.removeprefix(V1)
+    # Even if there is no such route.
+    if path.startswith(_MESSAGES) or (path.startswith(_MODELS) and VERSION in request.headers):
         dialect = MESSAGES
     response = json_response(dialect.error(error.status, error.body()), error.status)
     response.headers.update(error.headers)

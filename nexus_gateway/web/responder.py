@@ -152,14 +152,14 @@ class Responder:
 
     async def full(self, context: RequestContext, response: FullResponse) -> None:
         """Keep a full response; the handler returns it, and aiohttp sends it."""
-        if self._hooks is not None:
+        if self._hooks is not None and context.history.latest is not None:
             response = await self._hooks.before_response(context, response) or response
         if self.keep is not None:
             await self.keep(response.body)
         content_type = response.content_type
         if content_type.startswith("text/"):
             content_type += "; charset=utf-8"
-        head = {"Content-Type": content_type} | attempt_headers(context)
+        head = {"Content-Type": content_type, **response.headers, **attempt_headers(context)}
         if not self._is_raw():
             self.response = web.Response(body=response.body, headers=head)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from importlib import metadata
 from typing import Any
@@ -235,10 +236,125 @@ def test_a_tool_choice_is_translated(choice: Any, expected: Any) -> None:
 
 
 def test_a_schema_of_the_response_is_translated() -> None:
-    chat_fields = chat(
-        output_config={"effort": "high", "format": {"type": "json_schema", "schema": SCHEMA}}
-    )
-    assert chat_fields["response_format"]["json_schema"]["schema"] == SCHEMA
+    form = {"type": "json_schema", "schema": SCHEMA}
+    for fields in ({"output_config": {"effort": "high", "format": form}}, {"output_format": form}):
+        assert chat(**fields)["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert chat(output_config={"effort": "high"})["reasoning_effort"] == "high"
+
+
+def test_tools_that_anthropic_runs_are_left_out_beside_others() -> None:
+    fields = chat(tools=[SEARCH, WEATHER], tool_choice={"type": "any"})
+    assert [tool["function"]["name"] for tool in fields["tools"]] == ["get_weather"]
+    assert fields["tool_choice"] == "required"
+
+
+RESULT = {"type": "web_search_result", "title": "T", "url": "https://x", "encrypted_content": "E"}
+BLOCKS = {"type": "content", "content": [{"type": "text", "text": "Inside."}]}
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "UERG"}
+
+
+@pytest.mark.parametrize(
+    ("block", "told", "hidden"),
+    [
+        ({"type": "server_tool_use", "id": "s", "name": "web_search"}, ["web_search"], []),
+        (
+            {"type": "web_search_tool_result", "tool_use_id": "s", "content": [RESULT]},
+            ["https://x", '"T"'],
+            ['"E"', "encrypted"],
+        ),
+        (
+            {
+                "type": "web_fetch_tool_result",
+                "content": {"content": {"type": "document", "source": PDF}},
+            },
+            ["application/pdf"],
+            ["UERG"],
+        ),
+        (
+            {
+                "type": "search_result",
+                "source": "https://x",
+                "content": [text("Found.")],
+                "citations": {"enabled": True},
+            },
+            ["Found.", "https://x"],
+            ["citations"],
+        ),
+        ({"type": "tool_reference", "tool_name": "deferred"}, ["deferred"], []),
+        ({"type": "document", "source": BLOCKS, "title": "Doc"}, ["Doc", "Inside."], []),
+    ],
+)
+def test_what_anthropic_did_is_told_as_text(block: Any, told: list[str], hidden: list[str]) -> None:
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": [block]}
+    assistant = [{"role": "assistant", "content": [text("Hm."), block]}]
+    called = [{"role": "assistant", "content": [call]}, user(result)]
+    document = block["type"] == "document"  # which no assistant has
+    for messages in ([user(block)], called, *([] if document else [assistant])):
+        said = json.dumps(turns(*messages)).replace('\\"', '"')
+        assert all(word in said for word in told)
+        assert not any(word in said for word in hidden)
+
+
+def test_a_turn_of_thinking_alone_is_left_out() -> None:
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": UNSIGNED}
+    alone = {"role": "assistant", "content": [thought]}
+    assert turns(*HI, alone, user(text("Go on."))) == [*HI, {"role": "user", "content": "Go on."}]
+    assert native(*HI, alone, *HI) == [*HI, *HI]
+    signed = {"role": "assistant", "content": [{**thought, "signature": "s"}]}
+    assert native(*HI, signed, *HI) == [*HI, signed, *HI]
+
+
+def native(*messages: Any) -> Any:
+    body = parse(messages=list(messages)).native.encode("m")
+    assert isinstance(body, bytes)
+    return json.loads(body)["messages"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("id", ["functions.get_weather:0", "a b", "é", "call_1", "x" * 80])
+def test_an_id_that_anthropics_clients_refuse_is_replaced_and_restored(
+    id: str, stream: bool
+) -> None:
+    chunks = [ANSWER.call(0, id, "f"), ANSWER.arguments(0, "{}"), ANSWER.finish("tool_calls")]
+    if stream:
+        (block,) = blocks(encoded(chunks))
+    else:
+        (block,) = message(fold(chunks), thinking=False)["content"]
+    assert re.fullmatch("[a-zA-Z0-9_-]+", block["id"])
+    result = user({"type": "tool_result", "tool_use_id": block["id"], "content": "x"})
+    asked, told = turns({"role": "assistant", "content": [block]}, result)
+    assert (asked["tool_calls"][0]["id"], told["tool_call_id"]) == (id, id)
+    for before in (block["id"], id):  # a backend of Anthropic's gets one that could be its own
+        use = {"type": "tool_use", "id": before, "name": "f", "input": {}}
+        result = {"type": "tool_result", "tool_use_id": before, "content": "x"}
+        asked, told = native({"role": "assistant", "content": [use]}, user(result))
+        plain = asked["content"][0]["id"]
+        assert re.fullmatch("[a-zA-Z0-9_-]+", plain)
+        assert told["content"][0]["tool_use_id"] == plain
+        assert (plain == id) == bool(re.fullmatch("[a-zA-Z0-9_-]+", id))
+
+
+@pytest.mark.parametrize("name", ["stop_reason", "matched_stop"])
+@pytest.mark.parametrize(
+    ("stopped_at", "reason"), [("###", "stop_sequence"), ("odd", "end_turn"), (128009, "end_turn")]
+)
+def test_a_stop_sequence_that_the_backend_names_is_told(
+    name: str, stopped_at: object, reason: str
+) -> None:
+    chunks = [ANSWER.text("Hi"), ANSWER.finish()]
+    chunks[-1]["choices"][0][name] = stopped_at
+    sequence = stopped_at if reason == "stop_sequence" else None
+    whole = message(fold(chunks), thinking=False, stops=["###"])
+    assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, sequence)
+    encoder = MessageEncoder(thinking=False, stops=["###"])
+    data = b"".join([*map(encoder.encode, chunks), encoder.finish()])
+    (delta,) = [e["delta"] for name, e in events(data) if name == "message_delta"]
+    assert delta == {"stop_reason": reason, "stop_sequence": sequence}
+
+
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+WEATHER = {"name": "get_weather", "input_schema": {"type": "object"}}
 
 
 @pytest.mark.parametrize(
@@ -251,10 +367,16 @@ def test_a_schema_of_the_response_is_translated() -> None:
             {"messages": [user({"type": "image", "source": {"type": "file", "file_id": "f"}})]},
             "messages[0].content[0].source.type",
         ),
-        ({"messages": [user({"type": "search_result"})]}, "messages[0].content[0].type"),
+        ({"messages": [user({"type": "container_upload"})]}, "messages[0].content[0].type"),
         (
-            {"messages": [{"role": "assistant", "content": [{"type": "server_tool_use"}]}]},
+            {"messages": [{"role": "assistant", "content": [{"type": "unheard_of"}]}]},
             "messages[0].content[0].type",
+        ),
+        ({"thread": {"type": "create"}}, "thread"),
+        ({"tools": [WEATHER, {"type": "bash_20250124", "name": "bash"}]}, "tools[1].type"),
+        (
+            {"tools": [WEATHER, SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}},
+            "tools[1].type",
         ),
     ],
 )
@@ -283,6 +405,10 @@ def test_features_of_anthropic_alone_are_not_translated(fields: Any, where: str)
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tool_choice": {"type": "odd"}}, "tool_choice.type"),
         ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [{"type": 5}]}, "tools[0].type"),
+        ({"output_format": "json"}, "output_format"),
+        ({"output_config": {"effort": 5}}, "output_config.effort"),
+        ({"stop_sequences": "x"}, "stop_sequences"),
         ({"stream": "yes"}, "stream"),
         ({"model": 5}, "model"),
     ],

@@ -23,15 +23,20 @@ from nexus_gateway.dialects.chat import check_messages, parse_answer
 from nexus_gateway.dialects.messages.request import Untranslatable, check, to_chat
 from nexus_gateway.dialects.messages.response import UNSIGNED, MessageEncoder, event, message
 from nexus_gateway.errors import ErrorEvent, InvalidRequest
-from nexus_gateway.wire.carried import IN_ID, unload_id
+from nexus_gateway.wire import json_codec
+from nexus_gateway.wire.carried import plain_id
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough
 from nexus_gateway.wire.usage import count
 
 # The caller's headers for the version and for beta features are sent along with its body.
-_FORWARDED = ("anthropic-version", "anthropic-beta")
+VERSION = "anthropic-version"
+_FORWARDED = (VERSION, "anthropic-beta")
 _SAFE_VALUE = re.compile(r"[ -~]{1,1000}")
+ESTIMATED = "X-Nexus-Estimated"
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_FILE = 1600  # a picture of Anthropic's largest size
 _IDS = {"tool_use": "id", "tool_result": "tool_use_id"}
 _THINKING_TYPES = frozenset({"enabled", "adaptive", "between_tools"})
 _ERROR_TYPES = {
@@ -105,7 +110,10 @@ class Messages(Dialect):
         except Untranslatable as untranslatable:
             error = untranslatable.error
         images = check_messages(chat.fields["messages"]) if chat else b'"image"' in data
-        return Request(self, model, stream, native, chat, images, error, _forwarded(headers))
+        return Request(
+            *(self, model, stream, native, chat, images, error, _forwarded(headers)),
+            images_may_go=images and not any(map(_shows_image, fields["messages"])),
+        )
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a message; no byte of it is changed."""
@@ -119,10 +127,10 @@ class Messages(Dialect):
         return MessagesPassthrough()
 
     def encode_full(self, request: Request, completion: Chunk) -> Chunk:
-        return message(completion, thinking=_wants_thinking(request))
+        return message(completion, thinking=_wants_thinking(request), stops=_stops(request))
 
     def stream_encoder(self, request: Request) -> MessageEncoder:
-        return MessageEncoder(_wants_thinking(request))
+        return MessageEncoder(_wants_thinking(request), _stops(request))
 
     def error(self, status: int, body: dict[str, Any]) -> dict[str, Any]:
         """Return an error with Anthropic's type; OpenAI's other fields are kept."""
@@ -140,19 +148,20 @@ class Messages(Dialect):
 
 
 class CountTokens(Messages):
-    """Counts a Messages request's tokens; only a backend that offers this endpoint can."""
+    """Counts a Messages request's tokens, or estimates them if no backend offers that."""
 
     endpoint = "count_tokens"
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         fields, model = _parse_checked(data)
-        error = InvalidRequest(
-            "Only a backend that offers Anthropic's Messages can count tokens, and none is "
-            "configured that matches `model`: estimate them yourself.",
-            code="endpoint_not_offered",
-        )
+        error = InvalidRequest("No backend counts tokens.", code="endpoint_not_offered")
         native = _native_body(fields, data, model, None)
         return Request(self, model, False, native, None, False, error, _forwarded(headers))
+
+    def own_answer(self, request: Request) -> FullResponse:
+        assert isinstance(request.native, Body)
+        counted = json_codec.dumps({"input_tokens": _estimate(request.native.fields)})
+        return FullResponse(counted, headers={ESTIMATED: "true"})
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         count = parse_answer(body, "input_tokens").get("input_tokens")
@@ -179,30 +188,65 @@ def _native_body(
 ) -> Body:
     """Return the body for an Anthropic backend, without what only the gateway can read.
 
-    Such a backend accepts back only thinking that it has signed.
+    Such a backend accepts back only thinking that it has signed, ids that could be its own, and no
+    turn that says nothing.
     """
-
-    def plain(content: object) -> object:
-        if not isinstance(content, list):
-            return content
-        return [_unloaded(block) for block in content if block.get("signature") != UNSIGNED]
-
-    if UNSIGNED.encode() in data or IN_ID.encode() in data:
-        messages = [{**m, "content": plain(m.get("content"))} for m in fields["messages"]]
+    if UNSIGNED.encode() in data or b"tool_" in data:
+        turns = [(m, _plain(m["content"])) for m in fields["messages"]]
+        messages = [{**m, "content": now} for m, now in turns if now or not m["content"]]
         fields = {**fields, "messages": messages}
     return validated(Body(fields, stream), model)
 
 
-def _unloaded(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a block of a tool with the id that the backend gave it."""
+def _plain(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    return [_with_plain_id(block) for block in content if block.get("signature") != UNSIGNED]
+
+
+def _with_plain_id(block: Mapping[str, Any]) -> Mapping[str, Any]:
     name = _IDS.get(block["type"], "")
-    return {**block, name: unload_id(block[name])[0]} if isinstance(block.get(name), str) else block
+    return {**block, name: plain_id(block[name])} if isinstance(block.get(name), str) else block
+
+
+def _shows_image(message: Mapping[str, Any]) -> bool:
+    """Return whether a message has an image that is not in the result of a tool."""
+    blocks = message["content"] if isinstance(message["content"], list) else []
+    sources = (block.get("source") for block in blocks)
+    return any(block["type"] == "image" for block in blocks) or any(
+        isinstance(source, dict) and source.get("type") == "content" for source in sources
+    )
+
+
+def _estimate(fields: Mapping[str, Any]) -> int:
+    """Return about how many tokens a request has, by the size of what a model reads of it."""
+    files = 0
+
+    def readable(value: Any) -> Any:
+        nonlocal files
+        if isinstance(value, list):
+            return [readable(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if value.get("type") == "base64":
+            files += 1
+            return None
+        return {name: readable(inner) for name, inner in value.items()}
+
+    read = [readable(fields.get(name)) for name in ("system", "messages", "tools")]
+    return len(json_codec.dumps(read)) // _BYTES_PER_TOKEN + files * _TOKENS_PER_FILE
 
 
 def _wants_thinking(request: Request) -> bool:
     """Return whether the caller asked for the model's thinking."""
     fields = request.native.fields if isinstance(request.native, Body) else {}
     return (fields.get("thinking") or {}).get("type") in _THINKING_TYPES
+
+
+def _stops(request: Request) -> tuple[str, ...]:
+    fields = request.native.fields if isinstance(request.native, Body) else {}
+    stops = fields.get("stop_sequences")
+    return tuple(stop for stop in stops if isinstance(stop, str)) if stops else ()
 
 
 MESSAGES = Messages()

@@ -1,9 +1,10 @@
 """Translate a Messages request into a chat.
 
 By Anthropic's API reference, "Messages", version 2023-06-01. What would change the answer and has
-no counterpart in a chat (tools that Anthropic runs, files in its store) makes the request
-untranslatable. Left out are mere hints (`metadata`, `thinking`, `output_config.effort`, `top_k`,
-`service_tier` and any unknown field).
+no counterpart in a chat (a thread that Anthropic keeps, files in its store) makes the request
+untranslatable. Left out are mere hints (`metadata`, `thinking`, `top_k`, `service_tier` and any
+unknown field), and tools that Anthropic runs if others are offered: a tool is an offer. What such
+tools did in earlier turns is told as text.
 
 Kept, though OpenAI's reference lacks them, are what some backends need: the marks of the cache
 (`cache_control`), the thinking of earlier turns (`reasoning_content`) and what the ids of tool
@@ -12,6 +13,7 @@ calls carry (`extra_content`). Other backends never get them (`wire.adaptations`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +27,17 @@ _SAME = ("temperature", "top_p", "max_tokens")
 _RUN_BY_ANTHROPIC = ("mcp_servers", "container")
 _TOOL_CHOICES: dict[object, Any] = {"auto": "auto", "any": "required", "none": "none"}
 _THINKING = frozenset({"thinking", "redacted_thinking"})
+# Tools that Anthropic defines and the client runs: without them an agent cannot act.
+_RUN_BY_CLIENT = re.compile(r"(bash|computer|memory|text_editor)_\d+")
+# Blocks of what Anthropic did, apart from the results of its tools.
+_TOLD = frozenset(
+    {"compaction", "mcp_tool_use", "search_result", "server_tool_use", "tool_reference"}
+)
+_RESULT = "_tool_result"
+# What only Anthropic can read of them, and what says nothing to a model.
+_NOT_TOLD = frozenset(
+    {"cache_control", "citations", "encrypted_content", "encrypted_index", "signature"}
+)
 _MARK = "cache_control"
 IMAGE_FOLLOWS = "(The image is in the next message.)"
 FILE_FOLLOWS = "(The file is in the next message.)"
@@ -33,13 +46,28 @@ FILE_FOLLOWS = "(The file is in the next message.)"
 class Untranslatable(Exception):
     """A valid request that has no form as a chat."""
 
-    def __init__(self, where: str, what: str) -> None:
+    def __init__(self, where: str, what: str = "", *, error: InvalidRequest | None = None) -> None:
         super().__init__(where)
-        self.error = InvalidRequest(
+        self.error = error or InvalidRequest(
             f"`{where}` asks for {what}. Only a backend that offers Anthropic's Messages supports "
             "that, and none is configured for this model: leave it out.",
             param=where,
         )
+
+
+class _NoThreads(InvalidRequest):
+    """A thread continues with what Anthropic has stored; its clients then send everything."""
+
+    text = (
+        "`thread` continues a conversation that only a backend that offers Anthropic's Messages "
+        "can store, and none is configured for this model: send the whole conversation without it."
+    )
+
+    def body(self) -> dict[str, Any]:
+        body = super().body()
+        details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+        body["error"]["details"] = details
+        return body
 
 
 def check(fields: Mapping[str, Any]) -> None:
@@ -54,8 +82,9 @@ def check(fields: Mapping[str, Any]) -> None:
     if fields.get("system") is not None:
         _check_content("system", fields["system"])
     for i, tool in enumerate(optional(fields, "tools", list) or []):
-        typed(tool, dict, f"tools[{i}]")
-    for name in ("tool_choice", "thinking", "output_config"):
+        optional(typed(tool, dict, f"tools[{i}]"), "type", str, f"tools[{i}].")
+    optional(fields, "stop_sequences", list)
+    for name in ("tool_choice", "thinking", "output_config", "output_format"):
         optional(optional(fields, name, dict) or {}, "type", str, f"{name}.")
 
 
@@ -71,6 +100,8 @@ def _check_content(where: str, content: object) -> None:
 
 def to_chat(fields: Mapping[str, Any], *, stream: bool) -> Json:
     """Translate a request that passed `check`; a stream is asked for its usage."""
+    if fields.get("thread"):
+        raise Untranslatable("thread", error=_NoThreads(param="thread"))
     for name in _RUN_BY_ANTHROPIC:
         if fields.get(name):
             raise Untranslatable(name, "something that Anthropic runs")
@@ -78,10 +109,13 @@ def to_chat(fields: Mapping[str, Any], *, stream: bool) -> Json:
     chat |= {name: fields[name] for name in _SAME if fields.get(name) is not None}
     if stops := fields.get("stop_sequences"):
         chat["stop"] = stops
+    choice, config = fields.get("tool_choice") or {}, fields.get("output_config") or {}
     if tools := fields.get("tools"):
-        chat["tools"] = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools)]
-    chat |= _tool_choice(fields.get("tool_choice") or {})
-    chat |= _response_format(fields.get("output_config") or {})
+        chat["tools"] = [*_tools(tools, choice)]
+    chat |= _tool_choice(choice)
+    chat |= _response_format(config.get("format") or fields.get("output_format"))
+    if effort := optional(config, "effort", str, "output_config."):
+        chat["reasoning_effort"] = effort
     if stream:
         chat["stream_options"] = {"include_usage": True}
     return chat
@@ -125,7 +159,9 @@ def _turns(messages: Sequence[Json]) -> Iterator[Json]:
     for i, message in enumerate(messages):
         role, blocks, at = message["role"], _blocks(message["content"]), f"messages[{i}]."
         if role == "assistant":
-            yield _assistant(f"{at}content", blocks)
+            # Some backends refuse a turn that says nothing.
+            if not blocks or any(block["type"] not in _THINKING for block in blocks):
+                yield _assistant(f"{at}content", blocks)
         elif role == "user":
             yield from _user(f"{at}content", blocks)
         elif role == "system":
@@ -145,7 +181,7 @@ def _assistant(at: str, blocks: Sequence[Json]) -> Json:
         elif block["type"] in _THINKING:
             thoughts.append(optional(block, "thinking", str, f"{where}.") or "")
         else:
-            texts.append(_text(where, block))
+            texts.append(_told(block) or _text(where, block))
     message: Json = {"role": "assistant"}
     message["content"] = _joined(texts, "") or (None if texts or calls else "")
     if calls:
@@ -173,7 +209,7 @@ def _user(at: str, blocks: Sequence[Json]) -> Iterator[Json]:
             yield result
             parts += files
         else:
-            parts.append(_part(where, block))
+            parts += _parts(where, block)
     if parts:
         only_text = _lone_text(parts)
         yield {"role": "user", "content": parts if only_text is None else only_text}
@@ -193,8 +229,8 @@ def _tool_result(where: str, block: Json) -> tuple[Json, list[Json]]:
         _check_content(f"{where}.content", content)
     texts = [_text_part("Error:")] if block.get("is_error") is True else []
     files: list[Json] = []
-    for i, inner in enumerate(_blocks(content)):
-        part = _part(f"{where}.content[{i}]", inner)
+    inner = enumerate(_blocks(content))
+    for part in (p for i, each in inner for p in _parts(f"{where}.content[{i}]", each)):
         if part["type"] == "text":
             texts.append(part)
         else:
@@ -210,11 +246,41 @@ def _text_part(text: str) -> Json:
     return {"type": "text", "text": text}
 
 
+def _parts(where: str, block: Json) -> list[Json]:
+    """Translate a block; only a document made of blocks is several parts."""
+    parts = _document_blocks(where, block) or [_told(block) or _part(where, block)]
+    return [*parts[:-1], _marked(parts[-1], block)]
+
+
+def _told(block: Json) -> Json | None:
+    """Tell of what Anthropic did; None if a block is not about that."""
+    if block["type"] not in _TOLD and not block["type"].endswith(_RESULT):
+        return None
+    return _text_part(f"\n{json_codec.dumps(_readable(block)).decode()}\n")
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    hidden = _NOT_TOLD | {"data"} if value.get("type") == "base64" else _NOT_TOLD
+    return {name: _readable(inner) for name, inner in value.items() if name not in hidden}
+
+
+def _document_blocks(where: str, block: Json) -> list[Json]:
+    source = block.get("source")
+    if block["type"] != "document" or not isinstance(source, dict):
+        return []
+    content, at = source.get("content"), f"{where}.source.content"
+    if source.get("type") != "content" or not content:
+        return []
+    _check_content(at, content)
+    title = [_text_part(f"{block['title']}\n\n")] if block.get("title") else []
+    return [*title, *(_part(f"{at}[{i}]", inner) for i, inner in enumerate(_blocks(content)))]
+
+
 def _part(where: str, block: Json) -> Json:
-    return _marked(_unmarked_part(where, block), block)
-
-
-def _unmarked_part(where: str, block: Json) -> Json:
     if block["type"] == "text":
         return _text_part(required(block, "text", str, f"{where}."))
     if block["type"] == "image":
@@ -246,9 +312,19 @@ def _url(at: str, source: Json) -> str:
     return f"data:{media};base64,{required(source, 'data', str, at)}"
 
 
+def _tools(tools: Sequence[Json], choice: Json) -> Iterator[Json]:
+    """Yield the tools that the caller runs; the others must not be all, nor be demanded."""
+    ours = [tool.get("type") in (None, "custom") for tool in tools]
+    for i, tool in enumerate(tools):
+        if ours[i]:
+            yield _tool(f"tools[{i}]", tool)
+            continue
+        is_demanded = choice.get("type") == "tool" and choice.get("name") == tool.get("name")
+        if not any(ours) or is_demanded or _RUN_BY_CLIENT.fullmatch(str(tool["type"])):
+            raise Untranslatable(f"tools[{i}].type", f"the tool {tool['type']!r}")
+
+
 def _tool(where: str, tool: Json) -> Json:
-    if tool.get("type") not in (None, "custom"):
-        raise Untranslatable(f"{where}.type", f"the tool {tool['type']!r}")
     function: Json = {"name": required(tool, "name", str, f"{where}.")}
     if tool.get("description") is not None:
         function["description"] = tool["description"]
@@ -278,9 +354,8 @@ def _tool_choice(choice: Json) -> Json:
     return chat
 
 
-def _response_format(config: Json) -> Json:
+def _response_format(form: object) -> Json:
     """Translate an answer's JSON schema; a chat requires a name for it."""
-    form = config.get("format")
     if not isinstance(form, dict):
         return {}
     schema = {"name": "answer", "strict": True, "schema": form.get("schema")}

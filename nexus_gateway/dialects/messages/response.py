@@ -6,7 +6,7 @@ interleave its tool calls, so a block waits until those before it are complete.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ STOP_REASONS = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
+_STOPPED_AT = ("stop_reason", "matched_stop")  # of vLLM, of SGLang
 _TEXT: Chunk = {"type": "text", "text": ""}
 _THINKING: Chunk = {"type": "thinking", "thinking": "", "signature": ""}
 # By a block's type: the type of its deltas, and the field of them that has the piece.
@@ -42,23 +43,39 @@ _DELTAS = {
 }
 
 
-def message(completion: Mapping[str, Any], *, thinking: bool) -> Chunk:
-    """Translate a chat completion; `thinking` is whether the caller asked for that."""
+def message(completion: Mapping[str, Any], *, thinking: bool, stops: Collection[str] = ()) -> Chunk:
+    """Translate a chat completion.
+
+    Args:
+        completion: the backend's.
+        thinking: whether the caller asked for that.
+        stops: the caller's stop sequences.
+    """
     choice = next(iter(choices(completion)), {})
     answer = choice.get("message") or {}
     called = bool(answer.get("tool_calls"))
     return {
         **_head(completion),
         "content": [*_blocks(answer, thinking)],
-        "stop_reason": _stop_reason(choice.get("finish_reason"), called=called),
+        **_stop(choice.get("finish_reason"), _stopped_at(choice, stops), called=called),
         "usage": usage(completion.get("usage")),
     }
 
 
-def _stop_reason(finish: object, *, called: bool) -> str:
+def _stop(finish: object, sequence: str | None, *, called: bool) -> Chunk:
     """Translate a finish reason; some backends send `stop` although a tool is called."""
     reason = STOP_REASONS.get(str(finish), "end_turn")
-    return "tool_use" if called and reason == "end_turn" else reason
+    if reason == "end_turn" and called:
+        reason = "tool_use"
+    elif reason == "end_turn" and sequence is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": sequence}
+    return {"stop_reason": reason, "stop_sequence": None}
+
+
+def _stopped_at(choice: Mapping[str, Any], stops: Collection[str]) -> str | None:
+    """Return the stop sequence that ended an answer, if its backend names it."""
+    named = (choice.get(name) for name in _STOPPED_AT)
+    return next((text for text in named if isinstance(text, str) and text in stops), None)
 
 
 def _head(chunk: Mapping[str, Any]) -> Chunk:
@@ -177,9 +194,10 @@ class _Block:
 
 @dataclass(eq=False)
 class MessageEncoder:
-    """Encodes a chat's chunks as events; `thinking` is whether the caller asked for that."""
+    """Encodes a chat's chunks as events; `thinking` and `stops` are as in `message`."""
 
     thinking: bool
+    stops: Collection[str] = ()
     _begun: bool = False
     _index: int = 0
     _open: bool = False
@@ -187,6 +205,7 @@ class MessageEncoder:
     _calls: dict[int, _Block] = field(default_factory=dict)
     _numbers: ToolCallIndex = field(default_factory=ToolCallIndex)
     _finish: str = "stop"
+    _stopped_at: str | None = None
     _usage: Mapping[str, Any] | None = None
 
     def encode(self, chunk: Chunk) -> bytes:
@@ -198,12 +217,12 @@ class MessageEncoder:
         self._begun = True
         for choice in choices(chunk)[:1]:
             self._finish = choice.get("finish_reason") or self._finish
+            self._stopped_at = self._stopped_at or _stopped_at(choice, self.stops)
             self._take(choice.get("delta") or {})
         return b"".join([*out, *self._flush()])
 
     def finish(self) -> bytes:
-        reason = _stop_reason(self._finish, called=bool(self._calls))
-        delta = {"stop_reason": reason, "stop_sequence": None}
+        delta = _stop(self._finish, self._stopped_at, called=bool(self._calls))
         last = event("message_delta", delta=delta, usage=usage(self._usage))
         return b"".join([*self._flush(ended=True), last, event("message_stop")])
 
