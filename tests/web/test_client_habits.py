@@ -218,3 +218,16 @@ async def test_a_strict_gateway_says_what_to_set(upstream: FakeUpstream, endpoin
     assert status == 404
     assert "fake-large" in text
     assert "STRICT_MODELS" in text
+
+
+async def test_a_late_system_message_and_an_effort_suit_any_template(
+    upstream: FakeUpstream,
+) -> None:
+    late = [*HELLO["messages"], {"role": "system", "content": "Late."}, *HELLO["messages"]]
+    body = {**ASK, "system": "First.", "messages": late, "output_config": {"effort": "high"}}
+    async with serving(make_instance(upstream)) as served:
+        assert (await served.post("/v1/messages", body))[0] == 200
+    sent = upstream.requests[0].body
+    assert [message["role"] for message in sent["messages"]] == ["system", "user", "user"]
+    assert sent["messages"][0]["content"] == "First.\n\nLate."
+    assert "reasoning_effort" not in sent
