@@ -149,21 +149,31 @@ class DialectEndpoint:
         if parsed.stream and gateway.settings.keepalive_ms:
             responder.keep_alive(gateway.settings.keepalive_ms / 1000)
         try:
-            while True:
-                resolver = gateway.resolver
-                try:
-                    target = resolver.of(parsed)
-                    return await gateway.relay.serve(context, parsed, target, options, responder)
-                except InvalidRequest as error:
-                    return await self._answer_itself(error, parsed, context, responder)
-                except NoCandidate:
-                    # Once more if a reload has brought other instances in the meantime.
-                    if resolver is gateway.resolver or not parsed.replayable:
-                        raise
-                    context.restart()
+            await self._serve_until_answered(gateway, context, parsed, options, responder)
         finally:
             if gateway.settings.keepalive_ms:
                 await responder.stop_keepalive()
+
+    async def _serve_until_answered(
+        self,
+        gateway: Gateway,
+        context: RequestContext,
+        parsed: Request,
+        options: RequestOptions,
+        responder: Responder,
+    ) -> None:
+        while True:
+            resolver = gateway.resolver
+            try:
+                target = resolver.of(parsed)
+                return await gateway.relay.serve(context, parsed, target, options, responder)
+            except InvalidRequest as error:
+                return await self._answer_itself(error, parsed, context, responder)
+            except NoCandidate:
+                # Once more if a reload has brought other instances in the meantime.
+                if resolver is gateway.resolver or not parsed.replayable:
+                    raise
+                context.restart()
 
     async def _answer_itself(
         self,
