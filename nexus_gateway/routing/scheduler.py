@@ -275,7 +275,8 @@ class Scheduler:
         return NoCandidate(
             f"No instance could serve this; GET /health shows why.{tried}",
             retry_after_s=soonest_s,
-            should_retry=soonest_s <= MAX_ADVISED_WAIT_S,
+            # The gateway has retried already: a client must not multiply that.
+            should_retry=not history.attempts and soonest_s <= MAX_ADVISED_WAIT_S,
         )
 
     def _tried_in_s(self, deployment: Deployment) -> float:

@@ -20,8 +20,8 @@ EXPECTED: dict[str, tuple[str, str, tuple[Model, ...]]] = {
         "Groq",
         "https://api.groq.com/openai/v1",
         (
-            Model("openai/gpt-oss-120b", 131_072),
-            Model("openai/gpt-oss-20b", 131_072),
+            Model("openai/gpt-oss-120b", 131_072, max_output=65_536),
+            Model("openai/gpt-oss-20b", 131_072, max_output=65_536),
         ),
     ),
     "gemini": (
