@@ -123,9 +123,11 @@ def said(*, turns: int, results: int, images: int) -> str:
     return f"Lab: {turns} turns, {results} results, {images} images."
 
 
-def expected(scenario: Scenario) -> str:
-    """Return the last answer of a backend that everything has reached."""
-    return said(turns=len(scenario.prompts), results=scenario.calls, images=int(scenario.image))
+def expected(scenario: Scenario) -> list[str]:
+    """Return the answer to each prompt, of a backend that everything before it has reached."""
+    images = int(scenario.image)
+    turns = range(1, len(scenario.prompts) + 1)
+    return [said(turns=turn, results=scenario.calls, images=images) for turn in turns]
 
 
 def play(scenario: Scenario, note: Path, fake: FakeUpstream) -> None:

@@ -36,6 +36,7 @@ from nexus_gateway.testing.strict import StrictUpstream
 
 LIMIT_S = 60.0
 NOT_FOR_IT = "–"
+THOUGHT = "Hm."  # of every `Reply` with reasoning
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _judged(
 ) -> str:
     """Return the cell of a run: `ok` and more, or what was wrong."""
     refused = [e.status for e in exchanges if e.status >= 400 and e.method == "POST"]
-    if expected(scenario) in ended.output:
+    if all(answer in ended.output for answer in expected(scenario)):
         end, more = ANSWER, [f"after {status}" for status in refused[:1]]
     elif ended.code is None:
         tries = f"{len(exchanges)} requests in {ended.seconds:.0f} s"
@@ -106,10 +107,13 @@ def _judged(
         end, more = ERROR, [f"{ended.seconds:.0f} s", f"{len(exchanges)} requests"]
     else:
         return "incomplete"
+    if end == ANSWER and scenario.thinking and not scenario.calls and THOUGHT not in ended.output:
+        more.append("thoughts not shown")
     if complaints:
         more.append(f"{len(complaints)} refused upstream")
     note = f" ({', '.join(more)})" if more else ""
-    if end not in scenario.ends:
+    # No fault of an upstream makes a request of the client invalid.
+    if end not in scenario.ends or (end == ERROR and 400 in refused):
         return f"error {refused[-1] if refused else ended.code}{note}"
     return f"ok{note}"
 

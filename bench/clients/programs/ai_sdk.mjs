@@ -17,6 +17,10 @@ const get_weather = tool({
   inputSchema: z.object({ city: z.string() }),
   execute: async () => task.found,
 });
+const thinking = {
+  anthropic: { thinking: { type: "enabled", budgetTokens: 2000 } },
+  openai: { reasoningSummary: "auto", forceReasoning: true },
+};
 const messages = [];
 for (const prompt of task.prompts) {
   const image = task.image ? [{ type: "image", image: new URL(task.image) }] : [];
@@ -26,6 +30,7 @@ for (const prompt of task.prompts) {
     messages,
     tools: task.tools ? { get_weather } : undefined,
     stopWhen: stepCountIs(5),
+    providerOptions: task.thinking ? thinking : undefined,
   };
   let failure;
   const result = task.stream
