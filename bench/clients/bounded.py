@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -12,11 +13,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import free_port
-
 NOWHERE = "http://127.0.0.1:9"
 LOOPBACK = "127.0.0.1,localhost"
 START_S = 20.0
+_LISTENS = re.compile(r"listens on http://127\.0\.0\.1:(\d+)\s")
 PROXIES = {
     **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE),
     **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), NOWHERE),
@@ -71,9 +71,10 @@ async def run(argv: Sequence[str], env: Mapping[str, str], folder: Path, limit_s
 @contextlib.asynccontextmanager
 async def gateway(env: Mapping[str, str], folder: Path) -> AsyncIterator[int]:
     """Run a gateway until the block ends; return its port. Its log is `gateway.log`."""
-    port = free_port()
-    settings = {"PORT": str(port), "LEDGER": "off", "LOG_LEVEL": "debug", **env}
-    with (folder / "gateway.log").open("wb") as log:
+    # Any port but one chosen here: another program might take that before the gateway does.
+    settings = {"PORT": "0", "LEDGER": "off", "LOG_LEVEL": "debug", **env}
+    file = folder / "gateway.log"
+    with file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "nexus_gateway", "serve"),
             env={**clean(folder, os.defpath), **settings},
@@ -83,20 +84,21 @@ async def gateway(env: Mapping[str, str], folder: Path) -> AsyncIterator[int]:
             start_new_session=True,
         )
         try:
-            await _listens(port, process)
-            yield port
+            yield await _port(file, process)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
 
 
-async def _listens(port: int, process: asyncio.subprocess.Process) -> None:
+async def _port(log: Path, process: asyncio.subprocess.Process) -> int:
     end_s = time.monotonic() + START_S
     while time.monotonic() < end_s and process.returncode is None:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.close()
-            return
+        if found := _LISTENS.search(_text(log)):
+            return int(found[1])
         await asyncio.sleep(0.02)
-    raise RuntimeError(f"the gateway does not listen on port {port}")
+    raise RuntimeError(f"the gateway does not start: {_text(log)}")
+
+
+def _text(log: Path) -> str:
+    return log.read_text(encoding="utf-8")
