@@ -217,6 +217,7 @@ CLIENTS = (
         package="@qwen-code/qwen-code",
         commands=_qwen_code,
         env=_qwen_env,
-        lacks=frozenset({"plain"}),
+        # It sends pictures only to models that it knows.
+        lacks=frozenset({"plain", "image"}),
     ),
 )

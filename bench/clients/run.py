@@ -101,16 +101,16 @@ def _judged(
     if all(answer in ended.output for answer in expected(scenario)):
         end, more = ANSWER, [f"after {status}" for status in refused[:1]]
     elif ended.code is None:
-        tries = f"{len(exchanges)} requests in {ended.seconds:.0f} s"
+        tries = f"{ended.seconds:.0f} s, requests: {len(exchanges)}"
         return f"ok (waiting: {tries})" if WAITING in scenario.ends else f"silent: {tries}"
     elif ended.code or any(e.status >= 400 for e in exchanges[-1:]):
-        end, more = ERROR, [f"{ended.seconds:.0f} s", f"{len(exchanges)} requests"]
+        end, more = ERROR, [f"{ended.seconds:.0f} s", f"requests: {len(exchanges)}"]
     else:
         return "incomplete"
     if end == ANSWER and scenario.thinking and not scenario.calls and THOUGHT not in ended.output:
         more.append("thoughts not shown")
     if complaints:
-        more.append(f"{len(complaints)} refused upstream")
+        more.append(f"refused upstream: {len(complaints)}")
     note = f" ({', '.join(more)})" if more else ""
     # No fault of an upstream makes a request of the client invalid.
     if end not in scenario.ends or (end == ERROR and 400 in refused):
