@@ -16,6 +16,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -143,6 +144,10 @@ def _table(scenarios: Sequence[Scenario], rows: dict[Client, list[Result]]) -> s
 
 
 async def _main(args: argparse.Namespace) -> int:
+    # As Ctrl-C does: what has been started ends with us.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     clients = [c for c in CLIENTS if not args.only or c.name in args.only]
     scenarios = [s for s in SCENARIOS if not args.scenario or s.name in args.scenario]
     rows: dict[Client, list[Result]] = {}
