@@ -38,6 +38,13 @@ class Answer:
             "created": created,
             "model": model,
         }
+        self._has_begun = False
+
+    def _said(self, **fields: Any) -> Chunk:
+        """A piece of the message; the first one names its role, which clients join otherwise."""
+        delta = fields if self._has_begun else {"role": "assistant", **fields}
+        self._has_begun = True
+        return self._chunk(delta)
 
     def _chunk(self, delta: Chunk, finish_reason: str | None = None) -> Chunk:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
@@ -45,11 +52,11 @@ class Answer:
 
     def text(self, text: str) -> Chunk:
         """A piece of the answer's text."""
-        return self._chunk({"role": "assistant", "content": text})
+        return self._said(content=text)
 
     def reasoning(self, text: str) -> Chunk:
         """A piece of the model's thinking."""
-        return self._chunk({"role": "assistant", "reasoning_content": text})
+        return self._said(reasoning_content=text)
 
     def call(self, index: int, id: str, name: str) -> Chunk:
         """The beginning of a tool call; its arguments follow."""
@@ -61,7 +68,7 @@ class Answer:
         return self._tool({"index": index, "function": {"arguments": text}})
 
     def _tool(self, call: Chunk) -> Chunk:
-        return self._chunk({"role": "assistant", "tool_calls": [call]})
+        return self._said(tool_calls=[call])
 
     def finish(self, reason: str = "stop") -> Chunk:
         """The end: `stop`, `length`, `tool_calls` or `content_filter`."""
