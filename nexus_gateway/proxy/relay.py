@@ -221,12 +221,12 @@ class Relay:
         status = 404 if is_unknown else verdict.status
         refusal = UpstreamRefused(status, masked(verdict.error, attempt.instance.key))
         if verdict.outcome is not Outcome.REFUSED:
-            if delivery.context.history.edge_repeats(attempt):
-                # A 401 would look like one of the gateway's own.
-                is_401 = verdict.status == 401
-                history = delivery.context.history
-                raise self.scheduler.no_candidate(target, history) if is_401 else refusal
-            return
+            history = delivery.context.history
+            if not history.edge_repeats(attempt):
+                return
+            if verdict.status == 401:  # would look like one of the gateway's own
+                raise self.scheduler.no_candidate(target, history)
+            raise refusal
         if verdict.scope is Scope.REQUEST:
             raise refusal
         if not is_unknown or target.model is not None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from nexus_gateway.routing.health import MEANS, WINDOW
 from nexus_gateway.routing.instance import (
@@ -26,6 +26,7 @@ from nexus_gateway.routing.instance import (
 from nexus_gateway.telemetry import shared
 from nexus_gateway.telemetry.shared import Ended, WorkerState
 
+T = TypeVar("T")
 _IDENTITY = re.compile(r".*? [0-9a-f]{16}(?= )", re.DOTALL)  # as `_identity` returns it
 # Marks that belong to an instance's name whatever its key: the operator toggled it by name.
 _BY_NAME = frozenset({"toggle"})
@@ -56,7 +57,7 @@ class InstanceSync:
         for instance, identity in self._identities:
             names = {mark: _mark_name(instance, identity, mark) for mark in INSTANCE_MARKS}
             state = InstanceState(
-                marks={m: others.marks[n] for m, n in names.items() if n in others.marks},
+                marks=_present(names, others.marks),
                 total_requests=int(others.counts.get(f"{identity} requests", 0)),
                 in_flight=int(others.gauges.get(f"{identity} in_flight", 0)),
             )
@@ -64,10 +65,7 @@ class InstanceSync:
         for deployment, identity in self._deployments():
             marks = {mark: f"{identity} {mark}" for mark in MODEL_MARKS}
             means = {name: f"{identity} {name}" for name in MEANS}
-            model = ModelState(
-                marks={m: others.marks[n] for m, n in marks.items() if n in others.marks},
-                means={m: others.means[n] for m, n in means.items() if n in others.means},
-            )
+            model = ModelState(_present(marks, others.marks), _present(means, others.means))
             deployment.merge_state(model)
 
     def new_first_tokens_ms(self) -> dict[str, list[float]]:
@@ -83,6 +81,11 @@ class InstanceSync:
         for instance, identity in self._identities:
             for model, deployment in instance.deployments.items():
                 yield deployment, f"{identity} {model}"
+
+
+def _present(names: Mapping[str, str], values: Mapping[str, T]) -> dict[str, T]:
+    """Return the values that exist, by the keys of `names`, whose values are their names here."""
+    return {key: values[name] for key, name in names.items() if name in values}
 
 
 def _identity(instance: Instance, salt: bytes) -> str:
