@@ -10,7 +10,7 @@ Pure policy: no socket, no task; clock and randomness are arguments.
 - `RetryBudget` bounds further attempts to a share of the recent requests: retries help if one
   instance is in trouble and multiply the load if all are (Finagle's and Envoy's retry budgets).
 - `HedgeBudget` bounds attempts beside a running one.
-- `delay_s` is the backoff before an attempt at a provider that has just failed.
+- `Scheduler.backoff_s` is the pause before an attempt at a provider that has just failed.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ class Scheduler:
         clock: monotonic seconds.
         rng: randomness.
         policies: by name, the default first.
+        steps_ms: of the backoff; the last one repeats.
 
     Attributes:
         retries: the budget of further attempts.
@@ -177,13 +178,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, clock: Callable[[], float], rng: Random, policies: Mapping[str, Policy]
+        self,
+        clock: Callable[[], float],
+        rng: Random,
+        policies: Mapping[str, Policy],
+        steps_ms: Sequence[int] = STEPS_MS,
     ) -> None:
         self.clock = clock
         self.policies = policies
         self.retries = RetryBudget(clock)
         self.hedges = HedgeBudget()
         self._rng = rng
+        self._steps_ms = steps_ms
         self._early_probe_s = float("-inf")
 
     def attempt(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt:
@@ -245,7 +251,8 @@ class Scheduler:
         if not failures:
             return 0.0
         is_again = history.last_outcome(attempt.deployment) is not None
-        return delay_s(failures - 1 + (STEPS_SKIPPED if is_again else 0), self._rng)
+        step = failures - 1 + (STEPS_SKIPPED if is_again else 0)
+        return delay_s(step, self._rng, self._steps_ms)
 
     def no_candidate(self, target: RoutingTarget, history: AttemptHistory) -> NoCandidate:
         """Return the error for a request that no instance can take now.
@@ -359,15 +366,16 @@ class Scheduler:
         return min(is_open, key=lambda d: d.breaker.ready_in_s(), default=None)
 
 
-def delay_s(retry: int, rng: Random) -> float:
+def delay_s(retry: int, rng: Random, steps_ms: Sequence[int] = STEPS_MS) -> float:
     """Return the delay before a retry, in seconds.
 
     Args:
         retry: 0 for the first.
         rng: the delay is drawn from [half, whole] of its step, so that requests that failed
             together do not return together.
+        steps_ms: the last one repeats.
     """
-    step_s = STEPS_MS[min(retry, len(STEPS_MS) - 1)] / 1000
+    step_s = steps_ms[min(retry, len(steps_ms) - 1)] / 1000
     return rng.uniform(step_s / 2, step_s)
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -113,6 +113,7 @@ async def serving(
     clock: Callable[[], float] = time.monotonic,
     policy_by_name: Mapping[str, Policy] | None = None,
     hooks: Mapping[str, Hook] | None = None,
+    backoff_ms: Sequence[int] = (1,),
     **settings: Any,
 ) -> AsyncIterator[Served]:
     """Run a gateway on a free port of loopback.
@@ -120,6 +121,7 @@ async def serving(
     Args:
         clock: monotonic seconds.
         policy_by_name: its routing policies; None for the installed ones.
+        backoff_ms: the pauses between the attempts of a request, far shorter than the real ones.
         settings: fields of `Settings` that differ from the defaults.
     """
     app = build_app(
@@ -129,6 +131,7 @@ async def serving(
         hooks=hooks,
         clock=clock,
         rng=random.Random(7),
+        backoff_ms=backoff_ms,
     )
     runner = Runner(app, shutdown_timeout=0.2)
     await runner.setup()

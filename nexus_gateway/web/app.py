@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from aiohttp import web
 
@@ -13,6 +13,7 @@ from nexus_gateway.discovery import load
 from nexus_gateway.hooks import Hook
 from nexus_gateway.routing.policies import POLICIES, Policy
 from nexus_gateway.routing.pool import Pool
+from nexus_gateway.routing.scheduler import STEPS_MS
 from nexus_gateway.settings import Settings
 from nexus_gateway.web.auth import Access
 from nexus_gateway.web.endpoint import DialectEndpoint
@@ -70,6 +71,7 @@ def build_app(
     clock: Callable[[], float] = time.monotonic,
     rng: random.Random | None = None,
     pseudonym: str = "",
+    backoff_ms: Sequence[int] = STEPS_MS,
 ) -> web.Application:
     """Build the application; it opens its gateway when it starts.
 
@@ -81,13 +83,16 @@ def build_app(
         clock: monotonic seconds.
         rng: randomness for routing and backoff.
         pseudonym: of the gateway in `Via`, the same in all its workers; "" for a random one.
+        backoff_ms: the pauses between the attempts of a request.
     """
     policies = load(POLICIES)[0] if policy_by_name is None else policy_by_name
     app = web.Application(middlewares=[guard], client_max_size=settings.max_body_mb * 1024 * 1024)
 
     async def gateway(app: web.Application) -> AsyncIterator[None]:
         chance = rng or random.Random()
-        opening = open_gateway(settings, pool, policies, hooks or {}, clock, chance, pseudonym)
+        opening = open_gateway(
+            settings, pool, policies, hooks or {}, clock, chance, pseudonym, backoff_ms
+        )
         async with opening as app[GATEWAY]:
             yield
 

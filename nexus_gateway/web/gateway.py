@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -186,9 +186,10 @@ async def open_gateway(
     clock: Callable[[], float],
     rng: random.Random,
     pseudonym: str,
+    backoff_ms: Sequence[int],
 ) -> AsyncIterator[Gateway]:
     """Open what the gateway needs, and close it at the end: the recorder first, the client last."""
-    scheduler = Scheduler(clock, rng, policies)
+    scheduler = Scheduler(clock, rng, policies, backoff_ms)
     feed = Feed(pool)
     meter = Meter(pool, scheduler) if settings.metrics and is_installed() else None
     ledger = LedgerWriter(settings.ledger) if settings.ledger else None

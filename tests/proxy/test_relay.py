@@ -12,6 +12,7 @@ from fakes import HELLO, KEYS, Other, make_instance, serving
 from waiting import until
 
 from nexus_gateway.routing.breaker import State
+from nexus_gateway.routing.scheduler import STEPS_MS
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
@@ -246,7 +247,7 @@ async def test_no_instance_left_is_429_or_503_with_a_true_retry_after(
 
 async def test_a_pool_of_one_tries_again_after_a_pause(upstream: FakeUpstream) -> None:
     upstream.script(Reply(status=500), Reply(status=503))
-    async with serving(make_instance(upstream)) as served:
+    async with serving(make_instance(upstream), backoff_ms=STEPS_MS) as served:
         answer = await served.chat()
         assert_complete(answer)
         assert answer[2]["X-Nexus-Attempts"] == "3"

@@ -86,7 +86,7 @@ async def gateway(
     """Two workers in front of one key, with the settings in a file."""
     start = getattr(request, "param", START)
     env_file = tmp_path / "settings.env"
-    write_env(env_file, upstream)
+    write_env(env_file, upstream, MAX_ATTEMPTS="1")  # without pauses
     closing = contextlib.ExitStack()
     sockets = closing.enter_context(listening_sockets("127.0.0.1", 2))
     command = [sys.executable, *start, "serve", "--env-file", str(env_file)]

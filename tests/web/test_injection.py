@@ -160,7 +160,7 @@ async def test_a_caller_cannot_forge_a_log_line(
     upstream: FakeUpstream, tmp_path: Path, style: str
 ) -> None:
     env = {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url, "LOG_LEVEL": "debug"}
-    async with process(tmp_path, **env, LOG_FORMAT=style) as gateway:
+    async with process(tmp_path, **env, LOG_FORMAT=style, MAX_ATTEMPTS="1") as gateway:
         for model in (f"groq/{EVIL}", EVIL, f"groq/{'x' * 5000}"):
             for reply in (Reply(), Reply(status=404, error={"message": EVIL}), Reply(status=500)):
                 upstream.default = reply
