@@ -30,7 +30,7 @@ from nexus_gateway.testing.strict import (
 )
 from nexus_gateway.testing.upstream import FakeUpstream
 
-TURNS = 10
+TURNS = 5
 PATH = ("extra_content", "google", "thought_signature")
 PLACEHOLDER = "skip_thought_signature_validator"
 MESSAGE = ("role", "content", "tool_calls", "tool_call_id")
@@ -156,7 +156,9 @@ class Codex:
     async def turn(self, model: str) -> int:
         async with self._client.responses.stream(
             model=model,
-            input=self._items,
+            # The client looks for files in `input`, which takes it far longer than all else.
+            input="",
+            extra_body={"input": self._items},
             instructions="Be short.",
             store=False,
             include=["reasoning.encrypted_content"],
@@ -232,12 +234,18 @@ CLIENTS = {
 # These return nothing of the reasoning, or of the signatures.
 NO_REASONING = ("messages-without-thinking", "chat-known-fields-alone")
 NO_SIGNATURE = ("messages-short-ids", "chat-known-fields-alone")
-each_client = pytest.mark.parametrize("client", CLIENTS)
+# Fakes that refuse the same: a client of each dialect suffices.
+ALIKE = ("groq", "cerebras", "openai", "xai")
+STRICT_CASES = [
+    (client, name)
+    for name in NAMES
+    for client in CLIENTS
+    if name not in ALIKE or client in ("messages", "responses", "chat")
+]
 
 
 @pytest.mark.proves("F62")
-@each_client
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("client", "name"), STRICT_CASES)
 async def test_a_strict_backend_accepts_a_whole_conversation(
     served: Served, backends: dict[str, StrictUpstream], client: str, name: str
 ) -> None:
@@ -253,7 +261,7 @@ async def test_a_strict_backend_accepts_a_whole_conversation(
 
 
 @pytest.mark.proves("F62")
-@each_client
+@pytest.mark.parametrize("client", CLIENTS)
 async def test_a_conversation_moves_between_strict_backends(
     served: Served, backends: dict[str, StrictUpstream], client: str
 ) -> None:

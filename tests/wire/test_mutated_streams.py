@@ -228,20 +228,18 @@ def test_no_fault_passes_since_the_events_before_it_were_good(kind: str, templat
         made._templates_left = templates
         return made
 
-    good = [chunk(n, kind, text) for n, text in enumerate([*TEXTS, *TEXTS])]
+    good = [chunk(n, kind, text) for n, text in enumerate(TEXTS)]
     for fault in CHUNK_FAULTS:
         changed = [*good[:-3], fault(good[-3]), *good[-2:], ANSWER.finish()]
         events = [sse.frame(json.dumps(value).encode()) for value in changed]
         for end in (sse.DONE, b""):
             stream = b"".join(events) + end
-            agrees(passthrough, stream, [])
             agrees(passthrough, stream, places_between(events))
     events = [sse.frame(json.dumps(value).encode()) for value in [*good, ANSWER.finish()]]
     for spoil in EVENT_FAULTS:
         changed_events = [*events[:-4], spoil(events[-4]), *events[-3:]]
         for end in (sse.DONE, b""):
             stream = b"".join(changed_events) + end
-            agrees(passthrough, stream, [])
             agrees(passthrough, stream, places_between(changed_events))
 
 
@@ -261,11 +259,10 @@ def places_between(events: list[bytes]) -> list[int]:
 def test_no_fault_passes_in_a_stream_of_named_events(
     encoder: StreamEncoder, passthrough: type[EventPassthrough]
 ) -> None:
-    blocks = [encoder.encode(ANSWER.text(text)) for text in [*TEXTS, *TEXTS]]
+    blocks = [encoder.encode(ANSWER.text(text)) for text in TEXTS]
     last = encoder.finish()
     for spoil in EVENT_FAULTS:
         for stream in (*blocks[:-3], spoil(blocks[-3]), *blocks[-2:], last), (*blocks, spoil(last)):
-            agrees(passthrough, b"".join(stream), [])
             agrees(passthrough, b"".join(stream), places_between(list(stream)))
 
 
@@ -277,6 +274,7 @@ def agrees(passthrough: Callable[[], Passthrough], data: bytes, places: list[int
     if received.end == "done":
         assert fast.usage == parsed.usage or fast.used() == parsed.used()
     at_once = outcome(passthrough(), [data])
+    assert at_once == outcome(careful(passthrough()), [data])
     assert received.end == at_once.end
     # An error in the first bytes with content: nothing was sent, and another instance may answer.
     assert received.sent == at_once.sent or b"" in (received.sent, at_once.sent)
