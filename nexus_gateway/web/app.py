@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cache
 
 from aiohttp import web
 
@@ -99,12 +100,21 @@ def build_app(
     app.cleanup_ctx.append(gateway)
     by_handler: dict[object, Route] = {route.handler: route for route in ROUTES}
     app[ROUTE_OF] = by_handler
+    for resource in _resources():
+        app.router.register_resource(resource)
+    app.on_response_prepare.append(add_common_headers)
+    return app
+
+
+@cache
+def _resources() -> tuple[web.AbstractResource, ...]:
+    """Return the resources of `ROUTES`: the same for each application, and slow to make."""
+    router = web.UrlDispatcher()
     for route in ROUTES:
         # Load balancers send HEAD; a GET route answers both.
         for path in route.paths:
             if route.method == "GET":
-                app.router.add_get(path, route.handler, expect_handler=expect)
+                router.add_get(path, route.handler, expect_handler=expect)
             else:
-                app.router.add_route(route.method, path, route.handler, expect_handler=expect)
-    app.on_response_prepare.append(add_common_headers)
-    return app
+                router.add_route(route.method, path, route.handler, expect_handler=expect)
+    return tuple(router.resources())

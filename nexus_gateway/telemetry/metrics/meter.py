@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 from nexus_gateway import __version__
@@ -19,6 +20,7 @@ EXPECTED = ("success", "failure")
 EXPECTED_REFUSALS = (("401", "invalid_api_key"), ("404", "unknown_path"))
 
 
+@cache
 def is_installed() -> bool:
     """Return whether the extra `metrics` is installed, without loading it."""
     return find_spec("prometheus_client") is not None
