@@ -12,7 +12,7 @@ from fakes import Served, make_instance, serving
 
 from nexus_gateway.testing.upstream import FakeUpstream
 
-STREAMS, AT_ONCE = 300, 20
+STREAMS, AT_ONCE = 200, 20
 FEW = 200  # objects that a pool, a cache or the test's client may keep
 
 

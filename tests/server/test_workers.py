@@ -123,7 +123,7 @@ async def load(gateway: Supervised) -> AsyncIterator[list[tuple[int, str]]]:
         while not over.is_set():
             async with session.post(gateway.url + "/v1/chat/completions", json=HELLO) as answer:
                 answers.append((answer.status, await answer.text()))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # all that share the processor are slow to start
 
     fresh = aiohttp.TCPConnector(force_close=True)
     async with (

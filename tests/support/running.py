@@ -43,12 +43,16 @@ TOGETHER = {
     "test_distributions.py": "test_new_provider.py",
     **dict.fromkeys(
         (
+            "test_adaptations.py",
             "test_anthropic_client.py",
             "test_claude_code.py",
+            "test_client_habits.py",
+            "test_codex.py",
             "test_dialect_responses.py",
             "test_four_ways.py",
             "test_openai_client.py",
             "test_endpoints.py",
+            "test_response_store.py",
             "test_responses_client.py",
             "test_resume.py",
             "test_stream_usage.py",
