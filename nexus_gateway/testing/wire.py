@@ -15,7 +15,7 @@ from typing import Any
 from nexus_gateway.dialects.messages.response import MessageEncoder, event, message
 from nexus_gateway.dialects.responses.response import ResponseEncoder, to_response
 from nexus_gateway.wire import json_codec
-from nexus_gateway.wire.chunks import Chunk, choices, has_content
+from nexus_gateway.wire.chunks import Chunk, choices, has_content, new_id
 
 
 @dataclass
@@ -123,7 +123,8 @@ class ResponsesWire(Wire):
     """OpenAI's Responses."""
 
     def __init__(self) -> None:
-        self._encoder = ResponseEncoder({})
+        self._own = {"id": new_id()}  # callers refer to it
+        self._encoder = ResponseEncoder(self._own)
 
     def wants_usage(self, received: Received) -> bool:
         return True
@@ -138,7 +139,7 @@ class ResponsesWire(Wire):
         return sse({"type": "error", **error}, "error")
 
     def whole(self, completion: Chunk) -> Any:
-        return to_response({}, completion)
+        return to_response(self._own, completion)
 
 
 class CountWire(MessagesWire):

@@ -21,6 +21,7 @@ from nexus_gateway.routing.instance import Instance
 from nexus_gateway.testing.gateway import Served, instance_of
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.strict import (
+    LONGEST_CALL_ID,
     SigningUpstream,
     StrictUpstream,
     ThinkingUpstream,
@@ -152,6 +153,8 @@ class Codex:
         )
         self._sends = sends
         self._items: list[dict[str, Any]] = [{"role": "user", "content": "Weather?"}]
+        included = ["reasoning.encrypted_content"]
+        self._state: dict[str, Any] = {"store": False, "include": included}
 
     async def turn(self, model: str) -> int:
         async with self._client.responses.stream(
@@ -160,20 +163,22 @@ class Codex:
             input="",
             extra_body={"input": self._items},
             instructions="Be short.",
-            store=False,
-            include=["reasoning.encrypted_content"],
             prompt_cache_key="thread",
             tools=[{"type": "function", "name": "get_weather", "parameters": SCHEMA}],
+            **self._state,
         ) as stream:
             response = await stream.get_final_response()
-        output = [self._returned(item.to_dict()) for item in response.output]
-        calls = [item for item in output if item["type"] == "function_call"]
-        self._items += output
+        calls = [item for item in response.output if item.type == "function_call"]
+        assert all(len(call.call_id) <= LONGEST_CALL_ID for call in calls)
+        self._remember(response)
         self._items += [
-            {"type": "function_call_output", "call_id": call["call_id"], "output": "19 C"}
+            {"type": "function_call_output", "call_id": call.call_id, "output": "19 C"}
             for call in calls
         ] or [{"role": "user", "content": "And tomorrow?"}]
         return len(calls)
+
+    def _remember(self, response: Any) -> None:
+        self._items += [self._returned(item.to_dict()) for item in response.output]
 
     def _returned(self, item: dict[str, Any]) -> dict[str, Any]:
         if item["type"] == "reasoning" and self._sends:
@@ -182,6 +187,28 @@ class Codex:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+class AISDK(Codex):
+    """Refers to each item of an answer by its id."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(served)
+        self._state = {"store": True}
+
+    def _remember(self, response: Any) -> None:
+        self._items += [{"type": "item_reference", "id": item.id} for item in response.output]
+
+
+class OpenAIAgents(Codex):
+    """Continues the last response, without `store`, which is true."""
+
+    def __init__(self, served: Served) -> None:
+        super().__init__(served)
+        self._state = {}
+
+    def _remember(self, response: Any) -> None:
+        self._items, self._state = [], {"previous_response_id": response.id}
 
 
 class ChatClient:
@@ -228,12 +255,14 @@ CLIENTS = {
     "responses-encrypted-alone": lambda served: Codex(
         served, ("type", "summary", "encrypted_content")
     ),
+    "responses-references": AISDK,
+    "responses-previous-id": OpenAIAgents,
     "chat": ChatClient,
     "chat-known-fields-alone": lambda served: ChatClient(served, drops=True),
 }
 # These return nothing of the reasoning, or of the signatures.
 NO_REASONING = ("messages-without-thinking", "chat-known-fields-alone")
-NO_SIGNATURE = ("messages-short-ids", "chat-known-fields-alone")
+NO_SIGNATURE = ("messages-short-ids", "responses-text-alone", "chat-known-fields-alone")
 # Fakes that refuse the same: a client of each dialect suffices.
 ALIKE = ("groq", "cerebras", "openai", "xai")
 STRICT_CASES = [
@@ -242,6 +271,7 @@ STRICT_CASES = [
     for client in CLIENTS
     if name not in ALIKE or client in ("messages", "responses", "chat")
 ]
+each_client = pytest.mark.parametrize("client", CLIENTS)
 
 
 @pytest.mark.proves("F62")

@@ -229,34 +229,32 @@ def test_reasoning_of_a_backend_stays_with_it() -> None:
     assert messages_of(sealed, CALL)[0].keys() == {"role", "content", "tool_calls"}
 
 
+@pytest.mark.parametrize("id", ["c1", "c1" * 33, "functions.f:0", "é" * 200])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "full"])
-def test_an_id_carries_what_a_call_has_besides(stream: bool) -> None:
-    extra = {"google": {"thought_signature": "A+/b=" * 99}}
-    first = ANSWER.call(0, "c1", "f")
+def test_reasoning_carries_what_a_call_has_besides(stream: bool, id: str) -> None:
+    extra = {"google": {"thought_signature": "A+/b=" * 999}}
+    first = ANSWER.call(0, id, "f")
     first["choices"][0]["delta"]["tool_calls"][0]["extra_content"] = extra
-    chunks = [ANSWER.reasoning("Hm"), first, ANSWER.arguments(0, "{}"), ANSWER.finish("tool_calls")]
-    included = {"include": ["reasoning.encrypted_content"]}
-    response = (response_of if stream else full_response_of)(*chunks, **included)
-    reasoning, call = response["output"]
-    items = [
-        USER,
-        {"type": "reasoning", "encrypted_content": reasoning["encrypted_content"]},
-        call,
-        {**OUTPUT, "call_id": call["call_id"]},
-    ]
-    request = parse({"input": items})
-    assert request.chat is not None
-    assert request.chat.fields["messages"][1:] == [
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{**CHAT_CALL, "extra_content": extra}],
-            "reasoning_content": "Hm",
-        },
-        {"role": "tool", "tool_call_id": "c1", "content": "9"},
-    ]
-    native = json.loads(request.native.encode("m"))["input"]
-    assert native == [USER, {**call, "call_id": "c1"}, OUTPUT]
+    chunks = [ANSWER.reasoning("Hm"), first, ANSWER.call(1, "c2", "f"), ANSWER.finish("tool_calls")]
+    response = (response_of if stream else full_response_of)(*chunks)
+    thought, sealed, call, other = response["output"]
+    assert (thought["type"], sealed["type"], sealed["summary"]) == ("reasoning", "reasoning", [])
+    assert "encrypted_content" not in thought
+    assert len(call["call_id"]) <= 64
+    outputs = [{**OUTPUT, "call_id": made["call_id"]} for made in (call, other)]
+    kept = {"type": "reasoning", "encrypted_content": sealed["encrypted_content"]}
+    for order in ([kept, call, other, *outputs], [call, other, *outputs, kept]):
+        request = parse({"input": [USER, *order]})
+        assert request.chat is not None
+        _, turn, *results = request.chat.fields["messages"]
+        assert [c["id"] for c in turn["tool_calls"]] == [id, "c2"]
+        assert [c.get("extra_content") for c in turn["tool_calls"]] == [extra, None]
+        assert [result["tool_call_id"] for result in results] == [id, "c2"]
+        native = json.loads(request.native.encode("m"))["input"]
+        assert native == [USER, call, other, *outputs]
+    _, turn, *results = messages_of(USER, call, other, *outputs)  # without what carried it
+    ids = [result["tool_call_id"] for result in results]
+    assert [c["id"] for c in turn["tool_calls"]] == ids == [call["call_id"], "c2"]
 
 
 def test_reasoning_is_carried_only_if_wanted() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import is_
 from types import MappingProxyType
 from typing import Any
 
@@ -34,7 +33,7 @@ from nexus_gateway.dialects.responses.response import (
 from nexus_gateway.dialects.responses.tools import Tool
 from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.carried import unload_id, unload_reasoning
+from nexus_gateway.wire.carried import is_loaded
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough
@@ -186,7 +185,7 @@ def _asked(request: Request) -> tuple[Mapping[str, Any], Mapping[str, Tool]]:
 
 
 def _unloaded_input(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a request without the reasoning and the ids that only this gateway can read.
+    """Return a request without the reasoning that only this gateway can read.
 
     Reasoning that is neither encrypted nor stored is of another backend, too.
     """
@@ -194,21 +193,13 @@ def _unloaded_input(fields: dict[str, Any]) -> dict[str, Any]:
     def is_ours(item: Mapping[str, Any]) -> bool:
         sealed, id = item.get("encrypted_content"), str(item.get("id") or OPEN_REASONING)
         is_open = not sealed and id.startswith(OPEN_REASONING)
-        known = is_open or unload_reasoning(sealed) is not None
-        return item.get("type") == "reasoning" and known
+        return item.get("type") == "reasoning" and (is_open or is_loaded(sealed))
 
     items = fields["input"]
     if isinstance(items, str):
         return fields
-    plain = [_unloaded_item(item) for item in items if not is_ours(item)]
-    is_same = len(plain) == len(items) and all(map(is_, plain, items))
-    return fields if is_same else {**fields, "input": plain}
-
-
-def _unloaded_item(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    id = item.get("call_id")
-    plain = unload_id(id)[0] if isinstance(id, str) else id
-    return item if plain == id else {**item, "call_id": plain}
+    plain = [item for item in items if not is_ours(item)]
+    return fields if len(plain) == len(items) else {**fields, "input": plain}
 
 
 RESPONSES = Responses()

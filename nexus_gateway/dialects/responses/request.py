@@ -23,11 +23,12 @@ from nexus_gateway.dialects.responses.tools import (
     as_arguments,
 )
 from nexus_gateway.errors import InvalidRequest
-from nexus_gateway.wire.carried import unload_id, unload_reasoning
+from nexus_gateway.wire.carried import unload_call, unload_reasoning
 
 Fields = Mapping[str, Any]
 Message = dict[str, Any]
 Part = dict[str, Any]
+Carried = tuple[str, dict[str, Any] | None]  # the backend's id of a call, and its `extra_content`
 
 # Fields with the same meaning in a chat, and their names there. Only some backends of Responses
 # have those of the last line.
@@ -148,7 +149,7 @@ def _messages(fields: Fields, tools: Tools, unsupported: Unsupported) -> list[Me
     items = text_or_list(fields, "input", " of items")
     if items == []:
         raise InvalidRequest("`input` must not be empty.", param="input")
-    conversation = _Conversation(tools, unsupported)
+    conversation = _Conversation(tools, unsupported, _carried(items))
     if fields.get("instructions"):
         conversation.add("system", fields["instructions"])
     if isinstance(items, str):
@@ -163,6 +164,13 @@ def _messages(fields: Fields, tools: Tools, unsupported: Unsupported) -> list[Me
     return messages
 
 
+def _carried(items: str | list[Any]) -> dict[str, Carried]:
+    if isinstance(items, str):
+        return {}
+    sealed = (item.get("encrypted_content") for item in items if isinstance(item, dict))
+    return {short: call for each in sealed for short, call in (unload_call(each) or {}).items()}
+
+
 @dataclass(slots=True)
 class _Conversation:
     """Translates the items of an input, one by one, into a chat's messages.
@@ -173,6 +181,7 @@ class _Conversation:
 
     _tools: Tools
     _unsupported: Unsupported
+    _carried: Mapping[str, Carried]  # by the ids that the caller got
     _messages: list[Message] = field(default_factory=list)
     _more_texts: list[str] = field(default_factory=list)  # of the last message
     # Of functions' outputs, which contain only text in a chat.
@@ -277,7 +286,8 @@ class _Conversation:
             "name": self._tools.name(kind, name, optional(item, "namespace", str, at)),
             "arguments": as_arguments(kind, item, at),
         }
-        id, extra = unload_id(required(item, "call_id", str, at))
+        short = required(item, "call_id", str, at)
+        id, extra = self._carried.get(short, (short, None))
         call: dict[str, Any] = {"id": id, "type": "function", "function": function}
         if extra:
             call["extra_content"] = extra
@@ -297,7 +307,8 @@ class _Conversation:
             content = self._parts(at, "output", item)
         # A shell's output may have only an id, which is its call's.
         name = "id" if kind == _SHELL_OUTPUT and item.get("call_id") is None else "call_id"
-        call_id, _ = unload_id(required(item, name, str, at))
+        short = required(item, name, str, at)
+        call_id, _ = self._carried.get(short, (short, None))
         if isinstance(content, list):
             files = [part for part in content if part["type"] != "text"]
             text = "\n".join(part["text"] for part in content if part["type"] == "text")

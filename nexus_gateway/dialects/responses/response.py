@@ -23,7 +23,7 @@ from nexus_gateway.dialects.responses.tools import (
     as_object,
 )
 from nexus_gateway.wire import sse
-from nexus_gateway.wire.carried import load_id, load_reasoning
+from nexus_gateway.wire.carried import load_call, load_reasoning
 from nexus_gateway.wire.chunks import (
     Chunk,
     ToolCallIndex,
@@ -205,7 +205,10 @@ class ResponseEncoder:
         if begun is None:
             self._end_item()
             # Some backends give calls no id, without which a caller cannot send the output.
-            id = load_id(call.get("id") or f"call_{new_id()}", call.get("extra_content"))
+            id = call.get("id") or f"call_{new_id()}"
+            id, carried = load_call(id, call.get("extra_content"))
+            if carried is not None:  # before the call, as OpenAI's reasoning is
+                self._open_sealed(carried)
             self._calls[number] = self._waiting = begun = _Call(id)
         begun.name = joined_name(begun.name, function.get("name"))
         if arguments := arguments_text(function):
@@ -218,6 +221,11 @@ class ResponseEncoder:
         call.item = item = _CALL_ITEMS[kind](*self._next_place(kind), call, self._tools)
         self._open(item)
         return item
+
+    def _open_sealed(self, carried: str) -> None:
+        item = _Sealed(*self._next_place("reasoning"), carried)
+        self._open(item)
+        item.close("completed")
 
     def _next_place(self, kind: str) -> tuple[str, str, int, Emit]:
         """Return the kind, the id and the index of the next item, and what emits its events."""
@@ -333,6 +341,20 @@ class _TextItem(_Item):
             head["encrypted_content"] = load_reasoning("".join(texts))
         content = [{"type": "reasoning_text", "text": text} for text in texts]
         return {**head, "summary": list(self._parts), "content": content}
+
+
+@dataclass(eq=False)
+class _Sealed(_Item):
+    """A `reasoning` without text, for what a call's item has no field for."""
+
+    _carried: str
+
+    def _as_event(self, status: str) -> Event:
+        head: Event = {"type": self.kind, "id": self.id, "status": status, "summary": []}
+        return {**head, "encrypted_content": self._carried}
+
+    def _close_content(self) -> None:
+        """It has none that is streamed."""
 
 
 @dataclass(eq=False)
