@@ -114,13 +114,32 @@ def looked_in_a_chat() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+def looked_in_responses(kind: str) -> list[Any]:
+    call = {"function_call": {"arguments": "{}"}, "custom_tool_call": {"input": "a.png"}}[kind]
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    parts = [{"type": "input_text", "text": "A picture:"}, picture]
+    return [
+        {"role": "user", "content": [{"type": "input_text", "text": "Look."}]},
+        {"type": kind, "call_id": "c", "name": "Read", **call},
+        {"type": f"{kind}_output", "call_id": "c", "output": parts},
+    ]
+
+
+LOOKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "messages": ("/v1/messages", {"messages": looked([IMAGE])}),
+    "chat": ("/v1/chat/completions", {"messages": looked_in_a_chat()}),
+    "function": ("/v1/responses", {"input": looked_in_responses("function_call")}),
+    "custom": ("/v1/responses", {"input": looked_in_responses("custom_tool_call")}),
+}
+each_look = pytest.mark.parametrize(("path", "body"), LOOKED.values(), ids=LOOKED)
+
+
+@each_look
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_agent_goes_on_without_the_image_of_a_result(
-    upstream: FakeUpstream, path: str, stream: bool
+    upstream: FakeUpstream, path: str, body: dict[str, Any], stream: bool
 ) -> None:
-    messages = looked([IMAGE]) if path == "/v1/messages" else looked_in_a_chat()
-    body = {"model": "auto", "stream": stream, "max_tokens": 9, "messages": messages}
+    body = {"model": "auto", "stream": stream, "max_tokens": 9, **body}
     async with serving(make_instance(upstream, provider=Other, name="other")) as served:
         status, _, _ = await served.post(path, body)
     assert status == 200
@@ -128,15 +147,24 @@ async def test_an_agent_goes_on_without_the_image_of_a_result(
     assert b"An image was left out" in upstream.requests[0].raw
 
 
+@each_look
 async def test_a_model_that_takes_images_gets_the_image_of_a_result(
-    upstream: FakeUpstream,
+    upstream: FakeUpstream, path: str, body: dict[str, Any]
 ) -> None:
     blind = make_instance(upstream, provider=Other, name="other")
-    body = {"model": "auto", "max_tokens": 9, "messages": looked([IMAGE])}
+    body = {"model": "auto", "max_tokens": 9, **body}
     async with serving(blind, make_instance(upstream, 2)) as served:
         for _ in range(4):
-            assert (await served.post("/v1/messages", body))[0] == 200
+            assert (await served.post(path, body))[0] == 200
     assert all(b"base64" in received.raw for received in upstream.requests)
+
+
+async def test_an_image_of_the_user_may_not_go(upstream: FakeUpstream) -> None:
+    items = looked_in_responses("function_call")
+    items[0]["content"] += items[2]["output"][1:]
+    async with serving(make_instance(upstream, provider=Other, name="other")) as served:
+        status, _, _ = await served.post("/v1/responses", {"model": "auto", "input": items})
+    assert (status, upstream.hits()) == (400, 0)
 
 
 class Vectors(Fake):

@@ -122,16 +122,16 @@ class Responses(Dialect):
         if unloaded is not sent:
             native = validated(Body(unloaded, stream), model)
         chat = None if translated.chat is None else validated(Body(translated.chat, stream), model)
-        images, error = translated.images, translated.error
         return ResponsesRequest(
             self,
             model,
             stream,
             native,
             chat,
-            images,
-            error,
+            translated.images,
+            translated.error,
             own=own,
+            images_may_go=translated.images_may_go,
             tools=translated.tools,
         )
 

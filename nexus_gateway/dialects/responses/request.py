@@ -88,6 +88,7 @@ class Translation(NamedTuple):
 
     chat: dict[str, Any] | None
     images: bool
+    images_may_go: bool  # as all are outputs of tools
     tools: Mapping[str, Tool]  # by their names in the chat
     error: InvalidRequest | None
 
@@ -111,8 +112,9 @@ def translate(fields: Fields, *, stream: bool) -> Translation:
         if fields.get(name) not in (None, _STATELESS.get(name)):
             unsupported.add(name, message)
     images = bool(messages) and check_messages(messages)
+    may_go = images and not any(map(_shows_image, fields["input"]))
     error = unsupported.error
-    return Translation(None if error else chat, images, tools.named, error)
+    return Translation(None if error else chat, images, may_go, tools.named, error)
 
 
 @dataclass(slots=True)
@@ -162,6 +164,13 @@ def _messages(fields: Fields, tools: Tools, unsupported: Unsupported) -> list[Me
     if not messages:
         unsupported.add("input", "`input` contains nothing that a model could answer.")
     return messages
+
+
+def _shows_image(item: Fields) -> bool:
+    """Return whether an item has an image that is not in the output of a tool."""
+    content = item.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(p, dict) and p.get("type") == "input_image" for p in parts)
 
 
 def _carried(items: str | list[Any]) -> dict[str, Carried]:
