@@ -220,6 +220,13 @@ def call_ids(pattern: str) -> Check:
     return check
 
 
+def system_first(chat: Object) -> str | None:
+    """Refuse system messages but one at the beginning, as many templates do."""
+    roles = [message["role"] for message in chat["messages"]]
+    is_late = any(role in ("system", "developer") for role in roles[1:])
+    return "System message must be at the beginning." if is_late else None
+
+
 def _check_items(request: Object) -> str | None:
     for item in request["input"]:
         kind, id = item.get("type"), item.get("id")

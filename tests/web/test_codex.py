@@ -15,6 +15,7 @@ from responses_dialect import official_event
 
 from nexus_gateway.provider import Provider
 from nexus_gateway.testing.reply import Reply
+from nexus_gateway.testing.strict import StrictUpstream, system_first
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.wire import sse
 
@@ -130,6 +131,25 @@ async def test_a_custom_tool_is_called_and_answered(
     *_, turn, result = second["messages"]
     assert "Paris" in json.dumps(turn)
     assert "19 C" in json.dumps(result)
+
+
+@pytest.mark.parametrize("backend", ["chat", "cerebras", "fireworks"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_rules_between_turns_suit_any_template(backend: str, stream: bool) -> None:
+    provider = Fake if backend == "chat" else plugin(backend)
+    answer = {"type": "message", "role": "assistant", "content": "Hm."}
+    call = {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "19 C"}
+    late = {**RULES, "role": "system", "content": "Late."}
+    items = [lite(FUNCTION), RULES, QUESTION, answer, RULES, QUESTION, call, late, output]
+    async with StrictUpstream(system_first) as strict:
+        instance = make_instance(strict, provider=provider, name=backend)
+        async with serving(instance, max_attempts=1) as served:
+            status, _ = await post(served, {**TURN, "input": items, "stream": stream})
+    assert (status, strict.complaints) == (200, [])
+    first, *others = strict.requests[0].body["messages"]
+    assert first == {"role": "system", "content": "Be Codex.\n\nWeather?\n\nWeather?\n\nLate."}
+    assert [m["role"] for m in others] == ["user", "assistant", "user", "assistant", "tool"]
 
 
 async def test_a_full_answer_has_the_call_too(served: Served, upstream: FakeUpstream) -> None:
