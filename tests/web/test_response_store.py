@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
+import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +18,8 @@ from clock import FakeClock
 from endpoints import Native
 from fakes import Fake, Served, make_instance, serving
 from official import openai
-from processes import process, write_env
+from processes import process, worker_pids, write_env
+from waiting import until
 
 from nexus_gateway.hooks import Hook, HookRequest, HookResponse
 from nexus_gateway.secret import Secret
@@ -182,28 +186,48 @@ async def every_use(served: Served, key: str, response: str, item: str) -> list[
     """Use a response, and an item of it, in each way that there is; return all answers."""
     head = {"Authorization": f"Bearer {key}"}
     answers = []
-    for method, path in (
-        ("GET", f"/v1/responses/{response}"),
-        ("GET", f"/v1/responses/{response}/input_items"),
-        ("DELETE", f"/v1/responses/{response}"),
+    for prefix, (method, path) in itertools.product(
+        ("/v1", ""),
+        (
+            ("GET", f"/responses/{response}"),
+            ("GET", f"/responses/{response}?stream=true"),
+            ("GET", f"/responses/{response}/input_items"),
+            ("GET", f"/responses/{response}/input_items?after={item}"),
+            ("DELETE", f"/responses/{response}"),
+        ),
     ):
-        url = served.url + path
+        url = served.url + prefix + path
         async with served.session.request(method, url, headers=head) as answer:
             answers.append((answer.status, await answer.text()))
-    for path in ("/v1/responses", "/v1/responses/input_tokens"):
-        for fields in (
+    for path, inputs, more in itertools.product(
+        ("/v1/responses", "/responses", "/v1/responses/input_tokens"),
+        (
             {"input": "Hi", "previous_response_id": response},
             {"input": [{"type": "item_reference", "id": item}]},
-            {"input": [{"type": "item_reference", "id": item}], "stream": True, "store": False},
-        ):
-            status, text, _ = await served.post(path, fields, headers=head)
-            answers.append((status, text))
+            {"input": [{"type": None, "id": item}]},
+            {"input": [{"id": item, "status": "completed"}]},
+        ),
+        ({}, {"stream": True}, {"stream": True, "store": False}),
+    ):
+        status, text, _ = await served.post(path, {**inputs, **more}, headers=head)
+        answers.append((status, text))
     return answers
 
 
+@pytest.mark.parametrize("provider", [Fake, Native], ids=["translated", "native"])
 async def test_another_callers_response_is_as_one_that_does_not_exist(
-    served: Served, client: Client, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+    upstream: FakeUpstream, where: str, provider: type[Fake], caplog: pytest.LogCaptureFixture
 ) -> None:
+    instance = make_instance(upstream, provider=provider)
+    async with (
+        serving(instance, response_store=where, max_attempts=1, **KEYS) as served,
+        client_of(served.url) as client,
+    ):
+        await check_isolation(served, client, upstream)
+    assert "secret plan" not in caplog.text
+
+
+async def check_isolation(served: Served, client: Client, upstream: FakeUpstream) -> None:
     sent = await ask(client, input="my secret plan")
     item = sent.output[0].id
     (mine,) = [i.id async for i in await client.responses.input_items.list(sent.id)]
@@ -213,12 +237,34 @@ async def test_another_callers_response_is_as_one_that_does_not_exist(
         unknown = await every_use(served, "bobs-key", "resp_unknown", "msg_unknown")
         named = [(s, t.replace("resp_unknown", sent.id)) for s, t in unknown]
         assert theirs == [(s, t.replace("msg_unknown", one)) for s, t in named]
-        assert [status for status, _ in theirs] == [404, 404, 404, *[400, 404, 404] * 2]
+        by_id = [404, 400, 404, 404, 404] * 2  # a kept response is not streamed, whoever's it is
+        assert [status for status, _ in theirs] == by_id + [*[400] * 3, *[404] * 9] * 3
+        assert not any("secret plan" in text for _, text in theirs)
     assert upstream.hits() == hits
-    assert "secret plan" not in caplog.text
     assert (await client.responses.retrieve(sent.id)).id == sent.id
     own = await every_use(served, "anns-key", sent.id, item)
-    assert [status for status, _ in own] == [200, 200, 200, *[400, 404, 404] * 2]  # deleted third
+    by_id = [200, 400, 200, 400, 200, 404, 400, 404, 404, 404]  # it is deleted by the fifth
+    assert [status for status, _ in own] == by_id + [*[400] * 3, *[404] * 9] * 3
+
+
+async def test_without_keys_all_callers_have_the_same_responses(
+    upstream: FakeUpstream, where: str
+) -> None:
+    async with serving(make_instance(upstream), response_store=where) as served:
+        async with client_of(served.url) as client:
+            sent = await ask(client)
+        async with client_of(served.url, "bobs-key") as client:
+            assert (await client.responses.retrieve(sent.id)).id == sent.id
+            await ask(client, previous_response_id=sent.id)
+            assert roles_of(upstream) == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_an_empty_reference_is_to_nothing(client: Client, known: bool) -> None:
+    more = {"previous_response_id": (await ask(client)).id} if known else {}
+    with pytest.raises(openai.NotFoundError) as raised:
+        await ask(client, input=[{"type": "item_reference", "id": ""}], **more)
+    assert raised.value.param == "input"
 
 
 @pytest.mark.parametrize("id", ["resp_1", "", "é", "a" * 5000, "%", "../x"])
@@ -252,10 +298,12 @@ async def test_half_a_character_is_no_known_id(served: Served) -> None:
 
 @both
 async def test_nothing_is_kept_of_a_request_that_does_not_want_it(
-    client: Client, upstream: FakeUpstream, stream: bool
+    client: Client, upstream: FakeUpstream, served: Served, stream: bool
 ) -> None:
     first = await ask(client, stream)
     second = await ask(client, stream, store=False, previous_response_id=first.id)
+    assert served.gateway.store is not None
+    assert await count(served.gateway.store) == 1
     assert (second.store, roles_of(upstream)) == (False, ["user", "assistant", "user"])
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve(second.id)
@@ -509,3 +557,46 @@ async def test_two_workers_know_each_others_responses(
                 await ask(client, previous_response_id=sent.id)
                 await client.responses.delete(sent.id)
     assert (tmp_path / "nexus-gateway" / "responses.sqlite3").exists()
+
+
+async def test_a_response_in_a_file_survives_its_worker(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    write_env(tmp_path / ".env", upstream)
+    async with process(
+        tmp_path, "--workers", "2", XDG_STATE_HOME=str(tmp_path), RESPONSE_STORE=""
+    ) as gateway:
+        async with client_of(gateway.url) as client:
+            sent = await ask(client)
+        for pid in await worker_pids(gateway):
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: "".join(gateway.log).count("is serving") == 4)
+        async with client_of(gateway.url) as client:
+            await ask(client, previous_response_id=sent.id)
+    assert roles_of(upstream) == ["user", "assistant", "user"]
+
+
+async def test_in_memory_each_worker_knows_only_its_own_responses(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    write_env(tmp_path / ".env", upstream)
+    async with (
+        process(tmp_path, "--workers", "2", RESPONSE_STORE="memory") as gateway,
+        client_of(gateway.url) as client,
+    ):
+        await worker_pids(gateway)
+        sent = await ask(client)  # each client keeps its connection, and so its worker
+        statuses = []
+        while 404 not in statuses and len(statuses) < 100:
+            async with client_of(gateway.url) as other:
+                try:
+                    await other.responses.retrieve(sent.id)
+                    statuses.append(200)
+                except openai.NotFoundError:
+                    statuses.append(404)
+                    with pytest.raises(openai.BadRequestError) as raised:
+                        await ask(other, previous_response_id=sent.id)
+                    assert raised.value.code == "previous_response_not_found"
+        assert statuses[-1] == 404
+        await ask(client, previous_response_id=sent.id)
+    assert any("each worker knows only" in line for line in gateway.log)

@@ -41,7 +41,8 @@ def previous_id(fields: Mapping[str, Any]) -> str | None:
 def referenced_ids(fields: Mapping[str, Any]) -> list[str]:
     """Return the ids of the items that an input refers to; InvalidRequest if one occurs twice."""
     items = fields.get("input")
-    ids = [id for item in items if (id := _reference(item))] if isinstance(items, list) else []
+    found = map(_reference, items) if isinstance(items, list) else ()
+    ids = [id for id in found if id is not None]
     known: set[str] = set()
     for id in ids:
         if id in known:
@@ -55,10 +56,15 @@ def referenced_ids(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _reference(item: object) -> str | None:
-    """Return the id in a reference; None for any other item."""
+    """Return the id in a reference; None for any other item.
+
+    Without a type, only a message is something else: a backend would look for any other item's id
+    among what it has stored for all callers.
+    """
     if not isinstance(item, dict) or not isinstance(item.get("id"), str):
         return None
-    is_one = item.get("type") == "item_reference" or item.keys() == {"id"}
+    kind = item.get("type")
+    is_one = kind == "item_reference" or (kind is None and "role" not in item)
     return str(item["id"]) if is_one else None
 
 
