@@ -132,8 +132,9 @@ def extract_reasoning(message: Mapping[str, Any]) -> str:
 
 def _join_parts(content: object, kind: str) -> str:
     """Join the texts of the parts of a kind, each a string or a list of further texts."""
-    parts = content if isinstance(content, list) else []
-    texts = [p.get(kind) for p in parts if isinstance(p, dict) and p.get("type") == kind]
+    if not isinstance(content, list):
+        return ""
+    texts = [p.get(kind) for p in content if isinstance(p, dict) and p.get("type") == kind]
     return "".join(t if isinstance(t, str) else _join_parts(t, "text") for t in texts)
 
 

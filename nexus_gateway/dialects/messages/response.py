@@ -217,7 +217,8 @@ class MessageEncoder:
         self._begun = True
         for choice in choices(chunk)[:1]:
             self._finish = choice.get("finish_reason") or self._finish
-            self._stopped_at = self._stopped_at or _stopped_at(choice, self.stops)
+            if self.stops:
+                self._stopped_at = self._stopped_at or _stopped_at(choice, self.stops)
             self._take(choice.get("delta") or {})
         return b"".join([*out, *self._flush()])
 
