@@ -271,7 +271,6 @@ STRICT_CASES = [
     for client in CLIENTS
     if name not in ALIKE or client in ("messages", "responses", "chat")
 ]
-each_client = pytest.mark.parametrize("client", CLIENTS)
 
 
 @pytest.mark.proves("F62")
