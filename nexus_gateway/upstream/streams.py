@@ -22,7 +22,8 @@ from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, PluginBro
 from nexus_gateway.provider import CannotServe
 from nexus_gateway.upstream.response import HttpResponse
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import MALFORMED, Chunk, Progress, fold, read_named
+from nexus_gateway.wire.chunks import MALFORMED, Chunk, Progress, fold
+from nexus_gateway.wire.error_objects import read_named
 from nexus_gateway.wire.passthrough import Passthrough
 from nexus_gateway.wire.usage import counted
 

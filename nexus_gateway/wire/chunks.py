@@ -13,7 +13,7 @@ from typing import Any
 
 from nexus_gateway.errors import ErrorEvent
 from nexus_gateway.wire import json_codec
-from nexus_gateway.wire.error_objects import normalise_error
+from nexus_gateway.wire.error_objects import normalise_error, read_stated
 
 Chunk = dict[str, Any]
 
@@ -282,28 +282,6 @@ def raise_error(answer: Mapping[str, Any], *, has_content: bool, is_answer: bool
     states = not is_answer or answer.get("message") or answer.get("detail")
     if says_so or (states and not has_content):
         raise ErrorEvent(read_stated(answer))
-
-
-def read_stated(answer: object) -> dict[str, Any]:
-    """Return the error in an upstream's object: its `error`, its own fields, or a `detail`."""
-    error = (answer.get("error") or answer) if isinstance(answer, dict) else answer
-    if isinstance(error, dict) and not error.get("message") and error.get("detail"):
-        detail = error["detail"]
-        if isinstance(detail, dict):
-            return normalise_error(detail)
-        if isinstance(detail, list):
-            faults = [fault.get("msg") for fault in detail if isinstance(fault, dict)]
-            detail = "; ".join(text for text in faults if isinstance(text, str))
-        return normalise_error({**error, "message": detail})
-    return normalise_error(error)
-
-
-def read_named(data: str) -> dict[str, Any]:
-    """Return the error of an event named `error`: JSON of some shape, or only a text."""
-    try:
-        return read_stated(json_codec.loads(data))
-    except json_codec.JSONError:
-        return normalise_error(data)
 
 
 def is_usage_only(chunk: Mapping[str, Any]) -> bool:

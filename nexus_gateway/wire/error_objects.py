@@ -11,12 +11,14 @@ from nexus_gateway.wire import json_codec
 
 _LONGEST_MESSAGE = 2000
 _MAX_BRACKETS = 200
+_MOST_LEVELS = 8  # of an error around an error
+_STATUSES = ("code", "status", "status_code")  # of HTTP, as some state it beside the error
 _KEY_PREFIX = 8  # of a key: some upstreams quote so much of it, as if it were harmless
 NO_REASON = "The upstream gave no reason."
 
 
 def read_error(body: bytes) -> dict[str, Any] | None:
-    """Return the error of a response's body in OpenAI's shape, whatever its own shape is.
+    """Return the error of a response's body, as `read_stated`.
 
     None if the body is no JSON object: then it comes from no API. One that was cut off is one.
     """
@@ -24,12 +26,57 @@ def read_error(body: bytes) -> dict[str, Any] | None:
         value = json_codec.loads(body)
     except json_codec.JSONError:
         return normalise_error(None) if body.lstrip().startswith((b"{", b"[")) else None
-    if isinstance(value, list) and value:  # Gemini's
-        value = value[0]
-    if not isinstance(value, dict):
-        return None
-    error = value.get("error")
-    return normalise_error(value if error is None else error)
+    first = value[0] if isinstance(value, list) and value else value
+    return read_stated(value) if isinstance(first, dict) else None
+
+
+def read_named(data: str) -> dict[str, Any]:
+    """Return the error of an event named `error`: JSON of some shape, or only a text."""
+    try:
+        return read_stated(json_codec.loads(data))
+    except json_codec.JSONError:
+        return normalise_error(data)
+
+
+def read_stated(stated: object) -> dict[str, Any]:
+    """Return an upstream's error in OpenAI's shape, whatever its own shape is.
+
+    The innermost object that says something is the error, with the status of those around it:
+
+    - `{"error": {"message": …}}` of OpenAI and most, in an array of Gemini's
+    - `{"error": "…", "status": 404}` of Ollama, with a `message` of Spring's
+    - `{"object": "error", "message": …}` of vLLM
+    - `{"detail": "…"}` and `{"detail": [{"msg": …}]}` of FastAPI, as a `message` of Mistral's
+    """
+    error: dict[str, Any] = {}
+    for _ in range(_MOST_LEVELS):
+        if isinstance(stated, list):
+            stated = _listed(stated)
+        if not isinstance(stated, dict):
+            break
+        around = {name: error[name] for name in _STATUSES if name in error}
+        error, stated = {**around, **stated}, _says(stated)
+    if isinstance(stated, str):
+        error["message"] = stated
+    if error.get("code") is None:
+        numbers = (error.get(name) for name in _STATUSES)
+        error["code"] = next((number for number in numbers if type(number) is int), None)
+    return normalise_error(error)
+
+
+def _says(error: Mapping[str, Any]) -> object:
+    """Return what an object says of its error: an object, an array or a text; None if nothing."""
+    inner = error.get("error")
+    named = (error.get(name) for name in ("message", "detail"))
+    says = (inner if not isinstance(inner, str) else None, *named, inner)
+    return next((value for value in says if value and isinstance(value, str | dict | list)), None)
+
+
+def _listed(faults: list[Any]) -> object:
+    """Return FastAPI's faults in one line, or the first item of another array."""
+    texts = [fault.get("msg") for fault in faults if isinstance(fault, dict)]
+    line = "; ".join(text for text in texts if isinstance(text, str))
+    return line or next(iter(faults), None)
 
 
 def plain_text(body: bytes) -> str | None:
@@ -47,16 +94,12 @@ def normalise_error(error: object) -> dict[str, Any]:
         error = {"message": error}
     code = error.get("code")
     known = {
-        "message": (_message(error) or NO_REASON)[:_LONGEST_MESSAGE],
+        "message": (_text_or_none(error.get("message")) or NO_REASON)[:_LONGEST_MESSAGE],
         "type": _text_or_none(error.get("type")) or "upstream_error",
         "param": _text_or_none(error.get("param")),
         "code": None if code is None or isinstance(code, (dict, list)) else str(code),
     }
     return {**(error if _is_shallow(error) else {}), **known}
-
-
-def _message(error: Mapping[str, Any]) -> str | None:
-    return _text_or_none(error.get("message")) or _text_or_none(error.get("detail"))  # FastAPI's
 
 
 def _is_shallow(value: object) -> bool:

@@ -24,12 +24,8 @@ from typing import Any, ClassVar
 
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
 from nexus_gateway.wire import json_codec, sse
-from nexus_gateway.wire.chunks import (
-    Progress,
-    is_usage_only,
-    raise_error,
-    read_named,
-)
+from nexus_gateway.wire.chunks import Progress, is_usage_only, raise_error
+from nexus_gateway.wire.error_objects import read_named
 from nexus_gateway.wire.shapes import TEXT, EventShape, is_utf8
 from nexus_gateway.wire.usage import counted
 

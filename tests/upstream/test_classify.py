@@ -7,7 +7,7 @@ import pytest
 
 from nexus_gateway.provider import Outcome
 from nexus_gateway.upstream.failures import MAX_COOL_DOWN_S, classify
-from nexus_gateway.wire.error_objects import normalise_error, read_error
+from nexus_gateway.wire.error_objects import NO_REASON, normalise_error, read_error, read_named
 
 NOW_S = 1_790_000_000.0
 
@@ -42,17 +42,42 @@ def test_each_failure_is_classified(status: int, error: dict[str, Any], outcome:
     assert (verdict.park_s == 10) == (outcome is Outcome.RATE_LIMITED)
 
 
+FAULTS = b'[{"loc": ["body", "n"], "msg": "m", "type": "missing"}, {"msg": "too"}]'
+
+
 @pytest.mark.parametrize(
     ("body", "message", "code"),
     [
         (b'{"error": {"message": "m", "code": 42}}', "m", "42"),
+        (b'{"type": "error", "error": {"type": "x", "message": "m"}}', "m", None),
+        (b'{"error": {"message": "m"}, "message": "not m"}', "m", None),
         (b'{"error": "plain"}', "plain", None),
+        (b'{"error": "plain", "code": 404}', "plain", "404"),
+        (b'{"status": 429, "error": "Too Many Requests", "message": "m"}', "m", "429"),
+        (b'{"status_code": 503, "message": "m"}', "m", "503"),
+        (b'{"error": {"message": "m"}, "status": 404}', "m", "404"),
+        (b'{"error": {"message": "m", "code": 400, "status": "INVALID"}}', "m", "400"),
+        (b'{"error": {"message": "m", "code": "gone"}, "status": 404}', "m", "gone"),
+        (b'{"error": true, "message": "m"}', "m", None),
+        (b'{"error": {"error": {"message": "m"}}}', "m", None),
         (b'[{"error": {"message": "m"}}]', "m", None),
+        (b'{"error": [{"message": "m"}]}', "m", None),
         (b'{"object": "error", "message": "m", "code": null}', "m", None),
-        (b'{"error": {}}', "The upstream gave no reason.", None),
+        (b'{"message": {"detail": %b}, "code": 422}' % FAULTS, "m; too", "422"),
+        (b'{"detail": %b}' % FAULTS, "m; too", None),
+        (FAULTS, "m; too", None),
         (b'{"detail": "Unauthorized"}', "Unauthorized", None),
-        (b'{"error": {"message": "cut o', "The upstream gave no reason.", None),
+        (b'{"detail": {"message": "m", "code": "c"}}', "m", "c"),
+        (b'{"detail": {"error": {"message": "m"}}}', "m", None),
+        (b'{"error": {"detail": "m"}}', "m", None),
+        (b'{"error": {}}', NO_REASON, None),
+        (b'{"error": {"message": ""}}', NO_REASON, None),
+        (b'{"error": {"message": 5}}', NO_REASON, None),
+        (b'{"detail": []}', NO_REASON, None),
+        (b"{}", NO_REASON, None),
+        (b'{"error": {"message": "cut o', NO_REASON, None),
         (b'{"error": {"message": "m", "code": {}, "type": 5, "param": []}}', "m", None),
+        (b'{"error": ' * 100 + b"{}" + b"}" * 100, NO_REASON, None),
     ],
 )
 def test_errors_have_one_shape(body: bytes, message: str, code: str | None) -> None:
@@ -60,6 +85,13 @@ def test_errors_have_one_shape(body: bytes, message: str, code: str | None) -> N
     assert error is not None
     assert (error["message"], error["code"], error["param"]) == (message, code, None)
     assert isinstance(error["type"], str)
+    if body.endswith((b"}", b"]")):  # in a stream as well
+        assert read_named(body.decode()) == error
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b'"x"', b"5", b"null", b'["x"]', b"<html>"])
+def test_what_is_no_json_object_comes_from_no_api(body: bytes) -> None:
+    assert read_error(body) is None
 
 
 def test_extra_fields_of_an_error_are_kept() -> None:
