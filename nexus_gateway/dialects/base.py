@@ -20,6 +20,9 @@ from nexus_gateway.wire import sse
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.passthrough import Passthrough
 
+# The header of a count of tokens that is the gateway's estimate.
+ESTIMATE = "X-Nexus-Estimate"
+
 
 class InvalidAnswer(Exception):
     """A 2xx response whose body is not an answer; the text, which is ours, describes it."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from aiohttp import HttpVersion11, web
 
-from nexus_gateway.dialects.base import Dialect, FullResponse
+from nexus_gateway.dialects.base import ESTIMATE, Dialect, FullResponse
 from nexus_gateway.proxy.context import CallerGone, RequestContext
 from nexus_gateway.proxy.hook_runner import RequestHooks
 from nexus_gateway.upstream.streams import AnswerStream, RawWriter
@@ -30,8 +30,7 @@ from nexus_gateway.web.request import EXPLAIN, REQUEST_ID, request_id
 from nexus_gateway.wire import sse
 
 _EXPOSED = (
-    "X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, X-Nexus-Estimate, "
-    "Server-Timing"
+    f"X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, {ESTIMATE}, Server-Timing"
 )
 _STREAM_HEAD = {
     "Content-Type": "text/event-stream; charset=utf-8",

@@ -47,8 +47,11 @@ async def test_tokens_are_estimated_if_no_backend_counts_them(upstream: FakeUpst
         for content in ("Hi", "Hi " * 1000, [{**IMAGE, "source": {**PNG, "data": "A" * 99_999}}]):
             messages = [{"role": "user", "content": content}]
             raw = client.messages.with_raw_response
-            response = await raw.count_tokens(model=ASK["model"], messages=messages)
-            assert response.headers["x-nexus-estimated"] == "true"
+            response = await raw.count_tokens(
+                model=ASK["model"], messages=messages, extra_headers={"Origin": "https://page"}
+            )
+            assert response.headers["x-nexus-estimate"] == "true"
+            assert "X-Nexus-Estimate" in response.headers["access-control-expose-headers"]
             counts.append((await response.parse()).input_tokens)
     assert 0 < counts[0] < 30
     assert 700 < counts[1] < 1000

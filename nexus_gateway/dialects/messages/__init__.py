@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.dialects.base import (
+    ESTIMATE,
     Dialect,
     FullResponse,
     InvalidAnswer,
@@ -28,15 +29,13 @@ from nexus_gateway.wire.carried import plain_id
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
 from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough
-from nexus_gateway.wire.usage import count
+from nexus_gateway.wire.usage import count, estimated_tokens
 
 # The caller's headers for the version and for beta features are sent along with its body.
 VERSION = "anthropic-version"
 _FORWARDED = (VERSION, "anthropic-beta")
 _SAFE_VALUE = re.compile(r"[ -~]{1,1000}")
-ESTIMATED = "X-Nexus-Estimated"
-_BYTES_PER_TOKEN = 4
-_TOKENS_PER_FILE = 1600  # a picture of Anthropic's largest size
+_COUNTED = ("system", "messages", "tools")
 _IDS = {"tool_use": "id", "tool_result": "tool_use_id"}
 _THINKING_TYPES = frozenset({"enabled", "adaptive", "between_tools"})
 _ERROR_TYPES = {
@@ -160,8 +159,9 @@ class CountTokens(Messages):
 
     def own_answer(self, request: Request) -> FullResponse:
         assert isinstance(request.native, Body)
-        counted = json_codec.dumps({"input_tokens": _estimate(request.native.fields)})
-        return FullResponse(counted, headers={ESTIMATED: "true"})
+        fields = request.native.fields
+        tokens = estimated_tokens([fields.get(name) for name in _COUNTED])
+        return FullResponse(json_codec.dumps({"input_tokens": tokens}), headers={ESTIMATE: "true"})
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         count = parse_answer(body, "input_tokens").get("input_tokens")
@@ -216,25 +216,6 @@ def _shows_image(message: Mapping[str, Any]) -> bool:
     return any(block["type"] == "image" for block in blocks) or any(
         isinstance(source, dict) and source.get("type") == "content" for source in sources
     )
-
-
-def _estimate(fields: Mapping[str, Any]) -> int:
-    """Return about how many tokens a request has, by the size of what a model reads of it."""
-    files = 0
-
-    def readable(value: Any) -> Any:
-        nonlocal files
-        if isinstance(value, list):
-            return [readable(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if value.get("type") == "base64":
-            files += 1
-            return None
-        return {name: readable(inner) for name, inner in value.items()}
-
-    read = [readable(fields.get(name)) for name in ("system", "messages", "tools")]
-    return len(json_codec.dumps(read)) // _BYTES_PER_TOKEN + files * _TOKENS_PER_FILE
 
 
 def _wants_thinking(request: Request) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from nexus_gateway.dialects.base import ESTIMATE
 from nexus_gateway.dialects.body import Body
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.responses.references import is_id, no_response
@@ -17,7 +18,6 @@ from nexus_gateway.web.request import json_response, read_body
 from nexus_gateway.wire import json_codec
 from nexus_gateway.wire.usage import estimated_tokens
 
-ESTIMATE = "X-Nexus-Estimate"
 _COUNTED = ("instructions", "input", "tools", "text")
 _MOST_ITEMS = 100
 
