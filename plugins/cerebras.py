@@ -20,6 +20,11 @@ _UNKNOWN = (
     *("frequency_penalty", "logit_bias", "metadata", "presence_penalty", "prompt_cache_key"),
     *("prompt_cache_options", "prompt_cache_retention", "safety_identifier", "store", "verbosity"),
 )
+# https://inference-docs.cerebras.ai/capabilities/reasoning, 2026-11-30.
+_EFFORTS = {
+    "gpt-oss-.*": ("low", "medium", "high"),
+    "qwen-.*": ("none", "low", "medium", "high"),
+}
 
 
 class Cerebras(Provider):
@@ -35,9 +40,9 @@ class Cerebras(Provider):
         Reasoning("reasoning"),
         KnownFields(also=("reasoning",), without=("audio", "function_call", "refusal")),
         SystemFirst(),
-        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),  # its API reference, `tools`
         WholeSchemas(),
-        Effort({"minimal": "low", "xhigh": "high", "max": "high"}, models="gpt-oss-.*"),
+        Effort(_EFFORTS),
     )
     models = (
         Model("gpt-oss-120b", context=131_072),

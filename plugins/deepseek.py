@@ -27,8 +27,9 @@ class DeepSeek(Provider):
         RenameRoles({"developer": "system"}),
         Reasoning(missing=" "),
         KnownFields(also=("prefix", "reasoning_content")),
-        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
-        Effort({}),  # it takes all of them
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),  # its API reference, `tools`
+        # https://api-docs.deepseek.com/guides/thinking_mode: thinking is not turned off by it.
+        Effort({".*": ("minimal", "low", "medium", "high", "xhigh", "max")}),
     )
     models = (
         Model("deepseek-flash", context=1_000_000, images=True),

@@ -34,7 +34,7 @@ class Fireworks(Provider):
         KnownFields(also=("reasoning_content",)),
         SystemFirst(),
         ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
-        Effort({"minimal": "low"}),
+        Effort({".*": ("none", "low", "medium", "high", "xhigh", "max")}),
     )
     models = (
         Model(_PREFIX + "deepseek-v4p1-flash", context=1_048_576, images=True),

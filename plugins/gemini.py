@@ -29,6 +29,9 @@ _UNKNOWN = (
     *("service_tier", "store", "user", "verbosity"),
 )
 _SIGNATURE = ("extra_content", "google", "thought_signature")
+# https://ai.google.dev/gemini-api/docs/openai#thinking: only these can be told not to reason.
+_MINIMAL_TO_HIGH = ("minimal", "low", "medium", "high")
+_EFFORTS = {r"gemini-2\.5-flash.*": ("none", *_MINIMAL_TO_HIGH), ".*": _MINIMAL_TO_HIGH}
 
 _WRONG_KEY = re.compile(rb'"reason"\s*:\s*"API_KEY_INVALID"')
 
@@ -46,8 +49,9 @@ class Gemini(Provider):
         DropFields(_UNKNOWN),
         CallSignatures(_SIGNATURE, "skip_thought_signature_validator"),
         KnownFields(also=("extra_content",), without=("audio", "function_call", "refusal")),
-        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
-        Effort({"xhigh": "high", "max": "high"}),
+        # https://ai.google.dev/api/caching#FunctionDeclaration
+        ToolNames("[a-zA-Z_][a-zA-Z0-9_-]{0,63}", 64),
+        Effort(_EFFORTS),
     )
     models = (
         Model("gemini-3.5-flash-lite", context=1_048_576, images=True),

@@ -15,8 +15,11 @@ from nexus_gateway.provider import (
     WholeSchemas,
 )
 
-# https://console.groq.com/docs/reasoning; other models have another set of efforts, or none.
-_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+# https://console.groq.com/docs/reasoning; other models have none.
+_EFFORTS = {
+    "openai/gpt-oss-.*": ("low", "medium", "high"),
+    "qwen/.*": ("none", "default"),
+}
 _UNKNOWN = (
     *("metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *("safety_identifier", "store", "verbosity"),
@@ -35,9 +38,9 @@ class Groq(Provider):
         DropFields(_UNKNOWN),
         Reasoning("reasoning"),
         KnownFields(also=("reasoning",), without=("audio", "refusal")),
-        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),  # its API reference, `tools`
         WholeSchemas(),
-        Effort(_EFFORTS, models="openai/gpt-oss-.*"),
+        Effort(_EFFORTS),
     )
     models = (
         Model("openai/gpt-oss-120b", context=131_072, max_output=65_536),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from nexus_gateway.provider import (
     CallIds,
     DropFields,
+    Effort,
     KnownFields,
     Model,
     Outcome,
@@ -22,6 +23,11 @@ _UNKNOWN = (
     *("logit_bias", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     *("safety_identifier", "service_tier", "store", "stream_options", "user", "verbosity"),
 )
+# https://docs.mistral.ai/inference/conversations/reasoning, 2026-11-30; others have none.
+_EFFORTS = {
+    "mistral-(small|medium)-.*": ("none", "high"),
+    "mistral-large-4-.*": ("low", "medium", "high"),
+}
 
 
 class Mistral(Provider):
@@ -39,7 +45,8 @@ class Mistral(Provider):
             also=("prefix", "thinking"), without=("audio", "function_call", "name", "refusal")
         ),
         CallIds("[a-zA-Z0-9]{9}", 9),
-        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),  # its OpenAPI document
+        Effort(_EFFORTS),
     )
     models = (
         Model("mistral-medium-latest", context=262_144, images=True),

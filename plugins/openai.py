@@ -16,6 +16,19 @@ from nexus_gateway.provider import (
     WholeSchemas,
 )
 
+# https://developers.openai.com/api/docs/guides/reasoning and the pages of the models, 2026-11-30.
+_UP_TO_HIGH = ("low", "medium", "high")
+_EFFORTS = {
+    r"o\d.*|gpt-5-codex.*|gpt-5\.1-codex(-mini)?": _UP_TO_HIGH,
+    r"gpt-5-pro.*": ("high",),
+    r"gpt-5\.\d-pro.*": ("medium", "high", "xhigh"),
+    r"gpt-5(\.\d)?-chat.*": ("medium",),
+    r"gpt-5(-mini|-nano)?(-\d.*)?": ("minimal", *_UP_TO_HIGH),
+    r"gpt-5\.1(-\d.*)?": ("none", *_UP_TO_HIGH),
+    r"gpt-5\.\d-codex.*": (*_UP_TO_HIGH, "xhigh"),
+    r"gpt-5\.[2-5].*": ("none", *_UP_TO_HIGH, "xhigh"),
+    r"gpt-([6-9]|5\.).*": ("none", *_UP_TO_HIGH, "xhigh", "max"),
+}
 # These reason by default, and refuse tools on chat completions unless reasoning is off.
 _NO_TOOLS_WITH_REASONING = ("gpt-5.6", "gpt-6-sol", "gpt-6-luna", "gpt-6.1-terra")
 
@@ -32,9 +45,9 @@ class OpenAI(Provider):
         RenameFields({"max_tokens": "max_completion_tokens"}),  # reasoning models know only that
         KnownFields(),
         CallIds(".{1,40}", 40),
-        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),  # API reference, "Create chat completion"
         WholeSchemas(),
-        Effort({"max": "xhigh"}, models=r"o\d.*|gpt-[5-9].*"),
+        Effort(_EFFORTS),
     )
     models = (
         Model("gpt-6.1-terra", context=1_050_000, images=True),

@@ -23,9 +23,10 @@ class OpenRouter(Provider):
     adaptations = (
         Reasoning("reasoning"),
         KnownFields(also=("cache_control", "images", "reasoning", "reasoning_details")),
-        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+        ToolNames("[a-zA-Z0-9_-]{1,64}", 64),  # of most models behind it
         WholeSchemas(),
-        Effort({"max": "xhigh"}),
+        # https://openrouter.ai/docs/use-cases/reasoning-tokens: it finds what each model takes.
+        Effort({".*": ("none", "minimal", "low", "medium", "high", "xhigh", "max")}),
     )
     models = (
         Model("openrouter/free", context=200_000, images=True),

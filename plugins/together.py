@@ -24,10 +24,7 @@ class Together(Provider):
         Reasoning("reasoning"),  # of its OpenAPI document, 2026-11-30
         KnownFields(also=("reasoning",)),
         ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
-        Effort(
-            {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"},
-            models="openai/gpt-oss-.*",
-        ),
+        Effort({"openai/gpt-oss-.*": ("low", "medium", "high")}),
     )
     models = (
         Model("deepseek-ai/DeepSeek-V4.1-Flash", context=1_048_576),

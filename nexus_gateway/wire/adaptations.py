@@ -46,8 +46,15 @@ _SYSTEM_ROLES = ("system", "developer")
 _LENGTHS = ("max_tokens", "max_completion_tokens")
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]")
+_NO_FIRST = re.compile(r"^(?=[^a-zA-Z_])")  # names begin with a letter or `_`
 _NAME_DIGEST = 8
 _NAMED = ("function", "custom")
+_EFFORT = "reasoning_effort"
+# By their size; `default`, the model's own, is Groq's.
+_EFFORTS = {
+    **{"none": 0, "minimal": 1, "low": 2, "medium": 3, "default": 3},
+    **{"high": 4, "xhigh": 5, "max": 6},
+}
 _IMAGES = frozenset({"image_url", "input_image", "image"})
 _IMAGE_LEFT_OUT = {"type": "text", "text": "(An image was left out: this model takes none.)"}
 # Where a schema has values of the tool's own, which may look like schemas.
@@ -247,8 +254,8 @@ class ToolNames(Adaptation):
     A name that fits stays. Another one is cut, and ends in a digest of the whole.
 
     Args:
-        fits: a regular expression of whole names that the backend accepts; among them all of
-            `length` letters, digits, `_` and `-`.
+        fits: a regular expression of whole names that the backend accepts; among them all up to
+            `length` letters, digits, `_` and `-` that begin with a letter or `_`.
         length: of the longest name.
     """
 
@@ -283,7 +290,8 @@ class ToolNames(Adaptation):
             return {}
         taken, given = names.difference(misfits), dict[str, str]()
         for name in sorted(misfits):
-            start = _NOT_IN_NAMES.sub("_", name)[: self.length - _NAME_DIGEST - 1]
+            start = _NO_FIRST.sub("_", _NOT_IN_NAMES.sub("_", name))
+            start = start[: self.length - _NAME_DIGEST - 1]
             candidates = (f"{start}_{digest}" for digest in _digests(name, _NAME_DIGEST))
             given[name] = next(new for new in candidates if new not in taken)
             taken.add(given[name])
@@ -319,24 +327,29 @@ class WholeSchemas(Adaptation):
 
 @dataclass(frozen=True)
 class Effort(Adaptation):
-    """Name the effort of reasoning as the backend does.
+    """Ask for an effort of reasoning that the model takes: the nearest, of two the larger.
 
     A caller of another dialect may only hint at it: a backend without this never gets such a hint.
 
     Args:
-        names: the backend's name of each effort that it calls otherwise.
-        models: a regular expression of the models that know an effort; for others it is left out.
+        taken: the efforts that models take, by a regular expression of their whole names, of which
+            the first that matches counts. For other models the effort is left out.
     """
 
-    names: Mapping[str, str]
-    models: str = ".*"
+    taken: Mapping[str, Sequence[str]]
 
     def adapt(self, chat: Chat) -> Chat:
-        if not re.fullmatch(self.models, str(chat.get("model"))):
-            return drop_fields(chat, "reasoning_effort")
-        effort = chat.get("reasoning_effort")
-        known = self.names.get(effort, effort) if isinstance(effort, str) else effort
-        return chat if known is effort else {**chat, "reasoning_effort": known}
+        if _EFFORT not in chat:
+            return chat
+        effort, model = chat[_EFFORT], str(chat.get("model"))
+        taken = next((t for names, t in self.taken.items() if re.fullmatch(names, model)), None)
+        if taken is None:
+            return drop_fields(chat, _EFFORT)
+        size = _EFFORTS.get(effort) if isinstance(effort, str) else None
+        if size is None or effort in taken:
+            return chat
+        nearest = min(taken, key=lambda name: (abs(_EFFORTS[name] - size), -_EFFORTS[name]))
+        return {**chat, _EFFORT: nearest}
 
 
 @dataclass(frozen=True)

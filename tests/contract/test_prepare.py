@@ -12,6 +12,7 @@ from nexus_gateway.provider import (
     Account,
     Outcome,
     Provider,
+    adapted,
     drop_fields,
     rename_fields,
     rename_roles,
@@ -61,8 +62,6 @@ def test_a_field_that_already_exists_keeps_its_value() -> None:
         ("openai", {"tools": [1], "reasoning_effort": "low"}, {"tools": [1], **NO_EFFORT}),
         ("openai", {"model": "gpt-5.4-mini", "reasoning_effort": "max"}, XHIGH),
         ("openai", {"model": "gpt-4o", "reasoning_effort": "low"}, {"model": "gpt-4o"}),
-        ("groq", {"reasoning_effort": "xhigh"}, {"reasoning_effort": "high"}),
-        ("groq", {"model": "qwen/qwen3.8-27b", "reasoning_effort": "high"}, {}),
         ("groq", {"model": "groq/compound", "max_tokens": 32_000}, {"max_tokens": 8_192}),
         ("openai", {"model": "gpt-5.4-mini", "tools": [1]}, None),
         ("azure", {"max_tokens": 5}, {"max_completion_tokens": 5}),
@@ -94,6 +93,49 @@ async def test_a_backend_gets_its_own_fields(
         "stream": False,
     }
     assert received.body == expected_body
+
+
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("openai", "gpt-6.1-terra", "none low low medium high xhigh max"),
+        ("openai", "gpt-5.6-sol", "none low low medium high xhigh max"),
+        ("openai", "gpt-5.4-mini", "none low low medium high xhigh xhigh"),
+        ("openai", "gpt-5.2-pro", "medium medium medium medium high xhigh xhigh"),
+        ("openai", "gpt-5.3-codex", "low low low medium high xhigh xhigh"),
+        ("openai", "gpt-5.1-2025-11-13", "none low low medium high high high"),
+        ("openai", "gpt-5.1-codex", "low low low medium high high high"),
+        ("openai", "gpt-5-mini", "minimal minimal low medium high high high"),
+        ("openai", "gpt-5-pro", "high high high high high high high"),
+        ("openai", "o4-mini", "low low low medium high high high"),
+        ("openai", "gpt-4.1", ""),
+        ("groq", "openai/gpt-oss-20b", "low low low medium high high high"),
+        ("groq", "qwen/qwen3.8-27b", "none none default default default default default"),
+        ("groq", "groq/compound", ""),
+        ("gemini", "gemini-3.8-flash", "minimal minimal low medium high high high"),
+        ("gemini", "gemini-2.5-flash", "none minimal low medium high high high"),
+        ("openrouter", "any/model", "none minimal low medium high xhigh max"),
+        ("cerebras", "gpt-oss-120b", "low low low medium high high high"),
+        ("cerebras", "qwen-3.8-27b", "none low low medium high high high"),
+        ("mistral", "mistral-small-latest", "none none high high high high high"),
+        ("mistral", "codestral-latest", ""),
+        ("deepseek", "deepseek-flash", "minimal minimal low medium high xhigh max"),
+        ("together", "openai/gpt-oss-120b", "low low low medium high high high"),
+        ("fireworks", "any", "none low low medium high xhigh max"),
+    ],
+)
+@pytest.mark.parametrize("translated", [False, True], ids=["chat", "translated"])
+def test_a_model_is_asked_for_an_effort_that_it_takes(
+    name: str, model: str, expected: str, translated: bool
+) -> None:
+    provider = load(name)()
+    chats = [{**CHAT, "model": model, "reasoning_effort": effort} for effort in EFFORTS]
+    sent = [adapted(provider, chat, translated=translated) for chat in chats]
+    efforts = [chat["reasoning_effort"] for chat in sent if "reasoning_effort" in chat]
+    assert efforts == expected.split()
 
 
 @pytest.mark.parametrize(

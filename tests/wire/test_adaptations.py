@@ -45,9 +45,10 @@ ADAPTATIONS: list[Adaptation] = [
     SystemFirst(),
     CapOutput({"m": 100}),
     ToolNames("[a-zA-Z0-9_-]{1,64}", 64),
+    ToolNames("[a-zA-Z_][a-zA-Z0-9_-]{0,19}", 20),
     WholeSchemas(),
-    Effort({"max": "high"}),
-    Effort({}, models="other"),
+    Effort({"m": ("low", "high")}),
+    Effort({"other": ("low",)}),
 ]
 each = pytest.mark.parametrize("adaptation", ADAPTATIONS, ids=repr)
 
@@ -310,16 +311,19 @@ def test_the_length_of_an_answer_is_limited() -> None:
 
 LONG = "mcp__" + "a" * 70
 TOOL_NAMES = st.lists(
-    st.sampled_from(["f", "a.b", "a_b", LONG, LONG + "b", LONG + "c"])
-    | st.text("aé.b", min_size=1, max_size=9).map(lambda text: text * 12),
+    st.sampled_from(["f", "1f", "a.b", "a_b", LONG, LONG + "b", LONG + "c"])
+    | st.text("aé.b1", min_size=1, max_size=9).map(lambda text: text * 12),
     unique=True,
 )
 # With names this short, cut ones often begin alike.
 SHORT_NAMES = ToolNames("[a-zA-Z0-9_-]{1,10}", 10)
 
 
+LETTER_FIRST = ToolNames("[a-zA-Z_][a-zA-Z0-9_-]{0,63}", 64)
+
+
 @pytest.mark.parametrize(
-    "adaptation", [SHORT_NAMES, ToolNames("[a-zA-Z0-9_-]{1,64}", 64)], ids=repr
+    "adaptation", [SHORT_NAMES, LETTER_FIRST, ToolNames("[a-zA-Z0-9_-]{1,64}", 64)], ids=repr
 )
 @given(names=TOOL_NAMES, called=st.lists(st.integers(0, 99), max_size=5))
 def test_names_fit_differ_and_come_back(
@@ -376,8 +380,27 @@ def test_objects_get_their_properties_and_values_stay() -> None:
     }
 
 
-def test_an_effort_has_the_name_of_the_backend() -> None:
-    effort = Effort({"max": "high"}, models="thinker-.*")
-    asked = {"model": "thinker-1", "reasoning_effort": "max"}
-    assert effort.adapt(asked) == {**asked, "reasoning_effort": "high"}
-    assert effort.adapt({**asked, "model": "talker"}) == {"model": "talker"}
+@pytest.mark.parametrize(
+    ("model", "asked", "expected"),
+    [
+        ("thinker-1", "low", "low"),
+        ("thinker-1", "max", "high"),
+        ("thinker-1", "none", "low"),
+        ("thinker-1", "a new one", "a new one"),
+        ("thinker-1", None, None),
+        ("thinker-1", ["low"], ["low"]),
+        ("switch", "minimal", "none"),
+        ("switch", "low", "default"),
+        ("switch", "high", "default"),
+        ("gap", "medium", "high"),
+    ],
+)
+def test_an_effort_is_one_that_the_model_takes(model: str, asked: Any, expected: Any) -> None:
+    taken = {
+        "thinker-.*": ("low", "medium", "high"),
+        "switch": ("none", "default"),
+        "gap": ("low", "high"),
+    }
+    chat = {"model": model, "reasoning_effort": asked}
+    assert Effort(taken).adapt(chat) == {**chat, "reasoning_effort": expected}
+    assert Effort(taken).adapt({**chat, "model": "talker"}) == {"model": "talker"}
