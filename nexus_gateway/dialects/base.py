@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self
 
 from nexus_gateway.dialects.body import Body
@@ -83,6 +83,13 @@ class Request:
         copied = object.__new__(type(self))
         copied.__dict__.update(self.__dict__, trace={**self.trace, **trace})
         return copied
+
+    def limited(self, tokens: int) -> Self:
+        """Return it for an answer of no more tokens; itself if it asks for no more."""
+        native = self.native.limited(tokens) if isinstance(self.native, Body) else self.native
+        chat = None if self.chat is None else self.chat.limited(tokens)
+        is_same = native is self.native and chat is self.chat
+        return self if is_same else replace(self, native=native, chat=chat)
 
     @property
     def lacks_usage(self) -> bool:

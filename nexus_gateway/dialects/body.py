@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.wire import json_codec
+from nexus_gateway.wire.adaptations import cap_output
 
 T = TypeVar("T")
 
@@ -64,6 +65,11 @@ class Body:
             options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
             return {_OPTIONS: options}
         return {_OPTIONS: options} if _OPTIONS in self.fields else {}
+
+    def limited(self, tokens: int) -> Body:
+        """Return a body that asks for an answer of no more tokens; itself if it does already."""
+        fields = cap_output(self.fields, tokens)
+        return self if fields is self.fields else Body(fields, self._stream)
 
     def with_model(self, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
         """Return the fields for a provider; `usage` as in `encode`."""

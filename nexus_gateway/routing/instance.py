@@ -306,13 +306,14 @@ class Deployment:
 
     Attributes:
         total_requests: this process's.
+        max_output: the longest answer in tokens, as a refusal of the backend has named it; else 0.
         last_reason: why its last request failed; None if one has succeeded since.
     """
 
     def __init__(self, instance: Instance, model: str, clock: Callable[[], float]) -> None:
         self.instance = instance
         self.model = model
-        self.total_requests = 0
+        self.total_requests = self.max_output = 0
         self.breaker = Breaker(clock)
         self.health = Health(clock)
         self.quotas = Quotas(clock)

@@ -50,6 +50,7 @@ from nexus_gateway.upstream.failures import (
     refusal,
     rejects_stream_options,
 )
+from nexus_gateway.upstream.meanings import output_limit
 from nexus_gateway.upstream.response import HttpResponse, read_up_to
 from nexus_gateway.upstream.streams import (
     AnswerStream,
@@ -74,7 +75,6 @@ _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "tex
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 Build = Callable[..., HttpRequest]
 NO_NAMES: Mapping[str, str] = {}
-NO_ERROR: Mapping[str, Any] = {}
 # A larger answer is parsed in a thread, as all other requests would have to wait.
 _PARSED_AT_ONCE = 1024 * 1024
 
@@ -192,15 +192,17 @@ class Upstream:
             response = await self._open(deployment, request, chat_request)
             return response, chat_chunks(response, heartbeat)
         answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), shown)
-        chat = _chat(instance, request, model, stream=True)
-        with plugin_errors(instance):
-            chat = adapted(provider, chat, translated=request.dialect.endpoint != CHAT)
-            call = Call(chat, instance.account)
-            if isinstance(provider, InProcess):
-                return None, provider.generate(call, answer)
-            http = provider.encode(call)
-            http = replace(http, headers={**provider.headers, **http.headers})
-        response = await send(self._client, deployment, http, request.trace)
+        if isinstance(provider, InProcess):
+            with plugin_errors(instance):
+                return None, provider.generate(_call(instance, model, request), answer)
+        if deployment.max_output:
+            request = request.limited(deployment.max_output)
+        try:
+            http = _encode(provider, instance, model, request)
+            response = await send(self._client, deployment, http, request.trace)
+        except AttemptFailed as failed:
+            http = _encode(provider, instance, model, _easier(deployment, request, failed))
+            response = await send(self._client, deployment, http, request.trace)
         try:
             with plugin_errors(instance):
                 return response, provider.stream(events(response, heartbeat), answer)
@@ -214,13 +216,17 @@ class Upstream:
         """Ask for a stream, and for its usage if only the caller does not ask for that."""
         instance = deployment.instance
         usage = usage and self._asks_usage and instance.asks_usage and request.lacks_usage
+        if deployment.max_output:
+            request = request.limited(deployment.max_output)
         http = build(instance, deployment.model, request, usage=usage)
         try:
             response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
             if usage and rejects_stream_options(failed.verdict):
                 return await self._open_without_usage(deployment, request, build)
-            raise
+            easier = _easier(deployment, request, failed)
+            http = build(instance, deployment.model, easier, usage=usage)
+            response = await send(self._client, deployment, http, request.trace)
         if response.content_type in _STREAM_TYPES:
             return response
         response.close()
@@ -255,14 +261,14 @@ class Upstream:
         native = request.can_pass_through(provider.endpoints) and not names
         if not native and isinstance(provider, Translator | InProcess):
             return await self._fold(deployment, request, names)
-        http = (native_request if native else chat_request)(instance, model, request)
+        build = native_request if native else chat_request
+        if deployment.max_output:
+            request = request.limited(deployment.max_output)
+        http = build(instance, model, request)
         try:
             response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
-            easier = dialect.easier(request, failed.verdict.error or NO_ERROR)
-            if easier is None or failed.verdict.outcome is not Outcome.REFUSED:
-                raise
-            http = native_request(instance, model, easier)
+            http = build(instance, model, _easier(deployment, request, failed))
             response = await send(self._client, deployment, http, request.trace)
         limit = (dialect if native else CHAT_COMPLETIONS).longest_answer
         body = await read_full(response, limit)
@@ -325,9 +331,39 @@ def chat_request(
     return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
 
 
-def _chat(instance: Instance, request: Request, model: str, *, stream: bool) -> Mapping[str, Any]:
+def _call(instance: Instance, model: str, request: Request) -> Call:
+    """Build the call of a plugin that translates chats."""
     assert request.chat is not None
-    return _shown(instance, request, request.chat.with_model(model, stream=stream))
+    chat = _shown(instance, request, request.chat.with_model(model, stream=True))
+    translated = request.dialect.endpoint != CHAT
+    return Call(adapted(instance.provider, chat, translated=translated), instance.account)
+
+
+def _encode(provider: Translator, instance: Instance, model: str, request: Request) -> HttpRequest:
+    with plugin_errors(instance):
+        http = provider.encode(_call(instance, model, request))
+        return replace(http, headers={**provider.headers, **http.headers})
+
+
+def _easier(deployment: Deployment, request: Request, failed: AttemptFailed) -> Request:
+    """Return a request without what a backend has refused of it; else raise the failure.
+
+    A backend that names its longest answer gets no requests for longer ones any more.
+    """
+    error = failed.verdict.error
+    if error is None or failed.verdict.outcome is not Outcome.REFUSED:
+        raise failed
+    limit = output_limit(error)
+    easier = request.dialect.easier(request, error) if limit is None else request.limited(limit[0])
+    if easier is None or easier is request:
+        raise failed
+    if limit is not None and limit.is_of_model:
+        deployment.max_output = limit.tokens
+        logger.info(
+            "%s answers in at most %d tokens: requests for more are lowered",
+            *(deployment.label, limit.tokens),
+        )
+    return easier
 
 
 def _shown(instance: Instance, request: Request, chat: Mapping[str, Any]) -> Mapping[str, Any]:

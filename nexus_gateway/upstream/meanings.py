@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nexus_gateway.provider import Outcome, Scope
 
@@ -190,6 +190,74 @@ MEANINGS = (
     _NO_ACCESS_TO_MODEL,
     _BACKEND_LIMIT,
 )
+
+# What refusals say of the longest answer, in OpenAI's, Groq's, Anthropic's, DeepSeek's and Google's
+# words, and in Pydantic's.
+_NAME = r"max[_ ]?(?:completion|output|new)?[_ ]?tokens"
+_NAMES_LENGTH = re.compile(rf"{_NAME}|output tokens|the (?:completion|output)\b", re.IGNORECASE)
+_LONGEST = re.compile(
+    r"(?:less than or equal to|at most|<=|> (?=\d+, which is the maximum)|"
+    r"range of max_tokens (?:is|should be) \[\d+,)\W{0,3}(\d+)|to (\d+) \(exclusive\)",
+    re.IGNORECASE,
+)
+# Of these alone it is certain that they quote no caller.
+_BEGINS_WITH_LENGTH = re.compile(
+    rf"(?:invalid |range of |unable to submit request because it has a )?\W?{_NAME}\b",
+    re.IGNORECASE,
+)
+# What a context window leaves: in words of OpenAI, OpenRouter, vLLM and SGLang, of Together, and of
+# Anthropic.
+_WINDOW = re.compile(
+    r"context (?:length|window|size)\D{1,20}(\d+)|"
+    r"`inputs` tokens \+ `max_new_tokens` must be <= (\d+)"
+)
+_TOTAL = re.compile(r"(?:requested|total of)(?: about| at least)? (\d+) tokens")
+_OUTPUT = re.compile(r"(\d+) (?:(?:tokens for|in) the (?:completion|output)|output tokens)")
+_INPUT = re.compile(r"(\d+) (?:input|`inputs`) tokens")
+_SUM = re.compile(r"context limit: (\d+) \+ \d+ > (\d+)")
+# If less is left for the answer, the prompt is too long.
+_SHORTEST_OUTPUT = 256
+
+
+class OutputLimit(NamedTuple):
+    """The longest answer that a backend gives, in tokens.
+
+    Args:
+        is_of_model: whether it applies to other requests as well.
+    """
+
+    tokens: int
+    is_of_model: bool
+
+
+def output_limit(error: Mapping[str, Any]) -> OutputLimit | None:
+    """Return the longest answer that a refusal names; None if it concerns something else.
+
+    Args:
+        error: in OpenAI's shape.
+    """
+    message = error["message"]
+    if not _NAMES_LENGTH.search(f"{message} {error.get('param')} {error.get('detail')}"):
+        return None
+    if (summed := _SUM.search(message)) or _WINDOW.search(message):
+        tokens = int(summed[2]) - int(summed[1]) if summed else _left_of_window(message)
+        is_of_model = False
+    else:
+        tokens = _first_number(_LONGEST, message)
+        tokens -= "(exclusive)" in message
+        is_of_model = bool(_BEGINS_WITH_LENGTH.match(message))
+    return OutputLimit(tokens, is_of_model) if tokens >= _SHORTEST_OUTPUT else None
+
+
+def _left_of_window(message: str) -> int:
+    total, output = _first_number(_TOTAL, message), _first_number(_OUTPUT, message)
+    prompt = total - output if total and output else _first_number(_INPUT, message)
+    return _first_number(_WINDOW, message) - prompt if prompt else 0
+
+
+def _first_number(pattern: re.Pattern[str], text: str) -> int:
+    match = pattern.search(text)
+    return 0 if match is None else int(next(filter(None, match.groups())))
 
 
 def meaning_of(status: int, error: Mapping[str, Any]) -> Meaning | None:

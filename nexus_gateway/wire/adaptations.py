@@ -43,7 +43,8 @@ _TOOL = frozenset({"type", "function"})
 _PARTS = ("text", "refusal", "image_url", "input_audio", "file")
 _REASONING = frozenset({"reasoning_content", "reasoning"})
 _SYSTEM_ROLES = ("system", "developer")
-_LENGTHS = ("max_tokens", "max_completion_tokens")
+# Of an answer: of a chat or a Messages request, of a chat, of a Responses request.
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]")
 _NO_FIRST = re.compile(r"^(?=[^a-zA-Z_])")  # names begin with a letter or `_`
@@ -407,10 +408,7 @@ class CapOutput(Adaptation):
 
     def adapt(self, chat: Chat) -> Chat:
         limit = self.limits.get(str(chat.get("model")))
-        if not limit:
-            return chat
-        too_long = [n for n in _LENGTHS if isinstance(chat.get(n), int) and chat[n] > limit]
-        return {**chat, **dict.fromkeys(too_long, limit)} if too_long else chat
+        return cap_output(chat, limit) if limit else chat
 
 
 def without_images(chat: Chat) -> Chat:
@@ -440,6 +438,12 @@ def restore_names(answer: Object, names: Mapping[str, str]) -> Object:
         return _change_in(_change_in(holder, "delta", said), "message", said)
 
     return _change_each(answer, "choices", choice)
+
+
+def cap_output(body: Object, limit: int) -> Object:
+    """Limit the length of an answer, in tokens, if a body of any dialect asks for more."""
+    too_long = [n for n in _LENGTHS if isinstance(body.get(n), int) and body[n] > limit]
+    return {**body, **dict.fromkeys(too_long, limit)} if too_long else body
 
 
 def rename_fields(chat: Chat, **names: str) -> Chat:
