@@ -38,6 +38,9 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, ClassVar
 
+# The official clients give up if they are asked to wait longer.
+LONGEST_ADVISED_WAIT_S = 120.0
+
 
 def error_object(
     message: str, *, kind: str, param: str | None = None, code: str | None = None
@@ -140,7 +143,8 @@ class NoCandidate(GatewayError):
     """No instance can serve the request now; the message is what was tried and what to do.
 
     It is a 429 if every candidate waits for a rate limit, else a 503. `retry_after_s` is how soon
-    a candidate returns, None if none will.
+    the gateway itself would try one, None if waiting changes nothing; clients are told to do the
+    same, unless that is longer than they wait.
     """
 
     def __init__(
@@ -149,14 +153,15 @@ class NoCandidate(GatewayError):
         *,
         rate_limited: bool = False,
         retry_after_s: float | None = None,
-        should_retry: bool = False,
         code: str | None = None,
     ) -> None:
         self.status = 429 if rate_limited else 503
         self.kind = "rate_limit_error" if rate_limited else "server_error"
-        headers = {"x-should-retry": "true" if should_retry else "false"}
+        headers = {"x-should-retry": "false"}
         if retry_after_s is not None:
             headers["Retry-After"] = str(max(1, ceil(retry_after_s)))
+            if retry_after_s <= LONGEST_ADVISED_WAIT_S:
+                headers["x-should-retry"] = "true"
         self.retry_after_s = retry_after_s
         code = code or ("rate_limit_exceeded" if rate_limited else "no_candidate")
         super().__init__(message, code=code, headers=headers)

@@ -67,7 +67,6 @@ class RequestQueue:
             raise NoCandidate(
                 "All matching instances are unavailable and the queue is full (QUEUE_LIMIT).",
                 retry_after_s=self._timeout_s,
-                should_retry=True,
                 code="queue_full",
             )
         return await self._wait(target, waiters, choose, until_s)

@@ -41,8 +41,8 @@ MAX_HEDGES_SAVED = 10.0
 EARLY_PROBE_EVERY_S = 2.0
 # Among so few a full scan costs no more than drawing one.
 FULL_SCAN_LIMIT = 8
-# The official clients give up if they are asked to wait longer.
-MAX_ADVISED_WAIT_S = 120.0
+# Parks that do not pass by waiting: a refused key, and a model that the provider does not serve.
+_LASTING = ("bad_key", "unknown_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ class Scheduler:
     def no_candidate(self, target: RoutingTarget, history: AttemptHistory) -> NoCandidate:
         """Return the error for a request that no instance can take now.
 
-        It says what was tried, when the first instance returns, and whether to retry.
+        It says what was tried, and when the first instance returns.
         """
         capable = target.capable()
         tried = f" Tried: {history.summary()}." if history.attempts else ""
@@ -266,8 +266,7 @@ class Scheduler:
         refused = [
             d for d in capable if history.last_outcome(d) is Outcome.REFUSED or history.rules_out(d)
         ]
-        # By waiting alone no key gets better.
-        returning = [d for d in capable if d not in refused and d.park_reason() != "bad_key"]
+        returning = [d for d in capable if d not in refused and d.park_reason() not in _LASTING]
         waits_s = [self._tried_in_s(d) for d in returning]
         if not waits_s:
             return NoCandidate(f"No instance could serve this; GET /health shows why.{tried}")
@@ -277,13 +276,9 @@ class Scheduler:
                 f"All instances that could serve this are rate limited.{tried}",
                 rate_limited=True,
                 retry_after_s=soonest_s,
-                should_retry=soonest_s <= MAX_ADVISED_WAIT_S,
             )
         return NoCandidate(
-            f"No instance could serve this; GET /health shows why.{tried}",
-            retry_after_s=soonest_s,
-            # The gateway has retried already: a client must not multiply that.
-            should_retry=not history.attempts and soonest_s <= MAX_ADVISED_WAIT_S,
+            f"No instance could serve this; GET /health shows why.{tried}", retry_after_s=soonest_s
         )
 
     def _tried_in_s(self, deployment: Deployment) -> float:

@@ -253,7 +253,7 @@ async def test_a_pool_of_one_tries_again_after_a_pause(upstream: FakeUpstream) -
         assert answer[2]["X-Nexus-Attempts"] == "3"
         upstream.default = Reply(status=500)
         status, _, headers = await served.chat()
-        assert (status, headers["Retry-After"], headers["x-should-retry"]) == (503, "1", "false")
+        assert (status, headers["Retry-After"], headers["x-should-retry"]) == (503, "1", "true")
         assert upstream.hits() == 3 + 6
         upstream.default = Reply()
         assert_complete(await served.chat())  # probed early: there is no other instance

@@ -131,13 +131,16 @@ async def test_a_broken_stream_raises(client: openai.AsyncOpenAI, upstream: Fake
 
 
 @pytest.mark.proves("I-22")
-async def test_a_client_that_retries_causes_no_more_attempts(
+async def test_a_client_retries_after_an_outage_and_not_if_that_is_pointless(
     served: Served, upstream: FakeUpstream
 ) -> None:
-    upstream.default = Reply(status=500)
+    upstream.script(*[Reply(status=500)] * 6)  # MAX_ATTEMPTS
     async with openai.AsyncOpenAI(
         base_url=served.url + "/v1", api_key="caller", max_retries=5
     ) as client:
+        await client.chat.completions.create(model="auto", messages=HELLO)
+        assert upstream.hits() == 6 + 1
+        upstream.default = Reply(status=401)
         with pytest.raises(openai.InternalServerError):
             await client.chat.completions.create(model="auto", messages=HELLO)
-    assert upstream.hits() == 6, "MAX_ATTEMPTS"
+    assert upstream.hits() == 7 + 1
