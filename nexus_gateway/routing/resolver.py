@@ -14,6 +14,7 @@ from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.scheduler import RoutingTarget
 
 _MODELS_IN_ERROR = 10
+_LONGEST_IN_ERROR = 100
 _MAX_CACHED_LENGTH = 200
 _CACHE_SIZE = 1024
 
@@ -87,11 +88,12 @@ def resolve_model(
     all_instances = tuple(instances)
     match = _match(all_instances, model, kind)
     if match is None and strict:
-        serving = filter(supports, all_instances)
+        serving = tuple(filter(supports, all_instances)) or all_instances
         names = sorted({d.model for i in serving for d in i.deployments_for(kind)})
-        auto = ["auto"] if kind == CHAT else []
+        known = [*(["auto"] if kind == CHAT else []), *names[:_MODELS_IN_ERROR]]
+        asked = (model or "")[:_LONGEST_IN_ERROR]
         raise NotFound(
-            f"Unknown model. Some known ones: {', '.join([*auto, *names[:_MODELS_IN_ERROR]])}; "
+            f"Unknown model {asked!r}. Some known ones: {', '.join(known)}; "
             "GET /v1/models lists all. Set one of them in the client, or unset STRICT_MODELS to "
             "have any name answered by some model.",
             param="model",

@@ -242,13 +242,20 @@ async def test_vectors_that_cannot_be_read_are_the_backends_failure(
     assert status == 503
 
 
-@pytest.mark.parametrize("endpoint", ["/v1/messages", "/v1/chat/completions"])
-async def test_a_strict_gateway_says_what_to_set(upstream: FakeUpstream, endpoint: str) -> None:
+@pytest.mark.parametrize("model", ["claude-opus-5-5", "claude-haiku-4-5-20251001", "opus"])
+@pytest.mark.parametrize(
+    "endpoint",
+    ["/v1/messages", "/v1/messages/count_tokens", "/v1/chat/completions", "/v1/responses"],
+)
+async def test_a_strict_gateway_says_what_to_set(
+    upstream: FakeUpstream, endpoint: str, model: str
+) -> None:
     async with serving(make_instance(upstream), strict_models=True) as served:
-        status, text, _ = await served.post(endpoint, {**ASK, **HELLO})
+        body = {**ASK, **HELLO, "input": "Hi", "model": model}
+        status, text, _ = await served.post(endpoint, body)
     assert status == 404
-    assert "fake-large" in text
-    assert "STRICT_MODELS" in text
+    for word in (model, "fake-large", "STRICT_MODELS", "in the client"):
+        assert word in text
 
 
 async def test_a_late_system_message_and_an_effort_suit_any_template(
