@@ -156,6 +156,7 @@ both = pytest.mark.parametrize("stream", [True, False], ids=["stream", "complete
     [(GROQ, 8192, True), (OPENAI, 16_384, True), (ANTHROPIC, 8192, True), (VLLM, 8166, False)],
     ids=["groq", "openai", "anthropic", "vllm"],
 )
+@pytest.mark.proves("F63")
 async def test_an_answer_that_is_too_long_is_asked_for_once_more(
     way: str, stream: bool, message: str, limit: int, lasts: bool
 ) -> None:

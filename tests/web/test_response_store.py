@@ -214,6 +214,7 @@ async def every_use(served: Served, key: str, response: str, item: str) -> list[
     return answers
 
 
+@pytest.mark.proves("F64")
 @pytest.mark.parametrize("provider", [Fake, Native], ids=["translated", "native"])
 async def test_another_callers_response_is_as_one_that_does_not_exist(
     upstream: FakeUpstream, where: str, provider: type[Fake], caplog: pytest.LogCaptureFixture
