@@ -7,12 +7,12 @@ AXE := 4.14.1
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint browser bench format pins audit clean
+.PHONY: run test lint browser sandbox bench format pins audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/nexus-gateway serve $(ARGS)
 
-test: lint browser
+test: lint browser sandbox
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 lint: $(VENV)/test.stamp
@@ -34,6 +34,13 @@ browser: | $(BIN)/python
 	       npm pack --silent axe-core@$(AXE) >/dev/null && tar -xzf axe-core-$(AXE).tgz; } \
 	  || echo "axe-core is missing, because there is no npm: the accessibility tests are skipped."
 
+# The image's tests run it without a Docker engine.
+sandbox:
+	@command -v bwrap >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && $(APT) update && $(APT) install -y --no-install-recommends \
+	       bubblewrap >/dev/null; } \
+	  || echo "bubblewrap is missing and cannot be installed here: the image's tests are skipped."
+
 bench: $(VENV)/test.stamp
 	$(BIN)/python bench/run.py $(ARGS)
 
@@ -45,7 +52,7 @@ format: $(VENV)/test.stamp
 pins: | $(BIN)/python
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 \
-	  --extra fast --custom-compile-command 'make pins' setup.cfg deploy/build.in \
+	  --extra fast --extra metrics --custom-compile-command 'make pins' setup.cfg deploy/build.in \
 	  --output-file deploy/requirements.txt
 
 audit: | $(BIN)/python

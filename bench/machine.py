@@ -13,7 +13,7 @@ from pathlib import Path
 
 from processes import HERE
 
-PACKAGES = ("nexus-gateway", "aiohttp", "uvloop", "orjson")
+PACKAGES = ("nexus-ai-gateway", "aiohttp", "uvloop", "orjson")
 BUSY = 0.10
 SAMPLE_S = 1.0
 

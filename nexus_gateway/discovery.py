@@ -23,7 +23,9 @@ from nexus_gateway.provider import (
     Provider,
 )
 
-OURS = "nexus-gateway"
+OURS = "nexus-ai-gateway"
+# This name on PyPI is another project's, and its wheel has a package `nexus_gateway` as well.
+NOT_OURS = "nexus-gateway"
 # A letter first: no shell can set a variable that begins with a digit.
 NAME = re.compile(r"[a-z]([a-z0-9_-]*[a-z0-9])?")
 # RESPONSE_MODEL is a setting of the gateway.
@@ -279,3 +281,15 @@ def _endpoint_errors(cls: type[Provider]) -> Iterator[str]:
 PROVIDERS: PluginKind[Provider] = PluginKind(
     "provider", "nexus_gateway.providers", _provider_errors, frozenset(RESERVED)
 )
+
+
+def installed_over_ours() -> str | None:
+    """Return what to do about a distribution whose files have the same paths as the gateway's."""
+    try:
+        version = metadata.version(NOT_OURS)
+    except metadata.PackageNotFoundError:
+        return None
+    return (
+        f"the distribution {NOT_OURS} {version} belongs to another project and overwrites files of "
+        f"the gateway: run pip uninstall {NOT_OURS}, then install {OURS} again"
+    )

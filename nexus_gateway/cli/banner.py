@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from nexus_gateway import __version__
 from nexus_gateway.cli.text import paragraph, show, table
-from nexus_gateway.discovery import prefix
+from nexus_gateway.discovery import installed_over_ours, prefix
 from nexus_gateway.hooks import Hook, overridden
 from nexus_gateway.routing.policies import OUR_POLICIES, Policy
 from nexus_gateway.routing.pool import DEMO, Pool
@@ -147,6 +147,8 @@ def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, 
     """Yield what the operator should know, each with its kind."""
     if {i.provider_name for i in pool.instances} == {DEMO} and not pool.problems:
         yield "", "no API key configured; serving the built-in demo"
+    if warning := installed_over_ours():
+        yield WARNING, warning
     for problem in pool.problems:
         yield LEFT_OUT, str(problem)
     for warning in pool.warnings:

@@ -90,7 +90,7 @@ def test_one_bad_plugin_does_not_affect_the_others():
 
 @pytest.mark.parametrize(
     ("rivals", "winner"),
-    [(["a-first", "nexus-gateway"], "nexus-gateway"), (["b-last", "a-first"], "a-first")],
+    [(["a-first", "nexus-ai-gateway"], "nexus-ai-gateway"), (["b-last", "a-first"], "a-first")],
 )
 def test_of_two_plugins_with_one_name_the_built_in_or_first_one_is_kept(rivals, winner):
     discovery = discover(

@@ -79,7 +79,7 @@ def test_a_route_is_documented(path: str) -> None:
 
 
 def test_versions_agree() -> None:
-    assert metadata.version("nexus-gateway") == __version__
+    assert metadata.version("nexus-ai-gateway") == __version__
     assert __version__ in text("README.md")
     assert __version__ in text("CHANGELOG.md")
 

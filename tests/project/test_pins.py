@@ -41,9 +41,8 @@ def requirements(section: str, option: str) -> list[Requirement]:
 
 
 def runtime() -> list[Requirement]:
-    return requirements("options", "install_requires") + requirements(
-        "options.extras_require", "fast"
-    )
+    extras = [requirements("options.extras_require", extra) for extra in ("fast", "metrics")]
+    return sum(extras, requirements("options", "install_requires"))
 
 
 @pytest.mark.proves("S-09")

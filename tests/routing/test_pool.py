@@ -305,8 +305,8 @@ def test_a_providers_own_variables_are_read():
 
 
 def test_only_configured_built_in_providers_are_loaded():
-    unwanted = point("idle", AssertionError("it was loaded"), "nexus-gateway")
-    wanted = point("acme-x", Acme, "nexus-gateway")
+    unwanted = point("idle", AssertionError("it was loaded"), "nexus-ai-gateway")
+    wanted = point("acme-x", Acme, "nexus-ai-gateway")
     pool = build([unwanted, wanted], ACME_X_KEY_1="k")
 
     assert (pool.idle, [p.name for p in pool.plugins], pool.problems) == (
@@ -317,14 +317,14 @@ def test_only_configured_built_in_providers_are_loaded():
 
 
 def test_the_name_of_a_provider_that_is_not_loaded_is_still_taken():
-    unwanted = point("acme", AssertionError("it was loaded"), "nexus-gateway")
+    unwanted = point("acme", AssertionError("it was loaded"), "nexus-ai-gateway")
     pool = build([unwanted, point("acme", Acme)], ACME_MODEL="m")
 
-    assert "taken by acme of nexus-gateway" in pool.problems[0].reason
+    assert "taken by acme of nexus-ai-gateway" in pool.problems[0].reason
 
 
 def test_settings_without_effect_are_reported():
-    idle = point("idle", AssertionError("it was loaded"), "nexus-gateway")
+    idle = point("idle", AssertionError("it was loaded"), "nexus-ai-gateway")
     pool = build([idle], IDLE_KEY="secret", IDLE_APIKEY="secret", IDLE_MODEL_2="m", IDLE_KEY_1="")
     keyless = build([point("resource", Resource)], RESOURCE_BASE_URL="http://one")
 

@@ -437,7 +437,7 @@ def test_plugin_changes_that_need_a_restart_are_named(
     assert serve.reread(arguments(env_file), ready).late == ()
     del ready.plugins["policy_by_name"]["fastest"]  # type: ignore[attr-defined]
     ready.plugins["hooks"]["meter"] = object()  # type: ignore[index]
-    monkeypatch.setattr("nexus_gateway.discovery.Plugin.origin", "nexus-gateway 9.9")
+    monkeypatch.setattr("nexus_gateway.discovery.Plugin.origin", "nexus-ai-gateway 9.9")
     ready.pool.plugins.clear()
     late = serve.reread(arguments(env_file), ready).late
     assert late == ("the policy fastest", "the hook meter")

@@ -66,7 +66,7 @@ class Built:
 
     @property
     def gateway(self) -> Path:
-        return next(self.wheels.glob("nexus_gateway-*.whl"))
+        return next(self.wheels.glob("nexus_ai_gateway-*.whl"))
 
 
 @pytest.fixture(scope="session")
