@@ -55,7 +55,14 @@ def files() -> dict[str, File]:
 
 
 async def page(request: web.Request) -> web.StreamResponse:
-    name = request.match_info.get("name", "index.html")
+    return _answer(request, "index.html")
+
+
+async def static(request: web.Request) -> web.StreamResponse:
+    return _answer(request, request.match_info["name"])
+
+
+def _answer(request: web.Request, name: str) -> web.StreamResponse:
     file = files().get(name)
     if file is None:
         raise NotFound(f"The page has no file {name!r}.", code="unknown_path")
