@@ -27,7 +27,9 @@ examples:
   nexus-gateway serve --workers 2          serve with two processes on one port
   nexus-gateway providers                  list the installed plugins and the
                                            keys found
+  nexus-gateway doctor                     find what will break or hurt here
   nexus-gateway check                      check that every key works
+  nexus-gateway setup codex --write        point a client at the gateway
   nexus-gateway usage --since 7d --by day  show requests, tokens and costs
   nexus-gateway new-provider acme          write a provider plugin, with its
                                            tests, into ./nexus-acme
@@ -41,6 +43,19 @@ Serve the OpenAI API on one port, in front of every configured provider.
 SIGTERM or Ctrl-C drains: new requests are rejected, and running streams have
 SHUTDOWN_TIMEOUT_MS to end; a second signal ends at once. SIGHUP reads .env
 again and interrupts no request; several workers are replaced one by one.
+"""
+
+_DOCTOR = """\
+Look at the settings, the installation, this machine and its host, and ask each
+upstream which models it lists. One line for each finding: `breaks` if the
+gateway will not start or a key cannot work, `hurts` for all else. Exit 1 if
+something breaks.
+"""
+
+_SETUP = """\
+Print the settings that point a client at this gateway. With --write they are
+merged into the client's configuration files; what was there is kept beside
+them, as FILE.TIME.bak.
 """
 
 _USAGE = """\
@@ -159,11 +174,41 @@ def parser() -> argparse.ArgumentParser:
         help="send one tiny request to every instance",
         description="Send one tiny real request to every instance; exit 1 if one fails.",
     )
+    _add_doctor(commands, shared)
+    _add_setup(commands, shared)
     _add_usage(commands, shared)
     _add_new_provider(commands)
     _add_mock(commands)
     _add_chaos(commands)
     return command_line
+
+
+def _add_doctor(commands: _Commands, shared: _Parser) -> None:
+    command = commands.add_parser(
+        "doctor",
+        parents=[shared],
+        help="find what will break or hurt here",
+        description=_DOCTOR,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_serving(command)
+    command.add_argument("--offline", action="store_true", help="ask no upstream")
+
+
+def _add_setup(commands: _Commands, shared: _Parser) -> None:
+    command = commands.add_parser(
+        "setup",
+        parents=[shared],
+        help="point a client at the gateway",
+        description=_SETUP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("client", metavar="CLIENT", nargs="?", help="omit it to list them")
+    command.add_argument("--url", help="address of the gateway (http://127.0.0.1 and PORT)")
+    command.add_argument("--key", help="key to use (the first of GATEWAY_KEYS)")
+    command.add_argument(
+        "--write", action="store_true", help="write the settings into the client's files"
+    )
 
 
 def _add_usage(commands: _Commands, shared: _Parser) -> None:
@@ -194,20 +239,24 @@ def _add_serve(commands: _Commands, shared: _Parser) -> None:
         description=_SERVE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    serve.add_argument("--host", help="address to listen on (HOST, 127.0.0.1)")
-    serve.add_argument("--port", help="port to listen on (PORT, 3000); 0 for any free one")
-    serve.add_argument(
-        "--workers",
-        metavar="N",
-        help="processes that serve (WEB_CONCURRENCY, 1); each takes memory of its own",
-    )
+    _add_serving(serve)
     serve.add_argument("--demo", action="store_true", help="serve the demo provider as well")
-    serve.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
     serve.add_argument(
         "--reload",
         action="store_true",
         help="for development: start again when code or FILE changes (extra: dev)",
     )
+
+
+def _add_serving(command: _Parser) -> None:
+    command.add_argument("--host", help="address to listen on (HOST, 127.0.0.1)")
+    command.add_argument("--port", help="port to listen on (PORT, 3000); 0 for any free one")
+    command.add_argument(
+        "--workers",
+        metavar="N",
+        help="processes that serve (WEB_CONCURRENCY, 1); each takes memory of its own",
+    )
+    command.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
 
 
 def _add_new_provider(commands: _Commands) -> None:
