@@ -175,7 +175,7 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
         await served.chat(headers=ROUND_ROBIN)
         await tab.page.get_by_role("button", name="Failed over").click()
         await expect(tab.requests).to_have_count(1)
-        await tab.page.locator("summary").press("Enter")
+        await tab.page.locator("summary.request").press("Enter")
         attempts = tab.page.locator(".attempts-made li")
         await expect(attempts).to_have_count(2)
         await expect(attempts.nth(0)).to_contain_text("Fake (Key #1)")
@@ -184,8 +184,8 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
         pause = tab.page.locator("#pause")
         await served.chat()
         await expect(pause).to_have_text("Resume (1 new)")
-        await expect(tab.page.locator("details")).to_have_count(1)
-        await tab.page.locator("summary").press("Enter")
+        await expect(tab.requests).to_have_count(1)
+        await tab.page.locator("summary.request").press("Enter")
         await tab.page.get_by_role("button", name="All", exact=True).click()
         await expect(tab.requests).to_have_count(2)
         await tab.page.locator("details.moved").hover()
@@ -337,7 +337,7 @@ async def test_markup_in_names_is_text(browser: Any) -> None:
             await expect(tab.page.locator("#instances h3")).to_have_text(f"{Marked.title} (Key #1)")
             await expect(tab.page.locator("#instances .model")).to_have_text("<b>bold</b>")
             await expect(tab.page.locator("summary .model")).to_have_text(model)
-            await tab.page.locator("summary").click()
+            await tab.page.locator("summary.request").click()
             await expect(tab.page.locator(".attempts-made .by").first).to_contain_text("<img")
             marks = "main img, main b, main i, main script"
             await expect(tab.page.locator(marks)).to_have_count(0)
@@ -388,7 +388,7 @@ async def test_the_page_is_accessible(browser: Any, look: str, tmp_path: Path) -
             await served.chat(headers=ROUND_ROBIN)
         async with opened(browser, served.url, **LOOKS[look]) as tab:
             await tab.is_live()
-            await tab.requests.last.locator("summary").click()
+            await tab.requests.last.locator("summary.request").click()
             await expect(tab.page.locator(".attempts-made li").first).to_be_visible()
             assert await serious_findings(tab.page) == []
             assert await tab.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
@@ -608,7 +608,7 @@ async def test_a_row_in_use_neither_moves_nor_disappears(browser: Any) -> None:
         async with opened(browser, served.url) as tab:
             models, pause = tab.requests.locator(".model"), tab.page.locator("#pause")
             await expect(tab.requests).to_have_count(200)
-            await tab.requests.last.locator("summary").press("Enter")
+            await tab.requests.last.locator("summary.request").press("Enter")
             await expect(pause).to_have_text("Resume")
             await pause.click()
             for at_s in range(200, 210):
@@ -676,7 +676,7 @@ async def test_a_row_has_text_for_all_it_shows(browser: Any) -> None:
         )
         for row, words in zip(rows, expected, strict=True):
             assert all(word in row for word in words), row
-        await tab.requests.first.locator("summary").click()
+        await tab.requests.first.locator("summary.request").click()
         exclusions = tab.page.locator(".attempts-made li")
         await expect(exclusions).to_have_text(
             "No instance was tried. Excluded: Fake (Key #1) key refused 397s"
@@ -744,7 +744,7 @@ async def test_the_page_fits_every_screen_and_unfolds_on_a_narrow_one(browser: A
             async with opened(browser, served.url, reduced_motion="reduce") as tab:
                 await tab.is_live()
                 page, details = tab.page, tab.page.locator("#requests > details")
-                await tab.requests.first.locator("summary").click()
+                await tab.requests.first.locator("summary.request").click()
                 for width in WIDTHS:
                     await page.set_viewport_size({"width": width, "height": 900})
                     assert await page.evaluate(OVERFLOWS) == [], width
@@ -768,3 +768,19 @@ async def test_the_page_fits_every_screen_and_unfolds_on_a_narrow_one(browser: A
                 await expect(less).to_have_count(1)
                 assert await page.evaluate(OVERFLOWS) == []
                 assert await page.evaluate("violations") == []
+
+
+async def test_the_page_shows_how_a_client_is_connected(browser: Any) -> None:
+    async with two_instances() as (served, _), opened(browser, served.url) as tab:
+        settings = tab.page.locator("#settings pre")
+        assert not await settings.count()
+        await tab.page.get_by_text("Connect a client").click()
+        await expect(settings.first).to_contain_text(f'"ANTHROPIC_BASE_URL": "{served.url}"')
+        await tab.page.get_by_label("Client", exact=True).select_option("Codex")
+        await expect(settings.first).to_contain_text(f'base_url = "{served.url}/v1"')
+        await tab.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await tab.page.locator("#settings button").first.click()
+        await expect(tab.page.locator("#settings button").first).to_have_text("Copied")
+        copied = await tab.page.evaluate("navigator.clipboard.readText()")
+        assert copied == await settings.first.inner_text()
+        assert tab.errors == []

@@ -1,6 +1,7 @@
 // The Control Center: reads the live feed and shows it.
 
 import { ask, post, problemOf } from "./access.js";
+import { Connect } from "./connect.js";
 import { element, setData, setIcon, setText } from "./elements.js";
 import { Feed } from "./feed.js";
 import { NONE, count, moment, plural, time, usd } from "./format.js";
@@ -21,6 +22,7 @@ const requests = new Requests(byId("requests"), {
   choice: document.querySelector(".choice"),
 });
 const tryIt = new TryIt();
+new Connect();
 const tiles = makeTiles();
 let gateway = null;
 let goneSince = null;
