@@ -7,7 +7,7 @@ AXE := 4.14.1
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint browser sandbox bench format pins audit clean
+.PHONY: run test lint browser sandbox docs bench format pins audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/nexus-gateway serve $(ARGS)
@@ -19,7 +19,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p nexus_gateway
-	MYPYPATH=bench $(BIN)/mypy plugins bench docs/screenshot.py
+	MYPYPATH=bench $(BIN)/mypy plugins bench docs
 	$(BIN)/lint-imports
 
 # The page's tests also need a browser, and axe-core from npm.
@@ -40,6 +40,9 @@ sandbox:
 	  || { [ "$$(id -u)" = 0 ] && $(APT) update && $(APT) install -y --no-install-recommends \
 	       bubblewrap >/dev/null; } \
 	  || echo "bubblewrap is missing and cannot be installed here: the image's tests are skipped."
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python bench/run.py $(ARGS)
@@ -72,5 +75,9 @@ $(VENV)/test.stamp: setup.cfg pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet -e '.[test]'
 	@touch $@
 
+$(VENV)/docs.stamp: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .hypothesis

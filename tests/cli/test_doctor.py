@@ -80,7 +80,7 @@ def test_a_disk_that_is_discarded(host: Any, name: str) -> None:
 
 
 def test_a_laptop_keeps_its_disk() -> None:
-    assert [*of_host(Settings(ledger="/home/a/ledger.sqlite3"), Machine({}))] == []
+    assert [*of_host(Settings(ledger="/srv/ledger.sqlite3"), Machine({}))] == []
 
 
 def test_too_little_memory_for_the_workers() -> None:

@@ -20,7 +20,7 @@ TEXT_FILES = ("*.py", "*.cfg", "*.toml", "*.md", "*.in", "Makefile", "Procfile",
 # What a plugin may import: the contract.
 CONTRACT = {"nexus_gateway.provider"}
 MAX_ROOT_MODULES = 8
-MAX_MODULES = 130
+MAX_MODULES = 150
 # A module or a folder in backticks; nexus_….py without a folder is an example of a plugin.
 MODULE_PATH = re.compile(r"`(?!nexus_\w+\.py)([a-z_]\w*(?:/\w+)*(?:\.py|/))`")
 IGNORED = {".git", ".venv", ".peers", "build", "dist"}

@@ -120,10 +120,10 @@ class Gateway:
         self.url = ""
         self.output = ""
 
-    async def started(self) -> None:
+    async def started(self, within_s: float = START_S) -> None:
         """Wait until its port is logged."""
         assert self.process.stderr is not None
-        async with asyncio.timeout(START_S):
+        async with asyncio.timeout(within_s):
             while not (match := re.search(r"listens on (http://\S+)", self.output)):
                 line = await self.process.stderr.readline()
                 assert line, f"it ended: {self.output}"

@@ -191,12 +191,12 @@ async def test_a_request_opens_to_show_its_attempts(browser: Any) -> None:
         await tab.page.locator("details.moved").hover()
         await served.chat()
         await expect(pause).to_have_text("Pause (1 new)")
-        await expect(tab.page.locator("details")).to_have_count(2)
+        await expect(tab.requests).to_have_count(2)
         await tab.page.get_by_role("button", name="Errors").click()
-        await expect(tab.page.locator("details")).to_have_count(0)
+        await expect(tab.requests).to_have_count(0)
         await expect(tab.page.locator("#no-requests")).to_be_visible()
         await tab.page.get_by_role("button", name="All", exact=True).click()
-        await expect(tab.page.locator("details")).to_have_count(3)
+        await expect(tab.requests).to_have_count(3)
 
 
 async def test_a_late_request_from_another_worker_is_sorted_by_its_end(browser: Any) -> None:

@@ -38,6 +38,7 @@ TOGGLE = "/v1/providers/toggle"
 OFF = {"name": "Fake (Key #1)", "enabled": False}
 JSON = "Content-Type: application/json"
 PUBLIC = {("GET", "/health"), ("GET", "/health/live"), ("GET", "/health/ready")}
+PUBLIC |= {("GET", "/openapi.json")}
 PUBLIC |= {("GET", "/"), ("GET", "/static/{name}")}  # they hold no data
 
 
