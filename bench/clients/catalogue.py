@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,11 @@ from clients.backends import FOUND
 from clients.registries import Packages
 from clients.scenarios import Scenario
 
+from nexus_gateway.cli.setup import clients, filled
+
+KEY = "caller"
+# What is not tried with a client that is asked one question.
+OF_AGENTS = ("image", "tools", "second")
 PROGRAMS = Path(__file__).with_name("programs")
 # One white pixel.
 PIXEL = (
@@ -28,6 +33,10 @@ class Task:
     url: str
     note: Path
     picture: Path
+
+
+Commands = Callable[[Task], Sequence[Sequence[str]]]
+Named = Callable[[Task], Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +56,9 @@ class Client:
     name: str
     packages: Packages
     package: str
-    commands: Callable[[Task], Sequence[Sequence[str]]]
-    env: Callable[[Task], Mapping[str, str]] = lambda task: {}
-    files: Callable[[Task], Mapping[str, str]] = lambda task: {}
+    commands: Commands
+    env: Named = lambda task: {}
+    files: Named = lambda task: {}
     lacks: frozenset[str] = frozenset()
 
 
@@ -93,6 +102,37 @@ AI_SDK_7 = Packages(
 )
 
 
+def _setup(
+    id: str,
+) -> tuple[Callable[[Task], Mapping[str, str]], Callable[[Task], Mapping[str, str]]]:
+    """Return the files and the variables of `nexus-gateway setup`, for a home without any."""
+
+    def files(task: Task) -> Mapping[str, str]:
+        parts = filled(clients()[id], task.url, KEY)
+        return {p["file"].removeprefix("~/"): p["text"] for p in parts if "file" in p}
+
+    def env(task: Task) -> Mapping[str, str]:
+        parts = filled(clients()[id], task.url, KEY)
+        lines = [line for p in parts if p["format"] == "sh" for line in p["text"].splitlines()]
+        words = (line.removeprefix("export ").partition("=") for line in lines)
+        return {name: value.strip("'") for name, _, value in words}
+
+    return files, env
+
+
+def _from_setup(id: str, name: str, packages: Packages, commands: Commands, *lacks: str) -> Client:
+    files, env = _setup(id)
+    return Client(
+        name=name,
+        packages=packages,
+        package=packages.names[0],
+        commands=commands,
+        env=env,
+        files=files,
+        lacks=frozenset(lacks),
+    )
+
+
 def _claude_code(task: Task) -> list[list[str]]:
     first, *later = task.scenario.prompts
     read = ("--allowedTools", "Read")
@@ -106,32 +146,14 @@ def _codex(task: Task) -> list[list[str]]:
     return [[*command, first, *picture], *([*command, "resume", "--last", p] for p in later)]
 
 
-def _codex_files(model: str) -> Callable[[Task], Mapping[str, str]]:
-    def files(task: Task) -> Mapping[str, str]:
-        lines = (
-            *(model and [f'model = "{model}"']),
-            'model_provider = "gateway"',
-            "[model_providers.gateway]",
-            'name = "Nexus Gateway"',
-            f'base_url = "{task.url}/v1"',
-            'wire_api = "responses"',
-            'env_key = "GATEWAY_KEY"',
-        )
-        return {".codex/config.toml": "\n".join(lines)}
-
-    return files
+def _codex_default(task: Task) -> Mapping[str, str]:
+    """Return its file without a model: Codex then names its own."""
+    ((name, text),) = _setup("codex")[0](task).items()
+    return {name: text.replace('model = "auto"\n', "")}
 
 
-def _codex_client(name: str, model: str) -> Client:
-    return Client(
-        name=name,
-        packages=Packages("codex", ("@openai/codex",), npm=True),
-        package="@openai/codex",
-        commands=_codex,
-        env=lambda task: {"GATEWAY_KEY": "caller"},
-        files=_codex_files(model),
-        lacks=frozenset({"plain"}),
-    )
+CODEX = Packages("codex", ("@openai/codex",), npm=True)
+OPENCODE = Packages("opencode", ("opencode-ai",), npm=True)
 
 
 def _opencode(task: Task) -> list[list[str]]:
@@ -143,26 +165,12 @@ def _opencode(task: Task) -> list[list[str]]:
     ]
 
 
-def _opencode_client(name: str, npm: str) -> Client:
+def _opencode_with(npm: str) -> Named:
     def files(task: Task) -> Mapping[str, str]:
-        sees = {"attachment": True, "modalities": {"input": ["text", "image"], "output": ["text"]}}
-        provider = {
-            "npm": npm,
-            "name": "Nexus Gateway",
-            "options": {"baseURL": f"{task.url}/v1", "apiKey": "caller"},
-            "models": {"auto": {"name": "auto", **sees}},
-        }
-        config = {"provider": {"gateway": provider}, "model": "gateway/auto"}
-        return {".config/opencode/opencode.json": json.dumps(config)}
+        ((name, text),) = _setup("opencode")[0](task).items()
+        return {name: text.replace("@ai-sdk/openai-compatible", npm)}
 
-    return Client(
-        name=name,
-        packages=Packages("opencode", ("opencode-ai",), npm=True),
-        package="opencode-ai",
-        commands=_opencode,
-        files=files,
-        lacks=frozenset({"plain"}),
-    )
+    return files
 
 
 def _qwen_code(task: Task) -> list[list[str]]:
@@ -171,9 +179,21 @@ def _qwen_code(task: Task) -> list[list[str]]:
     return [["qwen", first + picture], *(["qwen", "--continue", prompt] for prompt in later)]
 
 
-def _qwen_env(task: Task) -> Mapping[str, str]:
-    key = {"OPENAI_API_KEY": "caller", "OPENAI_MODEL": "auto"}
-    return {"OPENAI_BASE_URL": f"{task.url}/v1", **key}
+def _aider(task: Task) -> list[list[str]]:
+    quiet = ("--yes-always", "--no-git", "--no-check-update", "--no-show-model-warnings")
+    stream = () if task.scenario.stream else ("--no-stream",)
+    return [["aider", *quiet, *stream, "--message", task.scenario.prompts[0]]]
+
+
+def _llm(task: Task) -> list[list[str]]:
+    stream = () if task.scenario.stream else ("--no-stream",)
+    first, *later = task.scenario.prompts
+    ask = ("llm", "prompt", "-m", "nexus", *stream)
+    return [[*ask, first], *([*ask, "-c", prompt] for prompt in later)]
+
+
+def _continue(task: Task) -> list[list[str]]:
+    return [["cn", "-p", task.scenario.prompts[0]]]
 
 
 CLIENTS = (
@@ -198,26 +218,41 @@ CLIENTS = (
         for packages in (AI_SDK_6, AI_SDK_7)
         for api in ("chat", "responses", "messages")
     ),
-    Client(
-        name="claude code",
-        packages=Packages("claude-code", ("@anthropic-ai/claude-code",), npm=True),
-        package="@anthropic-ai/claude-code",
-        commands=_claude_code,
-        env=lambda task: {"ANTHROPIC_BASE_URL": task.url, "ANTHROPIC_AUTH_TOKEN": "caller"},
-        lacks=frozenset({"plain", "image"}),
+    _from_setup(
+        "claude-code",
+        "claude code",
+        Packages("claude-code", ("@anthropic-ai/claude-code",), npm=True),
+        _claude_code,
+        *("plain", "image"),
     ),
-    _codex_client("codex", ""),
-    _codex_client("codex auto", "auto"),
-    _opencode_client("opencode chat", "@ai-sdk/openai-compatible"),
-    _opencode_client("opencode responses", "@ai-sdk/openai"),
-    _opencode_client("opencode messages", "@ai-sdk/anthropic"),
-    Client(
-        name="qwen code",
-        packages=Packages("qwen-code", ("@qwen-code/qwen-code",), npm=True),
-        package="@qwen-code/qwen-code",
-        commands=_qwen_code,
-        env=_qwen_env,
-        # It sends pictures only to models that it knows.
-        lacks=frozenset({"plain", "image"}),
+    replace(
+        _from_setup("codex", "codex", CODEX, _codex, "plain"),
+        files=_codex_default,
+    ),
+    _from_setup("codex", "codex auto", CODEX, _codex, "plain"),
+    _from_setup("opencode", "opencode chat", OPENCODE, _opencode, "plain"),
+    *(
+        replace(
+            _from_setup("opencode", f"opencode {api}", OPENCODE, _opencode, "plain"),
+            files=_opencode_with(npm),
+        )
+        for api, npm in (("responses", "@ai-sdk/openai"), ("messages", "@ai-sdk/anthropic"))
+    ),
+    # It sends pictures only to models that it knows.
+    _from_setup(
+        "qwen-code",
+        "qwen code",
+        Packages("qwen-code", ("@qwen-code/qwen-code",), npm=True),
+        _qwen_code,
+        *("plain", "image"),
+    ),
+    _from_setup("aider", "aider", Packages("aider", ("aider-chat",)), _aider, *OF_AGENTS),
+    _from_setup("llm", "llm", Packages("llm", ("llm",)), _llm, "image", "tools"),
+    _from_setup(
+        "continue",
+        "continue",
+        Packages("continue", ("@continuedev/cli",), npm=True),
+        _continue,
+        *("plain", *OF_AGENTS),
     ),
 )

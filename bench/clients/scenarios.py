@@ -43,9 +43,11 @@ class Scenario:
     @property
     def needs(self) -> set[str]:
         """What a client must be able to do, beyond a streamed text."""
-        return {
-            name for name, needed in (("plain", not self.stream), ("image", self.image)) if needed
+        needed = {
+            **{"plain": not self.stream, "image": self.image, "tools": self.calls > 0},
+            "second": len(self.prompts) > 1,
         }
+        return {name for name, is_needed in needed.items() if is_needed}
 
 
 def _long(name: str) -> Scenario:

@@ -13,6 +13,7 @@ import yaml
 from nexus_gateway.cli import main
 from nexus_gateway.cli.setup import clients, filled
 
+ROOT = Path(__file__).resolve().parents[2]
 URL, KEY = "http://gateway.example:8080", "caller-key"
 PARTS = [(id, part) for id, client in clients().items() for part in filled(client, URL, KEY)]
 
@@ -44,6 +45,15 @@ def test_a_part_is_valid_in_its_format(id: str, part: dict[str, str]) -> None:
             assert all("=" in line for line in part["text"].splitlines())
         case other:
             assert other in ("sh", "js")
+
+
+@pytest.mark.parametrize("id", clients())
+def test_the_documentation_has_the_same(id: str) -> None:
+    documented = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    assert f"**{clients()[id]['title']}** (`{id}`)" in documented
+    for part in filled(clients()[id], "http://127.0.0.1:3000", "caller"):
+        assert f"\n{part['text']}\n```" in documented
+        assert part.get("file", "") in documented
 
 
 @pytest.mark.parametrize("id", clients())
