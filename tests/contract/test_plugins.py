@@ -9,8 +9,9 @@ from importlib import metadata
 from typing import Any
 
 import pytest
+from plugin_points import built_in
 
-from nexus_gateway.provider import API_VERSION, Account, Call, InProcess, Model, Outcome, Provider
+from nexus_gateway.provider import API_VERSION, Account, Call, InProcess, Model, Outcome
 from nexus_gateway.secret import Secret
 from nexus_gateway.wire.chunks import Answer, fold
 
@@ -46,17 +47,10 @@ EXPECTED: dict[str, tuple[str, str, tuple[Model, ...]]] = {
 }
 
 
-def load(name: str) -> type[Provider]:
-    points = metadata.entry_points(group="nexus_gateway.providers", name=name)
-    cls: type[Provider] = next(iter(points)).load()
-    assert issubclass(cls, Provider)
-    return cls
-
-
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_built_in_provider_is_as_documented(name: str) -> None:
     title, base_url, models = EXPECTED[name]
-    cls = load(name)
+    cls = built_in(name)
     assert (cls.title, cls.base_url) == (title, base_url)
     assert cls.models[: len(models)] == models
     assert cls.default_model == models[0].id
@@ -77,7 +71,7 @@ OURS = [point.name for point in metadata.entry_points(group="nexus_gateway.provi
 
 @pytest.mark.parametrize("name", OURS)
 def test_what_a_provider_would_choose_is_listed_and_not_gone(name: str) -> None:
-    cls = load(name)
+    cls = built_in(name)
     chosen = [model for model in (cls.default_model, *cls.successors) if model]
     listed = [model.id for model in cls.models]
 
@@ -89,7 +83,7 @@ def test_what_a_provider_would_choose_is_listed_and_not_gone(name: str) -> None:
 @pytest.mark.proves("S-05")
 @pytest.mark.parametrize("name", [name for name in EXPECTED if name != "demo"])
 def test_a_key_is_sent_only_in_a_header(name: str) -> None:
-    provider = load(name)()
+    provider = built_in(name)()
     assert provider.authorize(Secret("a-key")) == {"Authorization": "Bearer a-key"}
     assert "a-key" not in provider.base_url
 
@@ -97,7 +91,7 @@ def test_a_key_is_sent_only_in_a_header(name: str) -> None:
 def test_gemini_recognizes_a_wrong_key_by_its_reason() -> None:
     details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}]
     error = {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}
-    provider = load("gemini")()
+    provider = built_in("gemini")()
     wrong = json.dumps([{"error": {**error, "details": details}}]).encode()
     verdict = provider.read_failure(400, {}, wrong)
     assert verdict is not None
@@ -109,12 +103,12 @@ def test_gemini_recognizes_a_wrong_key_by_its_reason() -> None:
 
 
 def test_openrouter_gets_the_gateways_name() -> None:
-    assert load("openrouter").headers == {"X-Title": "Nexus Gateway"}
+    assert built_in("openrouter").headers == {"X-Title": "Nexus Gateway"}
 
 
 def test_built_ins_import_only_the_contract() -> None:
     for name in EXPECTED:
-        module = load(name).__module__
+        module = built_in(name).__module__
         assert module == f"nexus_gateway_plugins.{name}"
 
 
@@ -133,7 +127,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 async def ask(chat: Mapping[str, Any]) -> list[dict[str, Any]]:
-    demo = load("demo")()
+    demo = built_in("demo")()
     assert isinstance(demo, InProcess)
     call = Call({"model": "demo-1", "stream": True, **chat}, Account(Secret(""), ""))
     answer = Answer("chatcmpl-1", 1, "demo-1")

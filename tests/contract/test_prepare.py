@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 import pytest
 from fakes import HELLO, serving
+from plugin_points import built_in
 
 from nexus_gateway.provider import (
     Account,
     Outcome,
-    Provider,
     adapted,
     drop_fields,
     rename_fields,
@@ -30,12 +29,6 @@ HINTS = {
     **{"store": False, "metadata": {}, "prompt_cache_key": "k", "frequency_penalty": 1},
     **{"service_tier": "auto", "logit_bias": {}, "seed": 7},
 }
-
-
-def load(name: str) -> type[Provider]:
-    (point,) = metadata.entry_points(group="nexus_gateway.providers", name=name)
-    provider: type[Provider] = point.load()
-    return provider
 
 
 def test_a_chat_without_changes_stays_the_same_object() -> None:
@@ -80,7 +73,7 @@ def test_a_field_that_already_exists_keeps_its_value() -> None:
 async def test_a_backend_gets_its_own_fields(
     upstream: FakeUpstream, name: str, sent: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
-    instance = instance_of(load(name), upstream.base_url, key="k" * 8, name=name)
+    instance = instance_of(built_in(name), upstream.base_url, key="k" * 8, name=name)
     model = sent.get("model") or instance.model
     async with serving(instance) as served:
         body = {**HELLO, **sent, "model": f"{name}/{model}", "stream": False}
@@ -158,7 +151,7 @@ def test_a_model_is_asked_for_an_effort_that_it_takes(
 def test_a_failure_has_its_outcome(
     name: str, status: int, headers: dict[str, str], body: bytes, outcome: Outcome | None
 ) -> None:
-    verdict = load(name)().read_failure(status, headers, body)
+    verdict = built_in(name)().read_failure(status, headers, body)
     assert (verdict and verdict.outcome) == outcome
 
 
@@ -175,7 +168,7 @@ def test_a_failure_has_its_outcome(
     ],
 )
 def test_azure_has_its_urls(base_url: str, version: str, url: str) -> None:
-    azure = load("azure")()
+    azure = built_in("azure")()
     account = Account(Secret("k"), base_url, {"API_VERSION": version})
     assert azure.url(account, "chat", "my/gpt") == "https://r.openai.azure.com" + url
     assert azure.authorize(Secret("k")) == {"api-key": "k"}

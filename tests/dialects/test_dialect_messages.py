@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
-from importlib import metadata
 from typing import Any
 
 import pytest
 from cuts import cut
 from hypothesis import given
 from hypothesis import strategies as st
+from plugin_points import built_in
 
 from nexus_gateway.dialects.base import InvalidAnswer, Request
 from nexus_gateway.dialects.body import Body
@@ -587,8 +587,8 @@ def test_a_stream_equals_the_message_without_a_stream(script_parts: Any) -> None
 
 
 def anthropic() -> Translator:
-    (point,) = metadata.entry_points(group="nexus_gateway.providers", name="anthropic")
-    translator: Translator = point.load()()
+    translator = built_in("anthropic")()
+    assert isinstance(translator, Translator)
     return translator
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 from fakes import KEYS, Fake
+from plugin_points import built_in
 
-from nexus_gateway.provider import Model, Provider
+from nexus_gateway.provider import Model
 from nexus_gateway.testing.gateway import instance_of
 from nexus_gateway.testing.upstream import FakeUpstream
 
@@ -45,9 +45,9 @@ class Native(Able):
 
 
 def anthropic(upstream: FakeUpstream, number: int = 1) -> Any:
-    (point,) = metadata.entry_points(group="nexus_gateway.providers", name="anthropic")
-    cls: type[Provider] = point.load()
-    return instance_of(cls, upstream.base_url, key=KEYS[number - 1], number=number)
+    return instance_of(
+        built_in("anthropic"), upstream.base_url, key=KEYS[number - 1], number=number
+    )
 
 
 def form(head: str, *more: str, boundary: str = "XbX") -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import metadata
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 from typing import Any
@@ -46,3 +48,11 @@ def point(name: str, loaded: object, distribution: str = "nexus-acme") -> EntryP
 def fit(**attributes: object) -> type[Provider]:
     """Return a provider class that differs from Acme."""
     return type("Other", (Acme,), attributes)
+
+
+@cache
+def built_in(name: str) -> type[Provider]:
+    """Return a provider of the gateway's own; to search all distributions takes 15 ms."""
+    (point,) = metadata.entry_points(group="nexus_gateway.providers", name=name)
+    provider: type[Provider] = point.load()
+    return provider

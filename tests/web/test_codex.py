@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from importlib import metadata
 from typing import Any
 
 import aiohttp
 import pytest
 from fakes import Fake, Served, make_instance, serving
 from official import openai
+from plugin_points import built_in
 from responses_dialect import official_event
 
 from nexus_gateway.provider import Provider
@@ -19,16 +19,10 @@ from nexus_gateway.testing.strict import StrictUpstream, system_first
 from nexus_gateway.testing.upstream import FakeUpstream
 from nexus_gateway.wire import sse
 
-
-def plugin(name: str) -> type[Provider]:
-    cls: type[Provider] = metadata.entry_points(group="nexus_gateway.providers")[name].load()
-    return cls
-
-
 PROVIDERS: dict[str, Callable[[], type[Provider]]] = {
     "chat": lambda: Fake,
-    "anthropic": lambda: plugin("anthropic"),
-    "openai": lambda: plugin("openai"),
+    "anthropic": lambda: built_in("anthropic"),
+    "openai": lambda: built_in("openai"),
 }
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
@@ -212,7 +206,9 @@ async def test_an_answer_that_is_refused_inside_is_asked_for_again(
 
 @pytest.fixture
 async def openai_alone(upstream: FakeUpstream) -> AsyncIterator[Served]:
-    async with serving(make_instance(upstream, provider=plugin("openai"), name="openai")) as served:
+    async with serving(
+        make_instance(upstream, provider=built_in("openai"), name="openai")
+    ) as served:
         yield served
 
 
@@ -226,7 +222,7 @@ async def test_openai_gets_the_request_as_it_is(
     assert (status, kinds(answer)[-1] if stream else answer[0]["status"]) == (200, "completed")
     (received,) = upstream.requests
     assert received.path == "/v1/responses"
-    assert received.body == {"model": plugin("openai").default_model, **body}
+    assert received.body == {"model": built_in("openai").default_model, **body}
 
 
 async def test_other_dialects_go_to_openais_chats(
@@ -243,7 +239,7 @@ async def test_other_dialects_go_to_openais_chats(
 
 async def test_what_only_openai_can_do_goes_only_there(upstream: FakeUpstream) -> None:
     """Everything else may go to any instance, and from OpenAI's to one that needs a chat."""
-    native = make_instance(upstream, 1, provider=plugin("openai"), name="openai")
+    native = make_instance(upstream, 1, provider=built_in("openai"), name="openai")
     async with serving(make_instance(upstream, 2), native) as served:
         body = {"input": [QUESTION], "tools": [WEB], "stream": False}
         for _ in range(4):
@@ -277,7 +273,7 @@ async def test_the_items_of_a_chat_are_sent_on_to_openai(
 async def test_an_answer_of_openai_names_its_instance_if_wanted(
     upstream: FakeUpstream, response_model: str
 ) -> None:
-    instance = make_instance(upstream, provider=plugin("openai"), name="openai")
+    instance = make_instance(upstream, provider=built_in("openai"), name="openai")
     async with serving(instance, response_model=response_model) as served:
         _, (answer,) = await post(served, {"input": "Hi"})
         _, events = await post(served, {"input": "Hi", "stream": True})
