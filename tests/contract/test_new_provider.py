@@ -129,6 +129,7 @@ async def test_a_broken_plugin_affects_no_other(
             names = ("ACME_AI", "MADE_UP", "GROQ")
             variables = {f"{n}_BASE_URL": upstream.base_url for n in names}
             variables |= {f"{n}_KEY_1": f"{n.lower()}-key-secret" for n in names}
+            variables["MAX_ATTEMPTS"] = "1"  # without pauses
             async with gateway(installed, **variables) as served:
                 body = {"model": NAMES[dialect], "messages": [{"role": "user", "content": "Hi"}]}
                 for stream in (True, False):
