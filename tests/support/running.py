@@ -35,7 +35,7 @@ WAITING = (
     "test_traces_process.py",
 )
 # Coverage doubles the time of a test; of a test with many cases only the first are measured.
-MEASURED_CASES = 6
+MEASURED_CASES = 3
 _cases: Counter[object] = Counter()
 # These share expensive work and run in one process: building and installing the wheel, and
 # importing the official clients.
