@@ -38,7 +38,7 @@ def test_the_wheel_has_both_packages_and_their_types(built: Built) -> None:
 def test_the_sdist_has_all_files_for_a_build(built: Built, tmp_path: Path) -> None:
     build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     run(sys.executable, "-c", build, tmp_path, cwd=built.source)
-    with tarfile.open(next(tmp_path.glob("nexus_gateway-*.tar.gz"))) as sdist:
+    with tarfile.open(next(tmp_path.glob("nexus_ai_gateway-*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     needed = {"LICENSE", "Makefile", "Procfile", ".env.example", "pyproject.toml", "setup.cfg"}
     needed |= {"nexus_gateway/py.typed", "plugins/py.typed", "plugins/groq.py"}

@@ -124,7 +124,7 @@ EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 def test_a_model_is_asked_for_an_effort_that_it_takes(
     name: str, model: str, expected: str, translated: bool
 ) -> None:
-    provider = load(name)()
+    provider = built_in(name)()
     chats = [{**CHAT, "model": model, "reasoning_effort": effort} for effort in EFFORTS]
     sent = [adapted(provider, chat, translated=translated) for chat in chats]
     efforts = [chat["reasoning_effort"] for chat in sent if "reasoning_effort" in chat]

@@ -130,7 +130,7 @@ async def test_a_custom_tool_is_called_and_answered(
 @pytest.mark.parametrize("backend", ["chat", "cerebras", "fireworks"])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_rules_between_turns_suit_any_template(backend: str, stream: bool) -> None:
-    provider = Fake if backend == "chat" else plugin(backend)
+    provider = Fake if backend == "chat" else built_in(backend)
     answer = {"type": "message", "role": "assistant", "content": "Hm."}
     call = {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": "{}"}
     output = {"type": "function_call_output", "call_id": "c", "output": "19 C"}
