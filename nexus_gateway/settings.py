@@ -10,6 +10,7 @@ import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,6 +111,7 @@ def _proxy_or_env(text: str) -> Secret:
     return Secret(text)
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
@@ -174,7 +176,7 @@ _LEVEL = _one_of("debug", "info", "warning", "error")
 _HOST = _matching(r"\S+", "an address or a host name")
 _URL = _matching(r"https?://[^\s/?#]+\S*", "a URL such as http://127.0.0.1:4318")
 _ORIGIN = _matching(
-    r"\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?",
+    r"\*|null|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?",
     "* or one origin such as https://chat.example.org, without a path",
 )
 
@@ -186,7 +188,7 @@ class Settings:
     host: str = _variable("127.0.0.1", _HOST, "Address to listen on; 0.0.0.0 for all.")
     port: int = _variable("3000", _number(0, 65535), "Port to listen on; 0 for any free one.")
     web_concurrency: int = _variable("1", _number(1, MAX_WORKERS), "Number of worker processes.")
-    cors_origin: str = _variable("*", _ORIGIN, "Origin whose pages may read responses; * for all.")
+    cors_origin: str = _variable("", _ORIGIN, "Origin whose pages may call; * for all.")
     first_token_timeout_ms: int = _variable("8000", _MS, "Longest wait for a stream's first token.")
     idle_timeout_ms: int = _variable("30000", _MS, "Longest silence in a stream or a request body.")
     write_timeout_ms: int = _variable("60000", _MS, "How long a caller may read nothing.")
@@ -240,6 +242,14 @@ class Settings:
     log_format: str = _variable("text", _one_of("text", "json"), "text or json.")
     otel_exporter_otlp_endpoint: str = _variable("", _URL, "Collector of traces, OTLP over HTTP.")
     otel_exporter_otlp_traces_endpoint: str = _variable("", _URL, "The same with its full path.")
+
+    @property
+    def allowed_origin(self) -> str:
+        """Whose pages may call: CORS_ORIGIN, or if that is unset, "" for those of this machine.
+
+        Beyond loopback it is any page, as the pages' users are elsewhere.
+        """
+        return self.cors_origin or ("" if is_loopback(self.host) else "*")
 
     @property
     def traces(self) -> bool:

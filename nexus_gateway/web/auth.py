@@ -10,12 +10,15 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from functools import lru_cache
 
 from nexus_gateway.errors import Forbidden, Unauthorized
 from nexus_gateway.secret import Secret
 from nexus_gateway.settings import Settings, is_loopback
 
 _KEY = "key-"
+# The second is what containers on a desktop call the machine.
+_LOCAL_NAMES = (".localhost", "host.docker.internal")
 _BY_PROXIES = (
     *("Forwarded", "Via", "X-Real-IP"),
     *("X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"),
@@ -113,6 +116,59 @@ def _check_without_token(headers: Mapping[str, str], settings: Settings) -> str:
     return ""
 
 
+@lru_cache(maxsize=1024)
+def is_local_name(host: str) -> bool:
+    """Return whether a `Host`, with or without a port, is a name that only this machine has."""
+    name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host
+    name = name if name.startswith("[") else name.partition(":")[0]
+    return is_loopback(name) or name.lower().endswith(_LOCAL_NAMES)
+
+
+@lru_cache(maxsize=1024)
+def is_local_origin(origin: str) -> bool:
+    """Return whether an `Origin` is a page of this machine, or a program such as an editor.
+
+    `null` is neither: any page can give it to a frame.
+    """
+    scheme, _, host = origin.partition("://")
+    return scheme not in ("http", "https", "null", "") or is_local_name(host)
+
+
+def is_from_elsewhere(headers: Mapping[str, str], allowed: str = "") -> bool:
+    """Return whether a page sends a request that is neither of this machine nor `allowed`."""
+    origin = headers.get("Origin")
+    if origin is None:  # browsers send none with some requests
+        return headers.get("Sec-Fetch-Site") == "cross-site"
+    return origin != allowed and not is_local_origin(origin)
+
+
+def check_page(headers: Mapping[str, str], allowed: str) -> None:
+    """Refuse the requests of pages from elsewhere, where no key keeps them from spending tokens.
+
+    A page can also have its own name lead to this machine: its requests then have that name.
+
+    Args:
+        headers: the request's.
+        allowed: an origin whose pages may call, "" for those of this machine alone.
+
+    Raises:
+        Forbidden: with what to set.
+    """
+    if is_from_elsewhere(headers, allowed):
+        raise Forbidden(
+            "Without GATEWAY_KEYS, pages of other machines may not call this gateway: set "
+            "GATEWAY_KEYS, or CORS_ORIGIN to the page's origin.",
+            code="foreign_page",
+        )
+    host = headers.get("Host")
+    if host and not allowed and not is_local_name(host):
+        raise Forbidden(
+            f"Without GATEWAY_KEYS, this gateway is called as localhost or 127.0.0.1, not {host!r}: "
+            "behind a reverse proxy set GATEWAY_KEYS, or CORS_ORIGIN=*.",
+            code="foreign_host",
+        )
+
+
 def bearer(headers: Mapping[str, str]) -> str:
     """Return the token of the Authorization header, or ""."""
     scheme, _, token = headers.get("Authorization", "").partition(" ")
@@ -130,13 +186,11 @@ def _matching(offered: str, secrets: Iterable[Secret]) -> int:
 
 
 def _is_local(headers: Mapping[str, str]) -> bool:
-    """Whether a request was sent to a loopback name, without a proxy in between.
+    """Whether a request was sent to a loopback name, by no page from elsewhere and no proxy.
 
     A page that rebinds its own name to 127.0.0.1 sends that name; a proxy that forwards requests of
     others sends another name, or headers of its own.
     """
     if any(name in headers for name in _BY_PROXIES):
         return False
-    host = headers.get("Host", "")
-    name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host
-    return is_loopback(name if name.startswith("[") else name.partition(":")[0])
+    return is_local_name(headers.get("Host", "")) and not is_from_elsewhere(headers)

@@ -26,7 +26,7 @@ from nexus_gateway.errors import (
 )
 from nexus_gateway.proxy.context import CallerGone
 from nexus_gateway.settings import parse_bool
-from nexus_gateway.web.auth import Access, check
+from nexus_gateway.web.auth import Access, check, check_page
 from nexus_gateway.web.gateway import GATEWAY, gateway_of
 from nexus_gateway.web.request import (
     CALLER,
@@ -106,8 +106,11 @@ def authenticate(request: web.Request) -> None:
     access = request.app[ROUTE_OF].get(request.match_info.handler, _NOT_FOUND).access
     if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
         raise Draining
-    is_open = access is Access.CALLER and not gateway.settings.gateway_keys
-    request[CALLER] = "" if is_open else check(request.headers, access, gateway.settings)
+    settings = gateway.settings
+    is_open = access is Access.CALLER and not settings.gateway_keys
+    if is_open and (allowed := settings.allowed_origin) != "*":
+        check_page(request.headers, allowed)
+    request[CALLER] = "" if is_open else check(request.headers, access, settings)
     if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
         check(request.headers, Access.VIEWER, gateway.settings)
         request[EXPLAINED] = True

@@ -25,6 +25,7 @@ from nexus_gateway.dialects.base import ESTIMATE, Dialect, FullResponse
 from nexus_gateway.proxy.context import CallerGone, RequestContext
 from nexus_gateway.proxy.hook_runner import RequestHooks
 from nexus_gateway.upstream.streams import AnswerStream, RawWriter
+from nexus_gateway.web.auth import is_local_origin
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.web.request import EXPLAIN, REQUEST_ID, request_id
 from nexus_gateway.wire import sse
@@ -230,12 +231,14 @@ def cors_headers(request: web.Request, *, for_all: bool) -> dict[str, str]:
 
 
 def allowed_origin(request: web.Request, *, for_all: bool) -> dict[str, str]:
-    allowed = gateway_of(request).settings.cors_origin
+    allowed = gateway_of(request).settings.allowed_origin
     if allowed == "*":
         return {"Access-Control-Allow-Origin": "*"} if for_all else {}
     headers = {"Vary": "Origin"}
-    if request.headers.get("Origin") == allowed:
-        headers["Access-Control-Allow-Origin"] = allowed
+    origin = request.headers.get("Origin", "")
+    # With "" no page of another origin makes admin calls, as with "*".
+    if origin == allowed if allowed else for_all and is_local_origin(origin):
+        headers["Access-Control-Allow-Origin"] = origin
     return headers
 
 
