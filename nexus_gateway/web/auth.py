@@ -119,9 +119,26 @@ def _check_without_token(headers: Mapping[str, str], settings: Settings) -> str:
 @lru_cache(maxsize=1024)
 def is_local_name(host: str) -> bool:
     """Return whether a `Host`, with or without a port, is a name that only this machine has."""
-    name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host
-    name = name if name.startswith("[") else name.partition(":")[0]
+    name = _without_port(host)
     return is_loopback(name) or name.lower().endswith(_LOCAL_NAMES)
+
+
+@lru_cache(maxsize=1024)
+def _may_be_rebound(host: str) -> bool:
+    """Return whether a `Host` is a public name, whose owner can have it lead to this machine.
+
+    Addresses are no names, and names without a dot are not public.
+    """
+    name = _without_port(host)
+    if name.startswith("[") or "." not in name or is_local_name(name):
+        return False
+    return not name.replace(".", "").isdigit()
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[: host.find("]") + 1]
+    return host.partition(":")[0]
 
 
 @lru_cache(maxsize=1024)
@@ -160,10 +177,10 @@ def check_page(headers: Mapping[str, str], allowed: str) -> None:
             "GATEWAY_KEYS, or CORS_ORIGIN to the page's origin.",
             code="foreign_page",
         )
-    host = headers.get("Host")
-    if host and not allowed and not is_local_name(host):
+    host = headers.get("Host", "")
+    if not allowed and _may_be_rebound(host):
         raise Forbidden(
-            f"Without GATEWAY_KEYS, this gateway is called as localhost or 127.0.0.1, not {host!r}: "
+            f"Without GATEWAY_KEYS, this gateway is called as localhost, not as {host!r}: "
             "behind a reverse proxy set GATEWAY_KEYS, or CORS_ORIGIN=*.",
             code="foreign_host",
         )

@@ -48,7 +48,9 @@ async def test_tokens_are_estimated_if_no_backend_counts_them(upstream: FakeUpst
             messages = [{"role": "user", "content": content}]
             raw = client.messages.with_raw_response
             response = await raw.count_tokens(
-                model=ASK["model"], messages=messages, extra_headers={"Origin": "https://page"}
+                model=ASK["model"],
+                messages=messages,
+                extra_headers={"Origin": "http://localhost:5173"},
             )
             assert response.headers["x-nexus-estimate"] == "true"
             assert "X-Nexus-Estimate" in response.headers["access-control-expose-headers"]

@@ -276,6 +276,8 @@ async def test_another_origins_page_cannot_toggle_an_instance(upstream: FakeUpst
     async with serving(make_instance(upstream)) as served:
         for kind in SIMPLE:
             sent = request(f"POST {TOGGLE}", kind, origin, body=body)
+            assert (await raw(served.url, sent))[0] == 403, kind
+            sent = request(f"POST {TOGGLE}", kind, "Origin: http://localhost:5173", body=body)
             assert (await raw(served.url, sent))[0] == 415, kind
         preflight = [
             "Access-Control-Request-Method: POST",
@@ -329,12 +331,98 @@ async def test_only_the_configured_origin_may_read_an_answer(
 
 @pytest.mark.proves("S-13")
 async def test_an_authentication_error_is_readable_across_origins(upstream: FakeUpstream) -> None:
-    async with serving(make_instance(upstream), **LOCKS) as served:
+    async with serving(make_instance(upstream), **LOCKS, cors_origin="*") as served:
         status, _, headers = await served.chat(headers={"Origin": PAGE})
         assert (status, headers[ALLOW]) == (401, "*")
         for line in (f"POST {TOGGLE}", "GET /v1/events"):
             status, head, _ = await raw(served.url, request(line, f"Origin: {PAGE}"))
             assert (status, ALLOW.encode() in head) == (401, False)
+
+
+LOCAL_PAGES = [
+    "http://localhost:5173",
+    "https://127.0.0.1",
+    "http://[::1]:8080",
+    "http://a.localhost",
+]
+PROGRAMS = ["vscode-webview://0abc", "app://obsidian.md", "tauri://localhost"]
+FOREIGN_PAGES = [
+    "https://evil.example",
+    "http://192.168.1.7",
+    "http://localhost.evil.example",
+    "null",
+]
+
+
+@pytest.mark.proves("S-13")
+@pytest.mark.parametrize("origin", LOCAL_PAGES + PROGRAMS)
+async def test_pages_of_this_machine_may_call_it(upstream: FakeUpstream, origin: str) -> None:
+    async with serving(make_instance(upstream)) as served:
+        status, _, headers = await served.chat(headers={"Origin": origin})
+        assert (status, headers[ALLOW], headers["Vary"]) == (200, origin, "Origin")
+        assert (await served.chat(headers={"Sec-Fetch-Site": "same-site"}))[0] == 200
+
+
+@pytest.mark.proves("S-13")
+@pytest.mark.parametrize(
+    "sent", [*({"Origin": page} for page in FOREIGN_PAGES), {"Sec-Fetch-Site": "cross-site"}]
+)
+async def test_pages_from_elsewhere_spend_no_key(
+    upstream: FakeUpstream, sent: dict[str, str]
+) -> None:
+    async with serving(make_instance(upstream)) as served:
+        for stream in (True, False):
+            status, text, headers = await served.chat(headers=sent, stream=stream)
+            assert (status, ALLOW in headers) == (403, False)
+            assert "GATEWAY_KEYS" in text
+            assert "foreign_page" in text
+    assert upstream.hits() == 0
+    # A key that pages do not have protects as well, and CORS_ORIGIN=* opens to all.
+    async with serving(make_instance(upstream), **LOCKS) as served:
+        headers = {**sent, "x-api-key": "alpha-caller"}
+        assert (await served.chat(headers=headers))[0] == 200
+    async with serving(make_instance(upstream), cors_origin="*") as served:
+        assert (await served.chat(headers=sent))[0] == 200
+
+
+@pytest.mark.proves("S-13")
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "127.0.0.1:80", "[::1]:3000", "a.localhost:1")),
+        *((host, 200) for host in ("192.168.1.7:3000", "mybox:3000", "host.docker.internal")),
+        *((host, 403) for host in ("evil.example", "evil.example:3000", "127.0.0.1.evil.example")),
+    ],
+)
+async def test_a_name_that_leads_here_by_rebinding_is_refused(
+    upstream: FakeUpstream, host: str, status: int
+) -> None:
+    async with serving(make_instance(upstream)) as served:
+        sent = request(
+            "POST /v1/chat/completions", JSON, body=json.dumps(HELLO).encode(), host=host
+        )
+        assert (await raw(served.url, sent))[0] == status
+    async with serving(make_instance(upstream), **LOCKS) as served:
+        key = "x-api-key: alpha-caller"
+        body = json.dumps(HELLO).encode()
+        sent = request("POST /v1/chat/completions", JSON, key, body=body, host=host)
+        assert (await raw(served.url, sent))[0] == 200
+
+
+@pytest.mark.proves("S-12")
+@pytest.mark.parametrize("page", ["Origin: https://evil.example", "Sec-Fetch-Site: cross-site"])
+@pytest.mark.parametrize("call", ["GET /v1/events", "GET /v1/usage", "GET /metrics"])
+async def test_pages_from_elsewhere_make_no_admin_call(
+    upstream: FakeUpstream, call: str, page: str
+) -> None:
+    async with serving(make_instance(upstream), cors_origin="*") as served:
+        assert (await raw(served.url, request(call, page)))[0] == 403
+
+
+def test_beyond_loopback_all_pages_may_call_unless_one_is_named() -> None:
+    assert Settings(host="0.0.0.0").allowed_origin == "*"
+    assert Settings(host="0.0.0.0", cors_origin=PAGE).allowed_origin == PAGE
+    assert Settings(host="::1").allowed_origin == ""
 
 
 @pytest.mark.proves("S-15")

@@ -303,7 +303,7 @@ async def test_cors_headers_follow_the_setting(upstream: FakeUpstream) -> None:
     preflight = {**origin, "Access-Control-Request-Method": "POST"}
     chat, toggle = "/v1/chat/completions", "/v1/providers/toggle"
     allow = "Access-Control-Allow-Origin"
-    async with serving(make_instance(upstream)) as served:
+    async with serving(make_instance(upstream), cors_origin="*") as served:
         status, _, headers = await ask(served, "OPTIONS", chat, headers=preflight)
         assert (status, headers[allow]) == (204, "*")
         assert (await served.chat(headers=origin))[2][allow] == "*"
