@@ -6,7 +6,9 @@
     │   ├── MethodNotAllowed 405
     │   ├── RequestTimeout 408   the caller stopped sending the body
     │   ├── TooLarge       413   the body is larger than MAX_BODY_MB
-    │   └── UnsupportedMedia 415 the body's type or encoding is not supported
+    │   ├── UnsupportedMedia 415 the body's type or encoding is not supported
+    │   ├── UnknownExpectation 417 the header `Expect` is not 100-continue
+    │   └── UnsupportedVersion 505 HTTP is neither 1.1 nor 1.0
     ├── Unauthorized       401   no valid key
     ├── Forbidden          403   the key is valid, but the call is not allowed on this gateway
     ├── UpstreamRefused 4xx/508  an upstream rejected the request for its content; passed through
@@ -109,6 +111,19 @@ class TooLarge(InvalidRequest):
 class UnsupportedMedia(InvalidRequest):
     status = 415
     code = "unsupported_media_type"
+
+
+class UnknownExpectation(InvalidRequest):
+    status = 417
+    code = "unknown_expectation"
+    text = "The header `Expect` may only be 100-continue: remove it."
+
+
+class UnsupportedVersion(InvalidRequest):
+    status = 505
+    code = "unsupported_http_version"
+    text = "This port speaks HTTP/1.1 and HTTP/1.0."
+    more_headers: ClassVar = {"Connection": "close"}
 
 
 class Unauthorized(GatewayError):

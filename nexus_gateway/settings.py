@@ -173,7 +173,7 @@ _MS = _number(1, MAX_MS)
 parse_ms = _MS  # for the variables of the providers as well
 _MS_OR_OFF = _number(0, MAX_MS)
 _LEVEL = _one_of("debug", "info", "warning", "error")
-_HOST = _matching(r"\S+", "an address or a host name")
+_HOST = _matching(r"[^\s,]+(\s*,\s*[^\s,]+)*", "an address or a host name, or several with commas")
 _URL = _matching(r"https?://[^\s/?#]+\S*", "a URL such as http://127.0.0.1:4318")
 _ORIGIN = _matching(
     r"\*|null|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?",
@@ -185,7 +185,7 @@ _ORIGIN = _matching(
 class Settings:
     """The settings; each field is the variable of the same name in upper case."""
 
-    host: str = _variable("127.0.0.1", _HOST, "Address to listen on; 0.0.0.0 for all.")
+    host: str = _variable("127.0.0.1", _HOST, "Addresses to listen on; :: for all.")
     port: int = _variable("3000", _number(0, 65535), "Port to listen on; 0 for any free one.")
     web_concurrency: int = _variable("1", _number(1, MAX_WORKERS), "Number of worker processes.")
     cors_origin: str = _variable("", _ORIGIN, "Origin whose pages may call; * for all.")
@@ -244,12 +244,17 @@ class Settings:
     otel_exporter_otlp_traces_endpoint: str = _variable("", _URL, "The same with its full path.")
 
     @property
+    def is_local(self) -> bool:
+        """Whether the gateway listens to this machine alone."""
+        return all(is_loopback(host.strip()) for host in self.host.split(","))
+
+    @property
     def allowed_origin(self) -> str:
         """Whose pages may call: CORS_ORIGIN, or if that is unset, "" for those of this machine.
 
         Beyond loopback it is any page, as the pages' users are elsewhere.
         """
-        return self.cors_origin or ("" if is_loopback(self.host) else "*")
+        return self.cors_origin or ("" if self.is_local else "*")
 
     @property
     def traces(self) -> bool:

@@ -17,7 +17,7 @@ from nexus_gateway.discovery import installed_over_ours, prefix
 from nexus_gateway.hooks import Hook, overridden
 from nexus_gateway.routing.policies import OUR_POLICIES, Policy
 from nexus_gateway.routing.pool import DEMO, Pool
-from nexus_gateway.settings import MEMORY, Settings, is_loopback
+from nexus_gateway.settings import MEMORY, Settings
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -103,7 +103,7 @@ def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str
         yield from paragraph(f"{kind}: {text}" if kind else text, indent="  ", hang="    ")
     yield ""
     address = f"http://{_reachable(host)}:{port}"
-    closed = " (closed: ADMIN_TOKEN is not set)" if _is_closed(settings, host) else ""
+    closed = " (closed: ADMIN_TOKEN is not set)" if _is_closed(settings) else ""
     yield f"Control Center: {address}/{closed}"
     yield "Try it:"
     key = ' -H "Authorization: Bearer $GATEWAY_KEY"' if settings.gateway_keys else ""
@@ -116,17 +116,20 @@ def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str
 
 
 def _bracketed(host: str) -> str:
+    """Return the first of the hosts, as it stands in a URL."""
+    host = host.partition(",")[0].strip()
     return f"[{host}]" if ":" in host else host
 
 
 def _reachable(host: str) -> str:
     """Return a host by which this machine reaches the gateway."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _bracketed(host))  # noqa: S104
+    shown = _bracketed(host)
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(shown, shown)  # noqa: S104
 
 
-def _is_closed(settings: Settings, host: str) -> bool:
+def _is_closed(settings: Settings) -> bool:
     """Return whether the Control Center needs a token and none is set."""
-    return not (is_loopback(host) or settings.admin_token or settings.viewer_token)
+    return not (settings.is_local or settings.admin_token or settings.viewer_token)
 
 
 def _plugins(plugins: Extras) -> Iterator[str]:
@@ -159,7 +162,7 @@ def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, 
             "RESPONSE_STORE is memory: each worker knows only the responses that it made, so "
             "previous_response_id often fails; set sqlite:/// and the path of a file",
         )
-    if is_loopback(host):
+    if settings.is_local:
         if settings.viewer_token and not settings.admin_token:
             yield NOTE, "VIEWER_TOKEN alone restricts nothing: set ADMIN_TOKEN as well"
         return

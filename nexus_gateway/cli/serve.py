@@ -171,7 +171,7 @@ def _own_addresses(settings: Settings, pool: Pool) -> Iterator[str]:
 def _is_own(instance: Instance, settings: Settings) -> bool:
     parts = urlsplit(instance.account.base_url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    hosts = {settings.host, "localhost", "127.0.0.1", "::1"}
+    hosts = {*settings.host.split(","), "localhost", "127.0.0.1", "::1"}
     return port == settings.port and parts.hostname in hosts
 
 

@@ -22,7 +22,7 @@ from nexus_gateway.hooks import Hook
 from nexus_gateway.routing.policies import Policy
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server.reload import LoadedConfig, Reload
-from nexus_gateway.server.sockets import QUEUE, os_error_text
+from nexus_gateway.server.sockets import QUEUE, listen, os_error_text
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry.recorder import Recorder
 from nexus_gateway.upstream.client import exhausted
@@ -100,13 +100,14 @@ async def serve(
     settings again, SIGHUP is ignored.
     """
     async with application_runner(app) as runner:
-        site = web.TCPSite(runner, settings.host, settings.port, backlog=QUEUE)
         try:
-            await site.start()
+            (listeners,) = listen(settings.host, settings.port, 1)
         except OSError as error:
             address = f"{settings.host}:{settings.port}"
             logger.error("cannot listen on %s: %s", address, os_error_text(error))
             return CANNOT_LISTEN
+        for listener in listeners:
+            await web.SockSite(runner, listener, backlog=QUEUE).start()
         gateway = app[GATEWAY]
         stop = _on_signals(gateway.recorder)
         async with _reloading(gateway, read, stop):

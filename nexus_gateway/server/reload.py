@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import PROXY_VARIABLES, VARIABLES, Settings, is_loopback
+from nexus_gateway.settings import PROXY_VARIABLES, VARIABLES, Settings
 from nexus_gateway.telemetry import log
 from nexus_gateway.web.gateway import Gateway
 
@@ -117,7 +117,7 @@ class Reload:
         yield from (w for w in config.pool.warnings if w not in running.warnings)
         known = [str(problem) for problem in running.problems]
         yield from (f"left out: {p}" for p in map(str, config.pool.problems) if p not in known)
-        if "GATEWAY_KEYS" in names and not (settings.gateway_keys or is_loopback(settings.host)):
+        if "GATEWAY_KEYS" in names and not (settings.gateway_keys or settings.is_local):
             yield f"{settings.host} is open to others and GATEWAY_KEYS is not set"
         if config.late:
             yield f"{', '.join(config.late)}: changed, but read at the start only"

@@ -27,21 +27,35 @@ def os_error_text(error: OSError) -> str:
 def listen(host: str, port: int, slots: int) -> list[list[socket.socket]]:
     """Listen on one port, once for each slot; return for each slot a socket for each address.
 
-    A host name stands for all its addresses. Port 0 is any free one, the same for all. Raises
-    OSError if an address is not available, or if another process listens there.
+    `host` may be several, separated by commas, and a name stands for all its addresses; `::` is
+    every address, also of IPv4. Port 0 is any free one, the same for all. Raises OSError if an
+    address is not available, or if another process listens there.
     """
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    infos = [
+        info
+        for name in host.split(",")
+        for info in socket.getaddrinfo(
+            name.strip(), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    ]
     addresses = list(dict.fromkeys((family, str(address[0])) for family, *_, address in infos))
+    # What `::` covers already cannot be listened to again.
+    every = (socket.AF_INET6, "::") in addresses and socket.has_dualstack_ipv6()
+    if every:
+        addresses = [(socket.AF_INET6, "::")]
+    shared = slots > 1
     listeners: list[list[socket.socket]] = []
     with contextlib.ExitStack() as on_error:
-        for family, address in addresses if port else ():
+        for family, address in addresses if port and shared else ():
             # With SO_REUSEPORT a second gateway would silently take a share of the connections.
-            socket.create_server((address, port), family=family).close()
+            socket.create_server((address, port), family=family, dualstack_ipv6=every).close()
         for _ in range(slots):
             listeners.append([])
             for family, address in addresses:
                 at = (address, port)
-                listener = socket.create_server(at, family=family, backlog=QUEUE, reuse_port=True)
+                listener = socket.create_server(
+                    at, family=family, backlog=QUEUE, reuse_port=shared, dualstack_ipv6=every
+                )
                 listener.setblocking(False)
                 listeners[-1].append(on_error.enter_context(listener))
                 port = port or listener.getsockname()[1]

@@ -82,7 +82,7 @@ def check(headers: Mapping[str, str], access: Access, settings: Settings) -> str
             if not tokens:
                 raise
     needed = " or the ".join(tokens)
-    if not settings.admin_token and settings.gateway_keys and is_loopback(settings.host):
+    if not settings.admin_token and settings.gateway_keys and settings.is_local:
         needed += " or a gateway key"
     raise Unauthorized(f"This call needs the {needed} as `Authorization: Bearer …`.")
 
@@ -99,7 +99,7 @@ def _check_key(headers: Mapping[str, str], settings: Settings) -> str:
 
 
 def _check_without_token(headers: Mapping[str, str], settings: Settings) -> str:
-    if not is_loopback(settings.host):
+    if not settings.is_local:
         raise Forbidden(
             "Admin calls are closed: the gateway listens beyond this machine and has no "
             "ADMIN_TOKEN. Set ADMIN_TOKEN and start it again.",
@@ -159,18 +159,17 @@ def is_from_elsewhere(headers: Mapping[str, str], allowed: str = "") -> bool:
     return origin != allowed and not is_local_origin(origin)
 
 
-def check_page(headers: Mapping[str, str], allowed: str) -> None:
+def check_page(headers: Mapping[str, str], settings: Settings) -> None:
     """Refuse the requests of pages from elsewhere, where no key keeps them from spending tokens.
 
     A page can also have its own name lead to this machine: its requests then have that name.
 
-    Args:
-        headers: the request's.
-        allowed: an origin whose pages may call, "" for those of this machine alone.
-
     Raises:
         Forbidden: with what to set.
     """
+    allowed = settings.allowed_origin
+    if allowed == "*":
+        return
     if is_from_elsewhere(headers, allowed):
         raise Forbidden(
             "Without GATEWAY_KEYS, pages of other machines may not call this gateway: set "

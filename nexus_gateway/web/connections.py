@@ -20,7 +20,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from nexus_gateway.errors import GatewayError, InvalidRequest
+from nexus_gateway.errors import GatewayError, InvalidRequest, UnknownExpectation
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.request import json_response, note_refusal, request_id
 
@@ -107,7 +107,11 @@ class ClientConnection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what is not HTTP in OpenAI's shape, and close the connection."""
-        super().handle_error(request, status, exc, message)  # logs, and prevents a second head
+        if isinstance(exc, UnicodeEncodeError) and "Expect" in request.headers:
+            # aiohttp's own answer, where there is no route, repeats the header, and cannot.
+            status = UnknownExpectation.status
+        else:
+            super().handle_error(request, status, exc, message)  # logs, prevents a second head
         error: GatewayError = InvalidRequest(
             "This is not a valid HTTP/1.1 request, so the connection is closed. This port speaks "
             "HTTP, not HTTPS.",
@@ -116,6 +120,8 @@ class ClientConnection(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             error = InvalidRequest("The request's address or a header is longer than 8 KB.")
             status = 431
+        elif status == UnknownExpectation.status:
+            error = UnknownExpectation()
         elif status != 400:
             error = GatewayError("The gateway failed on this request.", code="internal_error")
         why = None if exc is None else type(exc).__name__

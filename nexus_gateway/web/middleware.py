@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from nexus_gateway.dialects.base import Dialect
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
@@ -23,6 +23,7 @@ from nexus_gateway.errors import (
     MethodNotAllowed,
     NotFound,
     TooLarge,
+    UnsupportedVersion,
 )
 from nexus_gateway.proxy.context import CallerGone
 from nexus_gateway.settings import parse_bool
@@ -84,6 +85,8 @@ def route_of(request: web.Request, match: web.UrlMappingMatchInfo) -> Route:
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Authenticate the caller, and answer every error in OpenAI's shape."""
     try:
+        if not HttpVersion10 <= request.version <= HttpVersion11:
+            raise UnsupportedVersion
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return await _preflight(request)
         authenticate(request)
@@ -108,8 +111,8 @@ def authenticate(request: web.Request) -> None:
         raise Draining
     settings = gateway.settings
     is_open = access is Access.CALLER and not settings.gateway_keys
-    if is_open and (allowed := settings.allowed_origin) != "*":
-        check_page(request.headers, allowed)
+    if is_open and settings.cors_origin != "*":
+        check_page(request.headers, settings)
     request[CALLER] = "" if is_open else check(request.headers, access, settings)
     if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
         check(request.headers, Access.VIEWER, gateway.settings)

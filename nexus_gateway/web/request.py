@@ -18,6 +18,7 @@ from nexus_gateway.errors import (
     LoopDetected,
     RequestTimeout,
     TooLarge,
+    UnknownExpectation,
     UnsupportedMedia,
 )
 from nexus_gateway.proxy.context import RequestOptions
@@ -139,13 +140,17 @@ def via_headers(headers: Mapping[str, str], own: str) -> dict[str, str]:
     return {"Via": f"{chain}, {own}" if _VALID_VIA.fullmatch(chain) else own}
 
 
-async def expect(request: web.Request) -> None:
-    """Answer `Expect: 100-continue`, unless the body would be refused."""
-    waits = request.headers.get("Expect", "").lower() == "100-continue"
+async def expect(request: web.Request) -> web.Response | None:
+    """Answer `Expect: 100-continue`, unless the body would be refused; anything else is a 417."""
+    waits = request.headers["Expect"].lower() == "100-continue"
+    if not waits:
+        error = UnknownExpectation()
+        return json_response(error.body(), error.status)
     limit = gateway_of(request).settings.max_body_mb * 1024 * 1024
     if waits and request.version >= HttpVersion11 and (request.content_length or 0) <= limit:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # no head was sent yet
+    return None
 
 
 async def read_body(request: web.Request, gateway: Gateway) -> bytes:

@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 from endpoints import Able
 from fakes import HELLO, Served, make_instance, serving
+from intruder import raw, request
 from raw import CHAT, asking, connected, exchange
 from waiting import until_async
 
@@ -93,7 +94,7 @@ SERVED = {
     "three in a row": (asking() * 3, [200, 200, 200]),
     "a surplus": (asking() + b"GET /hea", [200]),
     "on request": (asking(b"Expect: 100-continue"), [100, 200]),
-    "an unknown expectation": (asking(b"Expect: magic"), [200]),
+    "an unknown expectation": (asking(b"Expect: magic"), [417]),
     "an unsupported upgrade": (asking(b"Connection: upgrade", b"Upgrade: h2c"), [200]),
     "an invalid type": (asking(b"Content-Type: ;;;="), [200]),
     "no such path": (GET % (b"/%zz/%ff", b""), [404]),
@@ -537,3 +538,39 @@ async def test_an_error_outside_the_handlers_has_openais_shape(
         assert b"internal detail" not in seen.data
         monkeypatch.undo()
         assert (await served.chat())[0] == 200
+
+
+UNKNOWN = ["foo", "100-continue, foo", "\xff", "200-ok"]
+
+
+@pytest.mark.proves("S-14")
+@pytest.mark.parametrize("expectation", UNKNOWN)
+@pytest.mark.parametrize("line", ["GET /health", "POST /v1/chat/completions"])
+async def test_an_unknown_expectation_is_a_417(
+    upstream: FakeUpstream, line: str, expectation: str
+) -> None:
+    async with serving(make_instance(upstream)) as served:
+        sent = request(line, f"Expect: {expectation}", body=b"{}")
+        status, _, body = await raw(served.url, sent)
+        assert (status, json.loads(body)["error"]["code"]) == (417, "unknown_expectation")
+        assert (await served.chat())[0] == 200
+
+
+@pytest.mark.proves("S-14")
+async def test_an_unknown_expectation_without_a_route_is_no_failure(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(make_instance(upstream)) as served:
+        for expectation in UNKNOWN:
+            sent = request("GET /nowhere", f"Expect: {expectation}")
+            assert (await raw(served.url, sent))[0] == 417
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.proves("S-14")
+@pytest.mark.parametrize("version", [" HTTP/0.9", " HTTP/2.0", ""])
+async def test_another_version_of_http_is_refused(upstream: FakeUpstream, version: str) -> None:
+    async with serving(make_instance(upstream)) as served:
+        sent = f"GET /v1/models{version}\r\nHost: localhost\r\n\r\n".encode()
+        status, _, _ = await raw(served.url, sent)
+        assert status in (400, 505)
