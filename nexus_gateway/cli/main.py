@@ -59,10 +59,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from nexus_gateway.telemetry import stderr
+
+    _open_standard_streams()
+    with stderr.unblocked():
+        return _serve_unblocked(arguments)
+
+
+def _serve_unblocked(arguments: argparse.Namespace) -> int:
     from nexus_gateway.cli import workers
     from nexus_gateway.server.process import block_sighup
 
-    _open_standard_streams()
     if not arguments.reload:
         block_sighup()
     if spec := workers.take_spec(os.environ):

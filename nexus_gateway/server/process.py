@@ -24,6 +24,7 @@ from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server.reload import LoadedConfig, Reload
 from nexus_gateway.server.sockets import QUEUE, listen, os_error_text
 from nexus_gateway.settings import Settings
+from nexus_gateway.telemetry import stderr
 from nexus_gateway.telemetry.recorder import Recorder
 from nexus_gateway.upstream.client import exhausted
 from nexus_gateway.web.app import build_app
@@ -157,7 +158,7 @@ def _on_signals(recorder: Recorder) -> asyncio.Event:
     def on_signal() -> None:
         if stop.is_set():
             recorder.flush()
-            logging.shutdown()
+            stderr.flush()
             os._exit(FORCED)
         stop.set()
 

@@ -29,6 +29,7 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
 from nexus_gateway.server.process import FORCED, Terminal, unblock_sighup
 from nexus_gateway.server.sync import EventBoard, Hub, RecentEvents
+from nexus_gateway.telemetry import stderr
 from nexus_gateway.telemetry.shared import WorkerState
 
 logger = logging.getLogger("nexus_gateway")
@@ -111,7 +112,7 @@ class Supervisor:
         if self._stop.is_set():
             for worker in self._workers:
                 worker.kill()
-            logging.shutdown()
+            stderr.flush()
             os._exit(FORCED)
         self._stop.set()
         for worker in self._workers:

@@ -1,6 +1,6 @@
 """What became of requests. Observers only: nothing here decides.
 
-- `log`: the log's lines
+- `log`, `stderr`: the log's lines, and how they leave the process
 - `timeline`: the last minutes in buckets
 - `feed`, `snapshot`: what the Control Center shows
 - `shared`: figures that worker processes share

@@ -116,6 +116,8 @@ MODEL_INSTANCES = _family("nexus_model_instances", "model",
     "Instances that are known to serve the model.")
 MODEL_AVAILABLE = _family("nexus_model_instances_available", "model",
     "Those of them that are available, see nexus_instance_available.")
+LOG_DROPPED = _family("nexus_log_lines_dropped_total", "",
+    "Lines of the log that were dropped, as nothing read it or it could not be written.")
 CPU = _family("process_cpu_seconds_total", "", "CPU time of all workers, user and system.")
 MEMORY = _family("process_resident_memory_bytes", "",
     "Resident memory of all workers, shared pages included.")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from nexus_gateway import __version__
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.routing.scheduler import Scheduler
+from nexus_gateway.telemetry import stderr
 from nexus_gateway.telemetry.metrics import definitions
 from nexus_gateway.telemetry.metrics.counting import Counting
 from nexus_gateway.telemetry.metrics.counts import Counts
@@ -68,6 +69,7 @@ class Meter:
     def _own_counts(self) -> Counts:
         counts = self._counting.counts
         counts.of(definitions.RETRIES_DENIED)[0] = self._scheduler.retries.denied
+        counts.of(definitions.LOG_DROPPED)[0] = stderr.dropped_lines()
         counts.of(definitions.CPU)[0] = self._process.recent()[definitions.CPU.name]
         return counts
 
