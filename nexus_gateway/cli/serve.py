@@ -23,6 +23,7 @@ from nexus_gateway.routing.policies import POLICIES
 from nexus_gateway.routing.pool import DEMO, Pool, build_pool
 from nexus_gateway.server import process
 from nexus_gateway.server.reload import LoadedConfig, keep_fixed, secrets_of
+from nexus_gateway.server.watchdog import Watchdog
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry import log
 
@@ -37,7 +38,10 @@ def serve(arguments: argparse.Namespace) -> int:
     def read() -> LoadedConfig:
         return reread(arguments, ready)
 
-    return process.run(ready.settings, ready.pool, announce, read=read, **ready.plugins)
+    watchdog = Watchdog.from_env(os.environ)
+    return process.run(
+        ready.settings, ready.pool, announce, read=read, watchdog=watchdog, **ready.plugins
+    )
 
 
 def prepare(arguments: argparse.Namespace) -> Prepared:

@@ -17,6 +17,7 @@ from nexus_gateway.cli.environment import WRONG_SETTINGS, own_command, serve_env
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.server.channel import PLACE, WorkerSpec
 from nexus_gateway.server.sockets import can_share_a_port, listen, os_error_text
+from nexus_gateway.server.watchdog import Watchdog
 from nexus_gateway.settings import Settings
 
 logger = logging.getLogger("nexus_gateway")
@@ -73,7 +74,9 @@ def supervise(arguments: argparse.Namespace, settings: Settings) -> int:
 
     async def run() -> int:
         spawner = WorkerSpawner(own_command(arguments), os.environ, settings.host, sockets)
-        return await Supervisor(spawner, announce).run()
+        supervising = Supervisor(spawner, announce).run()
+        watchdog = Watchdog.from_env(os.environ)
+        return await (supervising if watchdog is None else watchdog.watch(supervising))
 
     return asyncio.run(run())
 

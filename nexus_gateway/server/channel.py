@@ -11,6 +11,7 @@
                          share    its state
                          news     its events
                          leave    it received a signal and asks to be replaced
+                         beat     its event loop runs; once a second
 
 Supervisor and worker may be of different versions: a reload starts workers from the code that is
 installed by then. So kinds and keys stay as they are, and unknown ones are ignored. Without a
@@ -33,6 +34,8 @@ from typing import Any, Self
 PLACE = "NEXUS_GATEWAY_WORKER"
 VERSION = 1  # of the messages; part of `ready`
 LONGEST_MESSAGE = 16 * 1024 * 1024
+BEAT_S = 1.0
+TOGETHER_S = 0.1  # what concerns all processes reaches each within that time
 
 
 @dataclass(frozen=True, slots=True)

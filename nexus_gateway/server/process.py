@@ -23,6 +23,7 @@ from nexus_gateway.routing.policies import Policy
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server.reload import LoadedConfig, Reload
 from nexus_gateway.server.sockets import QUEUE, listen, os_error_text
+from nexus_gateway.server.watchdog import Watchdog
 from nexus_gateway.settings import Settings
 from nexus_gateway.telemetry import stderr
 from nexus_gateway.telemetry.recorder import Recorder
@@ -55,12 +56,16 @@ def run(
     pool: Pool,
     announce: Announce,
     read: Callable[[], LoadedConfig] | None = None,
+    watchdog: Watchdog | None = None,
     **plugins: Any,
 ) -> int:
     """Serve until a signal ends it; see `run_application` and `serve`."""
-    return run_application(
-        settings, pool, lambda app: serve(app, settings, announce, read), **plugins
-    )
+
+    def main(app: web.Application) -> Coroutine[Any, Any, int]:
+        serving = serve(app, settings, announce, read)
+        return serving if watchdog is None else watchdog.watch(serving)
+
+    return run_application(settings, pool, main, **plugins)
 
 
 def run_application(

@@ -8,6 +8,8 @@ that starts later reads `.env` again and finds the plugins that are installed by
 2. SIGHUP replaces one worker after the other. The old one stays until the new one accepts. If the
    new one refuses its settings, the old ones stay.
 3. SIGTERM or SIGINT drains them all; a second one ends them at once.
+4. A worker whose event loop hangs is no longer counted; the others accept on its sockets as well.
+   If it goes on hanging, it is killed and replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.server.channel import PLACE, ControlChannel, WorkerSpec
+from nexus_gateway.server.channel import BEAT_S, PLACE, TOGETHER_S, ControlChannel, WorkerSpec
 from nexus_gateway.server.process import FORCED, Terminal, unblock_sighup
 from nexus_gateway.server.sync import EventBoard, Hub, RecentEvents
 from nexus_gateway.telemetry import stderr
@@ -38,10 +40,12 @@ START_LIMIT_S = 60.0
 EARLY_DEATH_S = 10.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-TOGETHER_S = 0.1  # a signal to all processes arrives within that time
 # After SHUTDOWN_TIMEOUT_MS a worker aborts what is left; if it takes longer than this, it hangs.
 ABORT_S = 5.0
 LAST_MESSAGES_S = 1.0
+# Beats that a worker misses before others take its connections, and before it is killed.
+HANGS_AFTER = 3
+KILLED_AFTER = 10
 DIED = 1
 
 # They belong to the port, and so to the supervisor.
@@ -89,6 +93,7 @@ class Supervisor:
         for slot in range(1, len(self._slots)):
             self._begin(self._fill(slot))
         self._begin(self._reload_on_request())
+        self._begin(self._watch_beats())
         await self._stop.wait()
         await self._drain()
         return 0
@@ -188,6 +193,8 @@ class Supervisor:
 
     async def _receive(self, worker: WorkerProcess) -> None:
         async for kind, message in worker.channel.messages():
+            if kind == "beat" or worker.missed is not None:  # workers of older versions do not beat
+                self._hear(worker)
             if kind == "share":
                 self._broker.merge_state(worker, message)
             elif kind == "news":
@@ -231,7 +238,7 @@ class Supervisor:
 
     def _assign_sockets(self) -> None:
         """Let each worker accept on its own sockets and on those of vacant slots."""
-        vacant = [slot for slot, worker in enumerate(self._slots) if worker is None]
+        vacant = [n for n, worker in enumerate(self._slots) if worker is None or worker.hangs]
         for worker in self._slots:
             if worker is not None:
                 worker.channel.send("listen", slots=[worker.slot, *vacant])
@@ -242,6 +249,39 @@ class Supervisor:
         await asyncio.sleep(TOGETHER_S)
         if self._slots[worker.slot] is worker:
             await self._roll([worker.slot])
+
+    # Beats
+
+    def _hear(self, worker: WorkerProcess) -> None:
+        hung = worker.hangs
+        worker.missed = 0
+        if hung:
+            logger.warning("%s runs again", worker)
+            self._assign_sockets()
+
+    async def _watch_beats(self) -> None:
+        """Count the beats that each worker misses while this process runs itself.
+
+        Thus no worker is to blame if the machine sleeps or all processes are stopped.
+        """
+        while True:
+            begun_s = time.monotonic()
+            await asyncio.sleep(BEAT_S)
+            ran = time.monotonic() - begun_s < 2 * BEAT_S
+            for worker in self._workers if ran else ():
+                if worker.missed is not None:
+                    worker.missed += 1
+                    self._judge(worker, worker.missed)
+
+    def _judge(self, worker: WorkerProcess, missed: int) -> None:
+        if missed == HANGS_AFTER + 1:
+            logger.error("%s hangs: the others take its new connections", worker)
+            self._assign_sockets()
+        elif missed == KILLED_AFTER:
+            worker.dump_stacks()
+        elif missed == KILLED_AFTER + 1:
+            logger.error("%s still hangs and is killed", worker)
+            worker.kill()
 
     # Reload
 
@@ -325,11 +365,16 @@ class WorkerProcess:
     problems: tuple[str, ...] = ()  # in its settings, if it refused to start
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # it is ready or has failed
     published: dict[str, Any] = field(default_factory=dict)  # the state that was last sent to it
+    missed: int | None = None  # beats since the last one; None before the first
     watching: asyncio.Task[None] | None = None
     started_s: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
         return f"worker {self.slot + 1} (pid {self.process.pid})"
+
+    @property
+    def hangs(self) -> bool:
+        return self.missed is not None and self.missed > HANGS_AFTER
 
     def drain(self) -> None:
         self.channel.send("drain")
@@ -338,6 +383,10 @@ class WorkerProcess:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
+
+    def dump_stacks(self) -> None:
+        """Let it write the stacks of its threads on stderr, even if its event loop hangs."""
+        self._signal(signal.SIGUSR1)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -386,7 +435,7 @@ class StateBroker:
             worker.channel.send("news", **events.as_json())
         state = {
             **self._hub.state_for(worker.number).as_json(),
-            "workers": sum(worker is not None for worker in self._slots),
+            "workers": sum(w is not None and not w.hangs for w in self._slots),
             "shown": listens and self._hub.others_hand_over(worker.number),
         }
         if state != worker.published:

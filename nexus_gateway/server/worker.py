@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import itertools
 import os
 import signal
 import socket
@@ -18,13 +20,14 @@ from typing import Any
 from aiohttp import web
 
 from nexus_gateway.server import process
-from nexus_gateway.server.channel import VERSION, ControlChannel, WorkerSpec
+from nexus_gateway.server.channel import BEAT_S, TOGETHER_S, VERSION, ControlChannel, WorkerSpec
 from nexus_gateway.server.process import unblock_sighup
 from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.server.sync import InstanceSync, RecentEvents
 from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, REQUESTS_IN_FLIGHT, WorkerState
 from nexus_gateway.web.gateway import GATEWAY, gateway_of
 
+STDERR = 2
 PUBLISH_EVERY_S = 0.2
 # With thousands of instances, publishing takes no more than a twentieth of the time.
 PUBLISH_REST = 20
@@ -66,6 +69,7 @@ class Worker:
         self._spec = spec
         self._channel = channel
         self._sync = InstanceSync(self._gateway.pool.instances, bytes.fromhex(spec.salt))
+        self._listeners = [[socket.socket(fileno=n) for n in slot] for slot in spec.listening]
         self._sites: dict[int, list[tuple[socket.socket, web.SockSite]]] = {}
         self._has_state = asyncio.Event()
         self._published: dict[str, Any] = {}
@@ -74,6 +78,7 @@ class Worker:
         self._on_signals()
         receiving = asyncio.create_task(self._receive())
         publishing = asyncio.create_task(self._publish_changes())
+        beating = asyncio.create_task(self._beat())
         try:
             # Toggles and parks of the others apply to the first request already.
             await self._has_state.wait()
@@ -87,12 +92,14 @@ class Worker:
                 limit_s = self._gateway.settings.shutdown_timeout_ms / 1000
                 await process.drain(self._drain, limit_s)
         finally:
-            for task in (receiving, publishing):
+            for task in (tasks := (receiving, publishing, beating)):
                 task.cancel()
-            await asyncio.gather(receiving, publishing, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._gateway.recorder.flush()
             self._publish_events(with_requests=True)
             self.publish()
+            for listener in itertools.chain.from_iterable(self._listeners):
+                listener.close()
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -100,6 +107,7 @@ class Worker:
         for number in (signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, lambda: None)
         unblock_sighup()
+        faulthandler.register(signal.SIGUSR1, STDERR)
 
     async def _receive(self) -> None:
         """Follow the supervisor's messages; without a supervisor, close the port and drain."""
@@ -117,8 +125,27 @@ class Worker:
             elif kind == "drain":
                 self._drain.begin()
         await self._listen([])
+        await asyncio.sleep(TOGETHER_S)  # the other workers stop accepting as well
+        self._close_port()
         self._drain.begin()
         self._has_state.set()
+
+    def _close_port(self) -> None:
+        """Refuse new connections, which would wait in vain, and let a new gateway have the port.
+
+        `shutdown` ends the listening also for a worker that hangs.
+        """
+        for listener in itertools.chain.from_iterable(self._listeners):
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+
+    async def _beat(self) -> None:
+        while True:
+            # What the supervisor has still to read is a sign of life as well.
+            if self._channel.is_clear:
+                self._channel.send("beat")
+            await asyncio.sleep(BEAT_S)
 
     def _apply(self, message: dict[str, Any]) -> None:
         handed_over = self._hands_over
@@ -182,8 +209,8 @@ class Worker:
                 await site.stop()
         for slot in set(slots) - self._sites.keys():
             self._sites[slot] = []
-            for number in self._spec.listening[slot]:
-                listener = socket.socket(fileno=os.dup(number))
+            for held in self._listeners[slot]:
+                listener = socket.socket(fileno=os.dup(held.fileno()))
                 site = web.SockSite(self._runner, listener, backlog=QUEUE)
                 await site.start()
                 self._sites[slot].append((listener, site))

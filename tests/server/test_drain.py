@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import resource
 import signal
@@ -20,6 +19,7 @@ from records import ended
 from waiting import until
 
 from nexus_gateway.server.process import _on_signals
+from nexus_gateway.telemetry import stderr
 from nexus_gateway.telemetry.recorder import Recorder
 
 MANY = 1000
@@ -222,7 +222,7 @@ async def test_a_second_signal_loses_no_line_of_a_request_that_has_ended(
         exited.set()
 
     monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(logging, "shutdown", lambda: steps.append("log"))
+    monkeypatch.setattr(stderr, "flush", lambda: steps.append("log"))
     stop = _on_signals(recorder)
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import json
 import os
 import signal
@@ -67,13 +65,11 @@ class SupervisedWorker:
 
 @pytest.fixture
 async def supervised_worker(upstream: FakeUpstream) -> AsyncIterator[SupervisedWorker]:
-    with listening_sockets("127.0.0.1", 2) as sockets, contextlib.ExitStack() as closing:
+    with listening_sockets("127.0.0.1", 2) as sockets:
         port = sockets[0][0].getsockname()[1]
         ours, theirs = socket.socketpair()
         # The worker has its own descriptors, as in another process.
         listening = [[os.dup(one.fileno()) for one in slot] for slot in sockets]
-        for number in itertools.chain.from_iterable(listening):
-            closing.callback(os.close, number)
         text = WorkerSpec(0, theirs.detach(), listening, "127.0.0.1", port, "ab" * 8).as_text()
         environ = {PLACE: text}
         spec = workers.take_spec(environ)

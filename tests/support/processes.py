@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from fakes import KEYS
@@ -45,11 +45,15 @@ class Process:
 
 @contextlib.asynccontextmanager
 async def process(
-    folder: Path, *flags: str, stdin: int | None = None, **env: str
+    folder: Path,
+    *flags: str,
+    stdin: int | None = None,
+    start: Sequence[str] = ("-m", "nexus_gateway"),
+    **env: str,
 ) -> AsyncIterator[Process]:
     """Run `serve` on a free port; its output is in `log`."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("GROQ", "PORT", "HOST"))}
-    command = [sys.executable, "-m", "nexus_gateway", "serve", "--port", "0", *flags]
+    command = [sys.executable, *start, "serve", "--port", "0", *flags]
     # Not in the repository's folder: its .env would be read.
     started = await asyncio.create_subprocess_exec(
         *command,
