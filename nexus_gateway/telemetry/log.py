@@ -6,8 +6,11 @@ import json
 import logging
 import re
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from nexus_gateway.proxy.record import MAX_WHY, RequestRecord
@@ -17,6 +20,8 @@ logger = logging.getLogger("nexus_gateway")
 
 MAX_VALUE = 200
 MAX_TRACE_LINE = 300
+TRACE_EVERY_S = 60.0
+_ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 _PLAIN = re.compile(r"[\w.,:/#@+-]+")
 
 
@@ -59,9 +64,12 @@ class LineFormatter(logging.Formatter):
         known = sorted({s.reveal() for s in secrets if len(s.reveal()) >= SHORTEST_SECRET}, key=len)
         pattern = "|".join(re.escape(text) for text in reversed(known))
         self._known = re.compile(pattern) if pattern else None
+        self._traced_s: dict[str, float] = {}  # when a traceback was written, by its last line
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record; a traceback follows the text on lines of its own, indented.
+
+        Of exceptions that were raised at the same line one a minute has its traceback.
 
         Secrets are masked before anything is cut or escaped, and once more afterwards.
         """
@@ -69,12 +77,23 @@ class LineFormatter(logging.Formatter):
         shown = {k: self._cut(k, v) if type(v) is str else v for k, v in fields.items()}
         trace = ""
         if record.exc_info:
-            trace = _indented(self._mask(self.formatException(record.exc_info)))
+            raised = _raised(record.exc_info)
+            if self._is_news(raised, record.created):
+                trace = _indented(self._mask(self.formatException(record.exc_info)))
+            else:
+                shown["exception"] = raised
         if trace and self._is_json:
             shown["exception"] = trace
         message = self._mask(record.getMessage())
         line = self._mask(self._write(record.created, record.levelname.lower(), message, shown))
         return f"{line}\n{trace}" if trace and not self._is_json else line
+
+    def _is_news(self, raised: str, now_s: float) -> bool:
+        """Whether to write a traceback: what an upstream sends must not fill the log with them."""
+        if now_s - self._traced_s.get(raised, float("-inf")) < TRACE_EVERY_S:
+            return False
+        self._traced_s[raised] = now_s
+        return True
 
     def _cut(self, name: str, text: str) -> str:
         return self._mask(text)[: MAX_WHY if name == "why" else MAX_VALUE]
@@ -118,6 +137,16 @@ def _printable(text: str) -> str:
 def _indented(text: str) -> str:
     """Indent a traceback, so that no line of an exception's text looks like a line of the log."""
     return "\n".join(f"    {_printable(line)[:MAX_TRACE_LINE]}" for line in text.splitlines())
+
+
+def _raised(exc_info: _ExcInfo) -> str:
+    """`KeyError in stream.py:42`"""
+    kind, _, trace = exc_info
+    name = kind.__name__ if kind else "no exception"
+    if trace is None:
+        return name
+    (last,) = traceback.extract_tb(trace, limit=-1)
+    return f"{name} in {Path(last.filename).name}:{last.lineno}"
 
 
 def _is_not_bad_http(record: logging.LogRecord) -> bool:

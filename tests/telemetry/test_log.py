@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import time
 
 import pytest
 from aiohttp.http_exceptions import BadHttpMessage
@@ -137,3 +138,26 @@ def test_a_key_is_masked_before_truncation_and_escaping(stderr, style):
     info("the text %s", key, near_the_cut="x" * 190 + key)
 
     assert "canary" not in stderr.getvalue()
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_the_same_exception_has_one_traceback_a_minute(stderr, style, monkeypatch):
+    configure("info", style, [])
+    now_s = 1_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now_s)
+
+    def fail(key: str) -> None:
+        try:
+            {}[key] if key else int("x")
+        except (KeyError, ValueError):
+            logging.getLogger("nexus_gateway").exception("the plugin failed on %s", key)
+
+    for key in ("a", "b", "", "c"):
+        fail(key)
+    first = stderr.getvalue()
+    assert first.count("Traceback") == 2
+    assert first.count("the plugin failed on") == 4
+    assert len(re.findall(r"KeyError in test_log\.py:\d+", first)) == 2
+    now_s += 61
+    fail("d")
+    assert stderr.getvalue().count("Traceback") == 3
