@@ -26,7 +26,7 @@ from nexus_gateway.testing.chaos.campaign import (
     run_against,
 )
 from nexus_gateway.testing.chaos.judge import Answer, Broken, Ending, Tally, judge, percentile
-from nexus_gateway.testing.chaos.plan import MENU, ChatRequest, planned_request, rounds
+from nexus_gateway.testing.chaos.plan import MENU, ChatRequest, Round, planned_request, rounds
 from nexus_gateway.testing.faults import CHANCE, FAULTS, Faults, read_faults
 from nexus_gateway.testing.mock import KEY, Mock
 
@@ -365,3 +365,17 @@ async def test_a_signal_ends_the_command_and_its_processes(tmp_path: Path) -> No
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_a_hung_worker_that_is_not_noticed_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unwatched = "supervisor.HANGS_AFTER = supervisor.KILLED_AFTER = 10**9"
+    code = f"from nexus_gateway.server import supervisor\n{unwatched}\n"
+    (tmp_path / "sitecustomize.py").write_text(code)  # of the gateway's processes
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(campaign, "NOTICE_S", 1.0)
+    two_rounds = [Round(0, 1, {0: {}}), Round(1, 2, {1: {}})]
+    monkeypatch.setattr(Campaign, "plan", lambda _: two_rounds)
+    tally = await run(Campaign(requests=2, concurrency=1), quiet)
+    assert Broken.UNNOTICED in tally.broken()

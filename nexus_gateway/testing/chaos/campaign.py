@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from typing import Any
 
 import aiohttp
 
+from nexus_gateway.server.sockets import can_share_a_port
 from nexus_gateway.settings import VARIABLES, Settings
 from nexus_gateway.testing.chaos.judge import Answer, Broken, Ending, Tally, judge
 from nexus_gateway.testing.chaos.plan import ChatRequest, Round, planned_request, rounds
@@ -78,9 +80,12 @@ START_S = 30.0
 STOP_S = 20.0
 KILL_S = 5.0
 LOG_LINES = 2000
+LONGEST_LINE = 2**14  # little of the log waits here while nobody reads it
+POLL_S = 0.05
 # What any process needs; nothing that leads to a key.
 _KEPT = ("PATH", "PYTHONPATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "SYSTEMROOT")
 _OWN = frozenset({"HOST", "PORT", "GATEWAY_KEYS", "ADMIN_TOKEN", "VIEWER_TOKEN"})
+_SERVING = re.compile(r"pid (\d+)\) is serving")
 _URL = re.compile(r"listens on (http://[\w.:\[\]]+)")
 
 
@@ -107,6 +112,8 @@ class GatewayProcess:
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self._process = process
         self._ready = asyncio.Event()
+        self._read_on = asyncio.Event()
+        self._read_on.set()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -117,6 +124,7 @@ class GatewayProcess:
                 if not self._ready.is_set() and (match := _URL.search(self.log[-1])):
                     self.url = match[1]
                     self._ready.set()
+                await self._read_on.wait()
         self._ready.set()
 
     def log_tail(self) -> str:
@@ -128,6 +136,22 @@ class GatewayProcess:
             await asyncio.wait_for(self._ready.wait(), START_S)
         if not self.url:
             raise RuntimeError(f"the gateway did not start: {self.log_tail()}")
+
+    @asynccontextmanager
+    async def troubled(self, session: aiohttp.ClientSession) -> AsyncIterator[int]:
+        """Meanwhile read no line of the log, and keep one of its two workers, the pid, stopped."""
+        async with asyncio.timeout(START_S):
+            while (await _health(session, self.url))["workers"] < WORKERS:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
+        self._read_on.clear()
+        pid = int(_SERVING.findall("".join(self.log))[-1])
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield pid
+        finally:
+            self._read_on.set()
+            with contextlib.suppress(ProcessLookupError):  # it was replaced
+                os.kill(pid, signal.SIGCONT)
 
     async def stop(self, wait_s: float = STOP_S) -> int | None:
         """Send SIGTERM; return the exit code, None if it did not exit in time."""
@@ -160,6 +184,7 @@ async def gateway(env: Mapping[str, str]) -> AsyncIterator[GatewayProcess]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            limit=LONGEST_LINE,
             # Ctrl-C must not reach it directly; the campaign ends it.
             start_new_session=os.name == "posix",
         )
@@ -175,7 +200,7 @@ Switch = Callable[[Mapping[int, Faults]], Awaitable[None]]
 Progress = Callable[[str], None]
 
 QUIET_S = 5.0
-POLL_S = 0.05
+NOTICE_S = 15.0
 # Added to the gateway's own limits, as the machine may be busy.
 SLACK_S = 10.0
 LIMITS = {
@@ -185,6 +210,9 @@ LIMITS = {
     "SHUTDOWN_TIMEOUT_MS": "3000",
     "LOG_LEVEL": "warning",
 }
+# Of the last round, in which one worker hangs and nothing reads the log, which is long.
+WORKERS = 2
+TROUBLED = {"WEB_CONCURRENCY": str(WORKERS), "LOG_LEVEL": "debug"}
 # For a gateway with unknown settings.
 DEFAULT_LIMIT_S = 180.0
 BAD_SIGNS = ("Traceback (most recent call last)", "never retrieved", "was never awaited")
@@ -213,12 +241,14 @@ async def run(campaign: Campaign, progress: Progress) -> Tally:
     for number, part in enumerate(plan, 1):
         if tally.elapsed_s() > campaign.time_limit_s:
             break
+        troubled = number == len(plan) > 1 and can_share_a_port()
         faults = ", then ".join(_described(part))
+        faults += "; a worker hangs, and nothing reads the log" if troubled else ""
         progress(f"round {number} of {len(plan)}, {part.end - part.first} requests: {faults}")
         async with Mock(campaign.instances, seed=campaign.seed * 1_000_003 + number) as mock:
             watching = asyncio.create_task(_watch(tally))
             try:
-                await _round(campaign, part, mock, tally)
+                await _round(campaign, part, mock, tally, troubled=troubled)
             finally:
                 watching.cancel()
     return _finished(campaign, tally)
@@ -242,7 +272,9 @@ def _described(part: Round) -> Iterator[str]:
         )
 
 
-async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally) -> None:
+async def _round(
+    campaign: Campaign, part: Round, mock: Mock, tally: Tally, *, troubled: bool
+) -> None:
     async def switch(faults: Mapping[int, Faults]) -> None:
         for number, one in faults.items():
             mock.set(number, one)
@@ -250,12 +282,17 @@ async def _round(campaign: Campaign, part: Round, mock: Mock, tally: Tally) -> N
     await switch(part.phases[part.first])
     attempts = {"MAX_ATTEMPTS": str(max(6, campaign.instances + 1))}
     env = {**LIMITS, **attempts, **isolated(os.environ), **mock.environment()}
+    if troubled:
+        env |= TROUBLED
     settings = Settings.from_env(env)
     limit_s = (settings.response_timeout_ms + settings.idle_timeout_ms) / 1000 + SLACK_S
     async with gateway(env) as process, client(campaign.concurrency) as session:
         callers = _Callers(campaign, session, process.url, limit_s, tally)
-        await callers.send(part, switch)
-        await _check_quiet(session, process, mock, tally)
+        async with process.troubled(session) if troubled else contextlib.nullcontext() as stopped:
+            await callers.send(part, switch)
+            if stopped is not None:
+                await _check_noticed(session, process, stopped, tally)
+            await _check_quiet(session, process, mock, tally)
         code = await process.stop()
         if code != 0:
             what = "did not exit" if code is None else f"exited with {code}"
@@ -335,9 +372,27 @@ class _Callers:
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    async with asyncio.timeout(QUIET_S), session.get(f"{url}/health") as response:
+    alone = {"Connection": "close"}  # no request follows to a worker that hangs by then
+    async with asyncio.timeout(QUIET_S), session.get(f"{url}/health", headers=alone) as response:
         health: dict[str, Any] = await response.json()
         return health
+
+
+async def _check_noticed(
+    session: aiohttp.ClientSession, process: GatewayProcess, stopped: int, tally: Tally
+) -> None:
+    """Check that the gateway no longer counts a stopped worker, or has replaced it."""
+    end_s = time.monotonic() + NOTICE_S
+    while time.monotonic() < end_s:
+        with contextlib.suppress(aiohttp.ClientError, ValueError, TimeoutError):
+            if (await _health(session, process.url))["workers"] < WORKERS:
+                return
+        try:
+            os.kill(stopped, 0)
+        except ProcessLookupError:
+            return
+        await asyncio.sleep(POLL_S)
+    tally.add_broken(Broken.UNNOTICED, f"/health still counts it after {NOTICE_S:.0f} s")
 
 
 async def _check_quiet(

@@ -41,6 +41,7 @@ class Broken(StrEnum):
     HANG = "a request that did not end in time"
     KEY_EXPOSED = "a key was exposed"
     LEFT_OPEN = "a request still in flight at the end"
+    UNNOTICED = "a worker that hangs and counts as serving"
     BAD_EXIT = "the gateway did not exit with 0"
     TRACEBACK = "a traceback in the log"
     NOT_DONE = "not all requests were sent within the time limit"
