@@ -72,7 +72,7 @@ _NO_STREAM = CannotServe("This model does not stream; leave `stream` out.", "str
 # Some servers omit the type, or call a stream plain text; HTML and JSON never are one.
 _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
 # Before anything was sent: the request cannot be the cause.
-_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+_NOT_SENT = (aiohttp.ClientConnectorError, TimeoutError, aiohttp.InvalidURL)
 Build = Callable[..., HttpRequest]
 NO_NAMES: Mapping[str, str] = {}
 # A larger answer is parsed in a thread, as all other requests would have to wait.

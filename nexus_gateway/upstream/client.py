@@ -8,7 +8,8 @@ Each request is marked with the gateway's pseudonym in `Via`, so that one whose 
 to the gateway is recognised (RFC 9110, section 7.6.3).
 
 An upstream may close an idle connection at the moment it is used again. If not a byte of a
-response has arrived on it, the request is sent once more, on another connection.
+response has arrived on it, the request is sent once more, on another connection; the idle ones,
+which are as old, are closed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
-from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -29,12 +30,15 @@ from yarl import URL
 from nexus_gateway import __version__
 from nexus_gateway.provider import HttpRequest
 from nexus_gateway.settings import Settings
+from nexus_gateway.upstream.connector import Connector, needs_new, reused
 from nexus_gateway.upstream.direct import (
     PRIVATE_API_ERRORS,
     READ_BUFFER,
-    DirectConnector,
+    BorrowedConnection,
     DirectResponse,
+    request_to,
 )
+from nexus_gateway.upstream.dns import Resolver
 from nexus_gateway.upstream.http1 import request_head
 from nexus_gateway.upstream.proxy import proxy_of
 from nexus_gateway.upstream.response import AiohttpResponse, HttpResponse
@@ -45,6 +49,8 @@ CONNECT_TIMEOUT_S = 3.0
 KEEPALIVE_S = 30.0
 LARGE_BODY = 512 * 1024
 NO_HEADERS: Mapping[str, str] = {}
+# An idle connection that was closed or reset.
+_LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
 _DEFAULT_HEADERS = {"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"}
 # A request that sets one of these is left to aiohttp.
@@ -63,12 +69,12 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, via: str, settings: Settings) -> None:
         self.via = via
         self._via_line = f"Via: {via}\r\n"
-        self._session = session
+        assert isinstance(session.connector, Connector)
+        self._session, self._pool = session, session.connector
         self._proxy_of = lru_cache(maxsize=1024)(partial(proxy_of, settings))
         self._has_proxies = bool(settings.proxies)
-        self._connector = None
-        if settings.direct_path:
-            self._connector = DirectConnector(session, _TIMEOUT, self._proxy_of)
+        self._is_direct = settings.direct_path
+        self._request_to = lru_cache(maxsize=1024)(partial(request_to, self._proxy_of))
 
     async def post(
         self, http: HttpRequest, extra_headers: Mapping[str, str] = NO_HEADERS
@@ -78,8 +84,8 @@ class Client:
         ClientError, OSError, ValueError or TypeError if there is none. `extra_headers` are those of
         this attempt alone, and valid as they are; a `Via` among them includes the gateway's entry.
         """
-        connector, body = self._connector, http.body
-        if connector is None or not isinstance(body, bytes) or len(body) > LARGE_BODY:
+        body = http.body
+        if not self._is_direct or not isinstance(body, bytes) or len(body) > LARGE_BODY:
             return await self._via_aiohttp(http, extra_headers)
         encoded = _encode_head(http.url, tuple(http.headers.items()))
         if encoded is None or (self._has_proxies and self._is_forwarded(encoded[0])):
@@ -90,16 +96,17 @@ class Client:
         for name, value in extra_headers.items():
             last += f"{name}: {value}\r\n"
         request = b"%b%d\r\n%b\r\n%b" % (head, len(body), last.encode("ascii"), body)
-        fresh = False
         while True:
             try:
-                borrowed = await connector.borrow(origin, fresh=fresh)
+                connection: Any = await self._pool.connect(self._request_to(origin), [], _TIMEOUT)
+                handler = connection.protocol
+                borrowed = BorrowedConnection(connection, handler, handler.transport, reused.get())
             except PRIVATE_API_ERRORS:
                 logger.warning(
                     "aiohttp %s does not support the direct path: using its session",
                     aiohttp.__version__,
                 )
-                self._connector = None
+                self._is_direct = False
                 break
             response = DirectResponse(borrowed)
             try:
@@ -107,11 +114,11 @@ class Client:
             except BaseException as error:
                 if response.handed_over:
                     borrowed.give_back(reusable=False)
-                lost = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
-                fresh = lost and borrowed.used and response.is_unanswered
+                lost = isinstance(error, _LOST) and response.is_unanswered
                 response.close()
-                if not fresh:
+                if not lost or borrowed.idle is None:
                     raise
+                self._pool.forget(borrowed.idle.key)
             else:
                 return await borrowed.response() if response.handed_over else response
         return await self._via_aiohttp(http, extra_headers)
@@ -125,35 +132,39 @@ class Client:
     ) -> AiohttpResponse:
         if extra_headers:
             http = replace(http, headers={**http.headers, **extra_headers})
-        reused = SimpleNamespace(yes=False)  # `yes`: it was sent on an idle connection
-        try:
-            response = await self._post(http, reused)
-        except aiohttp.ServerDisconnectedError as error:
-            # If a response had begun, its message is that beginning.
-            unanswered = reused.yes and isinstance(error.message, str)
-            if not (unanswered and isinstance(http.body, bytes)):
-                raise
-            response = await self._post(http, reused)
-        return AiohttpResponse(
-            response.status, response.headers, response.content, response.release, response.close
-        )
+        while True:
+            try:
+                response = await self._post(http)
+            except _LOST:
+                idle = reused.get()
+                if idle is None or idle.answered:
+                    raise
+                self._pool.forget(idle.key)
+            else:
+                return AiohttpResponse(
+                    response.status,
+                    response.headers,
+                    response.content,
+                    response.release,
+                    response.close,
+                    reused.get(),
+                )
 
-    async def _post(self, http: HttpRequest, reused: SimpleNamespace) -> aiohttp.ClientResponse:
+    async def _post(self, http: HttpRequest) -> aiohttp.ClientResponse:
         body = http.body
         # In one piece, a large body would be copied at once, which blocks the loop.
         data = io.BytesIO(body) if isinstance(body, bytes) and len(body) > LARGE_BODY else body
-        return await self._session.post(
-            http.url,
-            data=data,
-            headers=http.headers,
-            allow_redirects=False,
-            proxy=self._proxy_of(URL(http.url)) if self._has_proxies else None,
-            trace_request_ctx=reused,
-        )
-
-
-async def _note_reuse(_: object, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.yes = True
+        new = needs_new.set(not isinstance(data, bytes))
+        try:
+            return await self._session.post(
+                http.url,
+                data=data,
+                headers=http.headers,
+                allow_redirects=False,
+                proxy=self._proxy_of(URL(http.url)) if self._has_proxies else None,
+            )
+        finally:
+            needs_new.reset(new)
 
 
 @lru_cache(maxsize=1024)
@@ -183,10 +194,10 @@ async def open_client(settings: Settings, pseudonym: str = "") -> AsyncIterator[
     No limit on connections (a stream holds one for minutes), no total timeout (streams are
     bounded by silence, not by length), no cookies, no proxy or password of the environment's.
     """
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=KEEPALIVE_S)
+    connector = Connector(
+        limit=0, keepalive_timeout=KEEPALIVE_S, resolver=Resolver(), use_dns_cache=False
+    )
     via = f"1.1 nexus-{pseudonym or secrets.token_hex(8)}"
-    traces = aiohttp.TraceConfig()
-    traces.on_connection_reuseconn.append(_note_reuse)
     async with aiohttp.ClientSession(
         connector=connector,
         timeout=_TIMEOUT,
@@ -194,7 +205,6 @@ async def open_client(settings: Settings, pseudonym: str = "") -> AsyncIterator[
         headers={**_DEFAULT_HEADERS, "Via": via},
         read_bufsize=READ_BUFFER,
         trust_env=False,
-        trace_configs=[traces],
     ) as session:
         yield Client(session, via, settings)
 

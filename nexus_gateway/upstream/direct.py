@@ -6,23 +6,26 @@ itself, without a task in between: a response is read part by part up to its fir
 then on it can be *pushed*, each part in the turn of the loop in which it arrives, without a
 future, a wake-up or a queue. An unusual head goes to aiohttp's parser with all that follows.
 
-This is the only file that uses aiohttp's client beyond its documented interface. If a version of
-aiohttp has changed what is used here, `DirectConnector.borrow` raises one of PRIVATE_API_ERRORS
-and requests go through aiohttp's session.
+If a version of aiohttp has changed what is used here, one of PRIVATE_API_ERRORS is raised before
+anything is sent, and requests go through aiohttp's session.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
+from nexus_gateway.upstream.connector import Idle
 from nexus_gateway.upstream.http1 import BadFraming, Head, UnsupportedResponse, read_head
 from nexus_gateway.upstream.response import (
     LAST_BYTES_S,
+    SWITCHING,
+    TOO_MANY,
     UNKNOWN_TYPE,
     AiohttpResponse,
     Fail,
@@ -32,30 +35,39 @@ from nexus_gateway.upstream.response import (
 # Raised before anything was sent.
 PRIVATE_API_ERRORS = (AttributeError, TypeError, NotImplementedError)
 READ_BUFFER = 256 * 1024
-_USED = "nexus_gateway_used"  # set on aiohttp's protocol, which lives as long as its connection
 
 
+def request_to(proxy_of: Callable[[URL], URL | None], origin: str) -> aiohttp.ClientRequest:
+    """Return what the connector needs to connect to an origin; one of PRIVATE_API_ERRORS."""
+    url = URL(origin)
+    loop = asyncio.get_running_loop()
+    return aiohttp.ClientRequest("POST", url, loop=loop, proxy=proxy_of(url))
+
+
+@dataclass(slots=True)
 class BorrowedConnection:
     """A connection of the client's pool that aiohttp does not read until it is given back.
 
-    `used`: an earlier request was sent on it, so the upstream may have closed it by now.
+    `idle`: what received its bytes before, None if it is new. If an earlier request was sent on it,
+    the upstream may have closed it by now.
     """
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self.handler = connection.protocol  # aiohttp's
-        self.used: bool = getattr(self.handler, _USED, False)
-        self.transport: asyncio.Transport = connection.transport
+    _connection: Any
+    handler: Any  # aiohttp's protocol
+    transport: asyncio.Transport
+    idle: Idle | None
 
     def give_back(self, *, reusable: bool = True) -> None:
         transport = self.transport
-        transport.set_protocol(self.handler)
         # An upstream may respond before it has read: the next request must not queue behind that.
         if not reusable or transport.is_closing() or transport.get_write_buffer_size():
+            transport.set_protocol(self.handler)
             self._connection.close()
         else:
-            setattr(self.handler, _USED, True)
             self._connection.release()
+
+    def distrust(self) -> None:
+        self._connection._connector.distrust(self._connection._key)
 
     def hand_over(self, data: bytes) -> None:
         """Let aiohttp's parser read the response, which begins with data."""
@@ -72,51 +84,19 @@ class BorrowedConnection:
                     message, content = await self.handler.read()
                 except aiohttp.http.HttpProcessingError as error:
                     raise aiohttp.ClientPayloadError("not an HTTP response") from error
-                if not 100 <= message.code < 200:
+                if not 100 <= message.code < 200 or message.code == SWITCHING:
                     break
+            return AiohttpResponse(
+                message.code,
+                message.headers,
+                content,
+                self.give_back,
+                connection.close,
+                self.idle,
+            )
         except BaseException:
             connection.close()
             raise
-        return AiohttpResponse(
-            message.code, message.headers, content, self.give_back, connection.close
-        )
-
-
-class DirectConnector:
-    """Borrows connections of a session's pool; `proxy_of` is whose tunnel leads to an origin."""
-
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        timeout: aiohttp.ClientTimeout,
-        proxy_of: Callable[[URL], URL | None],
-    ) -> None:
-        self._connector: Any = session.connector
-        self._timeout = timeout
-        self._proxy_of = proxy_of
-        self._requests: dict[str, aiohttp.ClientRequest] = {}
-
-    async def borrow(self, origin: str, *, fresh: bool = False) -> BorrowedConnection:
-        """Take an idle connection, or connect; ClientError, or one of PRIVATE_API_ERRORS.
-
-        `fresh`: close idle connections: they are as old as one that was found closed.
-        """
-        request = self._requests.get(origin)
-        if request is None:
-            loop = asyncio.get_running_loop()
-            url = URL(origin)
-            request = aiohttp.ClientRequest("POST", url, loop=loop, proxy=self._proxy_of(url))
-            self._requests[origin] = request
-        while True:
-            try:
-                connection = await self._connector.connect(request, [], self._timeout)
-            except TimeoutError as error:
-                raise aiohttp.ConnectionTimeoutError("connecting took too long") from error
-            borrowed = BorrowedConnection(connection)
-            # While it was idle, the upstream may have sent bytes that no request asked for.
-            if not (connection.protocol.should_close or (fresh and borrowed.used)):
-                return borrowed
-            connection.close()
 
 
 class DirectResponse(asyncio.Protocol):
@@ -231,6 +211,12 @@ class DirectResponse(asyncio.Protocol):
             self._break(aiohttp.ClientPayloadError(str(error)))
             return
         if body.ended and not self._ended:
+            if body.surplus and self._borrowed is not None:
+                self._borrowed.distrust()
+                if self._borrowed.idle is not None:
+                    # Either may be the answer to this request.
+                    self._break(aiohttp.ClientPayloadError(TOO_MANY))
+                    return
             self._ended = True
             self._give_back(reusable=self._head.keep_alive and not body.surplus)
         if self._receive is None:
@@ -254,6 +240,11 @@ class DirectResponse(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bytes | None:
         """Read the head; return what follows it, None if it is incomplete or was handed over."""
+        is_used = self._borrowed is not None and self._borrowed.idle is not None
+        if is_used and not self._head_bytes and self._transport.get_write_buffer_size():
+            # It answers an earlier request: this one has not left yet.
+            self._break(aiohttp.ServerDisconnectedError())
+            return None
         self._head_bytes = data = self._head_bytes + data if self._head_bytes else data
         try:
             parsed = read_head(data)

@@ -45,7 +45,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (  # a subclass before its p
     (aiohttp.ClientProxyConnectionError, "the proxy (UPSTREAM_PROXY) could not be reached"),
     (aiohttp.ClientConnectorDNSError, "its host name was not found"),
     (aiohttp.ClientSSLError, "TLS failed"),
-    (aiohttp.ConnectionTimeoutError, "could not be reached in time"),
+    (TimeoutError, "could not be reached in time"),
     (aiohttp.ClientConnectorError, "refused the connection"),
     (aiohttp.ServerDisconnectedError, "closed the connection"),
     (aiohttp.ClientOSError, "reset the connection"),

@@ -9,7 +9,11 @@ from typing import Protocol
 
 import aiohttp
 
+from nexus_gateway.upstream.connector import Idle
+
 LAST_BYTES_S = 0.25
+SWITCHING = 101
+TOO_MANY = "more came than one answer"
 UNKNOWN_TYPE = "application/octet-stream"
 Receive = Callable[[bytes], None]
 Fail = Callable[[Exception], None]
@@ -52,21 +56,32 @@ class HttpResponse(Protocol):
 
 @dataclass(slots=True)
 class AiohttpResponse:
-    """A response that aiohttp's parser reads; `_release` returns the connection to the pool."""
+    """A response that aiohttp's parser reads; `_release` returns the connection to the pool.
+
+    ClientPayloadError if the upstream wants to leave HTTP: no request asks for that.
+    """
 
     status: int
     headers: Mapping[str, str]
     _content: aiohttp.StreamReader
     _release: Callable[[], object]
     _close: Callable[[], object]
+    _idle: Idle | None  # None if the connection was new
     content_type: str = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.status == SWITCHING:
+            self._close()
+            raise aiohttp.ClientPayloadError("the upstream switches protocols")
         content_type = self.headers.get("Content-Type", UNKNOWN_TYPE)
         self.content_type = content_type.partition(";")[0].strip().lower()
 
     async def read(self) -> bytes:
-        return await self._content.readany()
+        part = await self._content.readany()
+        if self._idle is not None and self._idle.surplus:
+            # Either may be the answer to this request.
+            raise aiohttp.ClientPayloadError(TOO_MANY)
+        return part
 
     def push(self, receive: Receive, fail: Fail) -> bool:
         return False

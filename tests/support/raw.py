@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from nexus_gateway.testing.gateway import Served
+from nexus_gateway.testing.server import RESET_ON_CLOSE
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
 CHAT = b'{"stream":%b,"messages":[{"role":"user","content":"x"}]}'
@@ -88,6 +90,7 @@ class Wire:
         self.connections = 0
         self.served = 0
         self.sent = 0
+        self.resets = False  # instead of closing a connection without an answer
         self.writers: list[asyncio.StreamWriter] = []
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,6 +103,10 @@ class Wire:
                 self.served += 1
                 answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
                 if answer is None:
+                    if self.resets:
+                        connection = writer.get_extra_info("socket")
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                        writer.transport.abort()
                     break
                 writer.write(answer)
                 await writer.drain()

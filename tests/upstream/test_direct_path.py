@@ -8,6 +8,8 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from inspect import signature
+from typing import cast
 
 import aiohttp
 import pytest
@@ -18,7 +20,7 @@ from waiting import until
 
 from nexus_gateway.testing.gateway import Served
 from nexus_gateway.upstream import direct
-from nexus_gateway.upstream.direct import BorrowedConnection, DirectConnector
+from nexus_gateway.upstream.direct import BorrowedConnection
 
 STREAM = {**HELLO, "stream": True}
 
@@ -282,7 +284,6 @@ class Stub:
     """A connection of aiohttp's pool and its transport, as a `BorrowedConnection` uses them."""
 
     def __init__(self, unsent: int) -> None:
-        self.protocol = self.transport = self
         self.get_write_buffer_size = lambda: unsent
         self.is_closing = lambda: False
         self.set_protocol = lambda protocol: None
@@ -294,7 +295,7 @@ class Stub:
 @pytest.mark.parametrize(("unsent", "done"), [(0, "release"), (1, "close")])
 def test_a_connection_with_an_unsent_request_is_not_reused(unsent: int, done: str) -> None:
     stub = Stub(unsent)
-    BorrowedConnection(stub).give_back(reusable=True)
+    BorrowedConnection(stub, stub, cast(asyncio.Transport, stub), None).give_back(reusable=True)
     assert stub.done == [done]
 
 
@@ -321,10 +322,10 @@ async def test_unread_responses_do_not_accumulate() -> None:
 async def test_an_incompatible_aiohttp_is_used_by_its_session(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def incompatible(self: DirectConnector, origin: str) -> None:
+    def incompatible(*args: object) -> None:
         raise AttributeError("connection_key")
 
-    monkeypatch.setattr(DirectConnector, "borrow", incompatible)
+    monkeypatch.setattr("nexus_gateway.upstream.client.request_to", incompatible)
     with caplog.at_level(logging.WARNING):
         async with gateway(Wire(GOOD)) as served:
             for _ in range(3):
@@ -343,4 +344,10 @@ def test_this_aiohttp_has_the_attributes_that_the_direct_path_needs() -> None:
     for name in ("close", "protocol", "release", "transport"):
         assert hasattr(Connection, name), name
     assert hasattr(aiohttp.ClientRequest, "connection_key")
+    assert list(signature(aiohttp.BaseConnector._release).parameters) == [
+        "self",
+        "key",
+        "protocol",
+        "should_close",
+    ]
     assert hasattr(aiohttp.web.RequestHandler, "writing_paused")
