@@ -26,6 +26,7 @@
     BrokenStream                 a response that broke after its first token
     ├── TruncatedStream          it ended without finish_reason and [DONE]
     ├── IdleStream               nothing arrived for IDLE_TIMEOUT_MS
+    ├── EndlessStream            it took longer than STREAM_TIMEOUT_MS
     ├── PluginBroke              the provider's plugin failed
     └── ErrorEvent               it contained an error object
     ConfigError                  wrong settings: stops the start, or a reload
@@ -289,6 +290,17 @@ class IdleStream(BrokenStream):
 
     def __init__(self) -> None:
         super().__init__("The upstream stopped sending in the middle of its answer.")
+
+
+class EndlessStream(BrokenStream):
+    code = "stream_timeout"
+    reason = "did not come to an end"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer took longer than this gateway allows (STREAM_TIMEOUT_MS); ask for a "
+            "shorter one, or have the limit raised."
+        )
 
 
 class PluginBroke(BrokenStream):

@@ -195,6 +195,9 @@ class Settings:
     response_timeout_ms: int = _variable(
         "120000", _MS, "Longest wait, over all attempts, for a stream to begin or a body to end."
     )
+    stream_timeout_ms: int = _variable(
+        "3600000", _MS_OR_OFF, "Longest a stream may go on once it has begun; 0 for no limit."
+    )
     keepalive_ms: int = _variable("0", _MS_OR_OFF, "Interval of comments before a stream begins.")
     shutdown_timeout_ms: int = _variable("10000", _MS, "How long streams may go on after SIGTERM.")
     max_attempts: int = _variable("6", _number(1, 100), "Most attempts for one request.")

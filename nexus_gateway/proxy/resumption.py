@@ -18,7 +18,7 @@ from typing import Any
 from nexus_gateway.dialects.base import Request
 from nexus_gateway.dialects.body import Body, validated
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
-from nexus_gateway.errors import BrokenStream, GatewayError
+from nexus_gateway.errors import BrokenStream, EndlessStream, GatewayError
 from nexus_gateway.proxy.context import RequestContext, RequestOptions, Sink
 from nexus_gateway.proxy.relay import Relay
 from nexus_gateway.routing.scheduler import RoutingTarget
@@ -106,7 +106,8 @@ class KeepingSink:
 
     async def fail(self, status: int, body: dict[str, Any]) -> None:
         """Let another instance continue; if none can, end the stream with the error."""
-        answer = None if self._size > MAX_KEPT_BYTES else read_answer(self._blocks)
+        is_over = self._size > MAX_KEPT_BYTES or body["error"].get("code") == EndlessStream.code
+        answer = None if is_over else read_answer(self._blocks)
         if answer is not None:
             try:
                 return await self._resume(answer, ContinuingSink(self, answer))

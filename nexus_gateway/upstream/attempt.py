@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
@@ -56,6 +57,7 @@ from nexus_gateway.upstream.streams import (
     AnswerStream,
     Heartbeat,
     PassthroughStream,
+    StreamLimits,
     TranslatedStream,
     chat_chunks,
     events,
@@ -86,6 +88,8 @@ class Upstream:
         self._client = client
         self._first_token_s = settings.first_token_timeout_ms / 1000
         self._idle_s = settings.idle_timeout_ms / 1000
+        total_s = settings.stream_timeout_ms / 1000 or math.inf
+        self._limits = StreamLimits(self._idle_s, total_s)
         self._response_s = settings.response_timeout_ms / 1000
         self._names_instance = settings.response_model == "instance"
         self._asks_usage = settings.stream_usage
@@ -129,7 +133,7 @@ class Upstream:
                     response = await self._open(deployment, request, native_request)
                     on_life()
                     passthrough = request.dialect.passthrough(request, label)
-                    stream = PassthroughStream(response, passthrough, self._idle_s)
+                    stream = PassthroughStream(response, passthrough, self._limits)
                 else:
                     stream = await self._translated(deployment, request, label, names)
                     if not isinstance(provider, InProcess):
@@ -179,7 +183,7 @@ class Upstream:
         if names:
             encoder = _RestoringEncoder(encoder, names)
         return TranslatedStream(
-            chunks, instance.plugin, label, encoder, self._idle_s, response, heartbeat
+            chunks, instance.plugin, label, encoder, self._limits, response, heartbeat
         )
 
     async def _chunks(

@@ -13,12 +13,19 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import aiohttp
 
 from nexus_gateway.dialects.base import StreamEncoder
-from nexus_gateway.errors import BrokenStream, ErrorEvent, IdleStream, PluginBroke, TruncatedStream
+from nexus_gateway.errors import (
+    BrokenStream,
+    EndlessStream,
+    ErrorEvent,
+    IdleStream,
+    PluginBroke,
+    TruncatedStream,
+)
 from nexus_gateway.provider import CannotServe
 from nexus_gateway.upstream.response import HttpResponse
 from nexus_gateway.wire import json_codec, sse
@@ -68,7 +75,7 @@ class PassthroughStream:
 
     _response: HttpResponse
     _passthrough: Passthrough
-    _idle_s: float
+    _limits: StreamLimits
     _first: bytes = b""
     _last: bytes = b""
     _caller_is_slow: bool = False
@@ -115,7 +122,7 @@ class PassthroughStream:
         last = self._first
         if not self._passthrough.done:
             await writer.write(self._first)
-            with IdleTimeout(self._idle_s, self._response.close) as self._idle:
+            with StreamTimeout(self._limits) as self._idle:
                 pipe = writer.pipe()
                 if pipe is None:
                     last = await self._copy(writer)
@@ -259,7 +266,7 @@ class TranslatedStream:
     _plugin: str  # the source of the chunks, for the log
     _model: str | None  # replaces `model` in each chunk, unless None
     _encoder: StreamEncoder
-    _idle_s: float  # the longest silence between two chunks
+    _limits: StreamLimits
     _response: HttpResponse | None  # behind the chunks; None for a provider in process
     _heartbeat: Heartbeat
     _buffered: list[Chunk] = field(default_factory=list)
@@ -317,44 +324,26 @@ class TranslatedStream:
             self._usage = chunk["usage"]
         return chunk if self._model is None else {**chunk, "model": self._model}
 
-    async def _all(self) -> AsyncGenerator[Chunk, None]:
+    async def _all(self, idle: StreamTimeout) -> AsyncGenerator[Chunk, None]:
+        """Comments and pings of the response, which are not chunks, count as activity too."""
         for chunk in self._buffered:
             yield chunk
-        response = self._response
-        remaining = self._from_process() if response is None else self._from_response(response)
-        async with aclosing(remaining) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def _from_process(self) -> AsyncGenerator[Chunk, None]:
+        self._heartbeat.on_beat = idle.wait
         while True:
+            idle.wait()
             try:
-                async with asyncio.timeout(self._idle_s):
-                    chunk = await self._next()
+                chunk = await self._next()
             except StopAsyncIteration:
                 return
-            except TimeoutError:
-                raise IdleStream from None
+            idle.waiting_since = None
             yield chunk
 
-    async def _from_response(self, response: HttpResponse) -> AsyncGenerator[Chunk, None]:
-        """Comments and pings, which are not chunks, count as activity too."""
-        with IdleTimeout(self._idle_s, response.close) as idle:
-            self._heartbeat.on_beat = idle.wait
-            while True:
-                idle.wait()
-                try:
-                    chunk = await self._next()
-                except StopAsyncIteration:
-                    return
-                idle.waiting_since = None
-                yield chunk
-
     async def write_to(self, writer: ResponseWriter) -> None:
-        async with aclosing(self._all()) as chunks:
-            async for chunk in chunks:
-                if data := self._encoded(self._encoder.encode, chunk):
-                    await writer.write(data)
+        with StreamTimeout(self._limits) as idle:
+            async with aclosing(self._all(idle)) as chunks:
+                async for chunk in chunks:
+                    if data := self._encoded(self._encoder.encode, chunk):
+                        await writer.write(data)
         await writer.end(self._encoded(self._encoder.finish))
 
     def _encoded(self, encode: Callable[..., bytes], *chunk: Chunk) -> bytes:
@@ -366,7 +355,8 @@ class TranslatedStream:
 
     async def fold(self) -> Chunk:
         """Read to the end and fold the chunks into one object; BrokenStream if it breaks."""
-        chunks = [chunk async for chunk in self._all()]
+        with StreamTimeout(self._limits) as idle:
+            chunks = [chunk async for chunk in self._all(idle)]
         try:
             return fold(chunks)
         except MALFORMED as error:
@@ -389,19 +379,27 @@ class TranslatedStream:
 AnswerStream = PassthroughStream | TranslatedStream
 
 
-class IdleTimeout:
-    """Calls `expire` once if a wait lasts `limit_s`, with one timer instead of one for each chunk.
+class StreamLimits(NamedTuple):
+    """How long a stream may be silent, and how long it may take in all, in seconds."""
 
-    Active in its `with` block; a BrokenStream that it has caused leaves the block as IdleStream.
+    idle_s: float
+    total_s: float
+
+
+class StreamTimeout:
+    """Ends its `with` block by IdleStream or EndlessStream if a limit is reached.
+
+    It cancels the task, whatever that waits for, and has one timer instead of one for each chunk.
     """
 
-    def __init__(self, limit_s: float, expire: Callable[[], None]) -> None:
+    def __init__(self, limits: StreamLimits) -> None:
         self._loop = asyncio.get_running_loop()
-        self._limit_s = limit_s
-        self._expire = expire
+        self._task = asyncio.current_task()
+        self._idle_s = limits.idle_s
         self.waiting_since: float | None = None  # in the loop's time; None when a wait has ended
-        self._expired = False
-        self._timer = self._loop.call_later(limit_s, self._check)
+        self._error: BrokenStream | None = None
+        self._until_s = self._loop.time() + limits.total_s
+        self._timer = self._loop.call_later(min(limits), self._check)
 
     def wait(self) -> None:
         self.waiting_since = self._loop.time()
@@ -411,15 +409,20 @@ class IdleTimeout:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.cancel()
-        if self._expired and isinstance(error, BrokenStream):
-            raise IdleStream from error
+        if self._error is None:
+            return
+        assert self._task is not None
+        # If someone else has cancelled the task as well, that holds.
+        if self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
+            raise self._error from None
 
     def _check(self) -> None:
         now = self._loop.time()
         since = self.waiting_since if self.waiting_since is not None else now
-        left = since + self._limit_s - now
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._check)
-        else:
-            self._expired = True
-            self._expire()
+        due = min(since + self._idle_s, self._until_s)
+        if due > now:
+            self._timer = self._loop.call_at(due, self._check)
+            return
+        self._error = EndlessStream() if self._until_s <= now else IdleStream()
+        assert self._task is not None
+        self._task.cancel()
