@@ -1,9 +1,13 @@
-"""The connections of callers: time limits for heads and writes, and an answer to what is not HTTP.
+"""The connections of callers: time limits, their number, and an answer to what is not HTTP.
 
 aiohttp waits without a limit for the rest of a request's head, and for a caller to take what is
 written; bytes that are not HTTP it answers in plain text and with its version. Here each connection
 records since when a head is awaited, and one timer for all connections checks them: a request costs
 no timer, a chunk nothing.
+
+An idle connection is kept for IDLE_S. Each takes a file descriptor, and a request on it one more
+for its upstream, so if there are more connections than half the limit of descriptors, those that
+have been idle for longest are closed.
 
 Only this file uses parts of aiohttp's server that are not documented. If a version of aiohttp has
 moved them, connections are aiohttp's own, and a warning says so.
@@ -13,7 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
+from heapq import nsmallest
 from typing import Any
 
 import aiohttp
@@ -31,12 +37,24 @@ try:
     import termios
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
+try:
+    import resource
+except ImportError:
+    resource = None  # type: ignore[assignment]
 
 
 HEAD_S = 30.0
+IDLE_S = 75.0
 CHECKS = 8  # for each limit
 LINGER_S = 2.0  # for the rest of a body that is not read
-_USED = ("_current_request", "_loop", "_messages", "_paused", "_waiter")
+_USED = (
+    "_current_request",
+    "_loop",
+    "_messages",
+    "_next_keepalive_close_time",
+    "_paused",
+    "_waiter",
+)
 
 
 class ClientConnection(web.RequestHandler):
@@ -76,6 +94,13 @@ class ClientConnection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._wire = None
         super().connection_lost(exc)
+
+    @property
+    def idle_until(self) -> float | None:
+        """Until when it waits for another request, by the loop's clock; None while it has one."""
+        if self.head_since is not None or self._waiter is None or self._waiter.done():
+            return None
+        return self._next_keepalive_close_time
 
     def check_timeouts(self, now: float, head_s: float, write_s: float) -> None:
         """Close the connection if its request's head is overdue, or if the caller takes nothing.
@@ -150,8 +175,33 @@ def _untaken(transport: Any) -> int:
     return waiting
 
 
+def _most_connections() -> float:
+    if resource is None:
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit / 2
+
+
 class _Server(web.Server):
     gateway: Gateway
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if self.count() > _most_connections():
+            self._close_oldest()
+
+    def count(self) -> int:
+        return len(self._connections)
+
+    def _close_oldest(self) -> None:
+        """Close an eighth of the idle connections: to search for each one alone would be slow."""
+        idle = [
+            (connection.idle_until, number, connection)
+            for number, connection in enumerate(self._connections)
+            if isinstance(connection, ClientConnection) and connection.idle_until is not None
+        ]
+        for _, _, connection in nsmallest(len(idle) // 8 + 1, idle):
+            connection.force_close()
 
     def __call__(self) -> web.RequestHandler:
         connection = ClientConnection(self, loop=self._loop, **self._kwargs)
@@ -178,6 +228,7 @@ class Runner(web.AppRunner):
             access_log=None,
             shutdown_timeout=shutdown_timeout,
             lingering_time=LINGER_S,
+            keepalive_timeout=IDLE_S,
         )
         self._timer: asyncio.TimerHandle | None = None
 
@@ -201,6 +252,8 @@ class Runner(web.AppRunner):
                 aiohttp.__version__,
             )
             return server
+        if watched.gateway.meter is not None:
+            watched.gateway.meter.connections = watched.count
         self._check(watched)
         return watched
 

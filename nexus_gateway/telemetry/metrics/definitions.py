@@ -91,6 +91,8 @@ FAILOVER_DELAY = _family("nexus_failover_delay_seconds", "endpoint",
     "Time to the first content that failed attempts and pauses took before the answering "
     "attempt.", DELAY_S)
 IN_FLIGHT = _family("nexus_requests_in_flight", "", "Requests in flight.")
+CONNECTIONS = _family("nexus_caller_connections", "",
+    "Open connections of callers, also idle ones.")
 WORKERS = _family("nexus_workers", "", "Worker processes that serve requests.")
 BUILD = _family("nexus_build_info", "version", "Always 1; the label is the version.")
 INSTANCE_INFO = _family("nexus_instance_info", f"{INSTANCE} model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 
@@ -28,13 +29,18 @@ def is_installed() -> bool:
 
 
 class Meter:
-    """Counts for /metrics."""
+    """Counts for /metrics.
+
+    Attributes:
+        connections: returns the number of callers' connections.
+    """
 
     def __init__(self, pool: Pool, scheduler: Scheduler) -> None:
         self._pool = pool
         self._scheduler = scheduler
         self._counting = Counting(pool.instances)
         self._process = ProcessFigures(scheduler.clock)
+        self.connections: Callable[[], int] = lambda: 0
         self.observe = self._counting.observe
         self.refuse = self._counting.refuse
 
@@ -75,4 +81,5 @@ class Meter:
 
     def _process_gauges(self) -> dict[str, float]:
         figures = self._process.recent()
-        return {name: figures[name] for name in PROCESS if name in figures}
+        own = {name: figures[name] for name in PROCESS if name in figures}
+        return {**own, definitions.CONNECTIONS.name: self.connections()}
