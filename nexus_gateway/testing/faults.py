@@ -152,6 +152,7 @@ FAULTS: tuple[Fault, ...] = (
     _flag("reset", "accept the request, then reset the connection", reset=True),
     _flag("close", "close each connection immediately", reset=True),
     _flag("tls", "fail each TLS handshake", reset=True),
+    _flag("silent", "have a host name that no name server answers for"),
     _flag("role-hang", "start a stream with a role, then stop", hang_after=0, whole_fate=Fate.HANG),
     _flag("comments", "send only comments, for ever", comments_only=True, whole_fate=Fate.HANG),
     _after("cut", "break the connection after K words", "cut_after", Fate.CUT),
@@ -160,6 +161,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("error-event", "K", 3, _ERROR_EVENT, _error_event, MOST_WORDS),
     _after("garbage", "send an event that is not JSON after K words", "garbage_after", Fate.END),
     Fault("oversized", "BYTES", 1 << 24, _OVERSIZED, _sets("oversized"), LARGEST_EVENT),
+    _flag("again", "send one more answer right behind the answer", again=True),
     Fault(CHANCE, "P", 1, _CHANCE, lambda *_: {}, 1),
 )
 _BY_NAME = {fault.name: fault for fault in FAULTS}

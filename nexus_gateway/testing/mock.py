@@ -44,6 +44,7 @@ from nexus_gateway.testing.wire import Received
 from nexus_gateway.wire import json_codec
 
 KEY = "mock-key-"
+SILENT = ".silent.invalid"  # names in it are not answered in a campaign, and unknown elsewhere
 MODEL = "mock-1"
 # A fatal alert, "handshake failure": every TLS client gives up.
 TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
@@ -177,9 +178,10 @@ class Mock(ReplyServer):
         self._received = asyncio.Event()
 
     def url(self, number: int) -> str:
-        """Return an instance's base URL; it is https if every TLS handshake fails."""
+        """Return an instance's base URL; `tls` and `silent` are part of it."""
         instance = self.instances[number - 1]
         host = f"[{self._host}]" if ":" in self._host else self._host
+        host = f"mock-{number}{SILENT}" if "silent" in instance.faults else host
         scheme = "https" if "tls" in instance.faults else "http"
         return f"{scheme}://{host}:{instance.port}/v1"
 

@@ -55,6 +55,7 @@ class Reply:
         hang_after: stop sending; `cut_after`: break the connection; `end_after`: end the body.
         error_after: send an error event; `garbage_after`: send an event that is not JSON.
         oversized: the size in bytes of an event without content, sent before the first content.
+        again: send one more answer, of another text, right behind the answer.
         whole_fate: how an answer that is not streamed ends, after half of its body.
     """
 
@@ -88,6 +89,7 @@ class Reply:
     garbage_after: int | None = None
     oversized: int = 0
     comments_only: bool = False
+    again: bool = False
     whole_fate: Fate | None = None
 
     def contents(self) -> list[dict[str, Any]]:

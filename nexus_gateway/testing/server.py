@@ -19,6 +19,8 @@ LARGEST_BODY = 64 * 1024 * 1024
 CLOSE_S = 0.1
 # With this SO_LINGER, closing sends a TCP reset and drops what was not sent yet.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_ANOTHER = json_codec.dumps(Reply(text="The answer to someone else.").whole())
+_AGAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 
 
 class ReplyServer:
@@ -86,6 +88,8 @@ class ReplyServer:
         try:
             reply = self._reply_to(request, received)
             response = await send(request, reply, received, self._wire_at(request.path))
+            if reply.again:
+                await _send_again(request, response)
             transport = request.transport
             received.finished = transport is not None and not transport.is_closing()
             return response
@@ -157,6 +161,21 @@ async def _send_pieces(
         elif piece:
             await response.write(piece)
     return response
+
+
+async def _send_again(request: web.Request, response: web.StreamResponse) -> None:
+    """Finish a response and send another, in one segment where the system allows it."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        return
+    connection, cork = transport.get_extra_info("socket"), getattr(socket, "TCP_CORK", None)
+    if cork is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, cork, 1)
+    await response.prepare(request)
+    await response.write_eof()
+    transport.write(_AGAIN % (len(_ANOTHER), _ANOTHER))
+    if cork is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, cork, 0)
 
 
 def _break(request: web.Request, *, reset: bool = False) -> web.StreamResponse:

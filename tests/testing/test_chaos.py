@@ -36,7 +36,7 @@ PATIENT = {
     "IDLE_TIMEOUT_MS": "5000",
     "RESPONSE_TIMEOUT_MS": "20000",
 }
-SEED = 474
+SEED = 31
 
 
 def quiet(line: str) -> None:
@@ -195,6 +195,23 @@ async def test_a_short_campaign_keeps_every_promise(monkeypatch: pytest.MonkeyPa
     assert tally.endings[Ending.WHOLE] > 125
     assert "every promise was kept" in text
     assert "X-Nexus-Attempts" not in text
+
+
+@pytest.mark.parametrize("direct", ["true", "false"])
+@pytest.mark.parametrize("fault", ["again", "silent"])
+async def test_a_campaign_of_one_fault_keeps_every_promise(
+    fault: str, direct: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MENU", ({fault: None},))
+    for name, value in {**PATIENT, "DIRECT_PATH": direct}.items():
+        monkeypatch.setenv(name, value)
+    settings = Campaign(requests=200, instances=4, bad=3, rounds=1, concurrency=8)
+    tally = await run(settings, quiet)
+    assert tally.kept, tally.examples
+    assert tally.endings[Ending.WHOLE] > 150
+    # No request reaches an instance without an address; each costs an attempt until it rests.
+    reached = [n for n in tally.hits if tally.hits[n]]
+    assert (len(reached), tally.failed_over > 0) == ((1, True) if fault == "silent" else (4, False))
 
 
 @pytest.mark.proves("F38")

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fakes import serving
+from raw import asking
 
 from nexus_gateway.cli.main import main
 from nexus_gateway.routing.pool import build_pool
@@ -126,8 +127,29 @@ RECEIVED: dict[str, Any] = {
     "bytewise": TEXT,
     "crlf": TEXT,
     "no-done": TEXT,
+    "again": TEXT,
+    "silent": TEXT,  # by its port
     "chance=0": TEXT,
 }
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_again_sends_two_answers_of_which_one_belongs_to_nobody(
+    mock: Mock, stream: bool
+) -> None:
+    mock.set(1, {"again": None})
+    reader, writer = await asyncio.open_connection("127.0.0.1", mock.instances[0].port)
+    writer.write(asking(b"Connection: close", stream=stream))
+    answers = (await reader.read()).split(b"HTTP/1.1 200 OK")
+    writer.close()
+    assert len(answers) == 3
+    assert [b"someone else" in answer for answer in answers[1:]] == [False, True]
+
+
+def test_silent_is_part_of_the_address() -> None:
+    mock = Mock(2)
+    mock.set(2, {"silent": None})
+    assert ["mock-2.silent.invalid" in mock.url(number) for number in (1, 2)] == [False, True]
 
 
 def test_every_fault_is_tested() -> None:

@@ -10,9 +10,12 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -27,7 +30,7 @@ from nexus_gateway.settings import VARIABLES, Settings
 from nexus_gateway.testing.chaos.judge import Answer, Broken, Ending, Tally, judge
 from nexus_gateway.testing.chaos.plan import ChatRequest, Round, planned_request, rounds
 from nexus_gateway.testing.faults import Faults
-from nexus_gateway.testing.mock import KEY, Mock
+from nexus_gateway.testing.mock import KEY, SILENT, Mock
 
 PATH = "/v1/chat/completions"
 CONNECT_S = 10.0
@@ -178,7 +181,8 @@ async def gateway(env: Mapping[str, str]) -> AsyncIterator[GatewayProcess]:
     """
     with tempfile.TemporaryDirectory() as folder:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "nexus_gateway", "serve", "--host", "127.0.0.1", "--port", "0"),
+            *(sys.executable, "-m", "nexus_gateway.testing.chaos.campaign"),
+            *("serve", "--host", "127.0.0.1", "--port", "0"),
             env={**env, "PYTHONUNBUFFERED": "1"},
             cwd=folder,
             stdin=asyncio.subprocess.DEVNULL,
@@ -431,3 +435,20 @@ def _finished(campaign: Campaign, tally: Tally) -> Tally:
         why = f"{tally.requests} of {campaign.requests} in {campaign.time_limit_s:.0f} s"
         tally.add_broken(Broken.NOT_DONE, why)
     return tally
+
+
+def _run_gateway() -> None:
+    """Run `nexus-gateway`, in a process of its own, with names that nobody answers for: SILENT."""
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **more: Any) -> Any:
+        if str(host).endswith(SILENT):
+            threading.Event().wait()
+        return look_up(host, *rest, **more)
+
+    socket.getaddrinfo = getaddrinfo
+    runpy.run_module("nexus_gateway", run_name="__main__")
+
+
+if __name__ == "__main__":
+    _run_gateway()

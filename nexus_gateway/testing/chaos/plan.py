@@ -36,7 +36,7 @@ MODES = ("", "", "", "", "fastest", "round-robin")
 CHANCES = (0.2, 0.3, 0.5, 1.0)
 # A request that hangs occupies a caller until a limit ends it.
 SLOW_CHANCES = (0.1, 0.2, 0.3)
-SLOW = frozenset({"hang", "role-hang", "comments", "stall", "oversized"})
+SLOW = frozenset({"hang", "role-hang", "comments", "stall", "oversized", "silent"})
 # These are not failures, or have a chance of their own.
 HARMLESS = frozenset({"delay", "jitter", "drip", "bytewise", "crlf", "no-done", "errors"})
 # In the syntax of `mock --fault`; those without a comma apply together.
@@ -45,7 +45,7 @@ _MENU = (
     "status=503 jitter=50, status=404, status=408, 429=0.3, 429=30, 401, status=402, status=403, "
     "redirect, html, empty, hang, reset, close, tls, role-hang, comments, cut=0, cut=2 drip=5, "
     "end=0, end=3, stall=0, stall=2, error-event=0, error-event=2 drip=5, garbage=0, garbage=2, "
-    "oversized"
+    "oversized, again, silent"
 )
 MENU: tuple[Faults, ...] = tuple(assign(item.split(), 1)[1] for item in _MENU.split(","))
 
