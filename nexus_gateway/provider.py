@@ -298,7 +298,8 @@ class Provider:
 
     def authorize(self, key: Secret) -> dict[str, str]:
         """Return the headers that carry the key."""
-        return {"Authorization": f"Bearer {key.reveal()}"} if key else {}
+        text = key.reveal()
+        return {"Authorization": f"Bearer {text}"} if text else {}
 
     def url(self, account: Account, endpoint: str, model: str) -> str:
         """Return the URL of one of `endpoints`."""

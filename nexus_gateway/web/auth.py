@@ -151,38 +151,49 @@ def is_local_origin(origin: str) -> bool:
     return scheme not in ("http", "https", "null", "") or is_local_name(host)
 
 
-def is_from_elsewhere(headers: Mapping[str, str], allowed: str = "") -> bool:
-    """Return whether a page sends a request that is neither of this machine nor `allowed`."""
-    origin = headers.get("Origin")
-    if origin is None:  # browsers send none with some requests
-        return headers.get("Sec-Fetch-Site") == "cross-site"
+def is_from_elsewhere(origin: str | None, site: str | None, allowed: str = "") -> bool:
+    """Return whether a request is of a page that is neither of this machine nor `allowed`.
+
+    Args:
+        origin: its `Origin`; browsers send none with some requests.
+        site: its `Sec-Fetch-Site`.
+        allowed: an origin, "" for none.
+    """
+    if origin is None:
+        return site == "cross-site"
     return origin != allowed and not is_local_origin(origin)
 
 
-def check_page(headers: Mapping[str, str], settings: Settings) -> None:
-    """Refuse the requests of pages from elsewhere, where no key keeps them from spending tokens.
+# Cached, as all requests of a program have the same headers.
+@lru_cache(maxsize=256)
+def refused_page(
+    host: str | None, origin: str | None, site: str | None, hosts: str, cors_origin: str
+) -> tuple[str, str]:
+    """Return why a page may not call, where no key keeps it from spending tokens, and the code.
+
+    Both are "" if it may.
 
     A page can also have its own name lead to this machine: its requests then have that name.
 
-    Raises:
-        Forbidden: with what to set.
+    Args:
+        host: the request's `Host`.
+        origin: its `Origin`.
+        site: its `Sec-Fetch-Site`.
+        hosts: HOST.
+        cors_origin: CORS_ORIGIN.
     """
-    allowed = settings.allowed_origin
-    if allowed == "*":
-        return
-    if is_from_elsewhere(headers, allowed):
-        raise Forbidden(
+    allowed = Settings(host=hosts, cors_origin=cors_origin).allowed_origin
+    if allowed != "*" and is_from_elsewhere(origin, site, allowed):
+        return (
             "Without GATEWAY_KEYS, pages of other machines may not call this gateway: set "
-            "GATEWAY_KEYS, or CORS_ORIGIN to the page's origin.",
-            code="foreign_page",
-        )
-    host = headers.get("Host", "")
-    if not allowed and _may_be_rebound(host):
-        raise Forbidden(
+            "GATEWAY_KEYS, or CORS_ORIGIN to the page's origin."
+        ), "foreign_page"
+    if host and not allowed and _may_be_rebound(host):
+        return (
             f"Without GATEWAY_KEYS, this gateway is called as localhost, not as {host!r}: "
-            "behind a reverse proxy set GATEWAY_KEYS, or CORS_ORIGIN=*.",
-            code="foreign_host",
-        )
+            "behind a reverse proxy set GATEWAY_KEYS, or CORS_ORIGIN=*."
+        ), "foreign_host"
+    return "", ""
 
 
 def bearer(headers: Mapping[str, str]) -> str:
@@ -209,4 +220,5 @@ def _is_local(headers: Mapping[str, str]) -> bool:
     """
     if any(name in headers for name in _BY_PROXIES):
         return False
-    return is_local_name(headers.get("Host", "")) and not is_from_elsewhere(headers)
+    origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
+    return is_local_name(headers.get("Host", "")) and not is_from_elsewhere(origin, site)

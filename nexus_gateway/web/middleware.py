@@ -17,6 +17,7 @@ from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.messages import MESSAGES, VERSION
 from nexus_gateway.errors import (
     Draining,
+    Forbidden,
     GatewayError,
     InternalError,
     InvalidRequest,
@@ -27,7 +28,7 @@ from nexus_gateway.errors import (
 )
 from nexus_gateway.proxy.context import CallerGone
 from nexus_gateway.settings import parse_bool
-from nexus_gateway.web.auth import Access, check, check_page
+from nexus_gateway.web.auth import Access, check, refused_page
 from nexus_gateway.web.gateway import GATEWAY, gateway_of
 from nexus_gateway.web.request import (
     CALLER,
@@ -111,9 +112,13 @@ def authenticate(request: web.Request) -> None:
         raise Draining
     settings = gateway.settings
     is_open = access is Access.CALLER and not settings.gateway_keys
+    headers = request.headers
     if is_open and settings.cors_origin != "*":
-        check_page(request.headers, settings)
-    request[CALLER] = "" if is_open else check(request.headers, access, settings)
+        page = headers.get("Host"), headers.get("Origin"), headers.get("Sec-Fetch-Site")
+        why, code = refused_page(*page, settings.host, settings.cors_origin)
+        if why:
+            raise Forbidden(why, code=code)
+    request[CALLER] = "" if is_open else check(headers, access, settings)
     if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
         check(request.headers, Access.VIEWER, gateway.settings)
         request[EXPLAINED] = True
