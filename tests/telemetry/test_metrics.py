@@ -290,7 +290,7 @@ def test_every_error_is_a_known_outcome() -> None:
     )
     # Types that always have a code; and broken streams, which are failures.
     elsewhere = {"authentication_error", "permission_error"}
-    elsewhere |= {"upstream_stream_error", "upstream_idle_timeout"}
+    elsewhere |= {"upstream_stream_error", "upstream_idle_timeout", "stream_timeout"}
     assert codes - elsewhere - OUTCOMES - REASONS == set()
     assert codes >= REASONS
 
