@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -46,6 +48,10 @@ FORCED = 130
 STDIN = 0
 GARBAGE_THRESHOLD = 10_000
 LOG_EVERY_S = 60.0
+FEW_DESCRIPTORS = 512
+# For a log file, the ledger, a look-up, and connections that are about to be refused.
+SPARE_DESCRIPTORS = 8
+USED_DESCRIPTORS = 24  # where the system does not tell
 # After the drain only handlers remain that send their last event.
 CLOSE_S = 0.5
 ABORT_S = 1.5
@@ -86,7 +92,12 @@ def run_application(
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop if it is installed (the extra `fast`)."""
+    """Return uvloop's loop if it is installed (the extra `fast`).
+
+    With few descriptors asyncio's own is better: uvloop accepts all connections that wait at once.
+    """
+    if limit_of_descriptors(hard=True) < FEW_DESCRIPTORS:
+        return None
     try:
         import uvloop
     except ImportError:
@@ -113,7 +124,7 @@ async def serve(
             logger.error("cannot listen on %s: %s", address, os_error_text(error))
             return CANNOT_LISTEN
         for listener in listeners:
-            await web.SockSite(runner, listener, backlog=QUEUE).start()
+            await accept(runner, listener)
         gateway = app[GATEWAY]
         stop = _on_signals(gateway.recorder)
         async with _reloading(gateway, read, stop):
@@ -123,6 +134,19 @@ async def serve(
     return 0
 
 
+async def accept(runner: web.AppRunner, listener: socket.socket) -> web.SockSite:
+    """Begin to accept connections on a listening socket.
+
+    With few descriptors one at a time: each is refused, if there are too many, before the next.
+    """
+    is_scarce = limit_of_descriptors() < FEW_DESCRIPTORS
+    site = web.SockSite(runner, listener, backlog=1 if is_scarce else QUEUE)
+    await site.start()
+    if is_scarce:
+        listener.listen(QUEUE)  # asyncio has set the length of the kernel's queue, too
+    return site
+
+
 @contextlib.asynccontextmanager
 async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunner]:
     """Prepare the process and the running loop to serve an application; it does not listen yet."""
@@ -130,6 +154,7 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
     asyncio.get_running_loop().set_exception_handler(FdExhaustionHandler())
     runner = Runner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
+    _limit_requests(app[GATEWAY])
     app[GATEWAY].recorder.later = asyncio.get_running_loop().call_later
     # What exists now stays: the collector need not traverse it every few hundred requests.
     gc.freeze()
@@ -231,6 +256,33 @@ def raise_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):
             logger.debug("the limit of file descriptors stays at %d", soft)
+
+
+def limit_of_descriptors(*, hard: bool = False) -> float:
+    """Return how many files this process may open, or could after `raise_limit`."""
+    if resource is None:
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[hard]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
+def _limit_requests(gateway: Gateway) -> None:
+    """Admit as many requests as there are descriptors for: one for its caller, one for upstream."""
+    limit = limit_of_descriptors()
+    if limit == math.inf:
+        return
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        used = USED_DESCRIPTORS
+    gateway.drain.places = max(1, (limit - used - SPARE_DESCRIPTORS) // 2)
+    wanted = gateway.settings.max_concurrent or math.inf
+    if gateway.drain.places < wanted:
+        logger.warning(
+            "this process may open %d files, so it serves %d requests at once and refuses further "
+            "ones: raise the limit (ulimit -n)",
+            *(limit, gateway.drain.places),
+        )
 
 
 class FdExhaustionHandler:

@@ -22,7 +22,6 @@ from aiohttp import web
 from nexus_gateway.server import process
 from nexus_gateway.server.channel import BEAT_S, TOGETHER_S, VERSION, ControlChannel, WorkerSpec
 from nexus_gateway.server.process import unblock_sighup
-from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.server.sync import InstanceSync, RecentEvents
 from nexus_gateway.telemetry.shared import HANDING_OVER, LISTENERS, REQUESTS_IN_FLIGHT, WorkerState
 from nexus_gateway.web.gateway import GATEWAY, gateway_of
@@ -211,8 +210,7 @@ class Worker:
             self._sites[slot] = []
             for held in self._listeners[slot]:
                 listener = socket.socket(fileno=os.dup(held.fileno()))
-                site = web.SockSite(self._runner, listener, backlog=QUEUE)
-                await site.start()
+                site = await process.accept(self._runner, listener)
                 self._sites[slot].append((listener, site))
 
     async def _retire(self) -> None:

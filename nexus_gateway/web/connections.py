@@ -16,6 +16,7 @@ moved them, connections are aiohttp's own, and a warning says so.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import sys
@@ -26,7 +27,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from nexus_gateway.errors import GatewayError, InvalidRequest, UnknownExpectation
+from nexus_gateway.errors import GatewayError, InvalidRequest, Overloaded, UnknownExpectation
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.request import json_response, note_refusal, request_id
 
@@ -46,6 +47,8 @@ except ImportError:
 HEAD_S = 30.0
 IDLE_S = 75.0
 CHECKS = 8  # for each limit
+# Of connections beyond the places so many are asked what they want; others are closed at once.
+MOST_SURPLUS = 4
 LINGER_S = 2.0  # for the rest of a body that is not read
 _USED = (
     "_current_request",
@@ -62,9 +65,10 @@ class ClientConnection(web.RequestHandler):
 
     Attributes:
         head_since: since when a request's head is awaited; None between requests.
+        is_surplus: there is no place for its requests.
     """
 
-    __slots__ = ("_taken_at", "_unsent", "_wire", "gateway", "head_since")
+    __slots__ = ("_taken_at", "_unsent", "_wire", "gateway", "head_since", "is_surplus")
 
     gateway: Gateway
 
@@ -72,10 +76,14 @@ class ClientConnection(web.RequestHandler):
         self._wire: Any = transport
         self._unsent = 0
         self._taken_at = self._loop.time()
+        self.is_surplus = False
         self.head_since: float | None = self._taken_at
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        if self.is_surplus:
+            self.refuse()
+            return
         super().data_received(data)
         if self._messages:
             self.head_since = None
@@ -86,6 +94,16 @@ class ClientConnection(web.RequestHandler):
                 current.content.feed_eof()  # else aiohttp reads on after the response
         elif self.head_since is None and self._waiter is not None and not self._waiter.done():
             self.head_since = self._loop.time()
+
+    def refuse(self) -> None:
+        """Answer that there is no place, whatever is asked, and close the connection."""
+        error = Overloaded()
+        body = json.dumps(error.body()).encode()
+        head = f"HTTP/1.1 {error.status} Service Unavailable\r\nContent-Type: application/json\r\n"
+        for name, value in {**error.headers, "Content-Length": len(body)}.items():
+            head += f"{name}: {value}\r\n"
+        self._wire.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+        self._wire.close()
 
     def resume_writing(self) -> None:
         self._unsent = 0
@@ -189,6 +207,11 @@ class _Server(web.Server):
         super().connection_made(handler, transport)
         if self.count() > _most_connections():
             self._close_oldest()
+        surplus = self.count() - self.gateway.drain.places
+        if surplus > 0 and isinstance(handler, ClientConnection):
+            handler.is_surplus = True
+            if surplus > MOST_SURPLUS:
+                handler.refuse()
 
     def count(self) -> int:
         return len(self._connections)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -47,12 +48,14 @@ class Drain:
         begun: new requests are refused.
         leaving: this process ends, with or without a drain.
         expired: the time limit is over; what is left was cancelled and ends with an error.
+        places: for how many requests there are file descriptors.
     """
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self.leaving = asyncio.Event()
         self.expired = False
+        self.places = math.inf
         self._tasks: set[asyncio.Task[object]] = set()
         self._receiving: set[asyncio.Task[object]] = set()
         self._idle = asyncio.Event()
@@ -63,11 +66,12 @@ class Drain:
         return len(self._tasks)
 
     def exceeds(self, limit: int) -> bool:
-        """Return whether more requests are in flight than a limit, 0 for none.
+        """Return whether more requests are in flight than a limit, 0 for none, or than `places`.
 
         Those whose body is still arriving do not count: slow callers must not keep others out.
         """
-        return 0 < limit < len(self._tasks) - len(self._receiving)
+        taken = len(self._tasks) - len(self._receiving)
+        return 0 < limit < taken or taken > self.places
 
     @contextmanager
     def receiving(self, limit: int) -> Iterator[None]:

@@ -118,3 +118,38 @@ async def test_a_closed_log_does_not_stop_the_gateway(
             await asyncio.sleep(0.15)  # log lines are buffered briefly
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_code() == 0
+
+
+FEW = "ulimit -n 64; exec {python} -m nexus_gateway serve --port 0"
+
+
+@pytest.mark.proves("F65")
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_few_descriptors_serve_some_and_refuse_the_others(
+    upstream: FakeUpstream, tmp_path: Path, workers: str
+) -> None:
+    upstream.default = Reply(first_delay_s=1)
+    env = {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url, "WEB_CONCURRENCY": workers}
+    few = ("-c", "import os, sys; os.execv('/bin/sh', ['sh', '-c', sys.argv[1]])")
+    start = (*few, FEW.format(python=sys.executable))
+    async with process(tmp_path, start=start, **env) as gateway:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            url = gateway.url + "/v1/chat/completions"
+
+            async def chat() -> tuple[int, str | None]:
+                async with session.post(url, json=HELLO) as response:
+                    await response.read()
+                    return response.status, response.headers.get("Retry-After")
+
+            for _ in range(2):
+                answers = await asyncio.gather(*(chat() for _ in range(200)))
+                assert {*answers} == {(200, None), (503, "1")}
+                assert answers.count((200, None)) >= 20
+            async with session.get(gateway.url + "/health") as response:
+                assert response.status == 200
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.exit_code() == 0
+    log = "".join(gateway.log)
+    assert log.count("may open 64 files") == int(workers)
+    assert "no file descriptors are left" not in log
