@@ -300,7 +300,10 @@ class Scheduler:
         best = _by_history(list(filter(target.admits, deployments)), history)
         may_retry = not is_retry or history.attempts[-1].is_free or self.retries.allows()
         if not may_retry:
-            best = self._within_budget(best)
+            best = self._within_budget(best, target, history)
+        is_again = is_retry and bool(best) and history.tried(best[0])
+        if is_again and may_retry and self._doubtful(target, history):
+            best = []  # rather what has not been tried, though it is in doubt
         if best:
             chosen = choose(self.policies[policy], best, self._rng)
         else:
@@ -312,7 +315,9 @@ class Scheduler:
             self.retries.request()
         elif not history.attempts[-1].is_free:
             self.retries.retry()
-        has_alternative = len(best) > 1 and not (is_retry and history.tried(best[0]))
+        has_alternative = len(best) > 1 and not is_again
+        if not has_alternative and len(deployments) > 1:
+            has_alternative = bool(self._doubtful(target, history, but=chosen))
         return self._begin(chosen, history, has_alternative=has_alternative)
 
     def _begin(
@@ -332,15 +337,24 @@ class Scheduler:
             best = [d for d in best if d.breaker.is_healthy]
         return explain.Decision.capture(policy, deployments, target.capable(), best, history)
 
-    def _within_budget(self, candidates: list[Deployment]) -> list[Deployment]:
-        """Return the candidates that a retry beyond the budget may go to.
+    def _within_budget(
+        self, candidates: list[Deployment], target: RoutingTarget, history: AttemptHistory
+    ) -> list[Deployment]:
+        """Return what a retry beyond the budget may go to: candidates, else the last resort.
 
         A retry on a healthy instance is what a gateway is for, and multiplies no load.
         """
         healthy = [d for d in candidates if d.breaker.is_healthy]
+        healthy = healthy or [d for d in self._doubtful(target, history) if d.breaker.is_healthy]
         if not healthy:
             self.retries.denied += 1
         return healthy
+
+    def _doubtful(
+        self, target: RoutingTarget, history: AttemptHistory, but: Deployment | None = None
+    ) -> list[Deployment]:
+        """Return what only doubtful evidence keeps away."""
+        return [d for d in _untried(target, history) if d is not but and d.is_last_resort]
 
     def _last_resort(self, target: RoutingTarget, history: AttemptHistory) -> Deployment | None:
         """Return what to try if there is no candidate.
@@ -350,15 +364,19 @@ class Scheduler:
         that is closest to its probe, if open circuits alone are in the way: a pool of one key must
         not answer 503 for a minute after one short outage.
         """
-        untried = [d for d in target.capable() if not (history.tried(d) or history.rules_out(d))]
-        if doubtful := [d for d in untried if d.is_last_resort]:
+        if doubtful := self._doubtful(target, history):
             return min(doubtful, key=lambda d: (d.is_unknown, d.parked_for_s(), d.in_flight))
         if self.clock() - self._early_probe_s < EARLY_PROBE_EVERY_S:
             return None
+        untried = _untried(target, history)
         is_open = [d for d in untried if d.parked_for_s() == 0 and d.breaker.state() is State.OPEN]
         if is_open:
             self._early_probe_s = self.clock()
         return min(is_open, key=lambda d: d.breaker.ready_in_s(), default=None)
+
+
+def _untried(target: RoutingTarget, history: AttemptHistory) -> list[Deployment]:
+    return [d for d in target.capable() if not (history.tried(d) or history.rules_out(d))]
 
 
 def delay_s(retry: int, rng: Random, steps_ms: Sequence[int] = STEPS_MS) -> float:

@@ -28,6 +28,14 @@ LONGEST_MS = 86_400_000
 LARGEST_EVENT = 1 << 30
 MOST_WORDS = 1_000_000
 NOWHERE = "http://127.0.0.1:9/v1"
+# A word of a message: with the status behind it every instance refuses the request.
+POISON = "poison-"
+_POISON = re.compile(re.escape(POISON) + r"(4\d\d)\b")
+_POISON_TEXTS = {
+    402: "This request requires more credits, or fewer max_tokens.",
+    403: "Your organization must be verified to use this feature.",
+    429: "Request too large: the limit is 6000 tokens, and 9000 were requested.",
+}
 PAGE = b"<!doctype html><title>Bad Gateway</title><h1>Not what you have asked for</h1>"
 _ITEM = re.compile(r"(?:(?P<number>[0-9]{1,4}):)?(?P<name>[a-z0-9-]+)(?:=(?P<value>.*))?")
 _INTEGERS = ("K", "CODE", "BYTES")
@@ -240,3 +248,15 @@ def described() -> Iterator[str]:
 def shown(value: Value) -> str:
     """Return a value in its form on the command line."""
     return f"{value:.0f}" if isinstance(value, int | float) and value >= 1 else str(value)
+
+
+def poisoned(text: str) -> Reply | None:
+    """Return the refusal of a message with a word such as `poison-403`; None if it has none."""
+    match = _POISON.search(text)
+    if match is None:
+        return None
+    status = int(match[1])
+    message = _POISON_TEXTS.get(status, "The content of this request is not accepted.")
+    headers = {"Retry-After": "600"} if status == 429 else {}
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    return Reply(status=status, error=error, headers=headers)

@@ -36,6 +36,7 @@ from nexus_gateway.testing.faults import (
     WrongFault,
     apply,
     assign,
+    poisoned,
     read_faults,
 )
 from nexus_gateway.testing.reply import Reply
@@ -243,6 +244,8 @@ class Mock(ReplyServer):
             return Reply(status=400, error=NOT_AN_OBJECT["error"])
         reply, model = Reply(model=MODEL), (fields or {}).get("model")
         if (text := echo(fields or {})) is not None:
+            if refusal := poisoned(text):
+                return refusal
             reply = replace(reply, text=text)
         if isinstance(model, str):
             reply = replace(reply, model=model)

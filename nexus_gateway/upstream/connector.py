@@ -113,7 +113,13 @@ class Connector(aiohttp.TCPConnector):
         if needs_new.get():
             return None
         while connection := await super()._get(key, traces):
-            idle: Idle = getattr(connection.protocol, _IDLE)
+            protocol: Any = connection.protocol
+            idle: Idle = getattr(protocol, _IDLE)
+            if protocol._buffer:
+                # One more answer in the bytes that ended the last: it was released in between.
+                self.distrust(key)
+                connection.close()
+                continue
             if not idle.has_bytes(0):
                 idle.is_used, idle.answered = True, False
                 reused.set(idle)

@@ -417,6 +417,20 @@ async def test_the_last_instance_is_waited_for_and_asked_once(
 
 
 @pytest.mark.proves("F57")
+async def test_what_only_doubtful_evidence_keeps_away_is_an_alternative(
+    upstream: FakeUpstream,
+) -> None:
+    suspected, slow = pool = keys(upstream, 2)
+    upstream.defaults[KEYS[1]] = Reply(head_delay_s=30)
+    async with serving(*pool, first_token_timeout_ms=200) as served:
+        suspected.suspect_key("another request")
+        assert suspected.default.parked_for_s()
+        assert_complete(await served.chat())
+    assert [upstream.hits(key) for key in KEYS[:2]] == [1, 1]
+    assert slow.default.breaker.failures_in_a_row == 1
+
+
+@pytest.mark.proves("F57")
 async def test_a_role_is_a_sign_of_life_once(upstream: FakeUpstream) -> None:
     """Otherwise the first of two would be given up between its head and its content."""
     role = b'data: {"choices":[{"index":0,"delta":{"role":"assistant"}}]}\n\n'

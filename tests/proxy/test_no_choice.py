@@ -103,7 +103,8 @@ CHOOSERS = (
 async def test_no_header_chooses_an_upstream_or_is_forwarded(
     upstream: FakeUpstream, path: str
 ) -> None:
-    async with canary() as decoy, serving(make_instance(upstream, provider=Native)) as served:
+    instance = make_instance(upstream, provider=Native)
+    async with canary() as decoy, serving(instance, cors_origin="*") as served:
         headers = [f"{name}: {decoy.url}" for name in CHOOSERS]
         headers += ["Authorization: Bearer a-callers", "X-Api-Key: a-callers", "api-key: x"]
         headers += ["Cookie: a=b", "Proxy-Authorization: Basic eDp5", "OpenAI-Organization: o"]

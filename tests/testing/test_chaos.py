@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,19 @@ def test_an_answer_is_judged(answer: Answer, ending: Any) -> None:
     assert judged is (Broken.NO_ERROR_SHAPE if ending is Broken else ending)
 
 
+@pytest.mark.parametrize(
+    ("answer", "ending"),
+    [
+        *((Answer(status, ERROR_TEXT), Ending.REFUSED) for status in (400, 402, 403, 429, 503)),
+        *((Answer(status, ERROR_TEXT), Broken.WRONG) for status in (401, 500, 502)),
+        (Answer(200, completion("one two")), Broken.NO_ERROR_SHAPE),
+        (Answer(403, "<html>"), Broken.NO_ERROR_SHAPE),
+    ],
+)
+def test_a_refusal_of_what_every_instance_refuses_is_judged(answer: Answer, ending: Any) -> None:
+    assert judge(replace(chat_request(), poison=403), answer).ending is ending
+
+
 def test_only_a_complete_answer_may_never_come() -> None:
     assert judge(chat_request(), Answer(503, json.dumps(NEVER))).ending is Broken.AVOIDABLE
 
@@ -203,6 +217,7 @@ async def test_a_campaign_of_one_fault_keeps_every_promise(
     fault: str, direct: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "MENU", ({fault: None},))
+    monkeypatch.setattr(plan, "POISONED", 0)  # such a request is tried with other keys
     for name, value in {**PATIENT, "DIRECT_PATH": direct}.items():
         monkeypatch.setenv(name, value)
     settings = Campaign(requests=200, instances=4, bad=3, rounds=1, concurrency=8)
@@ -214,9 +229,22 @@ async def test_a_campaign_of_one_fault_keeps_every_promise(
     assert (len(reached), tally.failed_over > 0) == ((1, True) if fault == "silent" else (4, False))
 
 
+async def test_requests_that_every_instance_refuses_take_none_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "MENU", ({"silent": None},))
+    monkeypatch.setattr(plan, "POISONED", 0.1)
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
+    tally = await run(Campaign(requests=200, instances=4, bad=3, rounds=1, concurrency=8), quiet)
+    assert tally.kept, tally.examples
+    assert tally.endings[Ending.REFUSED] > 10
+
+
 @pytest.mark.proves("F38")
 async def test_no_caller_sees_a_flapping_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MENU", ({"errors": 0.5},))
+    monkeypatch.setattr(plan, "POISONED", 0)
     settings = Campaign(requests=200, instances=3, bad=1, rounds=1, concurrency=8)
     tally = await run(settings, quiet)
     assert tally.kept, tally.examples

@@ -26,6 +26,7 @@ class Ending(StrEnum):
     REPORTED = "broken after its first content, with an error event"
     NOT_ANSWERED = "no complete answer within the time limit, as its upstream never answered"
     LEFT = "the caller disconnected"
+    REFUSED = "refused for its content, which every instance refuses"
 
 
 class Broken(StrEnum):
@@ -78,16 +79,31 @@ def judge(request: ChatRequest, answer: Answer, key: str = "") -> Judgement:
         return Judgement(Broken.DROPPED, why)
     if answer.status == 503 and not request.stream and NO_ANSWER in answer.body:
         return Judgement(Ending.NOT_ANSWERED)  # nothing tells a slow answer from none
+    if request.poison:
+        return _refusal(answer)
     if answer.status != 200:
         return _error(answer)
     return _stream(request, answer.body) if request.stream else _whole(request, answer.body)
 
 
-def _error(answer: Answer) -> Judgement:
+def _refusal(answer: Answer) -> Judgement:
+    """Judge the answer to a request that no instance accepts: whose fault that is, is its own."""
+    if not is_error(_parsed(answer.body)):
+        return Judgement(Broken.NO_ERROR_SHAPE, f"{answer.status} {answer.body[:SHOWN]}")
+    if answer.status in (200, 401) or (answer.status >= 500 and answer.status != 503):
+        return Judgement(Broken.WRONG, f"{answer.status} {answer.body[:SHOWN]}")
+    return Judgement(Ending.REFUSED)
+
+
+def _parsed(body: str) -> Any:
     try:
-        error = json.loads(answer.body)
+        return json.loads(body)
     except ValueError:
-        error = None
+        return None
+
+
+def _error(answer: Answer) -> Judgement:
+    error = _parsed(answer.body)
     by_status = {401: Broken.KEY_REFUSED, 403: Broken.KEY_REFUSED, 500: Broken.OWN_FAULT}
     shaped = is_error(error)
     promise = by_status.get(answer.status, Broken.AVOIDABLE) if shaped else Broken.NO_ERROR_SHAPE

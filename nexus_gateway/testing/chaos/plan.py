@@ -11,7 +11,7 @@ from itertools import pairwise
 from random import Random
 from typing import Any
 
-from nexus_gateway.testing.faults import CHANCE, Faults, assign
+from nexus_gateway.testing.faults import CHANCE, POISON, Faults, assign
 
 # The faults by instance, by the number of the request from which on they apply.
 Phases = Mapping[int, Mapping[int, Faults]]
@@ -32,6 +32,9 @@ WORDS = (
     "🙂",
     "omega",
 )
+# Of so many requests the content is refused by every instance, with one of these.
+POISONED = 0.02
+POISONS = (400, 402, 403, 429)
 MODES = ("", "", "", "", "fastest", "round-robin")
 CHANCES = (0.2, 0.3, 0.5, 1.0)
 # A request that hangs occupies a caller until a limit ends it.
@@ -69,6 +72,7 @@ class ChatRequest:
     headers: Mapping[str, str]
     model: str | None
     leaves_after_s: float | None  # None: the caller waits for the end
+    poison: int = 0  # the status with which its content is refused, 0 if it is not
 
     def body(self) -> dict[str, Any]:
         body = {"messages": [{"role": "user", "content": self.text}], "stream": self.stream}
@@ -114,10 +118,15 @@ def planned_request(number: int, seed: int) -> ChatRequest:
     words = rng.choices(WORDS, k=rng.randint(FEWEST_WORDS, MOST_WORDS))
     mode = rng.choice(MODES)
     leaves = rng.random() < LEAVING
+    # Drawn apart, so that the other requests stay the same.
+    apart = Random(f"{seed}:poison:{number}")
+    poison = apart.choice(POISONS) if apart.random() < POISONED else 0
+    words += [f"{POISON}{poison}"] if poison else []
     return ChatRequest(
         number,
         # The number makes every text unique, so that swapped answers are noticed.
         text=" ".join([f"request {number}:", *words]),
+        poison=poison,
         stream=rng.random() < STREAMED,
         headers={"X-Routing-Mode": mode} if mode else {},
         model=rng.choice((None, "auto", "nexus")),
