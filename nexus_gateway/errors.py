@@ -15,6 +15,7 @@
     ├── NoCandidate    429/503   no instance can serve the request now
     │   └── NoCapableModel 400   none that the request may go to takes what it holds
     ├── Overloaded         503   the gateway is at its limit of requests or file descriptors
+    │   └── BodiesOverloaded     … or of memory for large request bodies
     ├── Draining           503   the gateway is shutting down
     ├── StoreUnavailable   503   the kept responses cannot be read
     ├── DeadlinePassed     504   the caller's own time limit has passed
@@ -200,6 +201,14 @@ class Overloaded(GatewayError):
     code = "overloaded"
     text = "The gateway is at capacity; try again in a moment."
     more_headers: ClassVar = {"Retry-After": "1", "x-should-retry": "true"}
+
+
+class BodiesOverloaded(Overloaded):
+    code = "bodies_overloaded"
+    text = (
+        "The large request bodies that the gateway is serving take all the memory that they may; "
+        "try again in a moment, or send a smaller body."
+    )
 
 
 class Draining(GatewayError):

@@ -209,6 +209,9 @@ class Settings:
         "5000", _number(0, 1_000_000), "Most requests in flight in one worker; 0 for no limit."
     )
     max_body_mb: int = _variable("20", _number(1, 1024), "Largest request body.")
+    body_budget_mb: int = _variable(
+        "0", _number(0, 1 << 20), "Memory of one worker for large bodies; 0 for its share."
+    )
     strict_models: bool = _variable("false", parse_bool, "Answer 404 to unknown models.")
     response_model: str = _variable(
         "instance", _one_of("instance", "upstream"), "Which name `model` has in a response."

@@ -19,6 +19,11 @@ MAX_DEPTH = 200
 MAX_CONTAINERS = 50_000
 # Counted before the body is parsed. Texts contain brackets too, so this is only a rough check.
 MAX_BRACKETS = 500_000
+# The parser lets no other thread run within one object, so its names must not be too many.
+MAX_STRINGS = 100_000
+MAX_VALUES = 500_000
+_BYTES_PER_STRING = 3  # at least: its quotes and a comma
+_BYTES_PER_VALUE = 2
 _CONTAINERS = (dict, list)
 # Fields by which a body has chosen other gateways' upstream or key; they are never sent on.
 UNTRUSTED = frozenset({"api_base", "base_url", "api_key"})
@@ -42,13 +47,17 @@ class Body:
 
     Attributes:
         asks_usage: whether it requests the usage of a stream.
+        size: about how many bytes it has if these may be many, else 0.
     """
 
     content_type = "application/json"
     replayable = True
 
-    def __init__(self, fields: Mapping[str, Any], stream: bool | None = None) -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], stream: bool | None = None, size: int = 0
+    ) -> None:
         self.fields = fields
+        self.size = size
         self._stream = stream
         options = fields.get(_OPTIONS)
         self.has_own_stream_options = _OPTIONS in fields
@@ -69,7 +78,7 @@ class Body:
     def limited(self, tokens: int) -> Body:
         """Return a body that asks for an answer of no more tokens; itself if it does already."""
         fields = cap_output(self.fields, tokens)
-        return self if fields is self.fields else Body(fields, self._stream)
+        return self if fields is self.fields else Body(fields, self._stream, self.size)
 
     def with_model(self, model: str, *, stream: bool, usage: bool = False) -> dict[str, Any]:
         """Return the fields for a provider; `usage` as in `encode`."""
@@ -88,24 +97,40 @@ class Body:
         elif usage:
             head += _USAGE
         if self._encoded_rest is None:
-            self._encoded_rest = json_codec.dumps(self._rest)
-        return head + (b"," + self._encoded_rest[1:] if self._rest else b"}")
+            self._encoded_rest = b"}"
+            if self._rest:
+                encoded = json_codec.dumps(self._rest, self.size)
+                self._encoded_rest = b"".join((b",", memoryview(encoded)[1:]))
+                del encoded  # while it is copied once more
+        return head + self._encoded_rest
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
     """Parse a body that must be a JSON object; InvalidRequest names what is wrong."""
-    brackets = data.count(b"{") + data.count(b"[")
+    size, brackets = len(data), data.count(b"{") + data.count(b"[")
     if brackets > MAX_BRACKETS:
         raise InvalidRequest("The body has too many objects and arrays.")
+    if size > MAX_STRINGS * _BYTES_PER_STRING and _count_quotes(data) > 2 * MAX_STRINGS:
+        raise InvalidRequest(f"The body has more than {MAX_STRINGS} names and texts.")
     try:
-        body = json_codec.loads_exact(data)
+        body = json_codec.loads_exact(data, MAX_VALUES)
+    except json_codec.TooManyNumbers as error:
+        raise InvalidRequest(f"The body has {error}.") from None
     except json_codec.JSONError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object, not {json_type(body)}.")
-    if brackets > MAX_DEPTH:
+    if brackets > MAX_DEPTH or size > MAX_VALUES * _BYTES_PER_VALUE:
         _check_shape(body)
     return body
+
+
+def _count_quotes(data: bytes) -> int:
+    """Return how many quotes are in JSON, without those in texts.
+
+    No backslash precedes the first one of a text, so at least these are counted.
+    """
+    return data.count(b'"') - data.count(b'\\"')
 
 
 def _check_shape(body: dict[str, Any]) -> None:
@@ -114,9 +139,12 @@ def _check_shape(body: dict[str, Any]) -> None:
     A body that passes can be walked and encoded again anywhere, in bounded time and stack.
     """
     level: list[Any] = [body]
-    count = depth = 0
+    count = depth = values = 0
     while level:
         depth += 1
+        values += sum(map(len, level))
+        if values > MAX_VALUES:
+            raise InvalidRequest(f"The body has more than {MAX_VALUES} values.")
         children = (node.values() if type(node) is dict else node for node in level)
         below = [child for group in children for child in group if type(child) in _CONTAINERS]
         count += len(below)

@@ -21,7 +21,7 @@ from nexus_gateway.errors import InvalidRequest
 from nexus_gateway.provider import CHAT
 from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.chunks import Chunk, Progress, choices, is_empty, is_usage_only, raise_error
-from nexus_gateway.wire.passthrough import ChatPassthrough, find_model, set_model
+from nexus_gateway.wire.passthrough import ChatPassthrough, set_model
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 
@@ -37,12 +37,16 @@ class Completions(Dialect):
         fields, model, stream = _parse_common(data)
         text_or_list(fields, "prompt")
         stream = stream or False
-        return Request(self, model, stream, validated(Body(fields, stream), model))
+        return Request(self, model, stream, validated(Body(fields, stream, len(data)), model))
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         answer = completed(body)
+        if label is not None:
+            body = set_model(body, answer, json_codec.dumps(label))
         return FullResponse(
-            labelled(body, label), usage_in(answer), is_empty=all(map(is_empty, choices(answer)))
+            body,
+            usage_in(answer),
+            is_empty=all(map(is_empty, choices(answer))),
         )
 
     def passthrough(self, request: Request, label: str | None) -> ChatPassthrough:
@@ -59,7 +63,7 @@ class ChatCompletions(Completions):
         fields, model, stream = _parse_common(data)
         images = check_messages(fields.get("messages"))
         stream = stream if stream is not None else model is None
-        body = validated(Body(fields, stream), model)
+        body = validated(Body(fields, stream, len(data)), model)
         may_go = images and not check_messages([m for m in fields["messages"] if not _is_result(m)])
         return Request(self, model, stream, body, body, images, images_may_go=may_go)
 
@@ -123,18 +127,6 @@ def usage_in(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an answer's usage, empty if it has none."""
     usage = answer.get("usage")
     return usage if isinstance(usage, dict) else {}
-
-
-def labelled(body: bytes, label: str | None) -> bytes:
-    """Return a JSON object's bytes with the instance's name as its `model`.
-
-    Servers write `model` before the choices, which may be long.
-    """
-    if label is None:
-        return body
-    name, choices_at = json_codec.dumps(label), body.find(b'"choices"')
-    span = find_model(body[:choices_at]) if choices_at > 0 else None
-    return body[: span[0]] + name + body[span[1] :] if span else set_model(body, name)
 
 
 def check_messages(messages: object) -> bool:

@@ -49,7 +49,7 @@ class Embeddings(Dialect):
             )
         text_or_list(fields, "input")
         dialect = _IN_BASE64 if fields.get("encoding_format") == "base64" else EMBEDDINGS
-        return Request(dialect, model, False, validated(Body(fields), model))
+        return Request(dialect, model, False, validated(Body(fields, size=len(data)), model))
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         """Check a list of vectors; `model` is kept, since vectors compare only within a model."""
@@ -71,7 +71,7 @@ class _InBase64(Embeddings):
             return None
         assert isinstance(request.native, Body)
         fields = {k: v for k, v in request.native.fields.items() if k != "encoding_format"}
-        return replace(request, native=Body(fields))
+        return replace(request, native=Body(fields, size=request.native.size))
 
 
 def _in_base64(body: bytes) -> bytes:

@@ -93,6 +93,7 @@ class StreamedForm:
     on_piece: Callable[[], None] | None = None  # called for each piece that arrives
 
     asks_usage = has_own_stream_options = False  # as of a JSON body
+    size = 0
 
     def __post_init__(self) -> None:
         self._kept_size = sum(map(len, self._kept))

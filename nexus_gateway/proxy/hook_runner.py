@@ -18,6 +18,7 @@ from nexus_gateway.hooks import Hook, HookRequest, HookResponse, HookResult, Rej
 from nexus_gateway.provider import CHAT
 from nexus_gateway.proxy.context import RequestContext
 from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.upstream.large import apart
 from nexus_gateway.wire import json_codec
 
 logger = logging.getLogger("nexus_gateway")
@@ -66,7 +67,8 @@ class HookRunner:
         """
         for name, hook in self._before_routing:
             check = partial(_with_body, request)
-            changed = await _call(name, hook, partial(hook.before_routing, hooked), check)
+            call = partial(hook.before_routing, hooked)
+            changed = await _call(name, hook, call, check, request.native.size)
             if changed is not None:
                 request, hooked.body = changed
                 hooked.model = request.model
@@ -82,10 +84,11 @@ class HookRunner:
             HookFailed: a hook failed, and is not `fail_open`.
         """
         if response is not None and self._before_answer:
-            head = replace(head, body=_json_of(response))
+            head = replace(head, body=await apart(len(response.body), _json_of, response))
         for name, hook in self._before_answer:
             call = partial(hook.before_answer, hooked, head)
-            changed = await _call(name, hook, call, json_codec.dumps)
+            size = 0 if response is None else len(response.body)
+            changed = await _call(name, hook, call, partial(json_codec.dumps, size=size), size)
             if changed is not None and response is not None:
                 response = replace(response, body=changed)
                 head = replace(head, body=json_codec.loads(changed))
@@ -116,13 +119,20 @@ async def _call_at_end(name: str, hook: Hook, hooked: HookRequest, result: HookR
 
 
 async def _call(
-    name: str, hook: Hook, call: Callable[[], Awaitable[Any]], check: Callable[[Any], Any]
+    name: str,
+    hook: Hook,
+    call: Callable[[], Awaitable[Any]],
+    check: Callable[[Any], Any],
+    size: int,
 ) -> Any:
-    """Await a hook and check what it returns; None if it returns None, or failed and may."""
+    """Await a hook and check what it returns; None if it returns None, or failed and may.
+
+    `size` is about that of what it may change, in bytes.
+    """
     try:
         async with asyncio.timeout(hook.deadline_s):
             returned = await call()
-        return None if returned is None else check(returned)
+        return None if returned is None else await apart(size, check, returned)
     except Rejected:
         raise
     except BaseException as error:
@@ -160,10 +170,10 @@ def _with_body(request: Request, fields: Any) -> tuple[Request, Mapping[str, Any
     if not isinstance(fields, Mapping) or not isinstance(fields.get("model"), str | None):
         raise TypeError("before_routing returned something that is not a request body")
     model = fields.get("model") or request.model
-    body = validated(Body(fields, request.stream or None), model)
+    body = validated(Body(fields, request.stream or None, request.native.size), model)
     if request.chat is None:
         return replace(request, model=model, native=body), fields
-    body = Body(fields, request.stream)
+    body = Body(fields, request.stream, request.native.size)
     images = check_messages(fields.get("messages"))
     if request.dialect.endpoint == CHAT:
         return replace(request, model=model, native=body, chat=body, images=images), fields

@@ -22,6 +22,7 @@ from nexus_gateway.errors import BrokenStream, EndlessStream, GatewayError
 from nexus_gateway.proxy.context import RequestContext, RequestOptions, Sink
 from nexus_gateway.proxy.relay import Relay
 from nexus_gateway.routing.scheduler import RoutingTarget
+from nexus_gateway.upstream.large import apart
 from nexus_gateway.upstream.streams import AnswerStream
 from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.chunks import choices, finished, has_content
@@ -63,7 +64,7 @@ class Resuming(Relay):
             outcome, context.outcome = context.outcome, "cancelled"  # unless it comes to an end
             try:
                 # The time starts again: the caller's own limit is kept by the endpoint.
-                rest = continued(request, answer)
+                rest = await apart(request.native.size, continued, request, answer)
                 await relay(context, rest, target, replace(options, timeout_s=None), kept)
             except GatewayError:
                 context.outcome = outcome
@@ -178,7 +179,7 @@ def continued(request: Request, answer: PartialAnswer) -> Request:
     for name in ("max_tokens", "max_completion_tokens"):
         if isinstance(fields.get(name), int):
             fields[name] = max(1, fields[name] - answer.pieces)
-    body = validated(Body(fields, True), request.model)
+    body = validated(Body(fields, True, request.native.size), request.model)
     return replace(request, native=body, chat=body)
 
 

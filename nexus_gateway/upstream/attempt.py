@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -51,6 +52,7 @@ from nexus_gateway.upstream.failures import (
     refusal,
     rejects_stream_options,
 )
+from nexus_gateway.upstream.large import LARGE, apart, in_thread
 from nexus_gateway.upstream.meanings import output_limit
 from nexus_gateway.upstream.response import HttpResponse, read_up_to
 from nexus_gateway.upstream.streams import (
@@ -77,8 +79,6 @@ _STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "tex
 _NOT_SENT = (aiohttp.ClientConnectorError, TimeoutError, aiohttp.InvalidURL)
 Build = Callable[..., HttpRequest]
 NO_NAMES: Mapping[str, str] = {}
-# A larger answer is parsed in a thread, as all other requests would have to wait.
-_PARSED_AT_ONCE = 1024 * 1024
 
 
 class Upstream:
@@ -201,11 +201,13 @@ class Upstream:
                 return None, provider.generate(_call(instance, model, request), answer)
         if deployment.max_output:
             request = request.limited(deployment.max_output)
+        size = request.native.size
         try:
-            http = _encode(provider, instance, model, request)
+            http = await apart(size, _encode, provider, instance, model, request)
             response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
-            http = _encode(provider, instance, model, _easier(deployment, request, failed))
+            easier = _easier(deployment, request, failed)
+            http = await apart(size, _encode, provider, instance, model, easier)
             response = await send(self._client, deployment, http, request.trace)
         try:
             with plugin_errors(instance):
@@ -222,7 +224,11 @@ class Upstream:
         usage = usage and self._asks_usage and instance.asks_usage and request.lacks_usage
         if deployment.max_output:
             request = request.limited(deployment.max_output)
-        http = build(instance, deployment.model, request, usage=usage)
+        if request.native.size > LARGE:
+            built = partial(build, instance, deployment.model, request, usage=usage)
+            http = await in_thread(built)
+        else:
+            http = build(instance, deployment.model, request, usage=usage)
         try:
             response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
@@ -265,10 +271,13 @@ class Upstream:
         native = request.can_pass_through(provider.endpoints) and not names
         if not native and isinstance(provider, Translator | InProcess):
             return await self._fold(deployment, request, names)
-        build = native_request if native else chat_request
+        build: Build = native_request if native else chat_request
         if deployment.max_output:
             request = request.limited(deployment.max_output)
-        http = build(instance, model, request)
+        if request.native.size > LARGE:
+            http = await in_thread(build, instance, model, request)
+        else:
+            http = build(instance, model, request)
         try:
             response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
@@ -277,14 +286,10 @@ class Upstream:
         limit = (dialect if native else CHAT_COMPLETIONS).longest_answer
         body = await read_full(response, limit)
         with _malformed_answers_fail():
-            if native and len(body) > _PARSED_AT_ONCE:
-                parse = dialect.parse_native
-                return await asyncio.to_thread(parse, body, response.content_type, label)
-            if native:
-                return dialect.parse_native(body, response.content_type, label)
-            completion = completed(body)
-            labelled = completion if label is None else {**completion, "model": label}
-            return _encoded(request, labelled, usage_in(completion), names)
+            parse = dialect.parse_native if native else partial(_translate, request, names)
+            if len(body) > LARGE:
+                return await in_thread(parse, body, response.content_type, label)
+            return parse(body, response.content_type, label)
 
     async def _fold(
         self, deployment: Deployment, request: Request, names: Mapping[str, str]
@@ -331,7 +336,7 @@ def chat_request(
             prepared = adapted(provider, _shown(instance, request, chat), translated=translated)
             prepared = provider.prepare(prepared) or prepared
             if prepared is not chat:
-                body = json_codec.dumps(prepared)
+                body = json_codec.dumps(prepared, request.chat.size)
     return _http(instance, model, CHAT, request.stream, body, {"Content-Type": JSON})
 
 
@@ -525,13 +530,26 @@ class _RestoringEncoder:
         return self._encoder.finish()
 
 
+def _translate(
+    request: Request, names: Mapping[str, str], body: bytes, content_type: str, label: str | None
+) -> FullResponse:
+    """Return the answer of an OpenAI-compatible backend in the caller's dialect."""
+    completion = completed(body)
+    labelled = completion if label is None else {**completion, "model": label}
+    return _encoded(request, labelled, usage_in(completion), names, len(body))
+
+
 def _encoded(
-    request: Request, completion: Chunk, usage: Mapping[str, Any], names: Mapping[str, str]
+    request: Request,
+    completion: Chunk,
+    usage: Mapping[str, Any],
+    names: Mapping[str, str],
+    size: int = 0,
 ) -> FullResponse:
     """Encode a full chat completion in the caller's dialect, with the caller's names of tools."""
     if names:
         completion = dict(restore_names(completion, names))
-    body = json_codec.dumps(request.dialect.encode_full(request, completion))
+    body = json_codec.dumps(request.dialect.encode_full(request, completion), size)
     return FullResponse(body, usage, is_empty=all(map(is_empty, choices(completion))))
 
 

@@ -29,7 +29,9 @@ from nexus_gateway.dialects.responses.references import (
 from nexus_gateway.errors import StoreUnavailable, TooLarge
 from nexus_gateway.settings import Settings
 from nexus_gateway.store import ResponseStore, StoredResponse
+from nexus_gateway.upstream.large import LARGE, apart
 from nexus_gateway.web.auth import owner
+from nexus_gateway.web.bodies import MB, BodyBudget
 from nexus_gateway.web.gateway import gateway_of
 from nexus_gateway.web.request import CALLER
 from nexus_gateway.wire import json_codec
@@ -50,10 +52,14 @@ class Conversation:
     the caller gets it all the same.
     """
 
-    def __init__(self, store: ResponseStore, owner: str, settings: Settings) -> None:
+    def __init__(
+        self, store: ResponseStore, owner: str, bodies: BodyBudget, settings: Settings
+    ) -> None:
         self._store = store
         self._owner = owner
+        self._bodies = bodies
         self._limit_mb = settings.max_body_mb
+        self._size = 0
         self._input: Items = []
         self._is_kept = False
         self._is_stream = False
@@ -66,51 +72,45 @@ class Conversation:
             TooLarge: with what it refers to, it is larger than MAX_BODY_MB.
             StoreUnavailable: nobody knows.
         """
-        fields = parse_object(data)
+        size = len(data)
+        fields = await apart(size, parse_object, data)
+        del data  # it may be large, and the store may take its time
         previous, ids = previous_id(fields), referenced_ids(fields)
         native_input = None
         if previous is not None or ids:
-            history, items = await self._recall(previous, ids, len(data))
-            full, native_input = resolved(fields, history, items)
-            fields["input"] = full
+            found = await self._find(previous, ids)
+            size += self._checked_size(found, size)
+            history, items = await apart(size, _recalled, found, previous, ids)
+            fields["input"], native_input = resolved(fields, history, items)
         self._is_kept = optional(fields, "store", bool) is not False
         # Its own id, as a backend's may not be unique and callers will refer to this one.
         own = {"id": new_id(), "store": self._is_kept, PREVIOUS: fields.pop(PREVIOUS, None)}
-        request = RESPONSES.read_fields(fields, own, native_input)
+        request = await apart(size, RESPONSES.read_fields, fields, size, own, native_input)
+        self._size = size
         self._input, self._is_stream = as_items(fields["input"]), request.stream
         return request
 
-    async def _recall(
-        self, previous: str | None, ids: list[str], size: int
-    ) -> tuple[list[Item], Mapping[str, Item]]:
-        """Return the items of the response that is continued, and those of a request's references.
-
-        `size` is the request's own.
-        """
+    async def _find(self, previous: str | None, ids: list[str]) -> dict[str, StoredResponse]:
+        """Return the responses that a request refers to, by the ids by which it does."""
         known = [id for id in ids if is_id(id)]
-        found = await self._store.find(self._owner, known) if known else {}
-        responses = {response.id: response for response in found.values()}
+        found = {**await self._store.find(self._owner, known)} if known else {}
         if previous is not None:
             last = await self._store.get(self._owner, previous) if is_id(previous) else None
             if last is None:
                 raise no_previous(previous)
-            responses[previous] = last
-        if size + sum(r.size for r in responses.values()) > self._limit_mb * 1024 * 1024:
+            found[previous] = last
+        return found
+
+    def _checked_size(self, found: Mapping[str, StoredResponse], size: int) -> int:
+        """Return the size of what a request of `size` bytes refers to, and take room for it."""
+        recalled = sum(response.size for response in {r.id: r for r in found.values()}.values())
+        if size + recalled > self._limit_mb * MB:
             raise TooLarge(
                 f"The body with what it refers to is larger than {self._limit_mb} MB (MAX_BODY_MB)."
             )
-        items_of = {id: _items(response) for id, response in responses.items()}
-        by_id = {
-            response: {item["id"]: item for item in items if isinstance(item.get("id"), str)}
-            for response, items in items_of.items()
-        }
-        recalled = {}
-        for id in ids:
-            item = by_id[found[id].id].get(id) if id in found else None
-            if item is None:
-                raise no_item(id)
-            recalled[id] = item
-        return [] if previous is None else items_of[previous], recalled
+        if recalled > LARGE:
+            self._bodies.take(recalled)
+        return recalled
 
     async def keep(self, answer: bytes) -> None:
         """Keep the answer, unless the caller does not want that.
@@ -121,21 +121,45 @@ class Conversation:
         if not self._is_kept:
             return
         try:
-            output = final_response(answer) if self._is_stream else answer
-            if output is not None:
-                await self._put(output, json_codec.loads(output))
+            size = self._size + len(answer)
+            kept = await apart(size, self._stored, answer)
+            if kept is not None:
+                await self._store.put(self._owner, *kept)
         except (StoreUnavailable, json_codec.JSONError) as error:
             logger.warning("a response was not kept: %s", error)
 
-    async def _put(self, output: bytes, response: Any) -> None:
+    def _stored(self, answer: bytes) -> tuple[StoredResponse, list[str]] | None:
+        """Return what is kept of an answer, and the ids of the items in it; None if nothing is."""
+        output = final_response(answer) if self._is_stream else answer
+        if output is None:
+            return None
+        response = json_codec.loads(output)
         if not isinstance(response, dict):  # a hook's, or that of a backend with mistakes
-            return
+            return None
         id, items = response.get("id"), response.get("output")
         if not (isinstance(id, str) and is_id(id) and isinstance(items, list)):
-            return
+            return None
         kept = with_ids(self._input)
-        stored = StoredResponse(id, json_codec.dumps(kept), output)
-        await self._store.put(self._owner, stored, ids_of([*kept, *items]))
+        stored = StoredResponse(id, json_codec.dumps(kept, self._size), output)
+        return stored, ids_of([*kept, *items])
+
+
+def _recalled(
+    found: Mapping[str, StoredResponse], previous: str | None, ids: list[str]
+) -> tuple[list[Item], dict[str, Item]]:
+    """Return the items of the response that is continued, and those of a request's references."""
+    items_of = {response.id: _items(response) for response in found.values()}
+    by_id = {
+        response: {item["id"]: item for item in items if isinstance(item.get("id"), str)}
+        for response, items in items_of.items()
+    }
+    recalled = {}
+    for id in ids:
+        item = by_id[found[id].id].get(id) if id in found else None
+        if item is None:
+            raise no_item(id)
+        recalled[id] = item
+    return [] if previous is None else items_of[found[previous].id], recalled
 
 
 def _items(response: StoredResponse) -> list[Item]:

@@ -23,6 +23,7 @@ from nexus_gateway.errors import (
 from nexus_gateway.proxy.context import CallerGone, RequestContext, RequestOptions
 from nexus_gateway.proxy.hook_runner import RequestHooks
 from nexus_gateway.routing.attempts import SUCCESS, AttemptHistory
+from nexus_gateway.upstream.large import LARGE, apart, in_thread
 from nexus_gateway.web.conversation import Conversation, owner_of
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.request import (
@@ -136,11 +137,18 @@ class DialectEndpoint:
             with gateway.drain.receiving(gateway.settings.max_concurrent):
                 parsed = await self.dialect.read(BodyPieces(request, gateway), headers)
         elif self.dialect is RESPONSES and gateway.store is not None:
-            conversation = Conversation(gateway.store, owner_of(request), gateway.settings)
+            conversation = Conversation(
+                gateway.store, owner_of(request), gateway.bodies, gateway.settings
+            )
             parsed = await conversation.read(await read_body(request, gateway))
             responder.keep = conversation.keep
         else:
-            parsed = self.dialect.parse(await read_body(request, gateway), headers)
+            data = await read_body(request, gateway)
+            if len(data) > LARGE:
+                parsed = await in_thread(self.dialect.parse, data, headers)
+            else:
+                parsed = self.dialect.parse(data, headers)
+            del data  # it may be large, and the answer may take minutes
         if hooks is not None:
             parsed = await hooks.before_routing(parsed, context.history.id, context.caller)
         if via is not None:
@@ -183,7 +191,7 @@ class DialectEndpoint:
         responder: Responder,
     ) -> None:
         """Answer a request that no backend can serve; raise the error if the dialect cannot."""
-        own = self.dialect.own_answer(request)
+        own = await apart(request.native.size, self.dialect.own_answer, request)
         if own is None or error is not request.untranslatable:
             raise error
         context.outcome = SUCCESS.outcome.value

@@ -31,6 +31,7 @@ from nexus_gateway.telemetry.recorder import Recorder
 from nexus_gateway.telemetry.shared import WorkerState
 from nexus_gateway.upstream.attempt import Upstream
 from nexus_gateway.upstream.client import Client, open_client
+from nexus_gateway.web.bodies import BodyBudget
 
 if TYPE_CHECKING:
     from nexus_gateway.telemetry.tracing import Tracing
@@ -149,6 +150,7 @@ class Gateway:
     scheduler: Scheduler
     client: Client
     drain: Drain
+    bodies: BodyBudget
     recorder: Recorder
     contributors: list[Contributor]
     feed: Feed
@@ -164,6 +166,7 @@ class Gateway:
     def configure(self, settings: Settings) -> None:
         """Serve with new settings from now on; requests in flight keep the former ones."""
         self.settings = settings
+        self.bodies.configure(settings)
         self.resolver = ModelResolver(self.pool, strict=settings.strict_models)
         self.relay = _relay(self.scheduler, self.client, settings)
 
@@ -224,6 +227,7 @@ async def open_gateway(
             scheduler,
             client,
             Drain(),
+            BodyBudget(settings),
             recorder,
             [part.contribute for part in parts],
             feed,

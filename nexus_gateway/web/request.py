@@ -24,6 +24,8 @@ from nexus_gateway.errors import (
 from nexus_gateway.proxy.context import RequestOptions
 from nexus_gateway.routing.policies import DEFAULT_POLICY
 from nexus_gateway.settings import MAX_MS, parse_bool
+from nexus_gateway.upstream.large import LARGE
+from nexus_gateway.web.bodies import MB
 from nexus_gateway.web.gateway import Gateway, gateway_of
 from nexus_gateway.wire import json_codec
 
@@ -146,8 +148,9 @@ async def expect(request: web.Request) -> web.Response | None:
     if not waits:
         error = UnknownExpectation()
         return json_response(error.body(), error.status)
-    limit = gateway_of(request).settings.max_body_mb * 1024 * 1024
-    if waits and request.version >= HttpVersion11 and (request.content_length or 0) <= limit:
+    gateway, length = gateway_of(request), request.content_length or 0
+    is_refused = length > gateway.settings.max_body_mb * MB or not gateway.bodies.has_room(length)
+    if waits and request.version >= HttpVersion11 and not is_refused:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # no head was sent yet
     return None
@@ -161,13 +164,29 @@ async def read_body(request: web.Request, gateway: Gateway) -> bytes:
         UnsupportedMedia: it is compressed.
         RequestTimeout: the caller stopped sending, or takes too long.
         Overloaded: MAX_CONCURRENT requests are running when it has arrived.
+        BodiesOverloaded: other large bodies take BODY_BUDGET_MB; before it is read if its length
+            is declared.
     """
     if request.content.is_eof():  # the usual case: it came with the head
         _check_head(request, gateway)
         return request.content.read_nowait()
-    pieces = BodyPieces(request, gateway)
     with gateway.drain.receiving(gateway.settings.max_concurrent):
-        return b"".join([piece async for piece in pieces])
+        return await _receive(request, gateway)
+
+
+async def _receive(request: web.Request, gateway: Gateway) -> bytes:
+    pieces = BodyPieces(request, gateway)
+    counted, size = request.content_length or 0, 0
+    if counted > LARGE:
+        gateway.bodies.take(counted)
+    received = []
+    async for piece in pieces:
+        received.append(piece)
+        size += len(piece)
+        if size > counted + LARGE:  # its length was not declared
+            gateway.bodies.take(size - counted)
+            counted = size
+    return b"".join(received)
 
 
 class BodyPieces:
@@ -181,7 +200,7 @@ class BodyPieces:
         _check_head(request, gateway)
         self._limit_mb = settings.max_body_mb
         self._content = request.content
-        self._left = settings.max_body_mb * 1024 * 1024
+        self._left = settings.max_body_mb * MB
         self._silence_s = settings.idle_timeout_ms / 1000
         self._patience_s = GRACE_S  # grows with each byte; the time between reads is not theirs
         self._until_s = asyncio.get_running_loop().time() + MAX_BODY_S
@@ -227,7 +246,7 @@ def _check_head(request: web.Request, gateway: Gateway) -> None:
             raise _bad_framing("Only `Transfer-Encoding: chunked` is supported.")
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMedia("The body must not be compressed: send it without Content-Encoding.")
-    if (request.content_length or 0) > limit_mb * 1024 * 1024:
+    if (request.content_length or 0) > limit_mb * MB:
         raise _too_large(limit_mb)
 
 

@@ -32,6 +32,8 @@ from nexus_gateway.wire.usage import counted
 # So many templates are tried on a stream; then its events are taken to have no common shape.
 MAX_TEMPLATES = 4
 MAX_SHAPES = 8
+# No template is made of a longer event: its likes are rare, and a search in it is slow.
+LONG_EVENT = 64 * 1024
 _TOKEN = re.compile(rb'"((?:[^"\\]++|\\.)*+)"|[{}\[\]]')
 _SCALAR = rb'\s*+:\s*+("(?:[^"\\]++|\\.)*+"|null|true|false|-?[0-9][0-9.eE+-]*+)'
 _VALUE = re.compile(_SCALAR)
@@ -40,6 +42,8 @@ _MODEL_EARLY = re.compile(
     rb'\s*+\{\s*+(?:"(?!model")[^"\\]*+"\s*+:\s*+(?:"[^"\\]*+"|[-+.0-9a-zA-Z]++)\s*+,\s*+)*+"model"'
     + _SCALAR
 )
+_MODEL = b'"model"'
+_EMPTY = re.compile(rb"\s*+\}")
 _DATA = b"data: "
 _START = b"data: {"
 _END = b"\n\n"
@@ -329,7 +333,7 @@ class ChatPassthrough(Passthrough):
         has_usage = isinstance(chunk.get("usage"), dict)
         if has_usage:
             self.usage, self._unread_usage = chunk["usage"], b""
-        span = None if self._model is None else find_model(text)
+        span = None if self._model is None else find_model(text, chunk)
         if has_content:
             self.events += 1
             self.started = True
@@ -341,10 +345,11 @@ class ChatPassthrough(Passthrough):
                 self._learn_renamed(event, span, has_usage=has_usage)
         elif self.usage is not None and not self._usage_wanted and is_usage_only(chunk):
             return b""
+        del chunk  # a long event is in memory often enough
         if span is not None and self._model is not None:
-            text = text[: span[0]] + self._model + text[span[1] :]
+            text = b"".join((text[: span[0]], self._model, text[span[1] :]))
         elif self._model is not None:
-            text = set_model(text, self._model)
+            text = _insert_model(text, self._model)
         event = _DATA + text + _END
         return self._hold(event) if self._held or not self.started else event
 
@@ -375,11 +380,20 @@ class ChatPassthrough(Passthrough):
             )
 
 
-def find_model(text: bytes) -> _Span | None:
-    """Return where the value of the top level's `model` starts and ends, quotes included."""
+def find_model(text: bytes, parsed: Mapping[str, Any]) -> _Span | None:
+    """Return where the value of the top level's `model` starts and ends, quotes included.
+
+    `parsed` is the object that the text was parsed into.
+    """
     early = _MODEL_EARLY.match(text)
     if early is not None:
         return early.span(1)
+    if "model" not in parsed:
+        return None
+    if text.count(_MODEL) == 1:  # to look at each string of a long text would take long
+        value = _VALUE.match(text, text.index(_MODEL) + len(_MODEL))
+        if value is not None:
+            return value.span(1)
     depth = 0
     for token in _TOKEN.finditer(text):
         bracket = token.group()
@@ -394,14 +408,18 @@ def find_model(text: bytes) -> _Span | None:
     return None
 
 
-def set_model(text: bytes, model: bytes) -> bytes:
+def set_model(text: bytes, parsed: Mapping[str, Any], model: bytes) -> bytes:
     """Set the `model` of a JSON object's bytes to a JSON string."""
-    span = find_model(text)
-    if span:
-        return text[: span[0]] + model + text[span[1] :]
+    span = find_model(text, parsed)
+    if span is not None:
+        return b"".join((text[: span[0]], model, text[span[1] :]))
+    return _insert_model(text, model)
+
+
+def _insert_model(text: bytes, model: bytes) -> bytes:
     start = text.index(b"{") + 1
-    comma = b"" if text[start:].lstrip().startswith(b"}") else b","
-    return text[:start] + b'"model":' + model + comma + text[start:]
+    comma = b"" if _EMPTY.match(text, start) else b","
+    return b"".join((text[:start], b'"model":', model, comma, text[start:]))
 
 
 @dataclass(slots=True)
@@ -422,7 +440,7 @@ class EventTemplate:
         The event's data is a JSON object in one line with content and without a finish; `span` is
         its `find_model`, and `model` the new value as JSON, None to keep it.
         """
-        content = None if len(data) > sse.LONG_EVENT else _CONTENT.search(data)
+        content = None if len(data) > LONG_EVENT else _CONTENT.search(data)
         if content is None:
             return None
         start, end = content.span(1)

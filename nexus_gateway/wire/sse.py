@@ -18,7 +18,7 @@ from nexus_gateway.wire import json_codec
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 LONGEST_EVENT = 8 * 1024 * 1024
-LONG_EVENT = 64 * 1024  # a longer one is not copied again for each piece that arrives
+COPIED = 1024  # a longer beginning of an event is not copied again for each piece that arrives
 _TOO_LARGE = "The upstream sent an event that is too large."
 _BOM = b"\xef\xbb\xbf"
 
@@ -52,7 +52,7 @@ class Framer:
         if b"\r" in data or self._after_cr:
             data = self._with_lf(data)
         if self._rest:
-            if len(self._rest) <= LONG_EVENT:
+            if len(self._rest) <= COPIED:
                 data = bytes(self._rest) + data
             elif not (data := self._extend(data)):
                 return b""
@@ -68,7 +68,7 @@ class Framer:
         if cut == 1:
             cut = 0
         self._rest = data[cut:]
-        if len(self._rest) > LONG_EVENT:
+        if len(self._rest) > COPIED:
             self._rest = bytearray(self._rest)
             self._extend(b"")
         return data[:cut]

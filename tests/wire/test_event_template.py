@@ -23,7 +23,7 @@ def encode(chunk: dict[str, Any], **how: Any) -> bytes:
 
 def template_of(chunk: dict[str, Any], model: bytes | None = b'"Me"') -> EventTemplate:
     data = encode(chunk)
-    template = EventTemplate.from_event(data, find_model(data), model)
+    template = EventTemplate.from_event(data, find_model(data, json.loads(data)), model)
     assert template is not None
     return template
 
@@ -105,7 +105,7 @@ def test_the_model_may_be_anywhere(chunk: dict[str, Any], model: bytes | None) -
 
 def test_an_event_without_text_makes_no_template() -> None:
     data = encode(ANSWER.text(""))
-    assert EventTemplate.from_event(data, find_model(data), None) is None
+    assert EventTemplate.from_event(data, find_model(data, json.loads(data)), None) is None
 
 
 @given(

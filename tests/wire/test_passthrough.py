@@ -150,7 +150,7 @@ def test_the_halves_of_a_character_may_be_in_two_events(before: int) -> None:
 def test_no_cut_changes_whether_an_event_is_too_large(longer: int, places: list[int]) -> None:
     data = sse.frame(b"x" * (1000 + longer - len(b"data: ")))
     framer = sse.Framer()
-    with mock.patch.multiple(sse, LONGEST_EVENT=1000, LONG_EVENT=100):
+    with mock.patch.multiple(sse, LONGEST_EVENT=1000, COPIED=100):
         if longer:
             with pytest.raises(BrokenStream, match="too large"):
                 [framer.feed(piece) for piece in cut(data, places)]
@@ -180,13 +180,13 @@ def test_a_last_event_without_its_blank_line_counts() -> None:
 def test_set_model_changes_only_the_model(value: dict[str, Any]) -> None:
     value = {k: v for k, v in value.items() if k != "model"} | {"in": {"model": "deep"}}
     for chunk in (value, {**value, "model": "old"}, {"model": None, **value}, {}):
-        out = json.loads(set_model(json.dumps(chunk).encode(), b'"new"'))
+        out = json.loads(set_model(json.dumps(chunk).encode(), chunk, b'"new"'))
         assert out == {**chunk, "model": "new"}
 
 
 def test_find_model_finds_the_top_level() -> None:
     text = b'{"a": {"model": "x"}, "b": "\\"model\\":", "model" : "y"}'
-    span = find_model(text)
+    span = find_model(text, json.loads(text))
     assert span
     assert text[slice(*span)] == b'"y"'
-    assert find_model(b'{"a": ["model", "x"]}') is None
+    assert find_model(b'{"a": ["model", "x"]}', {"a": ["model", "x"]}) is None

@@ -18,7 +18,7 @@ LINES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_siz
     st.sampled_from(["\n", "\r\n", "\r"]),
     st.lists(st.integers(0, 500), max_size=20),
     st.booleans(),
-    st.sampled_from([3, sse.LONG_EVENT]),
+    st.sampled_from([3, sse.COPIED]),
 )
 def test_any_split_gives_the_same_events(
     texts: list[str], newline: str, places: list[int], bom: bool, long: int
@@ -26,7 +26,7 @@ def test_any_split_gives_the_same_events(
     data = "".join(f"data: {text}{newline}{newline}" for text in texts).encode()
     data = (b"\xef\xbb\xbf" if bom else b"") + data
     framer = sse.Framer()
-    with mock.patch.object(sse, "LONG_EVENT", long):
+    with mock.patch.object(sse, "COPIED", long):
         blocks = [framer.feed(piece) for piece in cut(data, places)]
     events = [sse.parse_event(event) for event in sse.split(b"".join(blocks))]
     assert [event.data for event in events] == texts

@@ -105,7 +105,7 @@ class Messages(Dialect):
         native = _native_body(fields, data, model, stream if "stream" in fields else None)
         chat, error = None, None
         try:
-            chat = validated(Body(to_chat(fields, stream=stream), stream), model)
+            chat = validated(Body(to_chat(fields, stream=stream), stream, len(data)), model)
         except Untranslatable as untranslatable:
             error = untranslatable.error
         images = check_messages(chat.fields["messages"]) if chat else b'"image"' in data
@@ -195,7 +195,7 @@ def _native_body(
         turns = [(m, _plain(m["content"])) for m in fields["messages"]]
         messages = [{**m, "content": now} for m, now in turns if now or not m["content"]]
         fields = {**fields, "messages": messages}
-    return validated(Body(fields, stream), model)
+    return validated(Body(fields, stream, len(data)), model)
 
 
 def _plain(content: Any) -> Any:

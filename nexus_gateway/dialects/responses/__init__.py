@@ -21,7 +21,7 @@ from nexus_gateway.dialects.base import (
     StreamEncoder,
 )
 from nexus_gateway.dialects.body import Body, parse_object, validated
-from nexus_gateway.dialects.chat import labelled, parse_answer
+from nexus_gateway.dialects.chat import parse_answer
 from nexus_gateway.dialects.responses.references import Items
 from nexus_gateway.dialects.responses.request import Fields, translate
 from nexus_gateway.dialects.responses.response import (
@@ -36,7 +36,7 @@ from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.carried import is_loaded
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough
+from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough, set_model
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 NOT_KEPT: Mapping[str, Any] = MappingProxyType({"store": False})
@@ -102,26 +102,33 @@ class Responses(Dialect):
 
     def parse(self, data: bytes, headers: Mapping[str, str]) -> Request:
         """Check a request, and translate it into a chat if possible."""
-        return self.read_fields(parse_object(data))
+        return self.read_fields(parse_object(data), len(data))
 
     def read_fields(
-        self, fields: dict[str, Any], own: Fields = NOT_KEPT, native_input: Items | None = None
+        self,
+        fields: dict[str, Any],
+        size: int,
+        own: Fields = NOT_KEPT,
+        native_input: Items | None = None,
     ) -> Request:
         """Check a request that is parsed, as `parse`.
 
         Args:
             fields: the request's, without `own`.
+            size: about how many bytes it has.
             own: the fields that the gateway serves itself.
             native_input: its input for a backend of this dialect, if that is not the same.
         """
         model, stream = fields.get("model"), fields.get("stream") is True
         sent = fields if native_input is None else {**fields, "input": native_input}
-        native = validated(Body(sent, stream), model)
+        native = validated(Body(sent, stream, size), model)
         translated = translate(fields, stream=stream)
         unloaded = _unloaded_input(sent)
         if unloaded is not sent:
-            native = validated(Body(unloaded, stream), model)
-        chat = None if translated.chat is None else validated(Body(translated.chat, stream), model)
+            native = validated(Body(unloaded, stream, size), model)
+        chat = None
+        if translated.chat is not None:
+            chat = validated(Body(translated.chat, stream, size), model)
         return ResponsesRequest(
             self,
             model,
@@ -139,7 +146,9 @@ class Responses(Dialect):
         answer = parse_answer(body, "output")
         if answer.get("object") != "response" or answer.get("status") == "failed":
             raise InvalidAnswer("answered 200 without a response")
-        return FullResponse(labelled(body, label), to_chat_usage(answer.get("usage")))
+        if label is not None:
+            body = set_model(body, answer, json_codec.dumps(label))
+        return FullResponse(body, to_chat_usage(answer.get("usage")))
 
     def passthrough(self, request: Request, label: str | None) -> ResponsePassthrough:
         return ResponsePassthrough()

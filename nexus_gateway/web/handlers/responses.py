@@ -12,6 +12,7 @@ from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.responses.references import is_id, no_response
 from nexus_gateway.errors import InvalidRequest, NotFound
 from nexus_gateway.store import StoredResponse
+from nexus_gateway.upstream.large import apart
 from nexus_gateway.web.conversation import Conversation, owner_of
 from nexus_gateway.web.gateway import gateway_of
 from nexus_gateway.web.request import json_response, read_body
@@ -55,7 +56,8 @@ async def list_input(request: web.Request) -> web.Response:
         raise InvalidRequest("`order` must be asc or desc.", param="order")
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MOST_ITEMS:
         raise InvalidRequest(f"`limit` must be from 1 to {_MOST_ITEMS}.", param="limit")
-    items: list[dict[str, Any]] = json_codec.loads_exact((await _kept(request)).input)
+    kept = (await _kept(request)).input
+    items: list[dict[str, Any]] = await apart(len(kept), json_codec.loads_exact, kept)
     if order == "desc":
         items.reverse()
     if after is not None:
@@ -80,11 +82,13 @@ async def count_input(request: web.Request) -> web.Response:
     gateway, owner = gateway_of(request), owner_of(request)
     data = await read_body(request, gateway)
     if gateway.store is None:
-        parsed = RESPONSES.parse(data, request.headers)
+        parsed = await apart(len(data), RESPONSES.parse, data, request.headers)
     else:
-        parsed = await Conversation(gateway.store, owner, gateway.settings).read(data)
+        conversation = Conversation(gateway.store, owner, gateway.bodies, gateway.settings)
+        parsed = await conversation.read(data)
     assert isinstance(parsed.native, Body)
-    tokens = estimated_tokens([parsed.native.fields.get(name) for name in _COUNTED])
+    counted = [parsed.native.fields.get(name) for name in _COUNTED]
+    tokens = await apart(parsed.native.size, estimated_tokens, counted)
     response = json_response({"object": "response.input_tokens", "input_tokens": tokens})
     response.headers[ESTIMATE] = "true"
     return response
