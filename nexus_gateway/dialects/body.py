@@ -114,8 +114,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"The body has more than {MAX_STRINGS} names and texts.")
     try:
         body = json_codec.loads_exact(data, MAX_VALUES)
-    except json_codec.TooManyNumbers as error:
-        raise InvalidRequest(f"The body has {error}.") from None
+    except json_codec.TooManyNumbers:
+        raise InvalidRequest(f"The body has more than {MAX_VALUES} numbers.") from None
     except json_codec.JSONError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
     if not isinstance(body, dict):

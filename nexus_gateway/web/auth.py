@@ -168,10 +168,8 @@ def is_from_elsewhere(origin: str | None, site: str | None, allowed: str = "") -
 @lru_cache(maxsize=256)
 def refused_page(
     host: str | None, origin: str | None, site: str | None, hosts: str, cors_origin: str
-) -> tuple[str, str]:
-    """Return why a page may not call, where no key keeps it from spending tokens, and the code.
-
-    Both are "" if it may.
+) -> str:
+    """Return why a page may not call, where no key keeps it from spending tokens; "" if it may.
 
     A page can also have its own name lead to this machine: its requests then have that name.
 
@@ -187,13 +185,13 @@ def refused_page(
         return (
             "Without GATEWAY_KEYS, pages of other machines may not call this gateway: set "
             "GATEWAY_KEYS, or CORS_ORIGIN to the page's origin."
-        ), "foreign_page"
+        )
     if host and not allowed and _may_be_rebound(host):
         return (
             f"Without GATEWAY_KEYS, this gateway is called as localhost, not as {host!r}: "
             "behind a reverse proxy set GATEWAY_KEYS, or CORS_ORIGIN=*."
-        ), "foreign_host"
-    return "", ""
+        )
+    return ""
 
 
 def bearer(headers: Mapping[str, str]) -> str:

@@ -115,9 +115,8 @@ def authenticate(request: web.Request) -> None:
     headers = request.headers
     if is_open and settings.cors_origin != "*":
         page = headers.get("Host"), headers.get("Origin"), headers.get("Sec-Fetch-Site")
-        why, code = refused_page(*page, settings.host, settings.cors_origin)
-        if why:
-            raise Forbidden(why, code=code)
+        if why := refused_page(*page, settings.host, settings.cors_origin):
+            raise Forbidden(why, code="foreign_page")
     request[CALLER] = "" if is_open else check(headers, access, settings)
     if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
         check(request.headers, Access.VIEWER, gateway.settings)

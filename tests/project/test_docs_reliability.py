@@ -20,7 +20,7 @@ def ids(letter: str, *spans: tuple[int, int], dash: str = "-") -> list[str]:
 
 PROMISES = [(1, 6), (10, 17), (20, 25), (30, 42), (50, 59)]
 DOCS = {
-    "docs/reliability.md": [*ids("F", (1, 64), dash=""), *ids("I", *PROMISES)],
+    "docs/reliability.md": [*ids("F", (1, 75), dash=""), *ids("I", *PROMISES)],
     "docs/security.md": ids("S", (1, 23)),
 }
 ROW = re.compile(r"\| ([FIS]-?\d\d) \|(.*)\| ([^|]*) \|", re.MULTILINE)

@@ -36,6 +36,7 @@ def last_event(text: str) -> Any:
     return json.loads(data[-1].removeprefix("data: "))
 
 
+@pytest.mark.proves("F68")
 @pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("path", STREAMED)
 @pytest.mark.parametrize("provider", [Able, Native, Endless])

@@ -416,7 +416,7 @@ async def test_the_last_instance_is_waited_for_and_asked_once(
     assert [i.default.breaker.failures_in_a_row for i in pool] == [0, 0], "the request is slow"
 
 
-@pytest.mark.proves("F57")
+@pytest.mark.proves("F57", "F75")
 async def test_what_only_doubtful_evidence_keeps_away_is_an_alternative(
     upstream: FakeUpstream,
 ) -> None:

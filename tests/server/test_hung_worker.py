@@ -95,6 +95,7 @@ def alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.proves("F70")
 async def test_a_stopped_worker_loses_no_new_call_and_is_replaced(
     upstream: FakeUpstream, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ async def test_a_worker_that_runs_again_is_kept(
         await until(lambda: f"worker 1 (pid {victim}) runs again" in "".join(gateway.log))
 
 
+@pytest.mark.proves("F70")
 async def test_a_worker_that_a_plugin_blocks_shows_where_and_is_replaced(
     upstream: FakeUpstream, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
@@ -201,6 +203,7 @@ async def test_only_a_worker_that_is_silent_while_others_run_is_killed(
     assert silent.told == told
 
 
+@pytest.mark.proves("F71")
 @pytest.mark.parametrize("hangs", [False, True], ids=["", "one hangs"])
 async def test_without_a_supervisor_nobody_waits_and_the_port_is_free(
     hangs: bool,

@@ -33,6 +33,7 @@ async def count(served: Served) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{IDLE} "))
 
 
+@pytest.mark.proves("F72")
 async def test_an_idle_connection_is_closed_and_counted(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +47,7 @@ async def test_an_idle_connection_is_closed_and_counted(
         await until(lambda: served.gateway.meter is None or served.gateway.meter.connections() <= 1)
 
 
+@pytest.mark.proves("F72")
 async def test_the_oldest_idle_connections_make_room(
     upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def by_unhandled_exception(text: str) -> None:
     sys.__excepthook__(ValueError, ValueError(text), None)
 
 
+@pytest.mark.proves("F69")
 @pytest.mark.parametrize("say", [by_logging, by_print, by_unhandled_exception])
 @pytest.mark.usefixtures("small")
 def test_nothing_that_python_writes_waits_for_a_reader(
@@ -174,6 +175,7 @@ async def unread_gateway(
         await process.wait()
 
 
+@pytest.mark.proves("F69")
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_log_that_nobody_reads_stops_nothing(
     workers: str, pipe: Pipe, tmp_path: Path

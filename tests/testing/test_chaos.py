@@ -229,6 +229,7 @@ async def test_a_campaign_of_one_fault_keeps_every_promise(
     assert (len(reached), tally.failed_over > 0) == ((1, True) if fault == "silent" else (4, False))
 
 
+@pytest.mark.proves("F75")
 async def test_requests_that_every_instance_refuses_take_none_from_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

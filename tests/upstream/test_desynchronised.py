@@ -248,6 +248,7 @@ async def reaching(upstream: Upstream, settings: Settings) -> AsyncIterator[tupl
         yield client, url
 
 
+@pytest.mark.proves("F66")
 @pytest.mark.parametrize("misframe", MISFRAMINGS)
 @pytest.mark.parametrize("make", [small, large, form])
 async def test_no_caller_reads_an_answer_to_another(
@@ -273,6 +274,7 @@ async def test_no_caller_reads_an_answer_to_another(
     assert len(answers) == REQUESTS
 
 
+@pytest.mark.proves("F66")
 @pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\n", b"x", LATE, b"\r\n"])
 async def test_an_idle_connection_is_closed_by_its_first_byte(
     extra: bytes, settings: Settings
@@ -296,6 +298,7 @@ async def test_bytes_that_the_event_loop_has_not_read_yet_count_too(settings: Se
     assert upstream.connections == 2
 
 
+@pytest.mark.proves("F66")
 @pytest.mark.parametrize(
     ("extra", "is_trusted"), [(sized(b"<1>"), False), (b"garbage", False), (LATE, True)]
 )

@@ -64,6 +64,7 @@ def named(upstream: FakeUpstream, host: str) -> str:
     return upstream.base_url.replace("127.0.0.1", host)
 
 
+@pytest.mark.proves("F67")
 @pytest.mark.usefixtures("each_way")
 async def test_eight_names_without_an_answer_do_not_delay_another(
     names: NameServer, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
@@ -146,6 +147,7 @@ async def test_a_name_whose_lookup_is_overdue_fails_at_once(names: NameServer) -
     asking.cancel()
 
 
+@pytest.mark.proves("F67")
 async def test_addresses_are_served_for_an_hour_and_looked_up_again_meanwhile(
     names: NameServer,
 ) -> None:

@@ -19,6 +19,7 @@ from nexus_gateway.settings import Settings
 from nexus_gateway.store.memory import MemoryStore
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
+from nexus_gateway.web.bodies import BodyBudget
 from nexus_gateway.web.conversation import Conversation
 
 SAID, FORGOTTEN, ANSWERED = "said-canary-31415", "forgotten-canary-16180", "answer-canary-27182"
@@ -156,7 +157,7 @@ async def test_what_is_said_is_only_in_the_store(
 
 async def test_no_representation_shows_what_is_said() -> None:
     store = MemoryStore(1_000_000, 60, lambda: 0.0)
-    conversation = Conversation(store, "ann", Settings())
+    conversation = Conversation(store, "ann", BodyBudget(Settings()), Settings())
     fields = asked(SAID)
     parsed = await conversation.read(json.dumps(fields).encode())
     answer = {"id": "resp_1", "output": [{"type": "message", "id": "msg_1", "content": SAID}]}

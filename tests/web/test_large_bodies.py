@@ -47,7 +47,7 @@ async def test_a_large_body_is_served_and_gives_its_room_back(
             assert (status, budget.taken) == (200, 0)
 
 
-@pytest.mark.proves("F31")
+@pytest.mark.proves("F31", "F73")
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
 async def test_bodies_beyond_the_budget_are_refused(
@@ -106,7 +106,7 @@ def quoted(count: int) -> list[str]:
 WIDE: dict[str, Callable[[int], Any]] = {"names": names, "texts": quoted}
 
 
-@pytest.mark.proves("F31", "S-14")
+@pytest.mark.proves("F31", "S-14", "F74")
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("make", WIDE.values(), ids=WIDE)
 async def test_too_many_names_and_texts_are_refused_unparsed(
@@ -138,7 +138,7 @@ async def test_json_in_a_text_counts_as_one_text(upstream: FakeUpstream) -> None
     assert upstream.requests[0].body["messages"][0]["content"] == text
 
 
-@pytest.mark.proves("F31")
+@pytest.mark.proves("F31", "F74")
 @pytest.mark.parametrize("path", BODIES)
 async def test_the_event_loop_parses_and_encodes_no_large_body(
     upstream: FakeUpstream, path: str, monkeypatch: pytest.MonkeyPatch
@@ -209,7 +209,7 @@ def pieces(data: bytes) -> Iterator[bytes]:
         yield data[at : at + MB]
 
 
-@pytest.mark.proves("F31")
+@pytest.mark.proves("F31", "F73")
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process")
 async def test_many_huge_bodies_neither_end_nor_stop_the_gateway(
     upstream: FakeUpstream, tmp_path: Path

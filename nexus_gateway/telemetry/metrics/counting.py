@@ -27,9 +27,10 @@ def _words(text: str) -> frozenset[str]:
 
 
 _ERRORS = _words("""
-    bad_http endpoint_not_offered internal_error invalid_api_key invalid_explain
+    bad_http bodies_overloaded endpoint_not_offered internal_error invalid_api_key invalid_explain
     invalid_request_error model_not_found previous_response_not_found request_timeout
-    request_too_large shutting_down store_unavailable unsupported_media_type
+    request_too_large shutting_down store_unavailable unknown_expectation
+    unsupported_http_version unsupported_media_type
 """)
 # How a request may end: as its stream did, or with an error's code or type.
 OUTCOMES = _ERRORS | _words("""
@@ -39,8 +40,8 @@ OUTCOMES = _ERRORS | _words("""
 """)
 # Why a request may be rejected before it reaches an endpoint: an error's code or type.
 REASONS = _ERRORS | _words("""
-    admin_closed instance_not_found ledger_off ledger_unreadable method_not_allowed metrics_off
-    not_installed unknown_path
+    admin_closed foreign_page instance_not_found ledger_off ledger_unreadable method_not_allowed
+    metrics_off not_installed unknown_path
 """)
 
 
