@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from nexus_gateway.wire.chunks import Answer
 
 # What a tool returns: programs return it themselves, agents read it from a file.
 FOUND = "The gauge in the harbour reads 7391."
+MOST_CACHED = 4
+IMAGES = ("image", "image_url", "input_image")
 # The first of them that a client offers is called; all of them only read.
 READERS = ("get_weather", "Read", "read", "read_file", "exec_command", "exec")
 
@@ -66,6 +69,33 @@ def system_first(chat: Object) -> str | None:
     return "System message must be at the beginning." if wrong else None
 
 
+def anthropic_turns(request: Object) -> str | None:
+    """Refuse what Anthropic refuses of a conversation (its API's reference: Messages, tool use)."""
+    if "max_tokens" not in request:
+        return "max_tokens: Field required"
+    parts = [part for turn in request["messages"] for part in _content(turn)]
+    for part in parts:
+        if part["type"] == "thinking" and not part.get("signature"):
+            return "messages: thinking.signature: Field required"
+        if part["type"] == "tool_use" and not re.fullmatch(r"[a-zA-Z0-9_-]+", part["id"]):
+            return "messages: tool_use.id: String should match pattern '^[a-zA-Z0-9_-]+$'"
+    marked = [*parts, *_content({"content": request.get("system", "")}), *request.get("tools", [])]
+    if sum("cache_control" in part for part in marked) > MOST_CACHED:
+        return f"A maximum of {MOST_CACHED} blocks with cache_control may be provided."
+    turns = [*request["messages"], {"content": ""}]
+    for turn, after in pairwise(turns):
+        used = {part["id"] for part in _content(turn) if part["type"] == "tool_use"}
+        answered = {p["tool_use_id"] for p in _content(after) if p["type"] == "tool_result"}
+        if used != answered:
+            return "messages: each tool_use must have its tool_result in the next message"
+    return None
+
+
+def _content(turn: Object) -> list[Object]:
+    content = turn["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 def _gemini() -> FakeUpstream:
     refused = ("store", "metadata", "prompt_cache_key", "service_tier", "frequency_penalty")
     fields = known_fields(message=MESSAGE, call=(*CALL, "extra_content"))
@@ -90,7 +120,9 @@ def _groq() -> FakeUpstream:
 
 BACKENDS = {
     "chat": Backend(provider="local", model="lab-model"),
-    "anthropic": Backend(provider="anthropic"),
+    "anthropic": Backend(provider="anthropic", fake=lambda: StrictUpstream(anthropic_turns)),
+    # It checks ids and reasoning, as OpenAI does without storage.
+    "responses": Backend(provider="openai", fake=StrictUpstream),
     "gemini": Backend(provider="gemini", fake=_gemini),
     "deepseek": Backend(provider="deepseek", fake=_deepseek),
     "mistral": Backend(provider="mistral", fake=_mistral),
@@ -151,7 +183,7 @@ def play(scenario: Scenario, note: Path, fake: FakeUpstream) -> None:
         text = said(
             turns=sum(prompt.encode() in received.raw for prompt in scenario.prompts),
             results=sum(FOUND in json.dumps(part) for part in results),
-            images=sum(part.get("type") in ("image", "image_url") for part in _parts(body)),
+            images=sum(part.get("type") in IMAGES for part in _parts(body)),
         )
         return replace(thinks, text=text)
 
@@ -161,15 +193,17 @@ def play(scenario: Scenario, note: Path, fake: FakeUpstream) -> None:
 
 
 def _parts(body: Object) -> Iterator[Object]:
-    """Yield the messages of a request, and the parts of their content."""
-    for message in body["messages"]:
+    """Yield the messages or items of a request, and the parts of their content."""
+    items = body["messages"] if "messages" in body else body["input"]
+    for message in items if isinstance(items, list) else ():
         yield message
         if isinstance(message.get("content"), list):
             yield from message["content"]
 
 
 def _is_result(part: Object) -> bool:
-    return part.get("role") == "tool" or part.get("type") == "tool_result"
+    types = ("tool_result", "function_call_output", "custom_tool_call_output")
+    return part.get("role") == "tool" or part.get("type") in types
 
 
 def _calls(body: Object, note: Path) -> Iterator[tuple[str, str]]:

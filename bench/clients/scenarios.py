@@ -72,5 +72,8 @@ SCENARIOS = (
     _refused(401),
     # An error, or the whole answer after a second request: never a part of it that looks complete.
     Scenario(name="cut", once=Reply(cut_after=3), ends=(ANSWER, ERROR)),
-    *(_long(name) for name in ("anthropic", "gemini", "deepseek", "mistral", "groq", "template")),
+    *(
+        _long(name)
+        for name in ("anthropic", "responses", "gemini", "deepseek", "mistral", "groq", "template")
+    ),
 )
