@@ -142,7 +142,9 @@ def _claude_code(task: Task) -> list[list[str]]:
 def _codex(task: Task) -> list[list[str]]:
     first, *later = task.scenario.prompts
     picture = ["-i", str(task.picture)] if task.scenario.image else []
-    command = ["codex", "exec", "--skip-git-repo-check"]
+    # Its sandbox needs a home that is not temporary; what it runs here only reads a file.
+    free = ("--sandbox", "danger-full-access")
+    command = ["codex", "exec", "--skip-git-repo-check", *free]
     return [[*command, first, *picture], *([*command, "resume", "--last", p] for p in later)]
 
 
