@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import email.utils
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,17 +24,18 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.provider import InProcess
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import Pool
+from nexus_gateway.server.process import limit_of_descriptors
 from nexus_gateway.server.sockets import listen, os_error_text
 from nexus_gateway.settings import MEMORY, Settings
 from nexus_gateway.upstream.proxy import proxy_of
+from nexus_gateway.web.bodies import memory_limit
 
 BREAKS, HURTS, GOOD = "breaks", "hurts", "good"
 BROKEN = 1
 WORKER_MIB = 64  # docs/deployment.md: about 45 at the start
-FEW_FILES = 1024  # each stream takes two
+FEW_FILES = 1024  # each running request takes two
 WRONG_CLOCK_S = 60
 LIST_TIMEOUT_S = 10
-_NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,8 @@ class Machine:
     """What the checks read of the machine; tests pass their own."""
 
     env: Mapping[str, str]
-    memory_limit: float = _NEVER  # bytes
-    files: float = _NEVER
-    now_s: float = 0
+    memory: float = math.inf  # the limit, in bytes
+    files: float = math.inf
     mounts: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -87,22 +88,13 @@ class Machine:
 
 
 def this_machine(env: Mapping[str, str]) -> Machine:
-    limits = [_NEVER]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(float(Path("/sys/fs/cgroup", name).read_text(encoding="ascii")))
-    files = _NEVER
-    with contextlib.suppress(ImportError):
-        import resource
-
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        files = _NEVER if soft == resource.RLIM_INFINITY else soft
     mounts: set[str] = set()
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
         # A file system in memory keeps nothing.
         mounts = {line.split()[1] for line in lines if line.split()[2] not in ("tmpfs", "overlay")}
-    return Machine(env, min(limits), files, time.time(), frozenset(mounts))
+    files = limit_of_descriptors(hard=True)  # the gateway raises its own limit to that
+    return Machine(env, memory_limit() or math.inf, files, frozenset(mounts))
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -161,7 +153,7 @@ def of_host(settings: Settings, machine: Machine) -> Iterator[Finding]:
                     "to a path on a volume, or to off.",
                 )
     needed_mib = WORKER_MIB * settings.web_concurrency
-    limit_mib = machine.memory_limit / 2**20
+    limit_mib = machine.memory / 2**20
     if limit_mib < needed_mib:
         yield Finding(
             BREAKS,

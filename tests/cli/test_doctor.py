@@ -84,7 +84,7 @@ def test_a_laptop_keeps_its_disk() -> None:
 
 
 def test_too_little_memory_for_the_workers() -> None:
-    machine = Machine({}, memory_limit=200 * 2**20)
+    machine = Machine({}, memory=200 * 2**20)
     (finding,) = of_host(Settings(web_concurrency=4), machine)
     assert finding.kind == BREAKS
     assert "4 worker(s) need about 256 MiB" in finding.text
