@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import socket
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -23,6 +25,7 @@ from nexus_gateway.cli.doctor import (
     of_host,
     of_port,
     of_upstreams,
+    this_machine,
 )
 from nexus_gateway.cli.serve import configure
 from nexus_gateway.settings import Settings
@@ -210,3 +213,11 @@ def test_the_command(
     out = capsys.readouterr().out
     assert text in out
     assert "secret" not in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the checks read there")
+def test_this_machine_is_read() -> None:
+    machine = this_machine({"DYNO": "web.1"})
+    assert 0 < machine.memory < math.inf
+    assert machine.files > 2
+    assert machine.host is HOSTS[2]
