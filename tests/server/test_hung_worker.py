@@ -90,7 +90,7 @@ async def is_refused(session: aiohttp.ClientSession, gateway: Process) -> bool:
 
 
 def alive(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end in between
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     return False
 

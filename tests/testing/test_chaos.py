@@ -226,7 +226,8 @@ async def test_a_campaign_of_one_fault_keeps_every_promise(
     assert tally.endings[Ending.WHOLE] > 150
     # No request reaches an instance without an address; each costs an attempt until it rests.
     reached = [n for n in tally.hits if tally.hits[n]]
-    assert (len(reached), tally.failed_over > 0) == ((1, True) if fault == "silent" else (4, False))
+    assert len(reached) == (1 if fault == "silent" else 4)
+    assert tally.failed_over or fault == "again"
 
 
 @pytest.mark.proves("F75")
