@@ -209,7 +209,8 @@ def _is_result(part: Object) -> bool:
 def _calls(body: Object, note: Path) -> Iterator[tuple[str, str]]:
     """Yield calls of the client's own tool that reads, for one that it declares."""
     functions = [tool.get("function", tool) for tool in body.get("tools") or []]
-    schemas = {f.get("name"): f.get("parameters", f.get("input_schema")) for f in functions}
+    named = [function for function in functions if "name" in function]  # a server's has none
+    schemas = {f["name"]: f.get("parameters", f.get("input_schema")) for f in named}
     found = [name for reader in READERS for name in schemas if _is_called(reader, name)]
     for name in found[:1]:
         required = schemas[name].get("required") or [*schemas[name]["properties"]][:1]
