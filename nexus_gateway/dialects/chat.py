@@ -41,10 +41,8 @@ class Completions(Dialect):
 
     def parse_native(self, body: bytes, content_type: str, label: str | None) -> FullResponse:
         answer = completed(body)
-        if label is not None:
-            body = set_model(body, answer, json_codec.dumps(label))
         return FullResponse(
-            body,
+            labelled(body, answer, label),
             usage_in(answer),
             is_empty=all(map(is_empty, choices(answer))),
         )
@@ -127,6 +125,11 @@ def usage_in(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an answer's usage, empty if it has none."""
     usage = answer.get("usage")
     return usage if isinstance(usage, dict) else {}
+
+
+def labelled(body: bytes, answer: Mapping[str, Any], label: str | None) -> bytes:
+    """Return an answer's bytes with the instance's name as its `model`; None keeps its own."""
+    return body if label is None else set_model(body, answer, json_codec.dumps(label))
 
 
 def check_messages(messages: object) -> bool:

@@ -21,7 +21,7 @@ from nexus_gateway.dialects.base import (
     StreamEncoder,
 )
 from nexus_gateway.dialects.body import Body, parse_object, validated
-from nexus_gateway.dialects.chat import parse_answer
+from nexus_gateway.dialects.chat import labelled, parse_answer
 from nexus_gateway.dialects.responses.references import Items
 from nexus_gateway.dialects.responses.request import Fields, translate
 from nexus_gateway.dialects.responses.response import (
@@ -36,7 +36,7 @@ from nexus_gateway.wire import json_codec, sse
 from nexus_gateway.wire.carried import is_loaded
 from nexus_gateway.wire.chunks import Chunk
 from nexus_gateway.wire.error_objects import normalise_error
-from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough, set_model
+from nexus_gateway.wire.passthrough import EventKind, EventPassthrough, Passthrough
 
 _ENDS = frozenset({"response.completed", "response.incomplete"})
 NOT_KEPT: Mapping[str, Any] = MappingProxyType({"store": False})
@@ -146,9 +146,7 @@ class Responses(Dialect):
         answer = parse_answer(body, "output")
         if answer.get("object") != "response" or answer.get("status") == "failed":
             raise InvalidAnswer("answered 200 without a response")
-        if label is not None:
-            body = set_model(body, answer, json_codec.dumps(label))
-        return FullResponse(body, to_chat_usage(answer.get("usage")))
+        return FullResponse(labelled(body, answer, label), to_chat_usage(answer.get("usage")))
 
     def passthrough(self, request: Request, label: str | None) -> ResponsePassthrough:
         return ResponsePassthrough()
