@@ -111,6 +111,24 @@ def _proxy_or_env(text: str) -> Secret:
     return Secret(text)
 
 
+def hosts_of(host: str) -> list[str]:
+    """Return the addresses in HOST."""
+    return [part.strip() for part in host.split(",")]
+
+
+def is_local(host: str) -> bool:
+    """Return whether all addresses in HOST are of this machine alone."""
+    return all(map(is_loopback, hosts_of(host)))
+
+
+def allowed_origin(host: str, cors_origin: str) -> str:
+    """Return whose pages may call: CORS_ORIGIN, or if that is unset, "" for this machine's.
+
+    Beyond loopback it is any page, as the pages' users are elsewhere.
+    """
+    return cors_origin or ("" if is_local(host) else "*")
+
+
 @lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
@@ -252,15 +270,12 @@ class Settings:
     @property
     def is_local(self) -> bool:
         """Whether the gateway listens to this machine alone."""
-        return all(is_loopback(host.strip()) for host in self.host.split(","))
+        return is_local(self.host)
 
     @property
     def allowed_origin(self) -> str:
-        """Whose pages may call: CORS_ORIGIN, or if that is unset, "" for those of this machine.
-
-        Beyond loopback it is any page, as the pages' users are elsewhere.
-        """
-        return self.cors_origin or ("" if self.is_local else "*")
+        """As `allowed_origin`."""
+        return allowed_origin(self.host, self.cors_origin)
 
     @property
     def traces(self) -> bool:

@@ -17,7 +17,7 @@ from nexus_gateway.discovery import installed_over_ours, prefix
 from nexus_gateway.hooks import Hook, overridden
 from nexus_gateway.routing.policies import OUR_POLICIES, Policy
 from nexus_gateway.routing.pool import DEMO, Pool
-from nexus_gateway.settings import MEMORY, Settings
+from nexus_gateway.settings import MEMORY, Settings, hosts_of
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -117,7 +117,7 @@ def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str
 
 def _bracketed(host: str) -> str:
     """Return the first of the hosts, as it stands in a URL."""
-    host = host.partition(",")[0].strip()
+    host = hosts_of(host)[0]
     return f"[{host}]" if ":" in host else host
 
 

@@ -24,7 +24,7 @@ from nexus_gateway.routing.pool import DEMO, Pool, build_pool
 from nexus_gateway.server import process
 from nexus_gateway.server.reload import LoadedConfig, keep_fixed, secrets_of
 from nexus_gateway.server.watchdog import Watchdog
-from nexus_gateway.settings import Settings
+from nexus_gateway.settings import Settings, hosts_of
 from nexus_gateway.telemetry import log
 
 
@@ -175,7 +175,7 @@ def _own_addresses(settings: Settings, pool: Pool) -> Iterator[str]:
 def _is_own(instance: Instance, settings: Settings) -> bool:
     parts = urlsplit(instance.account.base_url)
     port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-    hosts = {*settings.host.split(","), "localhost", "127.0.0.1", "::1"}
+    hosts = {*hosts_of(settings.host), "localhost", "127.0.0.1", "::1"}
     return port == settings.port and parts.hostname in hosts
 
 

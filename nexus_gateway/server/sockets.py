@@ -11,6 +11,8 @@ import contextlib
 import os
 import socket
 
+from nexus_gateway.settings import hosts_of
+
 QUEUE = 1024  # connections that may wait, also while a worker is being replaced
 
 
@@ -33,10 +35,8 @@ def listen(host: str, port: int, slots: int) -> list[list[socket.socket]]:
     """
     infos = [
         info
-        for name in host.split(",")
-        for info in socket.getaddrinfo(
-            name.strip(), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        for name in hosts_of(host)
+        for info in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     ]
     addresses = list(dict.fromkeys((family, str(address[0])) for family, *_, address in infos))
     # What `::` covers already cannot be listened to again.

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from nexus_gateway.errors import Forbidden, Unauthorized
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import Settings, is_loopback
+from nexus_gateway.settings import Settings, allowed_origin, is_loopback
 
 _KEY = "key-"
 # The second is what containers on a desktop call the machine.
@@ -180,7 +180,7 @@ def refused_page(
         hosts: HOST.
         cors_origin: CORS_ORIGIN.
     """
-    allowed = Settings(host=hosts, cors_origin=cors_origin).allowed_origin
+    allowed = allowed_origin(hosts, cors_origin)
     if allowed != "*" and is_from_elsewhere(origin, site, allowed):
         return (
             "Without GATEWAY_KEYS, pages of other machines may not call this gateway: set "
