@@ -39,8 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
         linked |= _for_the_site(written)[1]
     files.append(File.generated(config, "endpoints.md", content="\n".join(_endpoints())))
     for path in sorted(linked):
-        name = path.relative_to(ROOT).as_posix()
-        content = path.read_text(encoding="utf-8") if path.is_file() else ""
+        name, content = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
         files.append(File.generated(config, f"files/{name}", content=content))
     return files
 

@@ -19,6 +19,7 @@ from nexus_gateway.testing.strict import (
     ThinkingUpstream,
     call_ids,
     known_fields,
+    system_first,
     without_fields,
 )
 from nexus_gateway.wire.chunks import Answer
@@ -60,13 +61,6 @@ def at_most(tokens: int) -> Callable[[Object], str | None]:
         return f"`max_tokens` must be at most {tokens}" if max(asked, default=0) > tokens else None
 
     return check
-
-
-def system_first(chat: Object) -> str | None:
-    """Refuse a system message that is not the first, as the templates of many models do."""
-    roles = [message["role"] for message in chat["messages"][1:]]
-    wrong = "system" in roles or "developer" in roles
-    return "System message must be at the beginning." if wrong else None
 
 
 def anthropic_turns(request: Object) -> str | None:

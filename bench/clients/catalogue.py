@@ -102,9 +102,7 @@ AI_SDK_7 = Packages(
 )
 
 
-def _setup(
-    id: str,
-) -> tuple[Callable[[Task], Mapping[str, str]], Callable[[Task], Mapping[str, str]]]:
+def _setup(id: str) -> tuple[Named, Named]:
     """Return the files and the variables of `nexus-gateway setup`, for a home without any."""
 
     def files(task: Task) -> Mapping[str, str]:
@@ -227,10 +225,7 @@ CLIENTS = (
         _claude_code,
         *("plain", "image"),
     ),
-    replace(
-        _from_setup("codex", "codex", CODEX, _codex, "plain"),
-        files=_codex_default,
-    ),
+    replace(_from_setup("codex", "codex", CODEX, _codex, "plain"), files=_codex_default),
     _from_setup("codex", "codex auto", CODEX, _codex, "plain"),
     _from_setup("opencode", "opencode chat", OPENCODE, _opencode, "plain"),
     *(
