@@ -183,26 +183,33 @@ def parser() -> argparse.ArgumentParser:
     return command_line
 
 
-def _add_doctor(commands: _Commands, shared: _Parser) -> None:
-    command = commands.add_parser(
-        "doctor",
-        parents=[shared],
-        help="find what will break or hurt here",
-        description=_DOCTOR,
+def _command(
+    commands: _Commands,
+    name: str,
+    help: str,
+    description: str,
+    *parents: _Parser,
+    epilog: str | None = None,
+) -> _Parser:
+    """Add a command whose texts are laid out already."""
+    return commands.add_parser(
+        name,
+        parents=parents,
+        help=help,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _add_doctor(commands: _Commands, shared: _Parser) -> None:
+    command = _command(commands, "doctor", "find what will break or hurt here", _DOCTOR, shared)
     _add_serving(command)
     command.add_argument("--offline", action="store_true", help="ask no upstream")
 
 
 def _add_setup(commands: _Commands, shared: _Parser) -> None:
-    command = commands.add_parser(
-        "setup",
-        parents=[shared],
-        help="point a client at the gateway",
-        description=_SETUP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "setup", "point a client at the gateway", _SETUP, shared)
     command.add_argument("client", metavar="CLIENT", nargs="?", help="omit it to list them")
     command.add_argument("--url", help="address of the gateway (http://127.0.0.1 and PORT)")
     command.add_argument("--key", help="key to use (the first of GATEWAY_KEYS)")
@@ -212,13 +219,8 @@ def _add_setup(commands: _Commands, shared: _Parser) -> None:
 
 
 def _add_usage(commands: _Commands, shared: _Parser) -> None:
-    usage = commands.add_parser(
-        "usage",
-        parents=[shared],
-        help="show requests, tokens and costs",
-        description=_USAGE,
-        epilog=_USAGE_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    usage = _command(
+        commands, "usage", "show requests, tokens and costs", _USAGE, shared, epilog=_USAGE_EPILOG
     )
     moment = "24h or 7d (ago), today, yesterday, or a date or time such as 2026-01-31"
     usage.add_argument("--since", metavar="TIME", help=f"start, inclusive: {moment}")
@@ -232,13 +234,7 @@ def _add_usage(commands: _Commands, shared: _Parser) -> None:
 
 
 def _add_serve(commands: _Commands, shared: _Parser) -> None:
-    serve = commands.add_parser(
-        "serve",
-        parents=[shared],
-        help="run the gateway",
-        description=_SERVE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    serve = _command(commands, "serve", "run the gateway", _SERVE, shared)
     _add_serving(serve)
     serve.add_argument("--demo", action="store_true", help="serve the demo provider as well")
     serve.add_argument(
@@ -260,12 +256,7 @@ def _add_serving(command: _Parser) -> None:
 
 
 def _add_new_provider(commands: _Commands) -> None:
-    command = commands.add_parser(
-        "new-provider",
-        help="write a provider plugin",
-        description=_NEW_PROVIDER,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "new-provider", "write a provider plugin", _NEW_PROVIDER)
     command.add_argument("name", metavar="NAME", help='as callers will write it: "model": "NAME"')
     command.add_argument(
         "--dialect",
@@ -277,12 +268,7 @@ def _add_new_provider(commands: _Commands) -> None:
 
 
 def _add_mock(commands: _Commands) -> None:
-    command = commands.add_parser(
-        "mock",
-        help="run a fake provider with configurable faults",
-        description=_MOCK,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "mock", "run a fake provider with configurable faults", _MOCK)
     command.more = _mock_more
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     command.add_argument(
@@ -303,12 +289,7 @@ def _add_mock(commands: _Commands) -> None:
 
 
 def _add_chaos(commands: _Commands) -> None:
-    command = commands.add_parser(
-        "chaos",
-        help="test a gateway with faults",
-        description=_CHAOS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    command = _command(commands, "chaos", "test a gateway with faults", _CHAOS)
     for name, metavar, default, text in (
         ("--requests", "N", 5000, "number of requests"),
         ("--instances", "N", 5, "number of instances, including the bad ones"),
