@@ -224,18 +224,14 @@ class Upstream:
         usage = usage and self._asks_usage and instance.asks_usage and request.lacks_usage
         if deployment.max_output:
             request = request.limited(deployment.max_output)
-        if request.native.size > LARGE:
-            built = partial(build, instance, deployment.model, request, usage=usage)
-            http = await in_thread(built)
-        else:
-            http = build(instance, deployment.model, request, usage=usage)
+        built, size = partial(build, instance, deployment.model, usage=usage), request.native.size
+        http = await in_thread(built, request) if size > LARGE else built(request)
         try:
             response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
             if usage and rejects_stream_options(failed.verdict):
                 return await self._open_without_usage(deployment, request, build)
-            easier = _easier(deployment, request, failed)
-            http = build(instance, deployment.model, easier, usage=usage)
+            http = await apart(size, built, _easier(deployment, request, failed))
             response = await send(self._client, deployment, http, request.trace)
         if response.content_type in _STREAM_TYPES:
             return response
@@ -274,14 +270,12 @@ class Upstream:
         build: Build = native_request if native else chat_request
         if deployment.max_output:
             request = request.limited(deployment.max_output)
-        if request.native.size > LARGE:
-            http = await in_thread(build, instance, model, request)
-        else:
-            http = build(instance, model, request)
+        built, size = partial(build, instance, model), request.native.size
+        http = await in_thread(built, request) if size > LARGE else built(request)
         try:
             response = await send(self._client, deployment, http, request.trace)
         except AttemptFailed as failed:
-            http = build(instance, model, _easier(deployment, request, failed))
+            http = await apart(size, built, _easier(deployment, request, failed))
             response = await send(self._client, deployment, http, request.trace)
         limit = (dialect if native else CHAT_COMPLETIONS).longest_answer
         body = await read_full(response, limit)
