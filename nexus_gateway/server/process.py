@@ -49,9 +49,10 @@ STDIN = 0
 GARBAGE_THRESHOLD = 10_000
 LOG_EVERY_S = 60.0
 FEW_DESCRIPTORS = 512
-# For a log file, the ledger, a look-up, and connections that are about to be refused.
-SPARE_DESCRIPTORS = 8
-USED_DESCRIPTORS = 24  # where the system does not tell
+# An eighth is for look-ups, further attempts, and connections that are about to be refused.
+SPARE_SHARE = 8
+# Of a worker with its listeners and channel, a ledger and a store; some are opened later.
+USED_DESCRIPTORS = 16
 # After the drain only handlers remain that send their last event.
 CLOSE_S = 0.5
 ABORT_S = 1.5
@@ -271,11 +272,11 @@ def _limit_requests(gateway: Gateway) -> None:
     limit = limit_of_descriptors()
     if limit == math.inf:
         return
-    try:
-        used = len(os.listdir("/proc/self/fd"))
-    except OSError:
-        used = USED_DESCRIPTORS
-    gateway.drain.places = max(1, (limit - used - SPARE_DESCRIPTORS) // 2)
+    used = USED_DESCRIPTORS
+    with contextlib.suppress(OSError):  # elsewhere than on Linux
+        used = max(used, len(os.listdir("/proc/self/fd")))
+    gateway.drain.places = max(1, (limit - used - limit // SPARE_SHARE) // 2)
+    gateway.client.limit_connections(gateway.drain.places)
     wanted = gateway.settings.max_concurrent or math.inf
     if gateway.drain.places < wanted:
         logger.warning(

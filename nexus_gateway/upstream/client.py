@@ -76,6 +76,10 @@ class Client:
         self._is_direct = settings.direct_path
         self._request_to = lru_cache(maxsize=1024)(partial(request_to, self._proxy_of))
 
+    def limit_connections(self, most: float) -> None:
+        """Close idle connections rather than have more than so many."""
+        self._pool.most = most
+
     async def post(
         self, http: HttpRequest, extra_headers: Mapping[str, str] = NO_HEADERS
     ) -> HttpResponse:

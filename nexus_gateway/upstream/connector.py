@@ -8,6 +8,7 @@ the next request on that connection gets it, and its caller reads what another o
 - A body that is not sent in one piece gets a connection of its own (`needs_new`): while it is being
   sent, a late answer to an earlier request would pass for its own.
 - An answer on a used connection that comes before the request has left does not count as one.
+- A new connection closes the oldest idle ones, of any origin, if there would be more than `most`.
 - An origin that has sent more than it was asked for is *distrusted*: it gets a connection for each
   request, for ten minutes. What reveals it cannot be told from an answer before.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import select
 from collections.abc import Callable
@@ -101,18 +103,22 @@ needs_new: ContextVar[bool] = ContextVar("needs_new", default=False)
 
 
 class Connector(aiohttp.TCPConnector):
-    """aiohttp's pool, with the rules above."""
+    """aiohttp's pool, with the rules above.
+
+    Attributes:
+        most: for how many connections, idle ones included, there are file descriptors.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.most = math.inf
+        self._entering = 0  # requests that are about to open a connection
         self._distrusted: dict[Any, float] = {}  # until when, by the loop's clock
 
     async def _get(self, key: Any, traces: list[Any]) -> Any:
-        """Take an idle connection, None if there is none, and set `reused`."""
+        """Take an idle connection, None if a new one is to be opened, and set `reused`."""
         reused.set(None)
-        if needs_new.get():
-            return None
-        while connection := await super()._get(key, traces):
+        while not needs_new.get() and (connection := await super()._get(key, traces)):
             protocol: Any = connection.protocol
             idle: Idle = getattr(protocol, _IDLE)
             if protocol._buffer:
@@ -129,7 +135,26 @@ class Connector(aiohttp.TCPConnector):
                     await asyncio.sleep(0)
             finally:
                 connection.close()
+        if self.most != math.inf:
+            await self._make_room()
         return None
+
+    async def _make_room(self) -> None:
+        """Close the oldest idle connections for one that is about to be opened."""
+        self._entering += 1
+        try:
+            while self._conns and self._count() > self.most:
+                key = min(self._conns, key=lambda key: self._conns[key][0][1])
+                handler, _ = self._conns[key].popleft()
+                if not self._conns[key]:
+                    del self._conns[key]
+                handler.abort()
+                await asyncio.sleep(0)  # only then is its descriptor free
+        finally:
+            self._entering -= 1
+
+    def _count(self) -> int:
+        return len(self._acquired) + self._entering + sum(map(len, self._conns.values()))
 
     def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
         transport = protocol.transport

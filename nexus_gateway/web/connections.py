@@ -6,8 +6,8 @@ records since when a head is awaited, and one timer for all connections checks t
 no timer, a chunk nothing.
 
 An idle connection is kept for IDLE_S. Each takes a file descriptor, and a request on it one more
-for its upstream, so if there are more connections than half the limit of descriptors, those that
-have been idle for longest are closed.
+for its upstream, so if there are more connections than `Drain.places`, those that have been idle
+for longest are closed. If none is idle, the new ones are refused.
 
 Only this file uses parts of aiohttp's server that are not documented. If a version of aiohttp has
 moved them, connections are aiohttp's own, and a warning says so.
@@ -16,9 +16,10 @@ moved them, connections are aiohttp's own, and a warning says so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-import math
+import os
 import sys
 from heapq import nsmallest
 from typing import Any
@@ -27,6 +28,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
+from nexus_gateway.dialects.messages import Messages
 from nexus_gateway.errors import GatewayError, InvalidRequest, Overloaded, UnknownExpectation
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.request import json_response, note_refusal, request_id
@@ -38,17 +40,17 @@ try:
     import termios
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
-try:
-    import resource
-except ImportError:
-    resource = None  # type: ignore[assignment]
 
 
 HEAD_S = 30.0
 IDLE_S = 75.0
 CHECKS = 8  # for each limit
 # Of connections beyond the places so many are asked what they want; others are closed at once.
-MOST_SURPLUS = 4
+MOST_SURPLUS = 2
+SEARCH_S = 0.1  # no sooner than this idle connections are searched for again in vain
+LOG_EVERY_S = 60.0
+UNREAD = 2**16
+MESSAGES = Messages()
 LINGER_S = 2.0  # for the rest of a body that is not read
 _USED = (
     "_current_request",
@@ -96,13 +98,20 @@ class ClientConnection(web.RequestHandler):
             self.head_since = self._loop.time()
 
     def refuse(self) -> None:
-        """Answer that there is no place, whatever is asked, and close the connection."""
+        """Answer that there is no place, whatever is asked, and close the connection.
+
+        Anthropic's clients can read the error as well as OpenAI's.
+        """
         error = Overloaded()
-        body = json.dumps(error.body()).encode()
+        if self.gateway.meter is not None:
+            self.gateway.meter.refuse(error.status, error.code or error.kind)
+        body = json.dumps(MESSAGES.error(error.status, error.body())).encode()
         head = f"HTTP/1.1 {error.status} Service Unavailable\r\nContent-Type: application/json\r\n"
         for name, value in {**error.headers, "Content-Length": len(body)}.items():
             head += f"{name}: {value}\r\n"
         self._wire.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+        with contextlib.suppress(OSError):  # a close with unread bytes may destroy the answer
+            os.read(self._wire.get_extra_info("socket").fileno(), UNREAD)
         self._wire.close()
 
     def resume_writing(self) -> None:
@@ -193,38 +202,49 @@ def _untaken(transport: Any) -> int:
     return waiting
 
 
-def _most_connections() -> float:
-    if resource is None:
-        return math.inf
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return math.inf if limit == resource.RLIM_INFINITY else limit / 2
-
-
 class _Server(web.Server):
     gateway: Gateway
 
+    _search_at = _log_at = 0.0
+
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if self.count() > _most_connections():
-            self._close_oldest()
-        surplus = self.count() - self.gateway.drain.places
-        if surplus > 0 and isinstance(handler, ClientConnection):
-            handler.is_surplus = True
+        places = self.gateway.drain.places
+        if self.count() > places and isinstance(handler, ClientConnection):
+            surplus = self.count() - self._close_idle() - places
+            handler.is_surplus = surplus > 0
+            if surplus > 0:
+                self._log(places)
             if surplus > MOST_SURPLUS:
                 handler.refuse()
 
     def count(self) -> int:
         return len(self._connections)
 
-    def _close_oldest(self) -> None:
-        """Close an eighth of the idle connections: to search for each one alone would be slow."""
-        idle = [
-            (connection.idle_until, number, connection)
-            for number, connection in enumerate(self._connections)
-            if isinstance(connection, ClientConnection) and connection.idle_until is not None
-        ]
+    def _close_idle(self) -> int:
+        """Close the oldest idle connections; return how many are being closed.
+
+        An eighth of them, as to search for each one alone would be slow.
+        """
+        if (now := self._loop.time()) < self._search_at:
+            return 0
+        connections = [c for c in self._connections if isinstance(c, ClientConnection)]
+        idle = [(c.idle_until, n, c) for n, c in enumerate(connections) if c.idle_until is not None]
         for _, _, connection in nsmallest(len(idle) // 8 + 1, idle):
             connection.force_close()
+        closing = sum(c.transport is None for c in connections)
+        if not closing:
+            self._search_at = now + SEARCH_S
+        return closing
+
+    def _log(self, places: float) -> None:
+        if (now := self._loop.time()) >= self._log_at:
+            self._log_at = now + LOG_EVERY_S
+            logger.warning(
+                "refusing connections with 503: there are no file descriptors for more than %d; "
+                "raise the limit (ulimit -n)",
+                places,
+            )
 
     def __call__(self) -> web.RequestHandler:
         connection = ClientConnection(self, loop=self._loop, **self._kwargs)

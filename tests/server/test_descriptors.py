@@ -8,7 +8,9 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -120,36 +122,60 @@ async def test_a_closed_log_does_not_stop_the_gateway(
         assert await gateway.exit_code() == 0
 
 
-FEW = "ulimit -n 64; exec {python} -m nexus_gateway serve --port 0"
+FEW = "ulimit -n {limit}; exec {python} -m nexus_gateway serve --port 0"
 
 
 @pytest.mark.proves("F65")
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("limit", "callers", "workers"), [(64, 200, 1), (64, 200, 2), (600, 900, 1)]
+)
 async def test_few_descriptors_serve_some_and_refuse_the_others(
-    upstream: FakeUpstream, tmp_path: Path, workers: str
+    tmp_path: Path, limit: int, callers: int, workers: int
 ) -> None:
-    upstream.default = Reply(first_delay_s=1)
-    env = {"GROQ_KEY_1": KEYS[0], "GROQ_BASE_URL": upstream.base_url, "WEB_CONCURRENCY": workers}
+    """With 600 descriptors it runs uvloop, which accepts all waiting connections at once."""
     few = ("-c", "import os, sys; os.execv('/bin/sh', ['sh', '-c', sys.argv[1]])")
-    start = (*few, FEW.format(python=sys.executable))
-    async with process(tmp_path, start=start, **env) as gateway:
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            url = gateway.url + "/v1/chat/completions"
-
-            async def chat() -> tuple[int, str | None]:
-                async with session.post(url, json=HELLO) as response:
-                    await response.read()
-                    return response.status, response.headers.get("Retry-After")
-
-            for _ in range(2):
-                answers = await asyncio.gather(*(chat() for _ in range(200)))
-                assert {*answers} == {(200, None), (503, "1")}
-                assert answers.count((200, None)) >= 20
-            async with session.get(gateway.url + "/health") as response:
-                assert response.status == 200
+    start = (*few, FEW.format(python=sys.executable, limit=limit))
+    async with AsyncExitStack() as stack:
+        groq, cerebras = [await stack.enter_async_context(FakeUpstream()) for _ in range(2)]
+        groq.default = cerebras.default = Reply(first_delay_s=1)
+        gateway = await stack.enter_async_context(
+            process(
+                tmp_path,
+                start=start,
+                GROQ_KEY_1=KEYS[0],
+                GROQ_BASE_URL=groq.base_url,
+                CEREBRAS_KEY_1=KEYS[1],
+                CEREBRAS_BASE_URL=cerebras.base_url,
+                WEB_CONCURRENCY=str(workers),
+            )
+        )
+        # Each burst finds the idle connections of the one before, to callers and to an upstream.
+        for path, model in (
+            ("chat/completions", "groq/a"),
+            ("messages", "cerebras/b"),
+            ("chat/completions", "groq/a"),
+        ):
+            connector = aiohttp.TCPConnector(limit=0)
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            url, body = f"{gateway.url}/v1/{path}", {**HELLO, "model": model, "max_tokens": 9}
+            answers = await asyncio.gather(*(asked(session, url, body) for _ in range(callers)))
+            assert {*answers} == {(200, None, None), (503, "1", "error")}
+            assert answers.count((200, None, None)) >= limit * 5 // 16  # at 64, 20
+        async with session.get(gateway.url + "/health") as response:
+            assert response.status == 200
         gateway.signal(signal.SIGTERM)
         assert await gateway.exit_code() == 0
     log = "".join(gateway.log)
-    assert log.count("may open 64 files") == int(workers)
+    assert log.count(f"may open {limit} files") == workers
+    assert log.count("refusing connections with 503") == workers
     assert "no file descriptors are left" not in log
+
+
+async def asked(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any]
+) -> tuple[int, str | None, str | None]:
+    """Return the status, `Retry-After`, and Anthropic's `type` of an error."""
+    async with session.post(url, json=body) as response:
+        answer = await response.json()
+        kind = None if response.status == 200 else answer["type"]
+        return response.status, response.headers.get("Retry-After"), kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
 
 import pytest
@@ -48,11 +49,9 @@ async def test_an_idle_connection_is_closed_and_counted(
 
 
 @pytest.mark.proves("F72")
-async def test_the_oldest_idle_connections_make_room(
-    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "_most_connections", lambda: 4)
+async def test_the_oldest_idle_connections_make_room(upstream: FakeUpstream) -> None:
     async with serving(make_instance(upstream)) as served, AsyncExitStack() as stack:
+        served.gateway.drain.places = 4
 
         async def connect() -> Streams:
             return await stack.enter_async_context(connected(served))
@@ -73,21 +72,35 @@ async def test_the_oldest_idle_connections_make_room(
         assert upstream.open == 1  # the busy one goes on
 
 
-async def test_without_an_idle_connection_none_is_closed(
-    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+async def test_every_idle_connection_gives_way_to_a_new_one(upstream: FakeUpstream) -> None:
+    async with serving(make_instance(upstream)) as served, AsyncExitStack() as stack:
+        served.gateway.drain.places = 20
+        for _ in range(4):
+            crowd = [await stack.enter_async_context(connected(served)) for _ in range(20)]
+            await asyncio.gather(*map(answered, crowd))
+        assert upstream.hits() == 80
+
+
+@pytest.mark.proves("F65")
+async def test_if_none_is_idle_new_connections_are_refused_in_both_dialects(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(connections, "_most_connections", lambda: 1)
     upstream.default = Reply(hang=True)
     async with serving(make_instance(upstream)) as served, AsyncExitStack() as stack:
-        for number in range(1, 4):
-            _, writer = await stack.enter_async_context(connected(served))
-            writer.write(asking())
-            await until(lambda number=number: upstream.open == number)
-
-
-def test_half_the_descriptors_are_for_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource = pytest.importorskip("resource")
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 1000))
-    assert connections._most_connections() == 50
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, 0))
-    assert connections._most_connections() > 1e9
+        served.gateway.drain.places = 1
+        _, writer = await stack.enter_async_context(connected(served))
+        writer.write(asking())
+        await until(lambda: upstream.open == 1)
+        new = [await stack.enter_async_context(connected(served)) for _ in range(9)]
+        for number, (reader, writer) in enumerate(new):
+            if number < connections.MOST_SURPLUS:  # the others are not asked what they want
+                writer.write(asking())
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nRetry-After: 1\r\n" in head
+            error = json.loads(body)
+            assert error["type"] == "error"
+            assert error["error"]["type"] == "overloaded_error"
+            assert error["error"]["code"] == "overloaded"
+        assert upstream.open == 1  # the first goes on
+    assert caplog.text.count("refusing connections with 503") == 1
