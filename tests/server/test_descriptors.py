@@ -17,6 +17,7 @@ import pytest
 from fakes import HELLO, KEYS, make_instance, serving
 from processes import process
 from raw import asking, connected
+from waiting import until
 
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.server import process as descriptors
@@ -149,6 +150,8 @@ async def test_few_descriptors_serve_some_and_refuse_the_others(
                 WEB_CONCURRENCY=str(workers),
             )
         )
+        if workers > 1:
+            await until(lambda: "".join(gateway.log).count("is serving") == workers)
         # Each burst finds the idle connections of the one before, to callers and to an upstream.
         for path, model in (
             ("chat/completions", "groq/a"),

@@ -64,6 +64,7 @@ def completion(text: str) -> str:
 
 ERROR = error_object("It broke.", kind="server_error", code="broken")
 ERROR_TEXT = json.dumps(ERROR)
+FULL = error_object("It is full.", kind="server_error", code="overloaded")
 NEVER = error_object("Tried: X: no answer in 10000 ms.", kind="server_error")
 END = (chunk(finish="stop"), "[DONE]")
 
@@ -412,6 +413,53 @@ async def test_a_signal_ends_the_command_and_its_processes(tmp_path: Path) -> No
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_refusal"),
+    [
+        (Answer(503, json.dumps(FULL), headers="Retry-After: 1"), True),
+        (Answer(503, json.dumps(FULL)), False),
+        (Answer(503, ERROR_TEXT, headers="Retry-After: 1"), False),
+        (Answer(503, "<html>", headers="Retry-After: 1"), False),
+        (Answer(429, json.dumps(FULL), headers="Retry-After: 1"), False),
+    ],
+)
+def test_only_a_refusal_that_says_when_is_tried_again(answer: Answer, is_refusal: bool) -> None:
+    assert answer.is_refusal is is_refusal
+
+
+# More callers than a gateway with 64 descriptors can serve at once.
+CROWD = Campaign(requests=120, instances=3, bad=2, rounds=1, concurrency=60)
+SLOW_ROUNDS = [
+    Round(0, 119, {0: {1: {"delay": 500}, 2: {"delay": 500}}}),
+    Round(119, 120, {119: {}}),
+]
+
+
+@pytest.mark.proves("F65")
+async def test_with_few_descriptors_every_caller_is_served_at_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Campaign, "plan", lambda _: SLOW_ROUNDS)
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
+    tally = await run(CROWD, quiet)
+    assert tally.kept, tally.examples
+    assert tally.befallen["64 descriptors"] > 0
+
+
+async def test_more_requests_than_descriptors_are_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = (
+        "from nexus_gateway.server import process\nprocess._limit_requests = lambda gateway: None\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(code)  # of the gateway's processes
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(Campaign, "plan", lambda _: SLOW_ROUNDS)
+    tally = await run(CROWD, quiet)
+    assert Broken.EXHAUSTED in tally.broken()
 
 
 async def test_a_hung_worker_that_is_not_noticed_is_reported(

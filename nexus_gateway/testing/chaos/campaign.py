@@ -36,10 +36,10 @@ PATH = "/v1/chat/completions"
 CONNECT_S = 10.0
 
 
-def client(concurrency: int) -> aiohttp.ClientSession:
-    """Return an HTTP client for concurrent callers."""
+def client(concurrency: int, *, is_new_each: bool = False) -> aiohttp.ClientSession:
+    """Return an HTTP client for concurrent callers, which may use each connection once."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=concurrency),
+        connector=aiohttp.TCPConnector(limit=concurrency, force_close=is_new_each),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
         trust_env=False,
     )
@@ -174,14 +174,18 @@ class GatewayProcess:
 
 
 @asynccontextmanager
-async def gateway(env: Mapping[str, str]) -> AsyncIterator[GatewayProcess]:
+async def gateway(
+    env: Mapping[str, str], *, descriptors: int | None = None
+) -> AsyncIterator[GatewayProcess]:
     """Run a gateway on a free port of loopback; RuntimeError if it does not start.
 
-    The environment is all that it gets: it runs in an empty directory, without a .env file.
+    The environment is all that it gets: it runs in an empty directory, without a .env file. It may
+    open no more than so many `descriptors`.
     """
+    limited = ("/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh") if descriptors else ()
     with tempfile.TemporaryDirectory() as folder:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "nexus_gateway.testing.chaos.campaign"),
+            *(*limited, sys.executable, "-m", "nexus_gateway.testing.chaos.campaign"),
             *("serve", "--host", "127.0.0.1", "--port", "0"),
             env={**env, "PYTHONUNBUFFERED": "1"},
             cwd=folder,
@@ -217,8 +221,12 @@ LIMITS = {
 # Of the last round, in which one worker hangs and nothing reads the log, which is long.
 WORKERS = 2
 TROUBLED = {"WEB_CONCURRENCY": str(WORKERS), "LOG_LEVEL": "debug"}
+# Of the first round, in which callers that are refused for it try again.
+DESCRIPTORS = 64
+REFUSED_S = 0.2
 # For a gateway with unknown settings.
 DEFAULT_LIMIT_S = 180.0
+EXHAUSTED = "no file descriptors are left"
 BAD_SIGNS = ("Traceback (most recent call last)", "never retrieved", "was never awaited")
 
 
@@ -248,11 +256,15 @@ async def run(campaign: Campaign, progress: Progress) -> Tally:
         troubled = number == len(plan) > 1 and can_share_a_port()
         faults = ", then ".join(_described(part))
         faults += "; a worker hangs, and nothing reads the log" if troubled else ""
+        descriptors = DESCRIPTORS if number == 1 < len(plan) and os.name == "posix" else None
+        faults += f"; {descriptors} descriptors" if descriptors else ""
         progress(f"round {number} of {len(plan)}, {part.end - part.first} requests: {faults}")
         async with Mock(campaign.instances, seed=campaign.seed * 1_000_003 + number) as mock:
             watching = asyncio.create_task(_watch(tally))
             try:
-                await _round(campaign, part, mock, tally, troubled=troubled)
+                await _round(
+                    campaign, part, mock, tally, troubled=troubled, descriptors=descriptors
+                )
             finally:
                 watching.cancel()
     return _finished(campaign, tally)
@@ -277,7 +289,13 @@ def _described(part: Round) -> Iterator[str]:
 
 
 async def _round(
-    campaign: Campaign, part: Round, mock: Mock, tally: Tally, *, troubled: bool
+    campaign: Campaign,
+    part: Round,
+    mock: Mock,
+    tally: Tally,
+    *,
+    troubled: bool,
+    descriptors: int | None,
 ) -> None:
     async def switch(faults: Mapping[int, Faults]) -> None:
         for number, one in faults.items():
@@ -290,8 +308,11 @@ async def _round(
         env |= TROUBLED
     settings = Settings.from_env(env)
     limit_s = (settings.response_timeout_ms + settings.idle_timeout_ms) / 1000 + SLACK_S
-    async with gateway(env) as process, client(campaign.concurrency) as session:
-        callers = _Callers(campaign, session, process.url, limit_s, tally)
+    async with (
+        gateway(env, descriptors=descriptors) as process,
+        client(campaign.concurrency, is_new_each=bool(descriptors)) as session,
+    ):
+        callers = _Callers(campaign, session, process.url, limit_s, tally, descriptors)
         async with process.troubled(session) if troubled else contextlib.nullcontext() as stopped:
             await callers.send(part, switch)
             if stopped is not None:
@@ -351,6 +372,7 @@ class _Callers:
     url: str
     limit_s: float
     tally: Tally
+    descriptors: int | None = None
 
     async def send(self, part: Round, switch: Switch) -> None:
         numbers = iter(range(part.first, part.end))
@@ -368,7 +390,12 @@ class _Callers:
 
     async def _send_one(self, request: ChatRequest) -> None:
         self.tally.requests += 1
+        end_s = time.monotonic() + self.limit_s
         answer = await ask(self.session, self.url, request, self.limit_s)
+        while self.descriptors and answer and answer.is_refusal and time.monotonic() < end_s:
+            self.tally.befallen[f"{self.descriptors} descriptors"] += 1
+            await asyncio.sleep(REFUSED_S)
+            answer = await ask(self.session, self.url, request, self.limit_s)
         if answer is None:
             self.tally.endings[Ending.LEFT] += 1
         else:
@@ -425,6 +452,8 @@ def _check_log(process: GatewayProcess, tally: Tally) -> None:
     log = "".join(process.log)
     if KEY in log:
         tally.add_broken(Broken.KEY_EXPOSED, "in the log")
+    if EXHAUSTED in log:
+        tally.add_broken(Broken.EXHAUSTED, process.log_tail())
     if any(sign in log for sign in BAD_SIGNS):
         tally.add_broken(Broken.TRACEBACK, process.log_tail())
 

@@ -17,6 +17,7 @@ from nexus_gateway.wire.chunks import MALFORMED, choices, extract_text
 SHOWN = 300
 DONE = "[DONE]"
 NO_ANSWER = ": no answer in "
+OVERLOADED = "overloaded"
 
 
 class Ending(StrEnum):
@@ -45,6 +46,7 @@ class Broken(StrEnum):
     UNNOTICED = "a worker that hangs and counts as serving"
     BAD_EXIT = "the gateway did not exit with 0"
     TRACEBACK = "a traceback in the log"
+    EXHAUSTED = "more requests admitted than there were file descriptors for"
     NOT_DONE = "not all requests were sent within the time limit"
 
 
@@ -59,6 +61,14 @@ class Answer:
     first_s: float = 0.0  # to the first content or to the full answer
     connection_error: str = ""
     late: bool = False  # the limit was reached
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether there was no place for the request, and it may be sent again."""
+        if self.status != 503 or "Retry-After" not in self.headers:
+            return False
+        body = _parsed(self.body)
+        return is_error(body) and bool(body["error"]["code"] == OVERLOADED)
 
 
 class Judgement(NamedTuple):
