@@ -57,9 +57,9 @@ class StartupReport(TypedDict):
 def startup_report(ready: Prepared, host: str, port: int, workers: int = 1) -> StartupReport:
     if ready.settings.log_format != "json":
         return StartupReport(screen=[*_screen(ready, host, port, workers)], said={}, remarks=[])
-    warnings = _warnings(ready.settings, ready.pool, host)
+    found = _warnings(ready.settings, ready.pool, host)
     # The log has levels, so the words "note" and "WARNING" are not repeated.
-    remarks = [f"{kind}: {text}" if kind == LEFT_OUT else text for kind, text in warnings]
+    remarks = [f"{kind}: {text}" if kind == LEFT_OUT else text for kind, text in found]
     return StartupReport(screen=[], said=_fields(ready, host, port, workers), remarks=remarks)
 
 
@@ -78,7 +78,7 @@ def _fields(ready: Prepared, host: str, port: int, workers: int) -> dict[str, An
     return {
         "version": __version__,
         "url": f"http://{_bracketed(host)}:{port}",
-        "control_center": f"http://{_reachable(host)}:{port}/",
+        "control_center": f"http://{reachable(host)}:{port}/",
         "workers": workers,
         "live": {instance.name: instance.model for instance in pool.instances},
         "without_a_key": _unconfigured(pool),
@@ -102,7 +102,7 @@ def _screen(ready: Prepared, host: str, port: int, workers: int) -> Iterator[str
     for kind, text in _warnings(settings, pool, host):
         yield from paragraph(f"{kind}: {text}" if kind else text, indent="  ", hang="    ")
     yield ""
-    address = f"http://{_reachable(host)}:{port}"
+    address = f"http://{reachable(host)}:{port}"
     closed = " (closed: ADMIN_TOKEN is not set)" if _is_closed(settings) else ""
     yield f"Control Center: {address}/{closed}"
     yield "Try it:"
@@ -121,7 +121,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """Return a host by which this machine reaches the gateway."""
     shown = _bracketed(host)
     return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(shown, shown)  # noqa: S104
@@ -147,11 +147,15 @@ def _unconfigured(pool: Pool) -> list[str]:
 
 
 def _warnings(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, str]]:
-    """Yield what the operator should know, each with its kind."""
-    if {i.provider_name for i in pool.instances} == {DEMO} and not pool.problems:
-        yield "", "no API key configured; serving the built-in demo"
     if warning := installed_over_ours():
         yield WARNING, warning
+    yield from warnings(settings, pool, host)
+
+
+def warnings(settings: Settings, pool: Pool, host: str) -> Iterator[tuple[str, str]]:
+    """Yield what the operator should know of the settings, each with its kind."""
+    if {i.provider_name for i in pool.instances} == {DEMO} and not pool.problems:
+        yield "", "no API key configured; serving the built-in demo"
     for problem in pool.problems:
         yield LEFT_OUT, str(problem)
     for warning in pool.warnings:

@@ -211,7 +211,7 @@ def _add_doctor(commands: _Commands, shared: _Parser) -> None:
 def _add_setup(commands: _Commands, shared: _Parser) -> None:
     command = _command(commands, "setup", "point a client at the gateway", _SETUP, shared)
     command.add_argument("client", metavar="CLIENT", nargs="?", help="omit it to list them")
-    command.add_argument("--url", help="address of the gateway (http://127.0.0.1 and PORT)")
+    command.add_argument("--url", help="address of the gateway (from HOST and PORT)")
     command.add_argument("--key", help="key to use (the first of GATEWAY_KEYS)")
     command.add_argument(
         "--write", action="store_true", help="write the settings into the client's files"

@@ -11,12 +11,13 @@ import json
 import re
 import shutil
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nexus_gateway.cli.banner import reachable
 from nexus_gateway.cli.environment import environment
 from nexus_gateway.errors import ConfigError
 from nexus_gateway.settings import Settings
@@ -57,14 +58,18 @@ def setup(arguments: argparse.Namespace) -> int:
         raise ConfigError([f"{arguments.client} has no configuration file; omit --write."])
     texts = [(Path(part["file"]).expanduser(), merged(part)) for part in written]
     for path, text in texts:
-        _write(path, text)
-    print("\n\n".join(_shown(part) for part in parts if "file" not in part))
+        try:
+            _write(path, text)
+        except OSError as error:
+            raise ConfigError([f"{path} cannot be written: {error.strerror}."]) from None
+    if rest := [part for part in parts if "file" not in part]:
+        print("\n\n".join(map(_shown, rest)))
     return 0
 
 
 def _address(arguments: argparse.Namespace) -> tuple[str, str]:
     settings = Settings.from_env(environment(arguments.env_file))
-    url = arguments.url or f"http://127.0.0.1:{settings.port}"
+    url = arguments.url or f"http://{reachable(settings.host)}:{settings.port}"
     keys = settings.gateway_keys
     return url.rstrip("/").removesuffix("/v1"), (
         arguments.key or (keys[0].reveal() if keys else _ANY_KEY)
@@ -91,21 +96,24 @@ def merged(part: dict[str, str]) -> str:
         ConfigError: what is there cannot be read, or sets the same and cannot be replaced.
     """
     path = Path(part["file"]).expanduser()
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
     merge = {"json": _merged_json, "env": _merged_env, "toml": _merged_toml, "yaml": _merged_yaml}
     try:
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
         return merge[part["format"]](old, part["text"]).strip() + "\n"
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError([f"{path}: {error}; add the lines yourself (omit --write)."]) from None
 
 
 def _merged_json(old: str, new: str) -> str:
     def joined(before: Any, after: Any) -> Any:
-        if not (isinstance(before, dict) and isinstance(after, dict)):
+        if not isinstance(after, dict):
             return after
-        return {**before, **{k: joined(before.get(k), v) for k, v in after.items()}}
+        if not isinstance(before, dict):
+            raise ValueError(f"{json.dumps(before)} is there in place of an object")
+        return {**before, **{k: joined(before.get(k, {}), v) for k, v in after.items()}}
 
-    return json.dumps(joined(json.loads(old or "{}"), json.loads(new)), indent=2)
+    merged = joined(json.loads(old.strip() or "{}"), json.loads(new))
+    return json.dumps(merged, indent=2, ensure_ascii=False)
 
 
 def _merged_env(old: str, new: str) -> str:
@@ -142,11 +150,17 @@ def _without_blocks(text: str) -> str:
 def _write(path: Path, text: str) -> None:
     """Write a file that only its user may read, as it has a key; keep what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    old = path.read_text(encoding="utf-8")
+    if old == text:
+        print(f"{path} has these settings already", file=sys.stderr)
+        return
     backup = ""
-    if path.exists():
-        copy = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.bak")
+    if old:
+        # With microseconds: two calls in a row have two backups.
+        copy = path.with_name(f"{path.name}.{datetime.now():%Y%m%d-%H%M%S-%f}.bak")
         shutil.copy2(path, copy)
         backup = f" (before: {copy})"
-    path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
     print(f"wrote {path}{backup}", file=sys.stderr)

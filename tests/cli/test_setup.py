@@ -72,10 +72,31 @@ def test_what_is_written_is_what_was_printed(id: str, home: Path) -> None:
             file = home / part["file"].removeprefix("~/")
             assert URL in file.read_text() or KEY in file.read_text()
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    # Once more changes nothing but the time.
+    # Once more changes nothing, and makes no backup.
     before = {path: path.read_text() for path in home.rglob("*") if path.is_file()}
     assert setup(id, "--write") == 0
-    assert {path: path.read_text() for path in before} == before
+    assert {path: path.read_text() for path in home.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_others_could_read_is_closed_to_them(home: Path) -> None:
+    path = home / ".claude" / "settings.json"
+    path.parent.mkdir()
+    path.write_text("{}")
+    path.chmod(0o644)
+    assert setup("claude-code", "--write") == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_two_changes_in_a_row_keep_what_was_there_first(home: Path) -> None:
+    path = home / ".claude" / "settings.json"
+    path.parent.mkdir()
+    path.write_text('{"env": {"NAME": "Zoë"}}')
+    assert setup("claude-code", "--write") == 0
+    assert main(["setup", "claude-code", "--write", "--key", "another"]) == 0
+    kept = {copy.read_text() for copy in path.parent.glob("*.bak")}
+    assert '{"env": {"NAME": "Zoë"}}' in kept
+    assert len(kept) == 2
+    assert '"NAME": "Zoë"' in path.read_text()
 
 
 OLD_TOML = 'sandbox_mode = "read-only"\n\n[tools]\nweb_search = true\n'
@@ -117,22 +138,37 @@ def test_what_was_there_is_kept(id: str, file: str, old: str, kept: str, home: P
 @pytest.mark.parametrize(
     ("id", "file", "old"),
     [
-        ("claude-code", ".claude/settings.json", "{ // a comment\n}"),
-        ("codex", ".codex/config.toml", 'model = "gpt"\n'),
-        ("codex", ".codex/config.toml", "this is = = no TOML"),
-        ("continue", ".continue/config.yaml", "models:\n  - name: mine\n"),
+        ("claude-code", ".claude/settings.json", b"{ // a comment\n}"),
+        ("claude-code", ".claude/settings.json", b'["a list"]'),
+        ("claude-code", ".claude/settings.json", b'{"env": "a text"}'),
+        ("aider", ".aider.conf.yml", b"name: \xff"),
+        ("codex", ".codex/config.toml", b'model = "gpt"\n'),
+        ("codex", ".codex/config.toml", b"this is = = no TOML"),
+        ("continue", ".continue/config.yaml", b"models:\n  - name: mine\n"),
     ],
 )
 def test_what_cannot_be_merged_is_left(
-    id: str, file: str, old: str, home: Path, capsys: pytest.CaptureFixture[str]
+    id: str, file: str, old: bytes, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = home / file
-    path.parent.mkdir(parents=True)
-    path.write_text(old)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(old)
     assert setup(id, "--write") == 2
     assert str(path) in capsys.readouterr().err
-    assert path.read_text() == old
+    assert path.read_bytes() == old
     assert [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("folder", [".claude/settings.json", ".claude"])
+def test_what_cannot_be_written_has_one_line(
+    folder: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = home / folder
+    path.mkdir(parents=True) if folder.endswith(".json") else path.touch()
+    assert setup("claude-code", "--write") == 2
+    err = capsys.readouterr().err
+    assert f"{home}/.claude/settings.json" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -159,10 +195,12 @@ def test_a_key_that_would_need_quoting_is_refused(capsys: pytest.CaptureFixture[
 def test_the_settings_of_the_gateway_are_the_defaults(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (home / ".env").write_text("PORT=4321\nGATEWAY_KEYS=the-first,the-second\n")
-    assert main(["setup", "openai-python"]) == 0
-    out = capsys.readouterr().out
-    assert 'base_url="http://127.0.0.1:4321/v1", api_key="the-first"' in out
+    for host, shown in (("", "127.0.0.1"), ("::", "[::1]"), ("192.0.2.1,::1", "192.0.2.1")):
+        env = f"HOST={host}\nPORT=4321\nGATEWAY_KEYS=the-first,the-second\n"
+        (home / ".env").write_text(env)
+        assert main(["setup", "openai-python"]) == 0
+        out = capsys.readouterr().out
+        assert f'base_url="http://{shown}:4321/v1", api_key="the-first"' in out
 
 
 def test_without_a_name_the_clients_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
