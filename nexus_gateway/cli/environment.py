@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.settings import default_file_url
+from nexus_gateway.settings import URL, default_file_url
 
 DEFAULT_ENV_FILE = ".env"
 WRONG_SETTINGS = 2
@@ -46,9 +47,15 @@ def serve_environment(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _with_response_store(env: dict[str, str]) -> dict[str, str]:
-    """Return the variables with the default of RESPONSE_STORE: several workers share a file."""
+    """Return the variables with the default of RESPONSE_STORE: several workers share a file.
+
+    It is beside the ledger, where the gateway may write also if it has no home.
+    """
     if env.get("RESPONSE_STORE") or env.get("WEB_CONCURRENCY", "").strip() in ("", "1"):
         return env
+    if env["LEDGER"].startswith(URL):
+        beside = Path(env["LEDGER"].removeprefix(URL)).with_name("responses.sqlite3")
+        return {**env, "RESPONSE_STORE": f"{URL}{beside}"}
     return {**env, "RESPONSE_STORE": default_file_url("responses", env, sys.platform)}
 
 

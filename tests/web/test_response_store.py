@@ -549,7 +549,7 @@ async def test_two_workers_know_each_others_responses(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     write_env(tmp_path / ".env", upstream)
-    env = {"XDG_STATE_HOME": str(tmp_path), "RESPONSE_STORE": ""}
+    env = {"LEDGER": f"sqlite:///{tmp_path}/kept/ledger.sqlite3", "RESPONSE_STORE": ""}
     async with process(tmp_path, "--workers", "2", **env) as gateway:
         for _ in range(6):  # each with a connection of its own, which any worker may accept
             async with client_of(gateway.url) as client:
@@ -557,7 +557,7 @@ async def test_two_workers_know_each_others_responses(
             async with client_of(gateway.url) as client:
                 await ask(client, previous_response_id=sent.id)
                 await client.responses.delete(sent.id)
-    assert (tmp_path / "nexus-gateway" / "responses.sqlite3").exists()
+    assert (tmp_path / "kept" / "responses.sqlite3").exists()
 
 
 async def test_a_response_in_a_file_survives_its_worker(
