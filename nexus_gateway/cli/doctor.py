@@ -6,10 +6,14 @@ import argparse
 import asyncio
 import contextlib
 import email.utils
+import errno
+import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import aiohttp
 from yarl import URL
 
 from nexus_gateway import __version__
+from nexus_gateway.cli.banner import LEFT_OUT, reachable, warnings
 from nexus_gateway.cli.environment import serve_environment
 from nexus_gateway.cli.serve import configure
 from nexus_gateway.discovery import installed_over_ours
@@ -36,6 +41,7 @@ WORKER_MIB = 64  # docs/deployment.md: about 45 at the start
 FEW_FILES = 1024  # each running request takes two
 WRONG_CLOCK_S = 60
 LIST_TIMEOUT_S = 10
+LOCAL_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,15 @@ class Host:
 
     name: str
     mark: str  # a variable that only it sets
-    grace_s: float
-    setting: str  # what extends the grace
+    grace_s: float  # by default
+    setting: str  # what extends it, "" for nothing
     volumes: tuple[str, ...] = ()  # variables with the folders that are kept
     grace_variable: str = ""
+
+    @property
+    def remedy(self) -> str:
+        lower = "lower SHUTDOWN_TIMEOUT_MS"
+        return f"{lower} or raise {self.setting}, unless you have" if self.setting else lower
 
 
 # Sources: docs.railway.com (deployments, 0 s by default), render.com/docs/deploys (30 s),
@@ -63,12 +74,12 @@ HOSTS = (
         "Railway",
         "RAILWAY_ENVIRONMENT_ID",
         0,
-        "drainingSeconds in railway.json, or RAILWAY_DEPLOYMENT_DRAINING_SECONDS",
+        "drainingSeconds in railway.json or RAILWAY_DEPLOYMENT_DRAINING_SECONDS",
         ("RAILWAY_VOLUME_MOUNT_PATH",),
         "RAILWAY_DEPLOYMENT_DRAINING_SECONDS",
     ),
     Host("Render", "RENDER_SERVICE_ID", 30, "maxShutdownDelaySeconds in render.yaml"),
-    Host("Heroku", "DYNO", 30, "nothing; lower SHUTDOWN_TIMEOUT_MS"),
+    Host("Heroku", "DYNO", 30, ""),
     Host("Kubernetes", "KUBERNETES_SERVICE_HOST", 30, "terminationGracePeriodSeconds of the pod"),
 )
 
@@ -107,7 +118,8 @@ def doctor(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         findings += [Finding(BREAKS, problem) for problem in error.problems]
     else:
-        findings += [*of_pool(pool), *of_host(settings, machine), *of_port(settings)]
+        findings += [*of_settings(settings, pool), *of_files(settings)]
+        findings += [*of_host(settings, machine), *of_port(settings)]
         if not arguments.offline:
             findings += asyncio.run(of_upstreams(settings, pool, time.time))
     if not findings:
@@ -122,11 +134,27 @@ def installation() -> Iterator[Finding]:
         yield Finding(BREAKS, f"{warning}.")
 
 
-def of_pool(pool: Pool) -> Iterator[Finding]:
-    for problem in pool.problems:
-        yield Finding(HURTS, f"left out: {problem}")
-    for warning in pool.warnings:
-        yield Finding(HURTS, warning)
+def of_settings(settings: Settings, pool: Pool) -> Iterator[Finding]:
+    """Yield what the start screen warns of as well."""
+    for kind, text in warnings(settings, pool, settings.host):
+        yield Finding(HURTS, f"{kind}: {text}" if kind == LEFT_OUT else text)
+
+
+def _files(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Yield the files that the gateway writes, each with its variable."""
+    for name, path in (("LEDGER", settings.ledger), ("RESPONSE_STORE", settings.response_store)):
+        if path and path != MEMORY:
+            yield name, Path(path)
+
+
+def of_files(settings: Settings) -> Iterator[Finding]:
+    for name, path in _files(settings):
+        nearest = next(p for p in (path, *path.absolute().parents) if os.path.exists(p))
+        if not os.access(nearest, os.W_OK) or nearest.is_file() != (nearest == path):
+            yield Finding(
+                HURTS,
+                f"{name} is {path}, which cannot be written: set it to another file, or to off.",
+            )
 
 
 def of_host(settings: Settings, machine: Machine) -> Iterator[Finding]:
@@ -138,20 +166,22 @@ def of_host(settings: Settings, machine: Machine) -> Iterator[Finding]:
             if grace_s <= drain_s:
                 yield Finding(
                     HURTS,
-                    f"{host.name} kills the gateway {grace_s:g} s after SIGTERM unless that is set "
-                    f"otherwise, and streams may need {drain_s:g} s (SHUTDOWN_TIMEOUT_MS). "
-                    f"To change it: {host.setting}.",
+                    f"{host.name} by default kills the gateway {host.grace_s:g} s after SIGTERM, "
+                    f"and streams may need {drain_s:g} s: {host.remedy}.",
                 )
-        for name, path in (
-            ("LEDGER", settings.ledger),
-            ("RESPONSE_STORE", settings.response_store),
-        ):
-            if path and path != MEMORY and not _is_kept(path, host, machine):
+        for name, path in _files(settings):
+            if not _is_kept(path, host, machine):
                 yield Finding(
                     HURTS,
                     f"{name} is on a disk that {host.name} discards with each deployment: set it "
                     "to a path on a volume, or to off.",
                 )
+        if settings.is_local:
+            yield Finding(
+                HURTS,
+                f"nothing outside of this {host.name} container reaches {settings.host}: set HOST "
+                "to 0.0.0.0, unless `serve` has --host.",
+            )
     needed_mib = WORKER_MIB * settings.web_concurrency
     limit_mib = machine.memory / 2**20
     if limit_mib < needed_mib:
@@ -168,9 +198,9 @@ def of_host(settings: Settings, machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _is_kept(path: str, host: Host, machine: Machine) -> bool:
+def _is_kept(path: Path, host: Host, machine: Machine) -> bool:
     folders = {machine.env.get(name, "") for name in host.volumes} | machine.mounts
-    parents = {str(parent) for parent in Path(path).parents} - {"/", ""}
+    parents = {str(parent) for parent in path.parents} - {"/", ""}
     return bool(parents & folders)
 
 
@@ -181,11 +211,28 @@ def of_port(settings: Settings) -> Iterator[Finding]:
         for listener in listen(settings.host, settings.port, 1)[0]:
             listener.close()
     except OSError as error:
+        is_taken = error.errno == errno.EADDRINUSE
+        if is_taken and _gateway_listens(settings):
+            yield Finding(GOOD, f"a gateway answers on port {settings.port} already.")
+            return
+        remedy = "End what listens there, or set PORT" if is_taken else "Set HOST or PORT"
         yield Finding(
             BREAKS,
             f"cannot listen on {settings.host} port {settings.port}: {os_error_text(error)}. "
-            "End what listens there, or set PORT.",
+            f"{remedy}.",
         )
+
+
+def _gateway_listens(settings: Settings) -> bool:
+    """Return whether it is a gateway that has the port, such as the one of this container."""
+    host = reachable(settings.host).strip("[]")
+    with contextlib.closing(HTTPConnection(host, settings.port, timeout=LOCAL_TIMEOUT_S)) as local:
+        try:
+            local.request("GET", "/health")
+            health = json.load(local.getresponse())
+        except (OSError, HTTPException, ValueError):
+            return False
+    return isinstance(health, dict) and "inFlightRequests" in health
 
 
 async def of_upstreams(settings: Settings, pool: Pool, clock: Callable[[], float]) -> list[Finding]:
@@ -240,7 +287,7 @@ def _of_answer(instance: Instance, status: int, listed: Any) -> Iterator[Finding
     if status == 401:
         yield Finding(BREAKS, f"{instance.name}: the key is refused (401).")
     entries = listed.get("data") if isinstance(listed, dict) else None
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list) or not entries or listed.get("has_more"):
         return
     ids = {str(entry.get("id")) for entry in entries if isinstance(entry, dict)}
     # Gemini lists models/NAME.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import sys
@@ -13,15 +14,18 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from processes import process
 
 from nexus_gateway.cli import main
 from nexus_gateway.cli.doctor import (
     BREAKS,
+    GOOD,
     HOSTS,
     HURTS,
     Finding,
     Machine,
     installation,
+    of_files,
     of_host,
     of_port,
     of_upstreams,
@@ -58,9 +62,9 @@ def texts(settings: Settings, machine: Machine) -> str:
 def test_a_host_that_kills_too_early(host: Any) -> None:
     machine = Machine({host.mark: "1"}, mounts=KEPT)
     drain = Settings(shutdown_timeout_ms=int(host.grace_s * 1000) + 1000)
-    assert f"{host.name} kills the gateway {host.grace_s:g} s after SIGTERM" in texts(
-        drain, machine
-    )
+    text = f"{host.name} by default kills the gateway {host.grace_s:g} s after SIGTERM"
+    assert text in texts(drain, machine)
+    assert ("or raise" in texts(drain, machine)) == bool(host.setting)
     assert host.setting in texts(drain, machine)
     if host.grace_s:
         assert "kills" not in texts(Settings(shutdown_timeout_ms=1000), machine)
@@ -82,8 +86,37 @@ def test_a_disk_that_is_discarded(host: Any, name: str) -> None:
         assert "disk" not in texts(lost, mounted)
 
 
-def test_a_laptop_keeps_its_disk() -> None:
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+def test_an_address_that_no_host_reaches(host: Any) -> None:
+    machine = Machine({host.mark: "1"}, mounts=KEPT)
+    for local in ("127.0.0.1", "localhost", "127.0.0.1,::1"):
+        text = f"nothing outside of this {host.name} container reaches {local}: set HOST"
+        assert text in texts(Settings(host=local), machine)
+    for public in ("0.0.0.0", "::", "127.0.0.1,::"):
+        assert "outside" not in texts(Settings(host=public), machine)
+
+
+def test_a_laptop_keeps_its_disk_and_may_be_closed() -> None:
     assert [*of_host(Settings(ledger="/srv/ledger.sqlite3"), Machine({}))] == []
+
+
+@pytest.mark.parametrize("name", ["LEDGER", "RESPONSE_STORE"])
+def test_a_file_that_cannot_be_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-file").touch()
+    for wrong in ("a-file/ledger.sqlite3", "."):
+        settings = Settings.from_env({name: f"sqlite:///{tmp_path}/{wrong}"})
+        (finding,) = of_files(settings)
+        assert finding.kind == HURTS
+        assert finding.text.startswith(f"{name} is {tmp_path}")
+    for path in ("a-file", "new/folder/ledger.sqlite3"):
+        settings = Settings.from_env({name: f"sqlite:///{tmp_path}/{path}"})
+        assert [*of_files(settings)] == []
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    assert [finding.kind for finding in of_files(settings)] == [HURTS]
+    for none in ("off", ""):
+        assert [*of_files(Settings.from_env({name: none}))] == []
 
 
 def test_too_little_memory_for_the_workers() -> None:
@@ -114,6 +147,26 @@ def test_a_port_that_is_taken() -> None:
     assert [*of_port(Settings(port=port))] == []
 
 
+def test_an_address_that_this_machine_does_not_have() -> None:
+    (finding,) = of_port(Settings(host="192.0.2.1", port=3000))
+    assert finding.kind == BREAKS
+    assert finding.text.endswith("Set HOST or PORT.")
+
+
+async def test_a_port_that_the_gateway_itself_has(tmp_path: Path) -> None:
+    async with process(tmp_path, "--host", "0.0.0.0", LEDGER="off") as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        for host in ("0.0.0.0", "127.0.0.1"):
+            (finding,) = await asyncio.to_thread(list, of_port(Settings(host=host, port=port)))
+            assert finding == Finding(GOOD, f"a gateway answers on port {port} already.")
+
+
+async def test_a_port_that_another_server_has(aiohttp_server: Any) -> None:
+    server = await aiohttp_server(web.Application())
+    (finding,) = await asyncio.to_thread(list, of_port(Settings(port=server.port)))
+    assert finding.kind == BREAKS
+
+
 class Upstream:
     """An upstream that lists models."""
 
@@ -121,13 +174,16 @@ class Upstream:
         self.status = 200
         self.ids = ["a-model"]
         self.date_s = NOW_S
+        self.more: dict[str, bool] = {}
         self.keys: list[str] = []
 
     async def models(self, request: web.Request) -> web.Response:
         self.keys.append(request.headers["Authorization"])
         date = format_datetime(datetime.fromtimestamp(self.date_s, UTC), usegmt=True)
         return web.json_response(
-            {"data": [{"id": id} for id in self.ids]}, status=self.status, headers={"Date": date}
+            {"data": [{"id": id} for id in self.ids], **self.more},
+            status=self.status,
+            headers={"Date": date},
         )
 
 
@@ -161,6 +217,12 @@ async def test_a_model_that_is_not_listed(aiohttp_server: Any) -> None:
     assert finding == Finding(HURTS, text)
 
 
+async def test_a_model_that_may_be_on_the_next_page(aiohttp_server: Any) -> None:
+    upstream = Upstream()
+    upstream.more = {"has_more": True}
+    assert await found(aiohttp_server, upstream, GROQ_MODEL="retired") == []
+
+
 @pytest.mark.parametrize(
     ("behind_s", "text"), [(600, "10 minutes behind"), (-300, "5 minutes ahead of")]
 )
@@ -189,7 +251,9 @@ async def test_an_upstream_that_does_not_answer() -> None:
 @pytest.mark.parametrize(
     ("env", "code", "text"),
     [
-        ({}, 0, ""),
+        ({}, 0, "hurts   no API key configured; serving the built-in demo"),
+        ({"HOST": "::", "GROQ_KEY_1": "a-key-secret"}, 0, "GATEWAY_KEYS is not set"),
+        ({"HOST": "::", "GATEWAY_KEYS": "a-caller-secret"}, 0, "ADMIN_TOKEN is not set"),
         ({"PORT": "x"}, 1, "breaks  PORT"),
         ({"GROQ_KEY_1": "one-key-secret", "GROQ_KEY_2": "one-key-secret"}, 0, "is the same key as"),
         ({"HTTPS_PROXY": "http://proxy:8080"}, 0, "HTTPS_PROXY is set, but not used"),
