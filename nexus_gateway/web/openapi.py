@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nexus_gateway import __version__
+from nexus_gateway.dialects.base import ESTIMATE
+from nexus_gateway.dialects.messages import VERSION
 from nexus_gateway.web.auth import Access
 from nexus_gateway.web.middleware import Route
+from nexus_gateway.web.request import EXPLAIN, HEDGE, POLICY, TIMEOUT
 
 Schema = dict[str, Any]
+REQUEST_ID = "X-Request-Id"
 JSON, EVENTS = "application/json", "text/event-stream"
 _STRING: Schema = {"type": "string"}
 _OBJECT: Schema = {"type": "object"}
@@ -26,7 +30,8 @@ _OBJECTS: Schema = {"type": "array", "items": _OBJECT}
 _ERRORS = {
     "400": "The body, a header or a parameter is wrong; `param` names it.",
     "401": "The key or token is missing or wrong.",
-    "403": "Admin calls are closed, because ADMIN_TOKEN is not set.",
+    "403": "The settings do not allow it: an admin call without ADMIN_TOKEN, or, without "
+    "GATEWAY_KEYS, the call of another machine's page.",
     "404": "No such model, instance or response; or no instance offers this.",
     "408": "The body did not arrive in time.",
     "413": "The body is larger than MAX_BODY_MB.",
@@ -41,9 +46,10 @@ _ERRORS = {
 }
 _OF_A_BODY = ("400", "408", "413", "415")
 _OF_A_PROVIDER = (*_OF_A_BODY, "404", "429", "504", "508", "4XX")
+_OF_A_REQUEST = (POLICY, TIMEOUT, HEDGE, EXPLAIN)
 _OF_ACCESS = {
     Access.PUBLIC: (),
-    Access.CALLER: ("401", "503"),
+    Access.CALLER: ("401", "403", "503"),
     Access.VIEWER: ("401", "403", "503"),
     Access.ADMIN: ("401", "403", "503"),
 }
@@ -58,14 +64,14 @@ class Operation:
     body: str = ""  # its schema
     body_type: str = JSON
     errors: tuple[str, ...] = ()
-    query: tuple[str, ...] = ()  # names in `_PARAMETERS`
+    parameters: tuple[str, ...] = ()  # names of query and header parameters
     also: tuple[str, ...] = ()  # further statuses with the same body
 
 
 def _asks(summary: str, body: str, answer: str, *, streams: bool = True) -> Operation:
     """Describe an endpoint that reaches a provider."""
     answers = {JSON: answer, **({EVENTS: "Events"} if streams else {})}
-    return Operation(summary, answers, body, errors=_OF_A_PROVIDER)
+    return Operation(summary, answers, body, errors=_OF_A_PROVIDER, parameters=_OF_A_REQUEST)
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
@@ -77,7 +83,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         {JSON: "Any", "text/plain": "Text", EVENTS: "Events"},
         "Audio",
         "multipart/form-data",
-        _OF_A_PROVIDER,
+        errors=_OF_A_PROVIDER,
+        parameters=_OF_A_REQUEST,
     ),
     ("POST", "/v1/responses"): _asks("Create a response", "Responses", "Response"),
     ("POST", "/v1/messages"): _asks("Create a message", "Messages", "Message"),
@@ -92,7 +99,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("POST", "/v1/responses/compact"): Operation("Not offered", {}, errors=("404",)),
     ("GET", "/v1/responses/{id}"): Operation(
-        "Read a kept response", {JSON: "Response"}, errors=("400", "404"), query=("stream",)
+        "Read a kept response", {JSON: "Response"}, errors=("400", "404"), parameters=("stream",)
     ),
     ("DELETE", "/v1/responses/{id}"): Operation(
         "Delete a kept response", {JSON: "Deleted"}, errors=("404",)
@@ -101,15 +108,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "List the input of a kept response",
         {JSON: "List"},
         errors=("400", "404"),
-        query=("order", "limit", "after"),
+        parameters=("order", "limit", "after"),
     ),
     ("GET", "/v1/models"): Operation(
         "List the models; in Anthropic's shape if `anthropic-version` is sent",
         {JSON: "Models"},
         errors=("400",),
-        query=("limit", "after_id", "before_id"),
+        parameters=("limit", "after_id", "before_id", VERSION),
     ),
-    ("GET", "/v1/models/{id}"): Operation("Describe a model", {JSON: "Any"}, errors=("404",)),
+    ("GET", "/v1/models/{id}"): Operation(
+        "Describe a model", {JSON: "Any"}, errors=("404",), parameters=(VERSION,)
+    ),
     ("GET", "/v1/providers"): Operation(
         "Describe all instances and the settings", {JSON: "Providers"}
     ),
@@ -120,7 +129,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         errors=(*_OF_A_BODY, "404"),
     ),
     ("GET", "/v1/usage"): Operation(
-        "Report usage", {JSON: "Any"}, errors=("400", "404"), query=("by", "since", "until")
+        "Report usage", {JSON: "Any"}, errors=("400", "404"), parameters=("by", "since", "until")
     ),
     ("GET", "/v1/events"): Operation("Follow what changes and what ends", {EVENTS: "Events"}),
     ("GET", "/metrics"): Operation(
@@ -147,7 +156,15 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/openapi.json"): Operation("This document", {JSON: "Any"}),
 }
 
-_PARAMETERS: dict[str, tuple[str, Schema]] = {
+_BOOLEAN: Schema = {"enum": ["true", "false"]}
+_HEADER_PARAMETERS: dict[str, tuple[str, Schema]] = {
+    VERSION: ("Asks for Anthropic's shape.", _STRING),
+    EXPLAIN: ("Whether to explain the choice in a header; needs what /v1/events needs.", _BOOLEAN),
+    HEDGE: ("Overrides HEDGE.", _BOOLEAN),
+    POLICY: ("How to choose an instance: smart, fastest, round-robin, or a plugin's.", _STRING),
+    TIMEOUT: ("Time limit for the whole answer.", {"type": "integer", "minimum": 1}),
+}
+_QUERY_PARAMETERS: dict[str, tuple[str, Schema]] = {
     "after": ("The id of the item before the page.", _STRING),
     "after_id": ("The id of the model before the page; only with `anthropic-version`.", _STRING),
     "before_id": ("The id of the model after the page; only with `anthropic-version`.", _STRING),
@@ -166,6 +183,27 @@ _PARAMETERS: dict[str, tuple[str, Schema]] = {
     "stream": ("A kept response is not streamed: only false.", {"enum": ["false"]}),
     "until": ("End, exclusive.", _STRING),
 }
+
+
+_RESPONSE_HEADERS: dict[str, tuple[str, Schema]] = {
+    REQUEST_ID: ("The request's id: yours, if it had one in this header.", _STRING),
+    "X-Nexus-Provider": ("The instance that answered, or the last one that was tried.", _STRING),
+    "X-Nexus-Model": ("The upstream's name of the model.", _STRING),
+    "X-Nexus-Attempts": ("The number of attempts.", {"type": "integer", "minimum": 0}),
+    "Server-Timing": ("Milliseconds in the gateway and upstream, to the first content.", _STRING),
+    EXPLAIN: ("Why the instance was chosen.", _STRING),
+    ESTIMATE: ("The count is the gateway's own estimate.", {"const": "true"}),
+    "Retry-After": ("Seconds after which to ask again.", {"type": "integer", "minimum": 1}),
+    "WWW-Authenticate": ("How to send the key.", _STRING),
+}
+_OF_AN_ATTEMPT = (
+    *("X-Nexus-Provider", "X-Nexus-Model", "X-Nexus-Attempts"),
+    *("Server-Timing", EXPLAIN),
+)
+
+
+def _ref(name: str, kind: str = "schemas") -> Schema:
+    return {"$ref": f"#/components/{kind}/{name}"}
 
 
 def _with(required: Iterable[str] = (), **properties: Schema) -> Schema:
@@ -190,7 +228,10 @@ _ERROR = _with(
 SCHEMAS: dict[str, Schema] = {
     "Any": _OBJECT,
     "Text": _STRING,
-    "Events": {"description": "Server-sent events."},
+    "Events": {
+        "description": "Server-sent events. If an answer breaks after its first content, its last "
+        "event has the error, as the API of the endpoint sends it."
+    },
     "Chat": _with(("messages",), model=_MODEL, messages=_NON_EMPTY, stream=_STREAM),
     "ChatCompletion": _with(("choices", "model"), model=_STRING, choices=_OBJECTS),
     "Completion": _with(("prompt",), model=_MODEL, prompt={}, stream=_STREAM),
@@ -220,10 +261,11 @@ SCHEMAS: dict[str, Schema] = {
         ("status", "version", "providers"),
         status={"enum": ["healthy", "degraded", "unhealthy", "draining"]},
         version=_STRING,
-        providers={"type": "array", "items": {"$ref": "#/components/schemas/Instance"}},
+        providers={"type": "array", "items": _ref("Instance")},
     ),
     "Status": _with(("status",), status=_STRING),
     "Error": _with(("error",), error=_ERROR),
+    "EitherError": {"anyOf": [_ref("AnthropicError"), _ref("Error")]},
     "AnthropicError": _with(("type", "error"), type={"const": "error"}, error=_ERROR),
 }
 
@@ -247,6 +289,10 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,
+            "headers": {
+                name: {"description": text, "required": name == REQUEST_ID, "schema": schema}
+                for name, (text, schema) in _RESPONSE_HEADERS.items()
+            },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -257,14 +303,16 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
 
 def _operation(route: Route, path: str) -> dict[str, Any]:
     described = OPERATIONS[route.method, path]
-    name = "AnthropicError" if route.path.startswith("/v1/messages") else "Error"
     answer = {"content": {kind: _of(schema) for kind, schema in described.answers.items()}}
+    error = {JSON: _of(_error_of(route, described))}
     statuses = ("200",) if described.answers else ()
     responses = {
         status: {"description": "The answer.", **answer} for status in (*statuses, *described.also)
     }
     for status in sorted({*described.errors, *_OF_ACCESS[route.access], "500"} - {*responses}):
-        responses[status] = {"description": _ERRORS[status], "content": {JSON: _of(name)}}
+        responses[status] = {"description": _ERRORS[status], "content": error}
+    for status, response in responses.items():
+        response["headers"] = _headers(status, described)
     operation: dict[str, Any] = {
         "operationId": _name(route.method, path),
         "summary": described.summary,
@@ -281,7 +329,25 @@ def _operation(route: Route, path: str) -> dict[str, Any]:
 
 
 def _of(schema: str) -> dict[str, Any]:
-    return {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    return {"schema": _ref(schema)}
+
+
+def _headers(status: str, described: Operation) -> dict[str, Any]:
+    names = [REQUEST_ID]
+    if POLICY in described.parameters:
+        names += _OF_AN_ATTEMPT
+    if status == "200" and "Tokens" in described.answers.values():
+        names.append(ESTIMATE)
+    names += {"401": ["WWW-Authenticate"], "429": ["Retry-After"], "503": ["Retry-After"]}.get(
+        status, []
+    )
+    return {name: _ref(name, "headers") for name in names}
+
+
+def _error_of(route: Route, described: Operation) -> str:
+    if VERSION in described.parameters:
+        return "EitherError"
+    return "AnthropicError" if route.path.startswith("/v1/messages") else "Error"
 
 
 def _name(method: str, path: str) -> str:
@@ -292,6 +358,7 @@ def _name(method: str, path: str) -> str:
 def _parameters(path: str, described: Operation) -> Iterable[dict[str, Any]]:
     for name in re.findall(r"\{(\w+)\}", path):
         yield {"name": name, "in": "path", "required": True, "schema": _STRING}
-    for name in described.query:
-        text, schema = _PARAMETERS[name]
-        yield {"name": name, "in": "query", "description": text, "schema": schema}
+    for name in described.parameters:
+        where = "header" if name in _HEADER_PARAMETERS else "query"
+        text, schema = {**_HEADER_PARAMETERS, **_QUERY_PARAMETERS}[name]
+        yield {"name": name, "in": where, "description": text, "schema": schema}
