@@ -26,7 +26,7 @@ from nexus_gateway.cli.environment import serve_environment
 from nexus_gateway.cli.serve import configure
 from nexus_gateway.discovery import installed_over_ours
 from nexus_gateway.errors import ConfigError
-from nexus_gateway.provider import InProcess
+from nexus_gateway.provider import InProcess, Provider
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import Pool
 from nexus_gateway.server.process import limit_of_descriptors
@@ -286,11 +286,13 @@ def _of_clock(date: str, now_s: float) -> Iterator[Finding]:
 def _of_answer(instance: Instance, status: int, listed: Any) -> Iterator[Finding]:
     if status == 401:
         yield Finding(BREAKS, f"{instance.name}: the key is refused (401).")
+    if type(instance.provider).url is not Provider.url:
+        return  # its list may have other names: of models, where a request names a deployment
     entries = listed.get("data") if isinstance(listed, dict) else None
     if not isinstance(entries, list) or not entries or listed.get("has_more"):
         return
     ids = {str(entry.get("id")) for entry in entries if isinstance(entry, dict)}
-    # Gemini lists models/NAME.
+    # Some list models/NAME.
     ids |= {id.removeprefix("models/") for id in ids}
     for model in instance.models:
         if model not in ids:

@@ -178,7 +178,7 @@ class Upstream:
         self.keys: list[str] = []
 
     async def models(self, request: web.Request) -> web.Response:
-        self.keys.append(request.headers["Authorization"])
+        self.keys.append(request.headers.get("Authorization", ""))
         date = format_datetime(datetime.fromtimestamp(self.date_s, UTC), usegmt=True)
         return web.json_response(
             {"data": [{"id": id} for id in self.ids], **self.more},
@@ -187,12 +187,14 @@ class Upstream:
         )
 
 
-async def found(aiohttp_server: Any, upstream: Upstream, **env: str) -> list[Finding]:
+async def found(
+    aiohttp_server: Any, upstream: Upstream, name: str = "GROQ", **env: str
+) -> list[Finding]:
     app = web.Application()
     app.router.add_get("/v1/models", upstream.models)
     server = await aiohttp_server(app)
-    address = {"GROQ_BASE_URL": str(server.make_url("/v1")), "GROQ_MODEL": "a-model", **env}
-    settings, pool = configure({"GROQ_KEY_1": "groq-key-secret", **address}, demo=False)
+    address = {f"{name}_BASE_URL": str(server.make_url("/v1")), f"{name}_MODEL": "a-model", **env}
+    settings, pool = configure({f"{name}_KEY_1": "groq-key-secret", **address}, demo=False)
     return await of_upstreams(settings, pool, lambda: NOW_S)
 
 
@@ -215,6 +217,14 @@ async def test_a_model_that_is_not_listed(aiohttp_server: Any) -> None:
     (finding,) = await found(aiohttp_server, Upstream(), GROQ_MODEL="retired")
     text = "Groq (Key #1): the upstream does not list the model retired."
     assert finding == Finding(HURTS, text)
+
+
+async def test_the_name_of_a_deployment_is_not_the_name_of_a_model(aiohttp_server: Any) -> None:
+    upstream = Upstream()
+    assert await found(aiohttp_server, upstream, "AZURE", AZURE_MODEL="mine") == []
+    upstream.status = 401
+    (finding,) = await found(aiohttp_server, upstream, "AZURE", AZURE_MODEL="mine")
+    assert finding.kind == BREAKS
 
 
 async def test_a_model_that_may_be_on_the_next_page(aiohttp_server: Any) -> None:
