@@ -463,16 +463,22 @@ class ProviderConformance(InProcessConformance):
 
     @pytest.mark.parametrize(
         "failure",
-        [Reply(reset=True), Reply(hang=True), Reply(error_after=0), Reply(end_after=0)],
-        ids=["reset", "hang", "error", "empty"],
+        [Reply(reset=True), Reply(error_after=0), Reply(end_after=0)],
+        ids=["reset", "error", "empty"],
     )
     async def test_failure_before_the_first_content(self, failure: Reply) -> None:
         """A stream that fails before its first content fails over."""
-        limit: dict[str, Any] = {"first_token_timeout_ms": FIRST_TOKEN_MS} if failure.hang else {}
-        async with self._behind(failure, count=2, **limit) as (served, upstream):
+        async with self._behind(failure, count=2) as (served, upstream):
             status, text, _ = await served.chat()
-        assert (status, read_stream(text).text) == (200, Reply().text)
+            assert (status, read_stream(text).text) == (200, Reply().text)
         assert upstream.hits() == 2
+
+    async def test_no_first_content_in_time(self) -> None:
+        """An instance that does not answer in time is given up, and another one answers."""
+        limit = {"first_token_timeout_ms": FIRST_TOKEN_MS}
+        async with self._behind(Reply(hang=True), elsewhere=True, **limit) as (served, _):
+            status, text, headers = await served.chat(headers=IN_TURN)
+            assert (status, headers["X-Nexus-Attempts"]) == (200, "2"), text
 
     @pytest.mark.parametrize(
         "failure",
