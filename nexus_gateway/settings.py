@@ -222,6 +222,7 @@ class Settings:
     queue_timeout_ms: int = _variable("0", _MS_OR_OFF, "Longest wait for an instance to return.")
     queue_limit: int = _variable("100", _number(1, 100_000), "Most requests that wait for one.")
     hedge: bool = _variable("false", parse_bool, "Ask a second instance if the first is late.")
+    affinity: bool = _variable("true", parse_bool, "Keep a conversation at one instance.")
     resume: bool = _variable("false", parse_bool, "Continue broken streams on another instance.")
     max_concurrent: int = _variable(
         "5000", _number(0, 1_000_000), "Most requests in flight in one worker; 0 for no limit."

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from nexus_gateway.provider import RATE_LIMIT_PARK_S, Outcome, Scope, Verdict
+from nexus_gateway.routing.affinity import HIT, MOVED, NONE
 from nexus_gateway.routing.breaker import Permit
 from nexus_gateway.routing.instance import Deployment, Instance
 from nexus_gateway.wire.usage import parse_usage
@@ -335,6 +336,8 @@ class AttemptHistory:
     Attributes:
         id: the request's, for the log.
         trace_id: its trace's, for the log; "" if it is not sampled.
+        conversation: see `affinity.RoutingView`.
+        home: the deployment where the conversation belongs; None without one.
         explanations: why each choice was made, if that is wanted; else None.
         attempts: those that have ended, in order. One that lost a race is left out.
         running: those that have not.
@@ -347,6 +350,8 @@ class AttemptHistory:
 
     id: str = ""
     trace_id: str = ""
+    conversation: int | None = None
+    home: Deployment | None = None
     explanations: list[str] | None = None
     attempts: list[Attempt] = field(default_factory=list)
     running: list[Attempt] = field(default_factory=list)
@@ -356,6 +361,13 @@ class AttemptHistory:
     hedged: bool = False
     pending: list[Attempt] = field(default_factory=list)
     _earlier: int = 0
+
+    @property
+    def affinity(self) -> str:
+        """Whether the latest attempt is where the conversation belongs, by `affinity`'s words."""
+        if self.home is None or self.latest is None:
+            return NONE
+        return HIT if self.latest.deployment is self.home else MOVED
 
     def log_fields(self) -> dict[str, object]:
         """Return the ids of the request, for log lines about it."""

@@ -17,6 +17,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from nexus_gateway.provider import CHAT, Account, Provider
+from nexus_gateway.routing.affinity import seed_of
 from nexus_gateway.routing.breaker import Breaker, State
 from nexus_gateway.routing.health import Health, Sample
 from nexus_gateway.routing.quotas import Quotas
@@ -308,12 +309,19 @@ class Deployment:
         total_requests: this process's.
         max_output: the longest answer in tokens, as a refusal of the backend has named it; else 0.
         last_reason: why its last request failed; None if one has succeeded since.
+        seed: a number of its own, the same in every process that has the key.
+        steady_weight: what `policies.Smart` weighs it for conversations.
     """
 
     def __init__(self, instance: Instance, model: str, clock: Callable[[], float]) -> None:
         self.instance = instance
         self.model = model
         self.total_requests = self.max_output = 0
+        account = instance.account
+        self.seed = seed_of(
+            instance.provider_name, account.key.reveal(), account.base_url or "", model
+        )
+        self.steady_weight = 1.0
         self.breaker = Breaker(clock)
         self.health = Health(clock)
         self.quotas = Quotas(clock)

@@ -9,7 +9,8 @@ name is the value of `X-Routing-Mode`:
 
 A candidate is a deployment: one model of one instance. What a policy may read of it: `name` (the
 instance's), `provider_name`, `model`, `in_flight`, `health.score()`, `health.success_rate()`,
-`health.latency_ms()`, `health.tokens_per_s()` and `quota_left()`.
+`health.latency_ms()`, `health.tokens_per_s()`, `quota_left()` and `seed`, a number of its own that
+is the same in every process. A policy that regards the request as well defines `choose_for`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from math import log2
 from random import Random
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from nexus_gateway.discovery import PluginKind, version_error
 from nexus_gateway.provider import API_VERSION
+from nexus_gateway.routing.affinity import RepeatableRandom, RoutingView, distance
 from nexus_gateway.routing.instance import Deployment
 from nexus_gateway.routing.quotas import quota_factor
 
@@ -30,6 +33,8 @@ logger = logging.getLogger("nexus_gateway")
 
 DEFAULT_POLICY = "smart"
 DRAWS = 16  # rejected draws before all candidates are weighed after all
+FEW = 8  # requests in flight at an instance that move no conversation away
+HYSTERESIS = 1.3  # by which factor a weight changes before conversations move
 OUR_POLICIES = (DEFAULT_POLICY, "fastest", "round-robin")
 
 
@@ -38,9 +43,12 @@ class Policy(ABC):
 
     Attributes:
         api_version: the version of the plugin contract that it was written for.
+        keeps_conversations: whether it chooses the same deployment for all requests of a
+            conversation, as long as it can.
     """
 
     api_version: ClassVar[int] = API_VERSION
+    keeps_conversations: ClassVar[bool] = False
 
     @abstractmethod
     def choose(self, candidates: Sequence[Deployment], rng: Random) -> Deployment:
@@ -66,9 +74,31 @@ class Policy(ABC):
         """
         return None
 
+    def choose_for(
+        self, request: RoutingView, candidates: Sequence[Deployment], rng: Random
+    ) -> Deployment:
+        """As `choose`, for a policy that regards the request."""
+        return self.choose(candidates, rng)
+
+    def draw_for(
+        self,
+        request: RoutingView,
+        deployments: Sequence[Deployment],
+        admits: Callable[[Deployment], bool],
+        rng: Random,
+    ) -> Deployment | None:
+        """As `draw`, for a policy that regards the request."""
+        return self.draw(deployments, admits, rng)
+
 
 class Smart(Policy):
-    """Random, weighted by score and divided by requests in flight: avoids herding."""
+    """Random, weighted by score and divided by requests in flight: avoids herding.
+
+    A conversation stays where it is, see `affinity`. Its weights change in steps, and requests in
+    flight count only if they are many: else each of them would move conversations.
+    """
+
+    keeps_conversations = True
 
     def choose(self, candidates: Sequence[Deployment], rng: Random) -> Deployment:
         """Return a candidate drawn by weight."""
@@ -84,11 +114,52 @@ class Smart(Policy):
         Draw a deployment and accept it with probability equal to its weight (at most 1), else
         repeat.
         """
-        for _ in range(DRAWS):
-            drawn = deployments[int(rng.random() * len(deployments))]
-            if admits(drawn) and rng.random() < _weight(drawn):
-                return drawn
-        return None
+        return _drawn(deployments, admits, rng, _weight)
+
+    def choose_for(
+        self, request: RoutingView, candidates: Sequence[Deployment], rng: Random
+    ) -> Deployment:
+        """Return the conversation's candidate; without a conversation, one drawn by weight."""
+        conversation = request.conversation
+        if conversation is None or len(candidates) == 1:
+            return self.choose(candidates, rng)
+        return min(candidates, key=lambda c: distance(conversation, c.seed) / _steady_weight(c))
+
+    def draw_for(
+        self,
+        request: RoutingView,
+        deployments: Sequence[Deployment],
+        admits: Callable[[Deployment], bool],
+        rng: Random,
+    ) -> Deployment | None:
+        """As `draw`, but for a conversation with the same numbers each time."""
+        if request.conversation is None:
+            return self.draw(deployments, admits, rng)
+        return _drawn(deployments, admits, RepeatableRandom(request.conversation), _steady_weight)
+
+
+def _drawn(
+    deployments: Sequence[Deployment],
+    admits: Callable[[Deployment], bool],
+    rng: Random,
+    weight: Callable[[Deployment], float],
+) -> Deployment | None:
+    for _ in range(DRAWS):
+        drawn, accepted = deployments[int(rng.random() * len(deployments))], rng.random()
+        if admits(drawn) and accepted < weight(drawn):
+            return drawn
+    return None
+
+
+def _steady_weight(deployment: Deployment) -> float:
+    """Return the weight for conversations: a power of the square root of 2, with hysteresis."""
+    load, weight = deployment.instance.in_flight + 1, effective_score(deployment)
+    if load > FEW:
+        weight *= FEW / load
+    kept = deployment.steady_weight
+    if not kept / HYSTERESIS <= weight <= kept * HYSTERESIS:
+        kept = deployment.steady_weight = 2.0 ** (round(2 * log2(weight)) / 2)
+    return kept
 
 
 def _weight(deployment: Deployment) -> float:
@@ -158,23 +229,26 @@ POLICIES: PluginKind[Policy] = PluginKind(
 
 def draw(
     policy: Policy,
+    request: RoutingView,
     deployments: Sequence[Deployment],
     admits: Callable[[Deployment], bool],
     rng: Random,
 ) -> Deployment | None:
     """Return what a policy draws; None if it draws nothing, draws no candidate, or fails."""
     try:
-        drawn = policy.draw(deployments, admits, rng)
+        drawn = policy.draw_for(request, deployments, admits, rng)
         return drawn if drawn is None or (admits(drawn) and drawn in deployments) else None
     except Exception:
         logger.exception("the policy %s failed", type(policy).__qualname__)
         return None
 
 
-def choose(policy: Policy, candidates: Sequence[Deployment], rng: Random) -> Deployment:
+def choose(
+    policy: Policy, request: RoutingView, candidates: Sequence[Deployment], rng: Random
+) -> Deployment:
     """Return what a policy chooses; the first candidate if it chooses no candidate, or fails."""
     try:
-        chosen = policy.choose(candidates, rng)
+        chosen = policy.choose_for(request, candidates, rng)
     except Exception:
         logger.exception("the policy %s failed", type(policy).__qualname__)
         return candidates[0]

@@ -23,6 +23,7 @@ from random import Random
 from nexus_gateway.errors import NoCandidate, NoCapableModel
 from nexus_gateway.provider import CHAT, Outcome, Scope
 from nexus_gateway.routing import explain
+from nexus_gateway.routing.affinity import RoutingView
 from nexus_gateway.routing.attempts import Attempt, AttemptHistory
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Deployment
@@ -233,7 +234,7 @@ class Scheduler:
             decision = explain.Decision.capture(
                 policy, target.current(), target.capable(), others, history
             )
-        chosen = choose(self.policies[policy], others, self._rng)
+        chosen = choose(self.policies[policy], _view(target, history), others, self._rng)
         if decision is not None:
             _explain(history, number, "hedge", decision.chosen(chosen.label))
         history.hedged = True
@@ -290,13 +291,12 @@ class Scheduler:
 
     def _attempt(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt:
         is_retry = bool(history.attempts)
-        deployments = target.current()
-        if len(deployments) > FULL_SCAN_LIMIT and not is_retry:
-            drawn = draw(self.policies[policy], deployments, target.admits, self._rng)
-            if drawn is not None:
-                self.retries.request()
-                has_alternative = any(d is not drawn and target.admits(d) for d in deployments)
-                return self._begin(drawn, history, has_alternative=has_alternative)
+        deployments, view = target.current(), _view(target, history)
+        first = None if is_retry else self._first(target, policy, view, history)
+        if first is not None:
+            self.retries.request()
+            has_alternative = any(d is not first and target.admits(d) for d in deployments)
+            return self._begin(first, target, history, has_alternative=has_alternative)
         best = _by_history(list(filter(target.admits, deployments)), history)
         may_retry = not is_retry or history.attempts[-1].is_free or self.retries.allows()
         if not may_retry:
@@ -305,7 +305,7 @@ class Scheduler:
         if is_again and may_retry and self._doubtful(target, history):
             best = []  # rather what has not been tried, though it is in doubt
         if best:
-            chosen = choose(self.policies[policy], best, self._rng)
+            chosen = choose(self.policies[policy], view, best, self._rng)
         else:
             last = self._last_resort(target, history) if may_retry else None
             if last is None:
@@ -316,13 +316,41 @@ class Scheduler:
         elif not history.attempts[-1].is_free:
             self.retries.retry()
         has_alternative = len(best) > 1 and not is_again
-        if not has_alternative and len(deployments) > 1:
-            has_alternative = bool(self._doubtful(target, history, but=chosen))
-        return self._begin(chosen, history, has_alternative=has_alternative)
+        return self._begin(chosen, target, history, has_alternative=has_alternative)
+
+    def _first(
+        self, target: RoutingTarget, policy: str, view: RoutingView, history: AttemptHistory
+    ) -> Deployment | None:
+        """Return what a request's first attempt goes to if that needs no look at all candidates.
+
+        A conversation goes to where it belongs if that can serve it now.
+        """
+        by_name, deployments = self.policies[policy], target.current()
+        is_large = len(deployments) > FULL_SCAN_LIMIT
+        if view.conversation is not None and by_name.keeps_conversations:
+            if len(deployments) == 1:
+                history.home = deployments[0]
+                return None
+            home = None
+            if is_large:
+                home = draw(by_name, view, deployments, target.is_capable, self._rng)
+            if home is None and (capable := target.capable()):
+                home = choose(by_name, view, capable, self._rng)
+            history.home = home
+            if home is not None and target.admits(home) and has_quota_left(home):
+                return home
+        return draw(by_name, view, deployments, target.admits, self._rng) if is_large else None
 
     def _begin(
-        self, chosen: Deployment, history: AttemptHistory, *, has_alternative: bool
+        self,
+        chosen: Deployment,
+        target: RoutingTarget,
+        history: AttemptHistory,
+        *,
+        has_alternative: bool,
     ) -> Attempt:
+        if not has_alternative and len(target.deployments) > 1:
+            has_alternative = bool(self._doubtful(target, history, but=chosen))
         breaker = chosen.breaker
         permit = breaker.acquire() if breaker.admits() else breaker.acquire_early()
         return Attempt(chosen, permit, history, self.clock, has_alternative=has_alternative)
@@ -373,6 +401,10 @@ class Scheduler:
         if is_open:
             self._early_probe_s = self.clock()
         return min(is_open, key=lambda d: d.breaker.ready_in_s(), default=None)
+
+
+def _view(target: RoutingTarget, history: AttemptHistory) -> RoutingView:
+    return RoutingView(history.conversation, target.model, target.images, history.begun + 1)
 
 
 def _untried(target: RoutingTarget, history: AttemptHistory) -> list[Deployment]:

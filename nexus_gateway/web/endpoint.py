@@ -10,6 +10,7 @@ import time
 from aiohttp import web
 
 from nexus_gateway.dialects.base import Dialect, Request
+from nexus_gateway.dialects.conversation import conversation_of
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import (
     DeadlinePassed,
@@ -30,6 +31,7 @@ from nexus_gateway.web.request import (
     CALLER,
     EXPLAINED,
     RECORDED,
+    SESSION,
     BodyPieces,
     JoinedHeaders,
     parse_options,
@@ -153,6 +155,9 @@ class DialectEndpoint:
             parsed = await hooks.before_routing(parsed, context.history.id, context.caller)
         if via is not None:
             parsed = parsed.traced(via)
+        if gateway.settings.affinity:
+            session = request.headers.get(SESSION, "")
+            context.history.conversation = conversation_of(parsed, session)
         context.set_request(parsed, options)
         if parsed.stream and gateway.settings.keepalive_ms:
             responder.keep_alive(gateway.settings.keepalive_ms / 1000)

@@ -15,9 +15,10 @@ from typing import Any
 from nexus_gateway import __version__
 from nexus_gateway.dialects.base import ESTIMATE
 from nexus_gateway.dialects.messages import VERSION
+from nexus_gateway.routing.affinity import HIT, MOVED, NONE
 from nexus_gateway.web.auth import Access
 from nexus_gateway.web.middleware import Route
-from nexus_gateway.web.request import EXPLAIN, HEDGE, POLICY, TIMEOUT
+from nexus_gateway.web.request import EXPLAIN, HEDGE, POLICY, SESSION, TIMEOUT
 
 Schema = dict[str, Any]
 REQUEST_ID = "X-Request-Id"
@@ -46,7 +47,7 @@ _ERRORS = {
 }
 _OF_A_BODY = ("400", "408", "413", "415")
 _OF_A_PROVIDER = (*_OF_A_BODY, "404", "429", "504", "508", "4XX")
-_OF_A_REQUEST = (POLICY, TIMEOUT, HEDGE, EXPLAIN)
+_OF_A_REQUEST = (POLICY, SESSION, TIMEOUT, HEDGE, EXPLAIN)
 _OF_ACCESS = {
     Access.PUBLIC: (),
     Access.CALLER: ("401", "403", "503"),
@@ -160,6 +161,7 @@ _BOOLEAN: Schema = {"enum": ["true", "false"]}
 _HEADER_PARAMETERS: dict[str, tuple[str, Schema]] = {
     VERSION: ("Asks for Anthropic's shape.", _STRING),
     EXPLAIN: ("Whether to explain the choice in a header; needs what /v1/events needs.", _BOOLEAN),
+    SESSION: ("Names the conversation, whose requests go to the same instance.", _STRING),
     HEDGE: ("Overrides HEDGE.", _BOOLEAN),
     POLICY: ("How to choose an instance: smart, fastest, round-robin, or a plugin's.", _STRING),
     TIMEOUT: ("Time limit for the whole answer.", {"type": "integer", "minimum": 1}),
@@ -190,6 +192,10 @@ _RESPONSE_HEADERS: dict[str, tuple[str, Schema]] = {
     "X-Nexus-Provider": ("The instance that answered, or the last one that was tried.", _STRING),
     "X-Nexus-Model": ("The upstream's name of the model.", _STRING),
     "X-Nexus-Attempts": ("The number of attempts.", {"type": "integer", "minimum": 0}),
+    "X-Nexus-Affinity": (
+        "Whether the instance is the one where the conversation belongs.",
+        {"enum": [HIT, MOVED, NONE]},
+    ),
     "Server-Timing": ("Milliseconds in the gateway and upstream, to the first content.", _STRING),
     EXPLAIN: ("Why the instance was chosen.", _STRING),
     ESTIMATE: ("The count is the gateway's own estimate.", {"const": "true"}),
@@ -197,7 +203,7 @@ _RESPONSE_HEADERS: dict[str, tuple[str, Schema]] = {
     "WWW-Authenticate": ("How to send the key.", _STRING),
 }
 _OF_AN_ATTEMPT = (
-    *("X-Nexus-Provider", "X-Nexus-Model", "X-Nexus-Attempts"),
+    *("X-Nexus-Provider", "X-Nexus-Model", "X-Nexus-Attempts", "X-Nexus-Affinity"),
     *("Server-Timing", EXPLAIN),
 )
 

@@ -48,6 +48,7 @@ NO_METHOD = "UNKNOWN"  # aiohttp's method of what is not HTTP
 POLICY = "X-Routing-Mode"
 HEDGE = "X-Nexus-Hedge"
 TIMEOUT = "X-Request-Timeout-Ms"
+SESSION = "X-Session-Id"
 
 
 def note_refusal(

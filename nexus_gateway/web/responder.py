@@ -31,7 +31,8 @@ from nexus_gateway.web.request import EXPLAIN, REQUEST_ID, request_id
 from nexus_gateway.wire import sse
 
 _EXPOSED = (
-    f"X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, {ESTIMATE}, Server-Timing"
+    f"X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, X-Nexus-Affinity, "
+    f"{ESTIMATE}, Server-Timing"
 )
 _STREAM_HEAD = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -191,6 +192,7 @@ def attempt_headers(context: RequestContext) -> dict[str, str]:
     own_ms = total_ms - upstream_ms
     head = {
         "X-Nexus-Attempts": str(history.begun),
+        "X-Nexus-Affinity": history.affinity,
         "Server-Timing": f"gateway;dur={own_ms:.1f}, upstream;dur={upstream_ms:.1f}",
     }
     if (latest := history.latest) is not None:

@@ -22,6 +22,7 @@ from nexus_gateway.provider import (
     Translator,
     json_request,
 )
+from nexus_gateway.routing.affinity import RoutingView
 from nexus_gateway.routing.policies import POLICIES, Policy, choose
 from nexus_gateway.routing.pool import Pool, build_pool
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -232,7 +233,7 @@ def test_a_policy_that_fails_is_replaced_by_a_default_choice(
     cls: type[Policy], caplog: pytest.LogCaptureFixture
 ) -> None:
     pair = [make_instance(), make_instance(number=2)]
-    assert choose(cls(), pair, Random(1)) is pair[0]
+    assert choose(cls(), RoutingView(), pair, Random(1)) is pair[0]
     assert cls.__name__ in caplog.text
 
 

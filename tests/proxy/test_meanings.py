@@ -123,7 +123,7 @@ async def test_a_retired_model_that_the_gateway_chose_costs_no_request(
     upstream: FakeUpstream, reply: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
     upstream.defaults[KEYS[0]] = reply
-    async with serving(*two_providers(upstream)) as served:
+    async with serving(*two_providers(upstream), affinity=False) as served:
         for n in range(60):
             assert_complete(await served.chat(stream=bool(n % 2)), stream=bool(n % 2))
         health = await served.health()

@@ -244,7 +244,8 @@ HOSTILE = {
 ALLOWED = {
     *("content-type", "content-length", "transfer-encoding", "date", "connection"),
     *("cache-control", "x-accel-buffering", "x-request-id", "x-nexus-provider"),
-    *("x-nexus-model", "x-nexus-attempts", "server-timing", "retry-after", "x-should-retry"),
+    *("x-nexus-model", "x-nexus-attempts", "x-nexus-affinity", "server-timing"),
+    *("retry-after", "x-should-retry"),
 }
 
 

@@ -47,7 +47,7 @@ async def test_an_instance_without_quota_is_used_if_there_is_no_other(
 async def test_an_instance_with_little_quota_is_chosen_less(upstream: FakeUpstream) -> None:
     upstream.defaults[KEYS[0]] = quota(2)
     instances = [make_instance(upstream, n) for n in (1, 2)]
-    async with serving(*instances) as served:
+    async with serving(*instances, affinity=False) as served:
         served_by = Counter(
             [(await served.chat(stream=False))[2]["X-Nexus-Provider"] for _ in range(60)]
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from clock import FakeClock
-from fakes import KEYS, make_instance, serving
+from fakes import HELLO, KEYS, make_instance, serving
 
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Scope, Verdict
@@ -143,8 +143,9 @@ async def test_over_a_socket_no_caller_sees_a_flappers_errors(upstream: FakeUpst
     upstream.script(*[Reply(status=rng.choice((200, 500))) for _ in range(500)], key=KEYS[0])
     hits: list[int] = []
     async with serving(*instances, clock=clock, first_token_timeout_ms=20_000) as gateway:
-        for _ in range(200):
-            assert (await gateway.chat())[0] == 200
+        for number in range(200):
+            conversation = {**HELLO, "user": f"user-{number}"}
+            assert (await gateway.chat(conversation))[0] == 200
             hits.append(upstream.hits(KEYS[0]))
             clock.advance(0.5)
     assert open_circuits(instances[1:]) == []

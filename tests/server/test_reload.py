@@ -129,7 +129,8 @@ async def test_a_removed_instance_finishes_its_streams_and_gets_no_new_one(
     upstream.default = SLOW
     one, two = make_instance(upstream), make_instance(upstream, 2)
     async with serving(one, two) as gateway:
-        streams = [asyncio.create_task(gateway.chat()) for _ in range(8)]
+        others = [{**HELLO, "user": f"user {n}"} for n in range(20)]  # other conversations
+        streams = [asyncio.create_task(gateway.chat(body)) for body in others[:8]]
         await streams_opened(upstream, 8)
         assert one.in_flight
         assert two.in_flight
@@ -137,7 +138,7 @@ async def test_a_removed_instance_finishes_its_streams_and_gets_no_new_one(
         assert await reload(gateway, make_instance(upstream, 2), new)
         assert [p["name"] for p in (await gateway.health())["providers"]] == [two.name, new.name]
         hits = upstream.hits(KEYS[0])
-        later = await asyncio.gather(*[gateway.chat() for _ in range(6)])
+        later = await asyncio.gather(*[gateway.chat(body) for body in others[8:]])
         for status, text, _ in [*await asyncio.gather(*streams), *later]:
             assert (status, text.count("data: "), text[-8:]) == (200, 9, "[DONE]\n\n")
         assert upstream.hits(KEYS[0]) == hits
