@@ -33,7 +33,7 @@ RESERVED = ANY_MODEL | {"response"}
 _LONGEST_REASON = 200
 _OPTION = re.compile(r"[A-Z][A-Z0-9_]*")
 _TAKEN_OPTIONS = frozenset(
-    {"API_KEY", "BASE_URL", "FIRST_TOKEN_TIMEOUT_MS", "IMAGES", "MODEL", "MODELS"}
+    {"API_KEY", "BASE_URL", "FIRST_TOKEN_TIMEOUT_MS", "IMAGES", "MODEL", "MODELS", "TIER"}
 )
 T = TypeVar("T")
 

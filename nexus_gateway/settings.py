@@ -188,7 +188,8 @@ def _variable(default: str, parse: Callable[[str], Any], help: str, unset: objec
 
 
 _MS = _number(1, MAX_MS)
-parse_ms = _MS  # for the variables of the providers as well
+parse_tier = _number(1, 99)  # both are for the variables of the providers
+parse_ms = _MS
 _MS_OR_OFF = _number(0, MAX_MS)
 _LEVEL = _one_of("debug", "info", "warning", "error")
 _HOST = _matching(r"[^\s,]+(\s*,\s*[^\s,]+)*", "an address or a host name, or several with commas")

@@ -52,10 +52,11 @@ class Decision:
         """
         ranked = sorted(candidates, key=lambda i: -i.health.score())
         excluded = [i for i in deployments if i not in candidates]
+        tier = min((i.instance.tier for i in candidates), default=0)
         return cls(
             policy,
             {i.label: _state(i) for i in ranked},
-            [f"{i.label} {_exclusion(i, capable, history)}" for i in excluded],
+            [f"{i.label} {_exclusion(i, capable, history, tier)}" for i in excluded],
         )
 
     def chosen(self, name: str) -> str:
@@ -103,8 +104,12 @@ def _state(deployment: Deployment) -> str:
 
 
 def _exclusion(
-    deployment: Deployment, capable: Collection[Deployment], history: AttemptHistory
+    deployment: Deployment,
+    capable: Collection[Deployment],
+    history: AttemptHistory,
+    tier: int = 0,
 ) -> str:
+    """Return why it is no candidate; `tier` is the candidates', 0 if there are none."""
     if not deployment.instance.enabled:
         return "disabled"
     if deployment not in capable:
@@ -120,6 +125,8 @@ def _exclusion(
         return f"open {_seconds(breaker.ready_in_s())}"
     if not breaker.admits():
         return "being probed"
+    if 0 < tier < deployment.instance.tier:
+        return f"tier {deployment.instance.tier}"
     if history.failures_of(deployment.provider_name):
         return "its provider failed"
     left = deployment.quota_left()

@@ -75,6 +75,7 @@ class Instance:
     takes_images: InitVar[bool | None] = None  # of its models; None: as the provider lists them
     # How long a first token may take; None: FIRST_TOKEN_TIMEOUT_MS.
     first_token_timeout_ms: int | None = None
+    tier: int = 1  # asked only if no instance of a lower tier may serve
     origin: str = ""  # the plugin's distribution and version
 
     def __post_init__(self, clock: Callable[[], float], takes_images: bool | None) -> None:
@@ -144,7 +145,7 @@ class Instance:
     def update_from(self, other: Instance) -> None:
         """Take over the settings (models, account, …) of another instance of the same key."""
         self.model, self.other_models, self.account = other.model, other.other_models, other.account
-        self.first_token_timeout_ms = other.first_token_timeout_ms
+        self.first_token_timeout_ms, self.tier = other.first_token_timeout_ms, other.tier
         self.default = self.on(self.model)
         self._takes_images = other._takes_images
         self._no_stream_usage_until_s = 0.0

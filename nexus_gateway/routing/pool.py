@@ -1,7 +1,7 @@
 """From plugins and environment variables to the pool of instances.
 
 The variables of a provider are NAME_KEY_1, NAME_BASE_URL, NAME_MODEL or NAME_MODELS, NAME_IMAGES,
-NAME_FIRST_TOKEN_TIMEOUT_MS and its own options. All but the keys apply to all instances
+NAME_FIRST_TOKEN_TIMEOUT_MS, NAME_TIER and its own options. All but the keys apply to all instances
 (`NAME_MODEL`) or to one (`NAME_MODEL_2`).
 """
 
@@ -19,7 +19,7 @@ from nexus_gateway.errors import ConfigError
 from nexus_gateway.provider import Account, InProcess, Provider
 from nexus_gateway.routing.instance import Instance, InstanceState
 from nexus_gateway.secret import Secret
-from nexus_gateway.settings import parse_bool, parse_ms, parse_secret, unquoted
+from nexus_gateway.settings import parse_bool, parse_ms, parse_secret, parse_tier, unquoted
 
 T = TypeVar("T")
 DEMO = "demo"
@@ -157,6 +157,10 @@ class ProviderEnv:
     def takes_images(self, number: int) -> bool | None:
         variable = self._variable("IMAGES", number)
         return self._parsed(variable, parse_bool) if self._env.get(variable) else None
+
+    def tier(self, number: int) -> int:
+        variable = self._variable("TIER", number)
+        return (self._parsed(variable, parse_tier) or 1) if self._env.get(variable) else 1
 
     def options(self, number: int, defaults: Mapping[str, str]) -> dict[str, str]:
         return {
@@ -328,6 +332,7 @@ def _instances(
             first_token_timeout_ms=(
                 variables.first_token_timeout_ms(number) or cls.first_token_timeout_ms
             ),
+            tier=variables.tier(number),
             origin=plugin.origin,
         )
         made[(key.reveal(), base_url)] = instance

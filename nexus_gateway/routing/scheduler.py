@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from nexus_gateway.errors import NoCandidate, NoCapableModel
@@ -57,6 +57,8 @@ class RoutingTarget:
         images_may_go: whether models that take none may be asked without them if there is no other.
         kind: what the model is for, see `provider.Model`.
         is_fallback: no instance is known to have that model, so any may be asked.
+        tiers: the same for each tier of the instances, the lowest first; empty if there is only
+            one.
     """
 
     deployments: tuple[Deployment, ...]
@@ -65,6 +67,18 @@ class RoutingTarget:
     kind: str = CHAT
     is_fallback: bool = False
     images_may_go: bool = False
+    tiers: tuple[RoutingTarget, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        numbers = sorted({d.instance.tier for d in self.deployments})
+        if len(numbers) > 1:
+            tiers = (
+                tuple(d for d in self.deployments if d.instance.tier == number)
+                for number in numbers
+            )
+            # A tier alone does not know whether another one takes images.
+            own = tuple(replace(self, deployments=d, images_may_go=False) for d in tiers)
+            object.__setattr__(self, "tiers", own)
 
     @property
     def chosen_by_us(self) -> bool:
@@ -226,6 +240,7 @@ class Scheduler:
             and not history.tried(d)
             and not history.rules_out(d)
             and has_quota_left(d)
+            and (history.latest is None or d.instance.tier <= history.latest.instance.tier)
         ]
         if not others or not self.hedges.take():
             return None
@@ -292,12 +307,13 @@ class Scheduler:
     def _attempt(self, target: RoutingTarget, policy: str, history: AttemptHistory) -> Attempt:
         is_retry = bool(history.attempts)
         deployments, view = target.current(), _view(target, history)
-        first = None if is_retry else self._first(target, policy, view, history)
+        lowest = target.tiers[0] if target.tiers else target
+        first = None if is_retry else self._first(lowest, policy, view, history)
         if first is not None:
             self.retries.request()
             has_alternative = any(d is not first and target.admits(d) for d in deployments)
             return self._begin(first, target, history, has_alternative=has_alternative)
-        best = _by_history(list(filter(target.admits, deployments)), history)
+        best = _best(target, history)
         may_retry = not is_retry or history.attempts[-1].is_free or self.retries.allows()
         if not may_retry:
             best = self._within_budget(best, target, history)
@@ -360,7 +376,7 @@ class Scheduler:
     ) -> explain.Decision:
         """Capture what `_attempt` chooses from, changing nothing."""
         deployments = target.current()
-        best = _by_history(list(filter(target.admits, deployments)), history)
+        best = _best(target, history)
         if history.attempts and not self.retries.allows():
             best = [d for d in best if d.breaker.is_healthy]
         return explain.Decision.capture(policy, deployments, target.capable(), best, history)
@@ -401,6 +417,19 @@ class Scheduler:
         if is_open:
             self._early_probe_s = self.clock()
         return min(is_open, key=lambda d: d.breaker.ready_in_s(), default=None)
+
+
+def _best(target: RoutingTarget, history: AttemptHistory) -> list[Deployment]:
+    """Return the best candidates: those of the lowest tier that has one which was not tried."""
+    for tier in target.tiers:
+        best = _by_history(list(filter(tier.admits, tier.current())), history)
+        if best and has_quota_left(best[0]) and not history.tried(best[0]):
+            return best
+    best = _by_history(list(filter(target.admits, target.current())), history)
+    if best and target.tiers:
+        lowest = min(d.instance.tier for d in best)
+        return [d for d in best if d.instance.tier == lowest]
+    return best
 
 
 def _view(target: RoutingTarget, history: AttemptHistory) -> RoutingView:

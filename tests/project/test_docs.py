@@ -59,7 +59,7 @@ def test_a_providers_variables_are_documented(part: str) -> None:
 
 def test_env_example_has_only_known_variables() -> None:
     known = {variable.name for variable in VARIABLES}
-    of_one = "MODELS?|BASE_URL|IMAGES|FIRST_TOKEN_TIMEOUT_MS"
+    of_one = "MODELS?|BASE_URL|IMAGES|FIRST_TOKEN_TIMEOUT_MS|TIER"
     providers = rf"[A-Z][A-Z0-9]*_(?:KEY_\d+|API_KEY|API_VERSION|(?:{of_one})(?:_\d+)?)"
     for name in re.findall(r"^#? ?([A-Z][A-Z0-9_]+)=", text(".env.example"), re.MULTILINE):
         assert name in known or re.fullmatch(providers, name), name

@@ -15,6 +15,7 @@ from records import add_ended, attempt
 from nexus_gateway.errors import NoCandidate
 from nexus_gateway.provider import Outcome, Verdict
 from nexus_gateway.routing.attempts import AttemptHistory
+from nexus_gateway.routing.explain import Decision
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.policies import Fastest, RoundRobin, Smart
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
@@ -51,6 +52,12 @@ class Pool:
 def fail(instance: Instance, times: int) -> None:
     for _ in range(times):
         instance.default.breaker.failure(instance.default.breaker.acquire())
+
+
+def test_a_higher_tier_is_named() -> None:
+    pair = [make_instance(number=1).default, make_instance(number=2, tier=2).default]
+    decision = Decision.capture("smart", pair, pair, pair[:1], AttemptHistory())
+    assert decision.chosen(pair[0].label).endswith(f"excluded: {pair[1].label} tier 2")
 
 
 def test_the_explanation_lists_candidates_and_excluded_instances() -> None:
