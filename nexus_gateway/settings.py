@@ -178,13 +178,12 @@ class Variable:
     name: str
     default: str
     parse: Callable[[str], Any]  # its ValueError describes what is expected
-    help: str
 
 
-def _variable(default: str, parse: Callable[[str], Any], help: str, unset: object = "") -> Any:
+def _variable(default: str, parse: Callable[[str], Any], unset: object = "") -> Any:
     """Declare a variable; `unset` is the field's value if there is no default."""
     value = parse(default) if default else unset
-    return field(default=value, metadata={"default": default, "parse": parse, "help": help})
+    return field(default=value, metadata={"default": default, "parse": parse})
 
 
 _MS = _number(1, MAX_MS)
@@ -204,70 +203,46 @@ _ORIGIN = _matching(
 class Settings:
     """The settings; each field is the variable of the same name in upper case."""
 
-    host: str = _variable("127.0.0.1", _HOST, "Addresses to listen on; :: for all.")
-    port: int = _variable("3000", _number(0, 65535), "Port to listen on; 0 for any free one.")
-    web_concurrency: int = _variable("1", _number(1, MAX_WORKERS), "Number of worker processes.")
-    cors_origin: str = _variable("", _ORIGIN, "Origin whose pages may call; * for all.")
-    first_token_timeout_ms: int = _variable("8000", _MS, "Longest wait for a stream's first token.")
-    idle_timeout_ms: int = _variable("30000", _MS, "Longest silence in a stream or a request body.")
-    write_timeout_ms: int = _variable("60000", _MS, "How long a caller may read nothing.")
-    response_timeout_ms: int = _variable(
-        "120000", _MS, "Longest wait, over all attempts, for a stream to begin or a body to end."
-    )
-    stream_timeout_ms: int = _variable(
-        "3600000", _MS_OR_OFF, "Longest a stream may go on once it has begun; 0 for no limit."
-    )
-    keepalive_ms: int = _variable("0", _MS_OR_OFF, "Interval of comments before a stream begins.")
-    shutdown_timeout_ms: int = _variable("10000", _MS, "How long streams may go on after SIGTERM.")
-    max_attempts: int = _variable("6", _number(1, 100), "Most attempts for one request.")
-    queue_timeout_ms: int = _variable("0", _MS_OR_OFF, "Longest wait for an instance to return.")
-    queue_limit: int = _variable("100", _number(1, 100_000), "Most requests that wait for one.")
-    hedge: bool = _variable("false", parse_bool, "Ask a second instance if the first is late.")
-    affinity: bool = _variable("true", parse_bool, "Keep a conversation at one instance.")
-    resume: bool = _variable("false", parse_bool, "Continue broken streams on another instance.")
-    max_concurrent: int = _variable(
-        "5000", _number(0, 1_000_000), "Most requests in flight in one worker; 0 for no limit."
-    )
-    max_body_mb: int = _variable("20", _number(1, 1024), "Largest request body.")
-    body_budget_mb: int = _variable(
-        "0", _number(0, 1 << 20), "Memory of one worker for large bodies; 0 for its share."
-    )
-    strict_models: bool = _variable("false", parse_bool, "Answer 404 to unknown models.")
-    response_model: str = _variable(
-        "instance", _one_of("instance", "upstream"), "Which name `model` has in a response."
-    )
-    stream_usage: bool = _variable("true", parse_bool, "Always ask upstreams for a stream's usage.")
-    direct_path: bool = _variable("true", parse_bool, "Copy bytes without aiohttp's streams.")
-    upstream_proxy: Secret = _variable(  # noqa: RUF009 - it returns a field
-        "", _proxy_or_env, "Proxy for requests to upstreams: a URL or env.", unset=_UNSET
-    )
-    https_proxy: Secret = _variable(  # noqa: RUF009 - it returns a field
-        "", Secret, "Proxy for https if UPSTREAM_PROXY=env.", unset=_UNSET
-    )
-    http_proxy: Secret = _variable(  # noqa: RUF009 - it returns a field
-        "", Secret, "Proxy for http if UPSTREAM_PROXY=env.", unset=_UNSET
-    )
-    no_proxy: str = _variable("", str.strip, "Hosts that are asked without a proxy.")
-    metrics: bool = _variable("true", parse_bool, "Count for GET /metrics (extra `metrics`).")
-    gateway_keys: tuple[Secret, ...] = _variable("", _secrets, "Keys for callers.", unset=())
-    admin_token: Secret = _variable(  # noqa: RUF009 - it returns a field
-        "", parse_secret, "Token for admin calls.", unset=_UNSET
-    )
-    viewer_token: Secret = _variable(  # noqa: RUF009 - it returns a field
-        "", parse_secret, "Token for admin calls that only read.", unset=_UNSET
-    )
-    ledger: str = _variable("", parse_file_url, "Where usage is recorded: sqlite:///path or off.")
-    response_store: str = _variable(
-        "", _response_store, "Where responses are kept: memory, sqlite:///path or off.", MEMORY
-    )
-    response_store_mb: int = _variable("64", _number(1, 65_536), "Most that is kept of them.")
-    response_store_ttl_ms: int = _variable(
-        "3600000", _number(1, 30 * MAX_MS), "How long a response is kept."
-    )
-    log_level: str = _variable("info", _LEVEL, "debug, info, warning or error.")
-    log_format: str = _variable("text", _one_of("text", "json"), "text or json.")
-    otel_exporter_otlp_endpoint: str = _variable("", _URL, "Collector of traces, OTLP over HTTP.")
-    otel_exporter_otlp_traces_endpoint: str = _variable("", _URL, "The same with its full path.")
+    host: str = _variable("127.0.0.1", _HOST)
+    port: int = _variable("3000", _number(0, 65535))
+    web_concurrency: int = _variable("1", _number(1, MAX_WORKERS))
+    cors_origin: str = _variable("", _ORIGIN)
+    first_token_timeout_ms: int = _variable("8000", _MS)
+    idle_timeout_ms: int = _variable("30000", _MS)
+    write_timeout_ms: int = _variable("60000", _MS)
+    response_timeout_ms: int = _variable("120000", _MS)
+    stream_timeout_ms: int = _variable("3600000", _MS_OR_OFF)
+    keepalive_ms: int = _variable("0", _MS_OR_OFF)
+    shutdown_timeout_ms: int = _variable("10000", _MS)
+    max_attempts: int = _variable("6", _number(1, 100))
+    queue_timeout_ms: int = _variable("0", _MS_OR_OFF)
+    queue_limit: int = _variable("100", _number(1, 100_000))
+    affinity: bool = _variable("true", parse_bool)
+    hedge: bool = _variable("false", parse_bool)
+    resume: bool = _variable("false", parse_bool)
+    max_concurrent: int = _variable("5000", _number(0, 1_000_000))
+    max_body_mb: int = _variable("20", _number(1, 1024))
+    body_budget_mb: int = _variable("0", _number(0, 1 << 20))
+    strict_models: bool = _variable("false", parse_bool)
+    response_model: str = _variable("instance", _one_of("instance", "upstream"))
+    stream_usage: bool = _variable("true", parse_bool)
+    direct_path: bool = _variable("true", parse_bool)
+    upstream_proxy: Secret = _variable("", _proxy_or_env, unset=_UNSET)  # noqa: RUF009 - it returns a field
+    https_proxy: Secret = _variable("", Secret, unset=_UNSET)  # noqa: RUF009 - it returns a field
+    http_proxy: Secret = _variable("", Secret, unset=_UNSET)  # noqa: RUF009 - it returns a field
+    no_proxy: str = _variable("", str.strip)
+    metrics: bool = _variable("true", parse_bool)
+    gateway_keys: tuple[Secret, ...] = _variable("", _secrets, unset=())
+    admin_token: Secret = _variable("", parse_secret, unset=_UNSET)  # noqa: RUF009 - it returns a field
+    viewer_token: Secret = _variable("", parse_secret, unset=_UNSET)  # noqa: RUF009 - it returns a field
+    ledger: str = _variable("", parse_file_url)
+    response_store: str = _variable("", _response_store, unset=MEMORY)
+    response_store_mb: int = _variable("64", _number(1, 65_536))
+    response_store_ttl_ms: int = _variable("3600000", _number(1, 30 * MAX_MS))
+    log_level: str = _variable("info", _LEVEL)
+    log_format: str = _variable("text", _one_of("text", "json"))
+    otel_exporter_otlp_endpoint: str = _variable("", _URL)
+    otel_exporter_otlp_traces_endpoint: str = _variable("", _URL)
 
     @property
     def is_local(self) -> bool:
