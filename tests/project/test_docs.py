@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nexus_gateway import __version__
 from nexus_gateway.provider import Provider
@@ -81,6 +82,15 @@ def test_versions_agree() -> None:
     assert metadata.version("nexus-ai-gateway") == __version__
     assert __version__ in text("README.md")
     assert __version__ in text("CHANGELOG.md")
+
+
+def test_the_tested_pythons_are_the_declared_ones() -> None:
+    workflow = yaml.safe_load(text(".github/workflows/test.yml"))
+    tested = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    declared = text("setup.cfg")
+    assert re.findall(r"Python :: (3\.\d+)$", declared, re.MULTILINE) == tested
+    assert f"python_requires = >={tested[0]}\n" in declared
+    assert f"Python {tested[0]} or newer" in text("README.md")
 
 
 def example(kind: type[Provider]) -> type[Any]:
