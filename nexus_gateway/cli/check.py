@@ -12,7 +12,7 @@ from nexus_gateway.cli.serve import configure
 from nexus_gateway.cli.text import table
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS
 from nexus_gateway.dialects.embeddings import EMBEDDINGS
-from nexus_gateway.routing.attempts import AttemptFailed
+from nexus_gateway.routing.attempts import AttemptFailed, advice_on_model, is_unknown_model
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.routing.pool import DEMO, Pool
 from nexus_gateway.settings import Settings
@@ -57,7 +57,9 @@ async def _probe(upstream: Upstream, instance: Instance) -> Result:
     try:
         await (_chat if instance.provider.serves_chat else _embed)(upstream, instance)
     except AttemptFailed as failed:
-        return instance, None, failed.verdict.reason
+        verdict = failed.verdict
+        advice = f"; {advice_on_model(instance)}" if is_unknown_model(verdict) else ""
+        return instance, None, verdict.reason + advice
     return instance, (time.monotonic() - begun_s) * 1000, "ok"
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 
 from nexus_gateway.dialects.base import FullResponse, Request
-from nexus_gateway.discovery import prefix
 from nexus_gateway.errors import BrokenStream, NoCandidate, UpstreamRefused
 from nexus_gateway.provider import Outcome, Scope, Verdict
 from nexus_gateway.proxy.context import Delivery, RequestContext, RequestOptions, Sink
@@ -27,6 +26,8 @@ from nexus_gateway.routing.attempts import (
     Attempt,
     AttemptFailed,
     AttemptHistory,
+    advice_on_model,
+    is_unknown_model,
     warn_once,
 )
 from nexus_gateway.routing.scheduler import RoutingTarget, Scheduler
@@ -217,7 +218,7 @@ class Relay:
         verdict, target = attempt.verdict, delivery.target
         if verdict is None or verdict.error is None:
             return
-        is_unknown = verdict.scope in (Scope.DEPLOYMENT, Scope.MODEL) and verdict.status != 403
+        is_unknown = is_unknown_model(verdict)
         status = 404 if is_unknown else verdict.status
         refusal = UpstreamRefused(status, masked(verdict.error, attempt.instance.key))
         if verdict.outcome is not Outcome.REFUSED:
@@ -233,11 +234,10 @@ class Relay:
             delivery.refusal = delivery.refusal or refusal
             return
         attempt.mark()  # at once: the next attempt may be at a successor
-        name = prefix(attempt.instance.provider_name)
         warn_once(
             attempt.instance,
-            f"{attempt.name} does not know its model {attempt.model!r}: check {name}_MODEL and "
-            f"{name}_BASE_URL (it usually ends in /v1)",
+            f"{attempt.name} does not know its model {attempt.model!r}: "
+            f"{advice_on_model(attempt.instance)}",
         )
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from nexus_gateway.discovery import prefix
 from nexus_gateway.provider import RATE_LIMIT_PARK_S, Outcome, Scope, Verdict
 from nexus_gateway.routing.affinity import HIT, MOVED, NONE
 from nexus_gateway.routing.breaker import Permit
@@ -48,6 +49,16 @@ class AttemptFailed(Exception):
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.reason)
         self.verdict = verdict
+
+
+def is_unknown_model(verdict: Verdict) -> bool:
+    """Whether the upstream does not serve the model, or not at this address."""
+    return verdict.scope in (Scope.DEPLOYMENT, Scope.MODEL) and verdict.status != 403
+
+
+def advice_on_model(instance: Instance) -> str:
+    name = prefix(instance.provider_name)
+    return f"check {name}_MODEL and {name}_BASE_URL (it usually ends in /v1)"
 
 
 class Span(Protocol):

@@ -12,6 +12,8 @@ from nexus_gateway.settings import Settings
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
 
+ADVICE = "check FAKE_MODEL and FAKE_BASE_URL (it usually ends in /v1)"
+
 
 class Vectors(Fake):
     title = "Vectors"
@@ -35,7 +37,9 @@ async def result(upstream: FakeUpstream, provider: type[Fake]) -> tuple[bool, st
     [
         (Fake, Reply(), (True, "ok")),
         (Fake, Reply(status=401), (False, "the key was refused (401)")),
+        (Fake, Reply(status=404), (False, f"refused with 404; {ADVICE}")),
         (Vectors, Reply(), (True, "ok")),
+        (Vectors, Reply(status=404), (False, f"refused with 404; {ADVICE}")),
         (Vectors, Reply(status=500), (False, "answered 500")),
         (Transcriber, Reply(), (False, "supports no endpoint that can be checked")),
     ],
