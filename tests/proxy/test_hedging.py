@@ -113,6 +113,7 @@ class StubResponse:
 
     async def close(self) -> None:
         self.closed = True
+        await asyncio.sleep(0)  # as a real one does: the caller may leave in this moment
 
 
 async def test_a_caller_that_leaves_as_both_respond_leaves_no_response_open(served: Served) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -89,17 +90,19 @@ def test_a_distant_moment_can_be_formatted(text: str) -> None:
     assert as_json(UsageQuery("day", at_s), report_of([], [0] * len(FIGURES)))["since"]
 
 
-def table(*rows: dict[str, object]) -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:")
-    for statement in SCHEMA.statements:
-        connection.execute(statement)
-    names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
-    assert len(names) == COLUMNS
-    empty: dict[str, object] = dict.fromkeys(names, 0) | {"outcome": "success", "cost_usd": None}
-    for row in rows:
-        values = list((empty | row).values())
-        connection.execute(f"INSERT INTO requests VALUES ({','.join('?' * COLUMNS)})", values)
-    return connection
+@contextlib.contextmanager
+def table(*rows: dict[str, object]) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        for statement in SCHEMA.statements:
+            connection.execute(statement)
+        names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
+        assert len(names) == COLUMNS
+        empty: dict[str, object] = dict.fromkeys(names, 0)
+        empty |= {"outcome": "success", "cost_usd": None}
+        for row in rows:
+            values = list((empty | row).values())
+            connection.execute(f"INSERT INTO requests VALUES ({','.join('?' * COLUMNS)})", values)
+        yield connection
 
 
 def report_by_group(
@@ -115,14 +118,14 @@ def report_by_group(
 
 def test_figures_are_summed_by_group() -> None:
     used = {"prompt_tokens": 10, "completion_tokens": 5, "attempts": 1}
-    connection = table(
+    with table(
         {"model": "a", **used, "cost_usd": 0.25, "stream": 1, "first_ms": 100, "total_ms": 200},
         {"model": "a", **used, "cost_usd": 0.5, "total_ms": 400, "attempts": 3},
         {"model": "b", **used},
         {"model": "", "outcome": "rate_limit_exceeded", "total_ms": 9000},
         {"model": "b", "outcome": "cancelled", "total_ms": 9000},
-    )
-    by_model = report_by_group(connection, UsageQuery("model"))
+    ) as connection:
+        by_model = report_by_group(connection, UsageQuery("model"))
     assert list(by_model) == ["a", "b", None, "total"]
     assert by_model["a"] == {
         "requests": 2,
@@ -143,23 +146,26 @@ def test_figures_are_summed_by_group() -> None:
 
 
 def test_since_is_inclusive_and_until_is_exclusive() -> None:
-    connection = table(*({"ended_s": at} for at in (10.0, 20.0, 30.0)))
-    assert report_by_group(connection, UsageQuery("key", 10.0, 30.0))["total"]["requests"] == 2
-    assert report_by_group(connection, UsageQuery("key", 40.0))["total"]["requests"] == 0
+    with table(*({"ended_s": at} for at in (10.0, 20.0, 30.0))) as connection:
+        assert report_by_group(connection, UsageQuery("key", 10.0, 30.0))["total"]["requests"] == 2
+        assert report_by_group(connection, UsageQuery("key", 40.0))["total"]["requests"] == 0
 
 
 def test_a_day_begins_in_the_readers_time_zone(berlin: None) -> None:
-    connection = table({"ended_s": utc("2026-03-09T22:30")}, {"ended_s": utc("2026-03-09T23:30")})
-    assert list(report_by_group(connection, UsageQuery("day"))) == ["2026-03-09", "total"]
-    local = report_by_group(connection, UsageQuery("day", is_local=True))
+    times = ("2026-03-09T22:30", "2026-03-09T23:30")
+    with table(*({"ended_s": utc(at)} for at in times)) as connection:
+        days = report_by_group(connection, UsageQuery("day"))
+        local = report_by_group(connection, UsageQuery("day", is_local=True))
+        hours = report_by_group(connection, UsageQuery("hour", is_local=True))
+    assert list(days) == ["2026-03-09", "total"]
     assert list(local) == ["2026-03-09", "2026-03-10", "total"]
-    hours = report_by_group(connection, UsageQuery("hour", is_local=True))
     assert list(hours) == ["2026-03-09 23:00", "2026-03-10 00:00", "total"]
 
 
 @pytest.mark.parametrize("by", BY)
 def test_an_empty_ledger_has_empty_totals(by: str) -> None:
-    total = report_by_group(table(), UsageQuery(by))["total"]
+    with table() as connection:
+        total = report_by_group(connection, UsageQuery(by))["total"]
     assert list(total) == list(FIGURES)
     assert (total["requests"], total["failed"], total["cost_usd"]) == (0, 0, None)
 
