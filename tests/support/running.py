@@ -11,7 +11,6 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -22,21 +21,28 @@ from xdist.scheduler import LoadFileScheduling
 
 import nexus_gateway
 
-# These mostly wait for processes or a browser. They start first, each together with one of the
-# largest files, so that the processor is never idle.
+# These take longest, and mostly wait for processes or a browser. They start first, each together
+# with one of the largest files, so that the processor is never idle.
 WAITING = (
     "test_new_provider.py",
+    "test_chaos.py",
+    "test_container.py",
     "test_control_center.py",
+    "test_hung_worker.py",
     "test_workers.py",
+    "test_descriptors.py",
+    "test_stderr.py",
+    "test_install.py",
     "test_drain.py",
+    "test_site.py",
+    "test_kept_content.py",
     "test_server.py",
     "test_secrets.py",
     "test_reload.py",
     "test_traces_process.py",
 )
-# Coverage doubles the time of a test; of a test with many cases only the first are measured.
-MEASURED_CASES = 3
-_cases: Counter[object] = Counter()
+# Coverage doubles the time of a test; of a test with many cases only the first is measured.
+_measured: set[object] = set()
 # These share expensive work and run in one process: building and installing the wheel, and
 # importing the official clients.
 TOGETHER = {
@@ -115,8 +121,10 @@ def _is_measured(item: pytest.Item) -> bool:
     function = getattr(item, "function", None)
     if item.get_closest_marker("unmeasured") or hasattr(function, "hypothesis"):
         return False
-    _cases[function] += 1
-    return _cases[function] <= MEASURED_CASES
+    if function in _measured:
+        return False
+    _measured.add(function)
+    return True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
