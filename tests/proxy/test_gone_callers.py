@@ -74,7 +74,7 @@ async def test_disconnecting_between_attempts_ends_them(upstream: FakeUpstream) 
     instance = make_instance(upstream)
     async with serving(instance) as served, connected(served) as (_, writer):
         writer.write(asking(stream=True))
-        await until(lambda: upstream.hits() == 1 and instance.in_flight == 1)
+        await until(lambda: upstream.hits() and instance.in_flight == 1)
         writer.transport.abort()
         await until(lambda: instance.in_flight == served.gateway.drain.in_flight == 0)
         tried = upstream.hits()  # one, unless the machine is slower than the pause
