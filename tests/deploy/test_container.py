@@ -24,6 +24,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from answers import text_of
+from uv import find_uv_bin
 
 from nexus_gateway.testing.reply import Reply
 from nexus_gateway.testing.upstream import FakeUpstream
@@ -69,6 +70,11 @@ def stages() -> list[Stage]:
 
 
 BUILD, FINAL = stages()
+# Both check the hashes; the pip of this Python takes 13 s to read the index.
+BY_UV = (
+    "/opt/nexus/bin/pip install --require-hashes",
+    "/uv --no-cache pip install --python /opt/nexus --require-hashes",
+)
 
 
 def sandbox(*binds: str, user: str = "0") -> list[str]:
@@ -104,17 +110,24 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     built.mkdir()
     assert BUILD.last("WORKDIR") == "/src"
     assert FINAL.all("COPY") == ["--from=build /opt/nexus /opt/nexus"]
-    places = ("--bind", str(source), "/src", "--bind", str(built), "/opt/nexus", "--chdir", "/src")
+    places = (
+        *("--bind", str(source), "/src", "--bind", str(built), "/opt/nexus", "--chdir", "/src"),
+        *("--ro-bind", find_uv_bin(), "/uv"),
+    )
     for name, text in BUILD.instructions:
         if name == "COPY":
             *froms, to = text.split()
             for path in froms:
                 copy(path, source / to)
         elif name == "RUN":
-            own = {n: v for n, v in os.environ.items() if n.startswith("PIP_")}
+            own = {n: v for n, v in os.environ.items() if n.startswith(("PIP_", "UV_"))}
+            own["UV_SYSTEM_CERTS"] = "true"
             command = [*sandbox(*places), *variables({**own, **BUILD.environment()})]
             done = subprocess.run(
-                [*command, "sh", "-c", text], capture_output=True, text=True, timeout=500
+                [*command, "sh", "-c", text.replace(*BY_UV)],
+                capture_output=True,
+                text=True,
+                timeout=500,
             )
             assert done.returncode == 0, done.stdout + done.stderr
     return built

@@ -29,7 +29,19 @@ NOT_SOURCE = shutil.ignore_patterns(
     *(".*_cache", ".env", ".git", ".hypothesis", ".venv", "__pycache__"),
     *("*.egg-info", "build", "dist"),
 )
-BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+BUILD = """\
+import os, sys
+from setuptools import build_meta
+wheels, *folders = sys.argv[1:]
+for folder in folders:
+    os.chdir(folder)
+    build_meta.build_wheel(wheels)
+"""
+# Does in 0.2 s what takes pip 3 s.
+INSTALL = (
+    *(sys.executable, "-m", "uv", "pip", "install", "--offline", "--no-config", "--no-index"),
+    *("--no-deps", "--no-build-isolation", "--python"),
+)
 START_S = 20.0
 STOP_S = 10.0
 MESSAGES = [
@@ -55,7 +67,8 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
 
 def bare_environment(**variables: str) -> dict[str, str]:
     """Return an environment that has no Python path, no key and no coverage of this run."""
-    return {"PATH": os.environ.get("PATH", ""), "LEDGER": "off", **variables}
+    kept = {name: os.environ.get(name, "") for name in ("PATH", "SSL_CERT_FILE")}
+    return {**kept, "LEDGER": "off", **variables}
 
 
 @dataclass(frozen=True)
@@ -77,8 +90,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     wheels = tmp_path_factory.mktemp("wheels")
     third_parties = [source / "tests" / "distributions" / name for name in THIRD_PARTIES]
     # As pip does it, without its own 2 s for each.
-    for folder in (source, *third_parties):
-        run(sys.executable, "-c", BUILD, wheels, cwd=folder)
+    run(sys.executable, "-c", BUILD, wheels, source, *third_parties, cwd=wheels)
     return Built(source, wheels)
 
 
@@ -105,9 +117,7 @@ def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Install
     # libraries are found, and an editable install of the gateway is not.
     outer = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     (site / "libraries.pth").write_text("\n".join(outer) + "\n", encoding="utf-8")
-    pip = (sys.executable, "-m", "pip", "--python", python, "install")
-    alone = ("--no-deps", "--no-index", "--ignore-installed")
-    run(*pip, *alone, *sorted(built.wheels.glob("*.whl")), cwd=folder)
+    run(*INSTALL, python, *sorted(built.wheels.glob("*.whl")), cwd=folder)
     empty = folder / "empty"
     empty.mkdir()
     return Installed(venv, empty)
