@@ -69,9 +69,12 @@ NAMES = ("gemini", "deepseek", "mistral", "groq", "cerebras", "openai", "xai")
 
 
 @pytest.fixture
-async def backends() -> AsyncIterator[dict[str, StrictUpstream]]:
+async def backends(request: pytest.FixtureRequest) -> AsyncIterator[dict[str, StrictUpstream]]:
+    """The backend that a case names, or all."""
+    named = "name" in request.fixturenames
+    names = [request.getfixturevalue("name")] if named else NAMES
     async with AsyncExitStack() as stack:
-        yield {name: await stack.enter_async_context(strict(name)) for name in NAMES}
+        yield {name: await stack.enter_async_context(strict(name)) for name in names}
 
 
 @pytest.fixture

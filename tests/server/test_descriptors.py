@@ -128,7 +128,7 @@ FEW = "ulimit -n {limit}; exec {python} -m nexus_gateway serve --port 0"
 
 @pytest.mark.proves("F65")
 @pytest.mark.parametrize(
-    ("limit", "callers", "workers"), [(64, 200, 1), (64, 200, 2), (600, 900, 1)]
+    ("limit", "callers", "workers"), [(64, 200, 1), (64, 200, 2), (600, 700, 1)]
 )
 async def test_few_descriptors_serve_some_and_refuse_the_others(
     tmp_path: Path, limit: int, callers: int, workers: int

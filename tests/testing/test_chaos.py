@@ -40,6 +40,12 @@ PATIENT = {
 SEED = 31
 
 
+@pytest.fixture(autouse=True)
+def few_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each process read a single authority, as this one does: see `running`."""
+    monkeypatch.setattr(campaign, "_KEPT", (*campaign._KEPT, "SSL_CERT_FILE"))
+
+
 def quiet(line: str) -> None:
     pass
 
@@ -470,6 +476,9 @@ async def test_a_hung_worker_that_is_not_noticed_is_reported(
     (tmp_path / "sitecustomize.py").write_text(code)  # of the gateway's processes
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(campaign, "NOTICE_S", 1.0)
+    monkeypatch.setattr(campaign, "QUIET_S", 1.0)
+    monkeypatch.setattr(campaign, "SLACK_S", 1.0)  # the request may reach the worker
+    monkeypatch.setenv("RESPONSE_TIMEOUT_MS", "2000")
     two_rounds = [Round(0, 1, {0: {}}), Round(1, 2, {1: {}})]
     monkeypatch.setattr(Campaign, "plan", lambda _: two_rounds)
     tally = await run(Campaign(requests=2, concurrency=1), quiet)
