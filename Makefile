@@ -7,12 +7,12 @@ AXE := 4.14.1
 APT := DEBIAN_FRONTEND=noninteractive apt-get -qq
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint browser sandbox docs bench format pins audit clean
+.PHONY: run test lint browser sandbox cost docs bench format pins audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/nexus-gateway serve $(ARGS)
 
-test: lint browser sandbox
+test: lint browser sandbox cost
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 lint: $(VENV)/test.stamp
@@ -40,6 +40,14 @@ sandbox:
 	  || { [ "$$(id -u)" = 0 ] && $(APT) update && $(APT) install -y --no-install-recommends \
 	       bubblewrap >/dev/null; } \
 	  || echo "bubblewrap is missing and cannot be installed here: the image's tests are skipped."
+
+# What a request costs, in instructions, must not grow unless bench/instructions says so.
+cost: $(VENV)/test.stamp
+	@command -v valgrind >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && $(APT) update && $(APT) install -y --no-install-recommends \
+	       valgrind >/dev/null; } \
+	  || echo "valgrind is missing and cannot be installed here: the cost of a request is not checked."
+	$(BIN)/python bench/instructions.py --check
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --quiet --strict

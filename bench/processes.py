@@ -58,11 +58,17 @@ def _memory_kib(pid: int) -> int:
 
 
 def free_port() -> int:
-    """Return a free loopback port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that is free; no connection gets it in the meantime, as one to port 0 might."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
+    raise RuntimeError("no port is free")
+
+
+_given: set[int] = set()
 
 
 def pinned(core: int | None) -> None:

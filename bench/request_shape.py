@@ -125,7 +125,7 @@ def send(connection: socket.socket, request: bytes, chunks: int) -> None:
     """Send a request and read its answer to the end."""
     connection.sendall(request)
     data = b""
-    while not (is_good(data, chunks) and (not chunks or data.endswith(LAST))):
+    while not (is_good(data, chunks) and (b"\r\nContent-Length: " in data or data.endswith(LAST))):
         piece = connection.recv(1 << 20)
         if not piece:
             raise RuntimeError("the gateway closed the connection")

@@ -80,11 +80,14 @@ class RequestRecord(NamedTuple):
     @property
     def began(self) -> bool:
         """Whether an answer began, even if it broke later."""
-        return any(attempt.first_content_s is not None for attempt in self.attempts)
+        # The usual case first, as this runs several times for each request.
+        return self.answered or any(a.first_content_s is not None for a in self.attempts)
 
     @property
     def resumed(self) -> int:
         """How many answers broke and were continued by a later attempt."""
+        if len(self.attempts) < 2:
+            return 0
         continued = 0
         for number, attempt in enumerate(self.attempts[:-1]):
             if attempt.first_content_s is not None and attempt.reason:

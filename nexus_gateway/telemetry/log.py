@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from nexus_gateway.proxy.record import MAX_WHY, RequestRecord
 from nexus_gateway.secret import SHORTEST_SECRET, Secret
@@ -21,6 +22,7 @@ logger = logging.getLogger("nexus_gateway")
 MAX_VALUE = 200
 MAX_TRACE_LINE = 300
 TRACE_EVERY_S = 60.0
+_LIMITS = {"why": MAX_WHY, "exception": 1_000_000}
 _ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 _PLAIN = re.compile(r"[\w.,:/#@+-]+")
 
@@ -29,10 +31,24 @@ def log_request(record: RequestRecord) -> None:
     """Log the line of a request that has ended (a `record.Observer`)."""
     if not logger.isEnabledFor(logging.INFO):
         return
+    fields = _fields_of(record)
+    handlers = logging.getLogger().handlers
+    if len(handlers) == 1 and isinstance(handlers[0], LineHandler):
+        # Past the machinery of `logging`, which costs as much as all the rest of the line.
+        handlers[0].hold(record, fields)
+        return
+    line = logger.makeRecord(
+        logger.name, logging.INFO, "", 0, record.endpoint, (), None, extra={"fields": fields}
+    )
+    line.created = record.ended_s
+    logger.handle(line)
+
+
+def _fields_of(record: RequestRecord) -> dict[str, object]:
     fields: dict[str, object] = {"id": record.id or None}
     if record.trace_id:
         fields["trace_id"] = record.trace_id
-    fields |= {
+    return fields | {
         "caller": record.caller or None,
         "status": record.status,
         "instance": record.instance or None,
@@ -47,11 +63,37 @@ def log_request(record: RequestRecord) -> None:
         "outcome": record.outcome,
         "why": record.why,
     }
-    line = logger.makeRecord(
-        logger.name, logging.INFO, "", 0, record.endpoint, (), None, extra={"fields": fields}
-    )
-    line.created = record.ended_s
-    logger.handle(line)
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines; those of requests wait for `flush`, to be written together."""
+
+    def __init__(self, formatter: LineFormatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._lines = formatter
+        self._held: list[str] = []
+
+    def hold(self, record: RequestRecord, fields: Mapping[str, Any]) -> None:
+        """Keep the line of a request for `flush`."""
+        self._held.append(self._lines.line(record.ended_s, "info", record.endpoint, fields) + "\n")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.flush()
+        super().emit(record)
+
+    def flush(self) -> None:
+        held, self._held = self._held, []
+        if held:
+            with contextlib.suppress(OSError, ValueError):  # as in `emit`: it may be closed
+                self.stream.write("".join(held))
+        super().flush()
+
+
+def flush() -> None:
+    """Write the lines that wait."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 class LineFormatter(logging.Formatter):
@@ -60,33 +102,37 @@ class LineFormatter(logging.Formatter):
     def __init__(self, style: str, secrets: Iterable[Secret]) -> None:
         super().__init__()
         self._is_json = style == "json"
-        self._write = _json_line if self._is_json else _text_line
-        known = sorted({s.reveal() for s in secrets if len(s.reveal()) >= SHORTEST_SECRET}, key=len)
-        pattern = "|".join(re.escape(text) for text in reversed(known))
-        self._known = re.compile(pattern) if pattern else None
+        known = {s.reveal() for s in secrets if len(s.reveal()) >= SHORTEST_SECRET}
+        self._known = sorted(known, key=len, reverse=True)
+        self._any_known = re.compile("|".join(map(re.escape, self._known)))
+        # Most values are the same in the lines of all requests.
+        self._shown = lru_cache(maxsize=256)(self._text)
         self._traced_s: dict[str, float] = {}  # when a traceback was written, by its last line
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record; a traceback follows the text on lines of its own, indented.
 
         Of exceptions that were raised at the same line one a minute has its traceback.
-
-        Secrets are masked before anything is cut or escaped, and once more afterwards.
         """
         fields: dict[str, Any] = getattr(record, "fields", {})
-        shown = {k: self._cut(k, v) if type(v) is str else v for k, v in fields.items()}
         trace = ""
         if record.exc_info:
             raised = _raised(record.exc_info)
             if self._is_news(raised, record.created):
                 trace = _indented(self._mask(self.formatException(record.exc_info)))
-            else:
-                shown["exception"] = raised
-        if trace and self._is_json:
-            shown["exception"] = trace
-        message = self._mask(record.getMessage())
-        line = self._mask(self._write(record.created, record.levelname.lower(), message, shown))
+            if not trace or self._is_json:
+                fields = {**fields, "exception": trace or raised}
+        level = record.levelname.lower()
+        line = self.line(record.created, level, record.getMessage(), fields)
         return f"{line}\n{trace}" if trace and not self._is_json else line
+
+    def line(self, at_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        """Return one line without its end.
+
+        Secrets are masked before anything is cut or escaped, and once more afterwards.
+        """
+        write = self._json_line if self._is_json else self._text_line
+        return self._mask(write(at_s, level, self._mask(message), fields))
 
     def _is_news(self, raised: str, now_s: float) -> bool:
         """Whether to write a traceback: what an upstream sends must not fill the log with them."""
@@ -95,24 +141,36 @@ class LineFormatter(logging.Formatter):
         self._traced_s[raised] = now_s
         return True
 
-    def _cut(self, name: str, text: str) -> str:
-        return self._mask(text)[: MAX_WHY if name == "why" else MAX_VALUE]
+    def _text_line(self, at_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        """`12:00:00 info    chat  id=req-1 status=200 …`"""
+        shown = self._shown
+        pairs = [
+            f"{name}={value if type(value) is int else shown(value)}"
+            for name, value in fields.items()
+            if value is not None and name != "why"
+        ]
+        if (why := fields.get("why")) is not None:
+            pairs.append(f"why={self._text(why, MAX_WHY)}")
+        at = _time("%H:%M:%S", int(at_s))
+        return f"{at} {level:7} {_words(message)}  {' '.join(pairs)}".rstrip()
+
+    def _text(self, value: object, limit: int = MAX_VALUE) -> str:
+        text = self._mask(str(value))[:limit]
+        return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+    def _json_line(self, at_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
+        cut = {
+            name: self._mask(value)[: _LIMITS.get(name, MAX_VALUE)] if type(value) is str else value
+            for name, value in fields.items()
+        }
+        at = _time("%Y-%m-%dT%H:%M:%S%z", int(at_s))
+        return json.dumps({"time": at, "level": level, "message": message, **cut})
 
     def _mask(self, text: str) -> str:
-        return self._known.sub("***", text) if self._known else text
-
-
-def _text_line(created_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
-    """`12:00:00 info    chat  id=req-1 status=200 …`"""
-    pairs = [f"{name}={_text(value)}" for name, value in fields.items() if value is not None]
-    at = _time("%H:%M:%S", int(created_s))
-    words = _printable(" ".join(message.split()))
-    return f"{at} {level:7} {words}  {' '.join(pairs)}".rstrip()
-
-
-def _json_line(created_s: float, level: str, message: str, fields: Mapping[str, Any]) -> str:
-    at = _time("%Y-%m-%dT%H:%M:%S%z", int(created_s))
-    return json.dumps({"time": at, "level": level, "message": message, **fields})
+        for secret in self._known:  # cheaper than the pattern, and hardly ever found
+            if secret in text:
+                return self._any_known.sub("***", text)
+        return text
 
 
 @lru_cache(maxsize=4)
@@ -120,11 +178,9 @@ def _time(form: str, second: int) -> str:
     return time.strftime(form, time.localtime(second))
 
 
-def _text(value: object) -> str:
-    if type(value) is int:
-        return str(value)
-    text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+@lru_cache(maxsize=16)
+def _words(message: str) -> str:
+    return _printable(" ".join(message.split()))
 
 
 def _printable(text: str) -> str:
@@ -161,8 +217,7 @@ def configure(level: str, style: str, secrets: Iterable[Secret]) -> None:
     # What no line shows need not be looked up (Python's Logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter(style, secrets))
+    handler = LineHandler(LineFormatter(style, secrets))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nexus_gateway.proxy.record import Observer, RequestRecord
+from nexus_gateway.telemetry import log
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -44,6 +45,7 @@ class Recorder:
                     observe(record)
                 except Exception:
                     logger.exception("an observer failed")
+        log.flush()
 
     def close(self) -> None:
         """Pass on what was recorded so far, and from now on each record at once."""

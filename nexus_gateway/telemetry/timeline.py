@@ -17,6 +17,8 @@ from nexus_gateway.routing.attempts import Attempt
 BUCKET_S = 10
 BUCKETS = 90
 RATE_OVER_S = 5
+# Requests that are counted together.
+BATCH = 64
 ALL = ""
 # Of an instance: its attempts, how many of those failed, and the answers it gave after another one
 # was tried. `first_ms` is the sum of the times to the first token, `firsts` how many those are.
@@ -100,30 +102,46 @@ class Timelines:
     """
 
     def __init__(self) -> None:
-        self.rate = Rate()
-        self.of: defaultdict[str, Timeline] = defaultdict(Timeline, {ALL: Timeline()})
+        self._rate = Rate()
+        self._of: defaultdict[str, Timeline] = defaultdict(Timeline, {ALL: Timeline()})
         self._merged: dict[str, list[int]] | None = None
+        self._waiting: list[RequestRecord] = []
+
+    @property
+    def rate(self) -> Rate:
+        self._fold()
+        return self._rate
+
+    @property
+    def of(self) -> defaultdict[str, Timeline]:
+        """The timelines by instance; that of all requests under ""."""
+        self._fold()
+        return self._of
 
     def observe(self, record: RequestRecord) -> None:
-        self.rate.add(record.ended_s)
-        tokens = record.tokens.completion or 0
-        firsts = record.stream and record.began
-        first_ms = record.first_ms if firsts else 0
-        counts = (1, failed(record), len(record.failovers), tokens, first_ms, firsts)
-        self.of[ALL].add(record.ended_s, counts)
-        for attempt in record.attempts:
-            self._observe_attempt(attempt, record, tokens)
+        self._waiting.append(record)
+        if len(self._waiting) >= BATCH:
+            self._fold()
 
-    def _observe_attempt(self, attempt: Attempt, record: RequestRecord, tokens: int) -> None:
-        name, outcome = attempt.instance.name, attempt.outcome.value
-        hurt = outcome in HURTING
-        line = self.of[name]
-        if attempt is not record.attempts[-1] or name != record.instance:
-            line.add(record.ended_s, (1, hurt, 0, 0, 0, 0))
-            return
-        firsts = record.stream and outcome == "success"
-        first_ms = attempt.duration_ms if firsts else 0
-        line.add(record.ended_s, (1, hurt, bool(record.failovers), tokens, first_ms, firsts))
+    def _fold(self) -> None:
+        """Count the requests that wait, together if they ended in the same second."""
+        records, self._waiting = self._waiting, []
+        sums: dict[tuple[int, str], list[float]] = {}
+        for record in records:
+            second, tokens = int(record.ended_s), record.tokens.completion or 0
+            failovers = len(record.failovers)
+            firsts = record.stream and record.began
+            first_ms = record.first_ms if firsts else 0
+            counts: Counts = (1, failed(record), failovers, tokens, first_ms, firsts)
+            _add(sums, (second, ALL), counts)
+            for attempt in record.attempts:
+                name = attempt.instance.name
+                counts = _of_attempt(attempt, record, failovers, tokens)
+                _add(sums, (second, name), counts)
+        for (second, name), summed in sums.items():
+            self._of[name].add(second, summed)
+            if name == ALL:
+                self._rate.add(second, int(summed[0]))
 
     def publish(self, counts: dict[str, float]) -> None:
         """Add this process's totals to what the other processes get."""
@@ -155,6 +173,26 @@ class Timelines:
         """Return each timeline's buckets since a time, by instance; those of all under ""."""
         lines = {n: [b.as_json() for b in line.since(since_s)] for n, line in self.of.items()}
         return {name: buckets for name, buckets in lines.items() if buckets}
+
+
+def _add(sums: dict[tuple[int, str], list[float]], key: tuple[int, str], counts: Counts) -> None:
+    summed = sums.get(key)
+    if summed is None:
+        sums[key] = [*counts]
+    else:
+        for at, count in enumerate(counts):
+            if count:
+                summed[at] += count
+
+
+def _of_attempt(attempt: Attempt, record: RequestRecord, failovers: int, tokens: int) -> Counts:
+    outcome = attempt.outcome.value
+    hurt = outcome in HURTING
+    if attempt is not record.attempts[-1] or attempt.instance.name != record.instance:
+        return (1, hurt, 0, 0, 0, 0)
+    firsts = record.stream and outcome == "success"
+    first_ms = attempt.duration_ms if firsts else 0
+    return (1, hurt, bool(failovers), tokens, first_ms, firsts)
 
 
 def _key(field: str, name: str) -> str:

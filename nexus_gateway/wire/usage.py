@@ -92,6 +92,8 @@ def _weight(value: object) -> int:
 def billed_usd(usage: Mapping[str, Any]) -> float | None:
     """Return the price that an upstream states in its usage."""
     cost = usage.get("cost")
+    if cost is None:
+        return None
     if isinstance(cost, bool) or not isinstance(cost, int | float):
         return None
     return float(cost) if 0 <= cost < MAX_USD else None
