@@ -17,7 +17,7 @@ import pytest
 from nexus_gateway.cli.chaos import report
 from nexus_gateway.cli.main import main
 from nexus_gateway.errors import error_object
-from nexus_gateway.testing.chaos import campaign, plan
+from nexus_gateway.testing.chaos import bodies, campaign, plan
 from nexus_gateway.testing.chaos.campaign import (
     Campaign,
     GatewayProcess,
@@ -26,7 +26,15 @@ from nexus_gateway.testing.chaos.campaign import (
     run,
     run_against,
 )
-from nexus_gateway.testing.chaos.judge import Answer, Broken, Ending, Tally, judge, percentile
+from nexus_gateway.testing.chaos.judge import (
+    Answer,
+    Broken,
+    Ending,
+    Tally,
+    judge,
+    judge_body,
+    percentile,
+)
 from nexus_gateway.testing.chaos.plan import MENU, ChatRequest, Round, planned_request, rounds
 from nexus_gateway.testing.faults import CHANCE, FAULTS, Faults, read_faults
 from nexus_gateway.testing.mock import KEY, Mock
@@ -142,6 +150,34 @@ def test_an_answer_is_judged(answer: Answer, ending: Any) -> None:
 )
 def test_a_refusal_of_what_every_instance_refuses_is_judged(answer: Answer, ending: Any) -> None:
     assert judge(replace(chat_request(), poison=403), answer).ending is ending
+
+
+BODIES_FULL = json.dumps(error_object("Full.", kind="server_error", code="bodies_overloaded"))
+RETRY = "Retry-After: 1"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "answer", "ending"),
+    [
+        ({200}, Answer(200, sse(chunk("one two"), *END)), Ending.WHOLE),
+        ({200}, Answer(200, sse(chunk("one"), *END)), Broken.SILENT),
+        ({200}, Answer(408, ERROR_TEXT), Broken.AVOIDABLE),
+        ({408}, Answer(408, ERROR_TEXT), Ending.TOO_MUCH),
+        ({408}, Answer(413, ERROR_TEXT), Broken.AVOIDABLE),
+        ({408}, Answer(408, "<html>"), Broken.NO_ERROR_SHAPE),
+        ({408}, Answer(late=True), Broken.HANG),
+        ({413}, Answer(413, ERROR_TEXT), Ending.TOO_MUCH),
+        ({413}, Answer(200, sse(chunk("one two"), *END)), Broken.UNLIMITED),
+        ({413}, Answer(connection_error="ClientOSError"), Broken.DROPPED),
+        ({200, 503}, Answer(503, BODIES_FULL, headers=RETRY), Ending.TOO_MUCH),
+        ({200, 503}, Answer(503, BODIES_FULL), Broken.AVOIDABLE),
+        ({200, 503}, Answer(503, ERROR_TEXT, headers=RETRY), Broken.AVOIDABLE),
+    ],
+)
+def test_the_answer_to_a_slow_or_huge_body_is_judged(
+    statuses: set[int], answer: Answer, ending: Ending | Broken
+) -> None:
+    assert judge_body(chat_request(), answer, statuses).ending is ending
 
 
 def test_only_a_complete_answer_may_never_come() -> None:
@@ -483,3 +519,53 @@ async def test_a_hung_worker_that_is_not_noticed_is_reported(
     monkeypatch.setattr(Campaign, "plan", lambda _: two_rounds)
     tally = await run(Campaign(requests=2, concurrency=1), quiet)
     assert Broken.UNNOTICED in tally.broken()
+
+
+# Of three rounds the second has the crowd of slow and huge bodies.
+CROWDED = [Round(0, 1, {0: {}}), Round(1, 41, {1: {}}), Round(41, 42, {41: {}})]
+
+
+@pytest.mark.proves("F31", "F73")
+async def test_slow_and_huge_bodies_are_refused_and_cost_no_other_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Campaign, "plan", lambda _: CROWDED)
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
+    tally = await run(Campaign(requests=42, rounds=3), quiet)
+    assert tally.kept, tally.examples
+    sent = {name: n for name, n in tally.befallen.items() if "body" in name}
+    assert sent == {sending.name: 4 for sending in bodies.KINDS} | {bodies.HUGE.name: 8}
+    assert tally.endings[Ending.TOO_MUCH] >= 4 * bodies.CALLERS
+
+
+LEAKING = """
+from nexus_gateway.web.bodies import BodyBudget
+has_room = BodyBudget.has_room
+def take(budget, size):
+    if not has_room(budget, size):
+        raise BodiesOverloaded
+    budget.taken += size * 6
+BodyBudget.take = take
+"""
+UNLIMITED = """
+from nexus_gateway.web import bodies, request
+request.MB = 2**30
+bodies.BodyBudget.has_room = lambda budget, size: True
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "promise"), [(LEAKING, Broken.NOT_RETURNED), (UNLIMITED, Broken.UNLIMITED)]
+)
+async def test_bodies_without_a_limit_or_an_end_are_reported(
+    code: str, promise: Broken, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code = f"from nexus_gateway.errors import BodiesOverloaded\n{code}"
+    (tmp_path / "sitecustomize.py").write_text(code)  # of the gateway's processes
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(Campaign, "plan", lambda _: CROWDED)
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
+    tally = await run(Campaign(requests=42, rounds=3), quiet)
+    assert promise in tally.broken()

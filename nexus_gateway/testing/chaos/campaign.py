@@ -27,10 +27,13 @@ import aiohttp
 
 from nexus_gateway.server.sockets import can_share_a_port
 from nexus_gateway.settings import VARIABLES, Settings
-from nexus_gateway.testing.chaos.judge import Answer, Broken, Ending, Tally, judge
+from nexus_gateway.testing.chaos import bodies
+from nexus_gateway.testing.chaos.bodies import Sending
+from nexus_gateway.testing.chaos.judge import Answer, Broken, Ending, Tally, judge, judge_body
 from nexus_gateway.testing.chaos.plan import ChatRequest, Round, planned_request, rounds
 from nexus_gateway.testing.faults import Faults
 from nexus_gateway.testing.mock import KEY, SILENT, Mock
+from nexus_gateway.web import request as web_request
 
 PATH = "/v1/chat/completions"
 CONNECT_S = 10.0
@@ -46,12 +49,22 @@ def client(concurrency: int, *, is_new_each: bool = False) -> aiohttp.ClientSess
 
 
 async def ask(
-    session: aiohttp.ClientSession, url: str, request: ChatRequest, limit_s: float
+    session: aiohttp.ClientSession,
+    url: str,
+    request: ChatRequest,
+    limit_s: float,
+    sending: Sending | None = None,
 ) -> Answer | None:
     """Send a request and read its answer; None if the caller disconnected early."""
     answer, content, start_s = Answer(), bytearray(), time.monotonic()
     headers = {"Content-Type": "application/json", **request.headers}
-    body = json.dumps(request.body()).encode()
+    body: bytes | AsyncIterator[bytes]
+    if sending is None:
+        body = json.dumps(request.body()).encode()
+    else:
+        data = sending.body(request)
+        headers |= {"Content-Length": str(len(data))} if sending.declared else {}
+        body = sending.stream(data)
     leaves = request.leaves_after_s
     try:
         async with (
@@ -257,13 +270,18 @@ async def run(campaign: Campaign, progress: Progress) -> Tally:
         faults = ", then ".join(_described(part))
         faults += "; a worker hangs, and nothing reads the log" if troubled else ""
         descriptors = DESCRIPTORS if number == 1 < len(plan) and os.name == "posix" else None
+        crowded = number == 2 < len(plan)
+        faults += "; slow and huge bodies" if crowded else ""
         faults += f"; {descriptors} descriptors" if descriptors else ""
         progress(f"round {number} of {len(plan)}, {part.end - part.first} requests: {faults}")
         async with Mock(campaign.instances, seed=campaign.seed * 1_000_003 + number) as mock:
             watching = asyncio.create_task(_watch(tally))
             try:
                 await _round(
-                    campaign, part, mock, tally, troubled=troubled, descriptors=descriptors
+                    *(campaign, part, mock, tally),
+                    troubled=troubled,
+                    descriptors=descriptors,
+                    crowded=crowded,
                 )
             finally:
                 watching.cancel()
@@ -296,6 +314,7 @@ async def _round(
     *,
     troubled: bool,
     descriptors: int | None,
+    crowded: bool,
 ) -> None:
     async def switch(faults: Mapping[int, Faults]) -> None:
         for number, one in faults.items():
@@ -306,6 +325,8 @@ async def _round(
     env = {**LIMITS, **attempts, **isolated(os.environ), **mock.environment()}
     if troubled:
         env |= TROUBLED
+    if crowded:
+        env |= bodies.LIMITS
     settings = Settings.from_env(env)
     limit_s = (settings.response_timeout_ms + settings.idle_timeout_ms) / 1000 + SLACK_S
     async with (
@@ -314,10 +335,15 @@ async def _round(
     ):
         callers = _Callers(campaign, session, process.url, limit_s, tally, descriptors)
         async with process.troubled(session) if troubled else contextlib.nullcontext() as stopped:
-            await callers.send(part, switch)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(callers.send(part, switch))
+                if crowded:
+                    group.create_task(callers.send_bodies())
             if stopped is not None:
                 await _check_noticed(session, process, stopped, tally)
             await _check_quiet(session, process, mock, tally)
+            if crowded:
+                await callers.check_room()
         code = await process.stop()
         if code != 0:
             what = "did not exit" if code is None else f"exited with {code}"
@@ -401,6 +427,28 @@ class _Callers:
         else:
             self.tally.add(request, answer, judge(request, answer, KEY))
 
+    async def send_bodies(self) -> None:
+        """Send slow and huge bodies, all at the same time."""
+        async with client(0, is_new_each=True) as session, asyncio.TaskGroup() as group:
+            for request, sending in bodies.requests():
+                group.create_task(self._send_body(session, request, sending))
+
+    async def _send_body(
+        self, session: aiohttp.ClientSession, request: ChatRequest, sending: Sending
+    ) -> None:
+        answer = await ask(session, self.url, request, self.limit_s, sending)
+        assert answer is not None  # these callers stay
+        self.tally.befallen[sending.name] += 1
+        self.tally.add(request, answer, judge_body(request, answer, sending.statuses, KEY))
+
+    async def check_room(self) -> None:
+        """Check that a huge body has room again."""
+        request = bodies.chat_request(0)
+        async with client(1, is_new_each=True) as session:
+            answer = await ask(session, self.url, request, self.limit_s, bodies.HUGE)
+        if answer is not None and answer.is_refusal:
+            self.tally.add_broken(Broken.NOT_RETURNED, answer.body)
+
 
 async def _health(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     alone = {"Connection": "close"}  # no request follows to a worker that hangs by then
@@ -467,7 +515,10 @@ def _finished(campaign: Campaign, tally: Tally) -> Tally:
 
 
 def _run_gateway() -> None:
-    """Run `nexus-gateway`, in a process of its own, with names that nobody answers for: SILENT."""
+    """Run `nexus-gateway`, in a process of its own, with names that nobody answers for: SILENT.
+
+    Slow bodies have less time.
+    """
     look_up = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *rest: Any, **more: Any) -> Any:
@@ -476,6 +527,7 @@ def _run_gateway() -> None:
         return look_up(host, *rest, **more)
 
     socket.getaddrinfo = getaddrinfo
+    web_request.GRACE_S = bodies.GRACE_S
     runpy.run_module("nexus_gateway", run_name="__main__")
 
 

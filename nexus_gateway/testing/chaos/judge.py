@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from nexus_gateway.wire.chunks import MALFORMED, choices, extract_text
 SHOWN = 300
 DONE = "[DONE]"
 NO_ANSWER = ": no answer in "
-OVERLOADED = "overloaded"
+OVERLOADED = frozenset({"overloaded", "bodies_overloaded"})
 
 
 class Ending(StrEnum):
@@ -28,6 +28,7 @@ class Ending(StrEnum):
     NOT_ANSWERED = "no complete answer within the time limit, as its upstream never answered"
     LEFT = "the caller disconnected"
     REFUSED = "refused for its content, which every instance refuses"
+    TOO_MUCH = "refused for its body: too slow, too large, or one too many"
 
 
 class Broken(StrEnum):
@@ -44,6 +45,8 @@ class Broken(StrEnum):
     KEY_EXPOSED = "a key was exposed"
     LEFT_OPEN = "a request still in flight at the end"
     UNNOTICED = "a worker that hangs and counts as serving"
+    UNLIMITED = "a body that was too slow or too large, and was served"
+    NOT_RETURNED = "memory for bodies that was not given back"
     BAD_EXIT = "the gateway did not exit with 0"
     TRACEBACK = "a traceback in the log"
     EXHAUSTED = "more requests admitted than there were file descriptors for"
@@ -68,7 +71,7 @@ class Answer:
         if self.status != 503 or "Retry-After" not in self.headers:
             return False
         body = _parsed(self.body)
-        return is_error(body) and bool(body["error"]["code"] == OVERLOADED)
+        return is_error(body) and body["error"]["code"] in OVERLOADED
 
 
 class Judgement(NamedTuple):
@@ -103,6 +106,19 @@ def _refusal(answer: Answer) -> Judgement:
     if answer.status in (200, 401) or (answer.status >= 500 and answer.status != 503):
         return Judgement(Broken.WRONG, f"{answer.status} {answer.body[:SHOWN]}")
     return Judgement(Ending.REFUSED)
+
+
+def judge_body(
+    request: ChatRequest, answer: Answer, statuses: Collection[int], key: str = ""
+) -> Judgement:
+    """Judge the answer to a body that is too slow or too large, or may be: one of `statuses`."""
+    judgement = judge(request, answer, key)
+    if answer.status == 200 and 200 not in statuses:
+        return Judgement(Broken.UNLIMITED, answer.body[:SHOWN])
+    refused = answer.status in statuses and (answer.status != 503 or answer.is_refusal)
+    if judgement.ending is Broken.AVOIDABLE and refused:
+        return Judgement(Ending.TOO_MUCH)
+    return judgement
 
 
 def _parsed(body: str) -> Any:
