@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
@@ -47,6 +48,8 @@ CANNOT_LISTEN = 1
 FORCED = 130
 STDIN = 0
 GARBAGE_THRESHOLD = 10_000
+# While a thread works on a large body, the loop waits so long for each connection with news.
+SWITCH_S = 0.0005
 LOG_EVERY_S = 60.0
 FEW_DESCRIPTORS = 512
 # An eighth is for look-ups, further attempts, and connections that are about to be refused.
@@ -160,6 +163,7 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
     # What exists now stays: the collector need not traverse it every few hundred requests.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD, 20, 50)
+    sys.setswitchinterval(SWITCH_S)
     try:
         yield runner
     finally:

@@ -4,7 +4,8 @@ Both refuse what could not be sent on to an upstream: NaN and infinities, lone s
 that are too large, nesting that is too deep.
 
 orjson asks for 12 times the memory of what it parses, and for 8 times that of each text it writes.
-Above LARGE the work is done in smaller steps: in a thread, they let the event loop run in between.
+Above LARGE the work is done in smaller steps, and that on a long text in pieces: in a thread, they
+let the event loop run in between.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import secrets
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from nexus_gateway.wire import long_texts
 
 try:
     import orjson
@@ -62,10 +67,13 @@ def _same(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _decoder(most_numbers: int) -> json.JSONDecoder:
+def _decoder(
+    most_numbers: int, mark: str = "no mark", text: Callable[[int], str] = str
+) -> json.JSONDecoder:
     """Return the standard library's parser, for one value.
 
     Other threads run only if it calls a Python function: it does for each number and each object.
+    A number that begins with the mark is the stand-in of a text.
     """
     left = most_numbers
 
@@ -76,7 +84,9 @@ def _decoder(most_numbers: int) -> json.JSONDecoder:
             raise TooManyNumbers(f"more than {most_numbers} numbers")
         return int(digits)
 
-    def finite(digits: str) -> float:
+    def finite(digits: str) -> float | str:
+        if digits.startswith(mark):
+            return text(int(digits[len(mark) :]))
         integer("0")
         return _finite(digits)
 
@@ -101,6 +111,8 @@ def loads_exact(data: bytes, most_numbers: int = sys.maxsize) -> Any:
 
 def _decode_exact(data: bytes | str, most_numbers: int = sys.maxsize) -> Any:
     try:
+        if isinstance(data, bytes) and len(data) > LARGE and (texts := long_texts.find(data)):
+            return _decode_apart(data, texts, most_numbers)
         return _decoder(most_numbers).decode(
             data if isinstance(data, str) else data.decode("utf-8")
         )
@@ -114,6 +126,34 @@ def _decode_exact(data: bytes | str, most_numbers: int = sys.maxsize) -> Any:
         raise JSONError("nested too deeply") from error
     except ValueError as error:
         raise JSONError("a number has too many digits") from error
+
+
+def _decode_apart(data: bytes, texts: Sequence[long_texts.Span], most_numbers: int) -> Any:
+    """Parse JSON and its long texts apart; a JSONError names the byte."""
+    mark = f"0.{secrets.randbits(128)}e"  # nobody can guess such a number
+
+    def text(number: int) -> str:
+        return long_texts.decode(data, texts[number])
+
+    def stand_in(number: int) -> bytes:
+        return f" {mark}{number} ".encode()  # apart from digits beside it
+
+    def byte_at(at: int) -> int:
+        for number, (start, end) in enumerate(texts):
+            if at > start:
+                at += end - start - len(stand_in(number))
+        return at
+
+    rest = long_texts.taken_out(data, texts, stand_in)
+    try:
+        return _decoder(most_numbers, mark, text).decode(rest.decode("utf-8"))
+    except long_texts.WrongText as error:
+        raise JSONError(f"{error} at byte {error.at}") from error
+    except json.JSONDecodeError as error:
+        at = byte_at(len(error.doc[: error.pos].encode("utf-8")))
+        raise JSONError(f"{error.msg} at byte {at}") from error
+    except UnicodeDecodeError as error:
+        raise JSONError(f"not UTF-8 at byte {byte_at(error.start)}") from error
 
 
 def dumps(value: Any, size: int = 0) -> bytes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from operator import itemgetter
 from typing import Any, ClassVar
 
 from nexus_gateway.errors import BrokenStream, ErrorEvent, TruncatedStream
-from nexus_gateway.wire import json_codec, sse
+from nexus_gateway.wire import json_codec, long_texts, sse
 from nexus_gateway.wire.chunks import Progress, is_usage_only, raise_error
 from nexus_gateway.wire.error_objects import read_named
 from nexus_gateway.wire.shapes import TEXT, EventShape, is_utf8
@@ -146,7 +147,8 @@ class Passthrough(ABC):
                 continue
             learnt = self._learnt
             try:
-                out.append(self._pass_one(event))
+                is_long = len(event) > json_codec.LARGE
+                out.append(self._pass_long(event) if is_long else self._pass_one(event))
             except BrokenStream as broken:
                 # If nothing was sent yet, another upstream may answer; else keep what is good.
                 if not was_started:
@@ -161,6 +163,35 @@ class Passthrough(ABC):
                 out.append(passed)
                 at += end
         return b"".join(out)
+
+    def _pass_long(self, event: bytes) -> bytes:
+        """Examine an event without its long texts, which parsed are several times as large."""
+        texts = long_texts.find(event)
+        mark = secrets.token_hex(16).encode()
+        short = long_texts.taken_out(event, texts, lambda number: b'"%b.%d"' % (mark, number))
+        try:
+            for text in texts:
+                long_texts.check(event, text)
+        except long_texts.WrongText:
+            texts = []
+        if not texts:
+            return self._pass_one(event)
+
+        def completed(passed: bytes) -> bytes:
+            pieces: list[bytes | memoryview] = [*re.split(rb'"%b.([0-9]+)"' % mark, passed)]
+            for n in range(1, len(pieces), 2):
+                start, end = texts[int(pieces[n])]
+                pieces[n] = memoryview(event)[start:end]
+            return b"".join(pieces)
+
+        try:
+            passed = completed(self._pass_one(short))
+        except BrokenStream:  # it may say why in a long text
+            return self._pass_one(event)
+        if self._held and mark in self._held[-1]:
+            self._held[-1] = completed(self._held[-1])
+            self._held_size += len(event) - len(short)
+        return passed
 
     def _pass_run(self, block: bytes, at: int) -> tuple[bytes, int]:
         """Pass the events from `at` on that fit one shape; return them and their end, or b""."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from cuts import cut
 from hypothesis import example, given
 from hypothesis import strategies as st
+from outcomes import careful, outcome
 
 from nexus_gateway.dialects.base import StreamEncoder
 from nexus_gateway.dialects.messages import MessagesPassthrough
 from nexus_gateway.dialects.messages.response import MessageEncoder
 from nexus_gateway.dialects.responses import ResponsePassthrough
 from nexus_gateway.dialects.responses.response import ResponseEncoder
-from nexus_gateway.errors import BrokenStream
 from nexus_gateway.wire import sse
 from nexus_gateway.wire.chunks import Answer, Chunk
 from nexus_gateway.wire.passthrough import ChatPassthrough, EventPassthrough, Passthrough
@@ -25,36 +25,6 @@ from nexus_gateway.wire.passthrough import ChatPassthrough, EventPassthrough, Pa
 ANSWER = Answer("chatcmpl-1", 1, "up")
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 TEXTS = ("a", " b", "", "é", "你好", "\U0001f600", '"', "\\", "\n", "{}", "data: {", "[DONE]")
-
-
-class Outcome(NamedTuple):
-    """What a caller receives, and how the stream ended: "done", or the kind and text of a fault."""
-
-    sent: bytes
-    end: str
-
-
-def outcome(passthrough: Passthrough, pieces: list[bytes]) -> Outcome:
-    sent = b""
-    try:
-        for piece in pieces:
-            sent += passthrough.feed(piece)
-        if not (passthrough.done or passthrough.broken):
-            sent += passthrough.end()
-    except BrokenStream as error:
-        passthrough.broken = error
-    if passthrough.broken is not None:
-        return Outcome(sent, f"{type(passthrough.broken).__name__}: {passthrough.broken.body()}")
-    assert passthrough.done
-    return Outcome(sent, "done")
-
-
-def careful(passthrough: Passthrough) -> Passthrough:
-    """Return a filter that parses every event."""
-    passthrough._shapes_left = 0
-    if isinstance(passthrough, ChatPassthrough):
-        passthrough._templates_left = 0
-    return passthrough
 
 
 def with_choice(chunk: Chunk, **fields: Any) -> Chunk:

@@ -24,7 +24,12 @@ from nexus_gateway.wire.shapes import EventShape
 
 PIECE = 64 * 1024
 SPARE = 20 * 1024 * 1024
-TEXTS = {"plain": b"x", "mixed": r"word \n\" é ".encode()}
+TEXTS = {
+    "plain": b"x",
+    "mixed": r"word \n\" é ".encode(),
+    "emoji": "🙂".encode(),
+    "CJK": "世界".encode(),
+}
 BODY = Settings().max_body_mb * 1024 * 1024
 HEAD, TAIL = b'{"choices":[{"index":0,"delta":{"content":"', b'"}}],"model":"up"}'
 SAID = b'{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"%b"}]}'
