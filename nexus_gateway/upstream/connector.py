@@ -7,7 +7,8 @@ the next request on that connection gets it, and its caller reads what another o
 - Bytes that this process has not read yet are looked for before a connection is used again.
 - A body that is not sent in one piece gets a connection of its own (`needs_new`): while it is being
   sent, a late answer to an earlier request would pass for its own.
-- An answer on a used connection that comes before the request has left does not count as one.
+- An answer on a used connection that comes before the request has left does not count as one; on
+  Linux, before it has reached the other host: each packet of an answer acknowledges the request.
 - A new connection closes the oldest idle ones, of any origin, if there would be more than `most`.
 - An origin that has sent more than it was asked for is *distrusted*: it gets a connection for each
   request, for ten minutes. What reveals it cannot be told from an answer before.
@@ -23,15 +24,23 @@ import logging
 import math
 import re
 import select
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import aiohttp
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
 logger = logging.getLogger("nexus_gateway")
 
 DISTRUST_S = 600.0
+NO_BYTES = bytes(4)  # a C int
 _IDLE = "nexus_gateway_idle"  # set on aiohttp's protocol, which lives as long as its connection
 # What closes an idle connection without being an answer: 408 (RFC 9110, 15.5.9), or blank lines.
 _HARMLESS = re.compile(rb"[\r\n]*(?:HTTP/1\.[01] 408 |\Z)")
@@ -47,6 +56,7 @@ class Idle(asyncio.Protocol):
         is_used: whether an answer is expected.
         has_bytes: returns whether there are bytes that this process has not read; takes a number of
             milliseconds to wait.
+        unacknowledged: returns how many bytes the other host has not acknowledged, as a C int.
     """
 
     def __init__(self, connector: Connector, key: Any, handler: Any) -> None:
@@ -57,12 +67,13 @@ class Idle(asyncio.Protocol):
         self._handler = handler  # aiohttp's
         self.is_used = False
         self.has_bytes = _watch(handler.transport)
+        self.unacknowledged = _count(handler.transport)
 
     def data_received(self, data: bytes) -> None:
         handler = self._handler
         if self.is_used:
             transport = handler.transport
-            if transport.get_write_buffer_size():
+            if transport.get_write_buffer_size() or self.unacknowledged() != NO_BYTES:
                 transport.abort()
                 return
             self.answered = True
@@ -94,6 +105,18 @@ def _watch(transport: asyncio.Transport) -> Callable[[int], object]:
     watched = select.poll()
     watched.register(connection.fileno(), select.POLLIN)
     return watched.poll
+
+
+def _count(transport: asyncio.Transport) -> Callable[[], bytes]:
+    """Return the function that is `Idle.unacknowledged`; it finds none where that is unknown."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and sys.platform == "linux":
+        ioctl: Callable[..., bytes] = fcntl.ioctl  # it returns as it is given
+        count = partial(ioctl, connection.fileno(), termios.TIOCOUTQ, NO_BYTES)
+        with suppress(OSError):
+            count()
+            return count
+    return lambda: NO_BYTES
 
 
 # The connection of the latest request in this context if it had been used before.

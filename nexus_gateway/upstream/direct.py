@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from nexus_gateway.upstream.connector import Idle
+from nexus_gateway.upstream.connector import NO_BYTES, Idle
 from nexus_gateway.upstream.http1 import BadFraming, Head, UnsupportedResponse, read_head
 from nexus_gateway.upstream.response import (
     LAST_BYTES_S,
@@ -240,9 +240,13 @@ class DirectResponse(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bytes | None:
         """Read the head; return what follows it, None if it is incomplete or was handed over."""
-        is_used = self._borrowed is not None and self._borrowed.idle is not None
-        if is_used and not self._head_bytes and self._transport.get_write_buffer_size():
-            # It answers an earlier request: this one has not left yet.
+        idle = None if self._borrowed is None else self._borrowed.idle
+        if (
+            idle is not None
+            and not self._head_bytes
+            and (self._transport.get_write_buffer_size() or idle.unacknowledged() != NO_BYTES)
+        ):
+            # It answers an earlier request: this one has not arrived yet.
             self._break(aiohttp.ServerDisconnectedError())
             return None
         self._head_bytes = data = self._head_bytes + data if self._head_bytes else data

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import select
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import count
@@ -217,6 +219,10 @@ def small() -> bytes:
     return b"{}"
 
 
+def crowded() -> bytes:
+    return b"x" * (LARGE - 64 * 1024)  # more than a receiver takes that does not read
+
+
 def large() -> bytes:
     return b"x" * LARGE
 
@@ -295,6 +301,25 @@ async def test_bytes_that_the_event_loop_has_not_read_yet_count_too(settings: Se
         # Into the kernel's buffer at once; both happen in the same turn of the loop.
         upstream.writers[0].write(sized(b"<1>"))
         assert b"<2>" in await ask(client, url, 2)
+    assert upstream.connections == 2
+
+
+@pytest.mark.proves("F66")
+@pytest.mark.skipif(sys.platform != "linux", reason="what has arrived is known on Linux")
+async def test_no_answer_counts_that_was_sent_before_the_request_arrived(
+    settings: Settings,
+) -> None:
+    """The request has left this process, but not for the other host, which has no room for it."""
+    upstream = Upstream(None)
+    async with reaching(upstream, settings) as (client, url):
+        await ask(client, url, 1)
+        late = upstream.writers[0]
+        late.transport.pause_reading()  # type: ignore[attr-defined]
+        asking = asyncio.create_task(ask(client, url, 2, crowded))
+        connection = late.get_extra_info("socket")
+        await until(lambda: select.select([connection], [], [], 0)[0])
+        late.write(sized(b"<1>"))
+        assert b"<2>" in await asking
     assert upstream.connections == 2
 
 
