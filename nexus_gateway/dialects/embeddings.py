@@ -6,7 +6,7 @@ import re
 import sys
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,10 @@ from nexus_gateway.wire import json_codec
 _PARSED_UP_TO = 1024 * 1024
 # Vectors as numbers, and as the base64 of their little-endian float32s.
 _NUMBERS = re.compile(rb'("embedding"\s*:\s*)(\[[^\[\]]*+\])')
-_BASE64 = re.compile(rb'("embedding"\s*:\s*)"([A-Za-z0-9+/=]*+)"')
+_BASE64 = re.compile(rb'("embedding"\s*:\s*)("[A-Za-z0-9+/=]*+")')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*\})')
 _TAIL = 4096
+_SLICE = 64 * 1024  # whole float32s in base64
 
 
 class Embeddings(Dialect):
@@ -75,30 +76,49 @@ class _InBase64(Embeddings):
 
 
 def _in_base64(body: bytes) -> bytes:
-    def encoded(match: re.Match[bytes]) -> bytes:
-        vector = _little_endian(array("f", json_codec.loads(match[2])))
-        return b'%b"%b"' % (match[1], b64encode(vector.tobytes()))
+    def encoded(start: int, end: int) -> Iterator[bytes]:
+        vector, at = array("f"), start + 1
+        while at < end:
+            cut = body.rindex(b",", at, at + _SLICE) if end - at > _SLICE else end - 1
+            vector.extend(json_codec.loads(b"[%b]" % body[at:cut]))
+            at = cut + 1
+        yield b'"%b"' % b64encode(_little_endian(vector).tobytes())
 
     return _converted(_NUMBERS, encoded, body)
 
 
 def _in_numbers(body: bytes) -> bytes:
-    def decoded(match: re.Match[bytes]) -> bytes:
-        vector = array("f")
-        vector.frombytes(b64decode(match[2]))
-        return match[1] + json_codec.dumps(_little_endian(vector).tolist())
+    def decoded(start: int, end: int) -> Iterator[bytes]:
+        mark = b"["
+        for at in range(start + 1, end - 1, _SLICE):
+            vector = array("f")
+            vector.frombytes(b64decode(body[at : min(at + _SLICE, end - 1)]))
+            yield mark + json_codec.dumps(_little_endian(vector).tolist())[1:-1]
+            mark = b","
+        yield b"]" if mark == b"," else b"[]"
 
     return _converted(_BASE64, decoded, body)
 
 
 def _converted(
-    pattern: re.Pattern[bytes], convert: Callable[[re.Match[bytes]], bytes], body: bytes
+    pattern: re.Pattern[bytes], convert: Callable[[int, int], Iterator[bytes]], body: bytes
 ) -> bytes:
-    """Convert the vectors one by one, so that a thread lets others run in between."""
+    """Convert the vectors slice by slice, so that a thread lets others run in between."""
+    pieces: list[bytes | memoryview] = []
+    at, left = 0, Embeddings.longest_answer
     try:
-        return pattern.sub(convert, body)
+        for match in pattern.finditer(body):
+            start, end = match.span(2)
+            pieces.append(memoryview(body)[at:start])
+            for piece in convert(start, end):
+                pieces.append(piece)
+                left -= len(piece)
+                if left < 0:
+                    raise InvalidAnswer("answered with too many vectors to write as numbers")
+            at = end
     except (ArithmeticError, TypeError, ValueError):
         raise InvalidAnswer("answered with vectors that cannot be read") from None
+    return b"".join((*pieces, memoryview(body)[at:])) if pieces else body
 
 
 def _little_endian(vector: array[float]) -> array[float]:

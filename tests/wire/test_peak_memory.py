@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
+from array import array
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from nexus_gateway.dialects.base import Dialect, Request
+from nexus_gateway.dialects.base import Dialect, InvalidAnswer, Request
 from nexus_gateway.dialects.chat import CHAT_COMPLETIONS, COMPLETIONS
-from nexus_gateway.dialects.embeddings import EMBEDDINGS
+from nexus_gateway.dialects.embeddings import EMBEDDINGS, Embeddings, _in_base64, _in_numbers
 from nexus_gateway.dialects.messages import MESSAGES
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.dialects.transcriptions import TRANSCRIPTIONS
@@ -154,6 +156,34 @@ def test_the_largest_input_needs_little_memory(
     parse: Callable[[bytes], object], form: bytes, longest: int, text: bytes
 ) -> None:
     assert peak(parse, filled(form, text, longest)) <= 4 * longest + SPARE
+
+
+@pytest.mark.proves("F31", "I-38")
+def test_vectors_are_converted_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Embeddings, "longest_answer", 8 * 1024 * 1024)  # else it takes long
+    as_base64 = EMBEDDINGS.parse(
+        b'{"model":"m","input":"x","encoding_format":"base64"}', {}
+    ).dialect
+    numbers = b'{"data":[{"embedding":[%b1.5]}]}' % (b"0.12345678," * 500_000)
+    assert peak(answered(as_base64), numbers) <= 4 * len(numbers)
+
+    def refused(data: bytes) -> None:
+        with pytest.raises(InvalidAnswer, match="too many"):
+            answered(EMBEDDINGS)(data)
+
+    longest = EMBEDDINGS.longest_answer
+    vectors = filled(b'{"data":[{"embedding":"%b"}]}', b"QUJDPkFC", longest)
+    assert peak(refused, vectors) <= 4 * longest
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 12_287, 12_288, 12_289, 100_000])
+def test_vectors_of_any_length_are_converted(count: int) -> None:
+    vector = [n / 8 for n in range(count)]
+    numbers = json.dumps({"data": [{"embedding": vector}, {"embedding": vector}]}).encode()
+    converted = _in_base64(numbers)
+    texts = [item["embedding"] for item in json.loads(converted)["data"]]
+    assert [[*array("f", b64decode(text))] for text in texts] == [vector, vector]
+    assert json.loads(_in_numbers(converted)) == json.loads(numbers)
 
 
 def test_a_large_value_is_written_as_a_small_one() -> None:
