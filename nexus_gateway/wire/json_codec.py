@@ -148,7 +148,7 @@ def _decode_apart(data: bytes, texts: Sequence[long_texts.Span], most_numbers: i
     try:
         return _decoder(most_numbers, mark, text).decode(rest.decode("utf-8"))
     except long_texts.WrongText as error:
-        raise JSONError(f"{error} at byte {error.at}") from error
+        raise JSONError(f"{error.why} at byte {error.at}") from error
     except json.JSONDecodeError as error:
         at = byte_at(len(error.doc[: error.pos].encode("utf-8")))
         raise JSONError(f"{error.msg} at byte {at}") from error

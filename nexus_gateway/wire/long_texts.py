@@ -31,6 +31,7 @@ class WrongText(ValueError):
 
     def __init__(self, why: str, at: int) -> None:
         super().__init__(why)
+        self.why = why
         self.at = at
 
 
