@@ -220,7 +220,7 @@ class Call:
         return self.account.base_url
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HttpRequest:
     """An HTTP request; its method is POST.
 

@@ -19,7 +19,7 @@ class CallerGone(Exception):
     """The caller has closed the connection."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestOptions:
     """What a caller asks of the gateway itself, by headers.
 

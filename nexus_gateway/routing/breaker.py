@@ -35,7 +35,7 @@ class State(StrEnum):
     HALF_OPEN = "HALF_OPEN"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Permit:
     """Permission for one attempt; `probe`: it is the one that HALF_OPEN admits."""
 

@@ -151,7 +151,7 @@ class SizedBody:
         return body
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Head:
     """A response's head; `body` reads what follows."""
 

@@ -251,10 +251,13 @@ class Progress:
 
 def is_empty(choice: Mapping[str, Any]) -> bool:
     """Whether a choice that has ended by itself says nothing."""
+    if choice.get("finish_reason") != "stop" or choice.get("text"):
+        return False
     said = choice.get("delta") or choice.get("message")
-    fields = said.items() if isinstance(said, dict) else ()
-    has_words = choice.get("text") or any(value for name, value in fields if name != "role")
-    return choice.get("finish_reason") == "stop" and not has_words
+    if not isinstance(said, dict):
+        return True
+    # The usual field first, as this runs for each answer.
+    return not said.get("content") and not any(v for name, v in said.items() if name != "role")
 
 
 def _is_metadata(chunk: Mapping[str, Any]) -> bool:

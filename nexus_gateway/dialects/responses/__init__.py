@@ -43,7 +43,7 @@ NOT_KEPT: Mapping[str, Any] = MappingProxyType({"store": False})
 _FAILURES = frozenset({"response.failed", "error"})
 
 
-@dataclass(frozen=True)
+@dataclass
 class ResponsesRequest(Request):
     """A parsed request, and its tools by their names in its chat."""
 
