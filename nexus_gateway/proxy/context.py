@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from nexus_gateway.dialects.base import FullResponse, Request
 from nexus_gateway.errors import UpstreamRefused
 from nexus_gateway.proxy.record import MAX_MODEL, MAX_WHY, RequestRecord, Trace
-from nexus_gateway.routing.attempts import AttemptHistory
+from nexus_gateway.routing.attempts import CANCELLED, Attempt, AttemptHistory
 from nexus_gateway.routing.scheduler import RoutingTarget
+from nexus_gateway.upstream.client import SentRequest
 from nexus_gateway.upstream.streams import AnswerStream, ResponseWriter
 from nexus_gateway.wire.usage import billed_usd, parse_usage
 
@@ -34,6 +35,20 @@ class RequestOptions:
     timeout_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BegunAttempt:
+    """An attempt that is running; `sent` is its request if it was sent."""
+
+    attempt: Attempt
+    sent: SentRequest | None
+
+    def abandon(self) -> None:
+        """Cancel it unless someone continued it."""
+        self.attempt.end(CANCELLED)
+        if self.sent is not None:
+            self.sent.abandon()
+
+
 @dataclass(slots=True)
 class RequestContext:
     """The facts of one request; its record is made of them.
@@ -49,6 +64,7 @@ class RequestContext:
         unavailable: why no instance, or no other one, could be tried: for `why`.
         outcome: how it ended.
         before: attempts before a reload, which do not count towards MAX_ATTEMPTS.
+        begun: a first attempt that the relay has to continue.
     """
 
     endpoint: str
@@ -63,6 +79,7 @@ class RequestContext:
     unavailable: str = ""
     outcome: str = "cancelled"
     before: int = 0
+    begun: BegunAttempt | None = None
 
     def set_request(self, request: Request, options: RequestOptions) -> None:
         self.asked_model, self.stream = request.model, request.stream
@@ -150,6 +167,7 @@ class Delivery:
             limit is kept by the endpoint.
         refusal: the first one by an upstream that another one may not share; the answer if none
             answers.
+        sent: the request of the first attempt if it was sent already.
     """
 
     context: RequestContext
@@ -160,3 +178,4 @@ class Delivery:
     until_s: float
     answer_by_s: float
     refusal: UpstreamRefused | None = None
+    sent: SentRequest | None = None

@@ -45,13 +45,13 @@ class Relay:
 
     def __init__(self, scheduler: Scheduler, upstream: Upstream, settings: Settings) -> None:
         self.scheduler = scheduler
-        self._upstream = upstream
+        self.upstream = upstream
         self._queue: RequestQueue | None = None
         if settings.queue_timeout_ms:
             self._queue = RequestQueue(settings.queue_timeout_ms / 1000, settings.queue_limit)
         self._max_attempts = settings.max_attempts
-        self._first_token_ms = settings.first_token_timeout_ms
-        self._response_ms = settings.response_timeout_ms
+        self.first_token_ms = settings.first_token_timeout_ms
+        self.response_ms = settings.response_timeout_ms
         self._clock = scheduler.clock
 
     async def serve(
@@ -62,24 +62,30 @@ class Relay:
         options: RequestOptions,
         sink: Sink,
     ) -> None:
-        """Serve one request.
+        """Serve one request; continue its first attempt if that has begun.
 
         Raises:
             GatewayError: there is no answer, and nothing was sent.
             CallerGone: the caller left.
         """
-        until_s = answer_by_s = self._clock() + self._response_ms / 1000
+        begun, context.begun = context.begun, None
+        now_s = self._clock() if begun is None else begun.attempt.started_s
+        until_s = answer_by_s = now_s + self.response_ms / 1000
         if options.timeout_s is not None:
             until_s = min(until_s, context.started_s + options.timeout_s)
         delivery = Delivery(context, request, target, options, sink, until_s, answer_by_s)
+        attempt = None
+        if begun is not None:
+            attempt, delivery.sent = begun.attempt, begun.sent
         try:
             while True:
-                attempt = await self._next_attempt(delivery)
+                attempt = attempt or await self._next_attempt(delivery)
                 try:
                     with attempt:
                         return await self._run(delivery, attempt)
                 except AttemptFailed:
                     self._raise_refusal(delivery, attempt)
+                attempt = None
         except NoCandidate:
             refusal = delivery.refusal or _common_refusal(context.history)
             if refusal is None:
@@ -127,13 +133,13 @@ class Relay:
             await self._back_off(delivery, attempt)
         if not request.stream:
             response = await self._open_full(delivery, attempt)
-            attempt.first_content(self._response_ms, stream=False)
+            attempt.first_content(self.response_ms, stream=False)
             attempt.usage = response.usage
             attempt.end(SUCCESS)
             context.outcome = SUCCESS.outcome.value
             await delivery.sink.full(context, response)
         elif delivery.options.hedge and request.replayable:
-            limits = self._first_token_ms, self._max_attempts
+            limits = self.first_token_ms, self._max_attempts
             race = HedgedAttempt(delivery, self.scheduler, self._open, self._raise_refusal, limits)
             winner, stream = await race.run(attempt)
             with winner:  # `attempt` may have ended by now: a second end is ignored
@@ -158,11 +164,11 @@ class Relay:
         request = delivery.request
         if delivery.context.trace is not None:
             request = _traced(delivery, attempt)
-        attempt.started_s = now_s = self._clock()
-        stream = await self._upstream.stream(
+        upstream = self._sender(delivery, attempt)
+        stream = await upstream.stream(
             attempt.deployment,
             request,
-            max(delivery.answer_by_s - now_s, 0.001),
+            max(delivery.answer_by_s - attempt.started_s, 0.001),
             may_give_up=attempt.has_alternative,
         )
         if attempt.has_alternative and stream.is_empty and _is_first(delivery.context.history):
@@ -180,18 +186,26 @@ class Relay:
         request = delivery.request
         if delivery.context.trace is not None:
             request = _traced(delivery, attempt)
-        attempt.started_s = self._clock()
+        upstream = self._sender(delivery, attempt)
         limit_s = max(delivery.answer_by_s - attempt.started_s, 0.001)
-        response = await self._upstream.full(attempt.deployment, request, limit_s)
+        response = await upstream.full(attempt.deployment, request, limit_s)
         if attempt.has_alternative and response.is_empty and _is_first(delivery.context.history):
             attempt.usage = response.usage
             raise AttemptFailed(EMPTY)
         return response
 
+    def _sender(self, delivery: Delivery, attempt: Attempt) -> Upstream:
+        """Return what sends an attempt's request now, or has sent it."""
+        sent, delivery.sent = delivery.sent, None
+        if sent is not None:
+            return self.upstream.continuing(sent)
+        attempt.started_s = self._clock()
+        return self.upstream
+
     async def _deliver(self, delivery: Delivery, attempt: Attempt, stream: AnswerStream) -> None:
         """Send the stream to the caller; if it breaks, end it with an error event."""
         context, sink = delivery.context, delivery.sink
-        attempt.first_content(self._first_token_ms, stream=True)
+        attempt.first_content(self.first_token_ms, stream=True)
         try:
             try:
                 await sink.start(context, stream)

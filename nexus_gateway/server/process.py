@@ -21,6 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
+from nexus_gateway.fastpath.connection import FastRunner
 from nexus_gateway.hooks import Hook
 from nexus_gateway.routing.policies import Policy
 from nexus_gateway.routing.pool import Pool
@@ -32,7 +33,6 @@ from nexus_gateway.telemetry import stderr
 from nexus_gateway.telemetry.recorder import Recorder
 from nexus_gateway.upstream.client import exhausted
 from nexus_gateway.web.app import build_app
-from nexus_gateway.web.connections import Runner
 from nexus_gateway.web.gateway import GATEWAY, Drain, Gateway
 
 try:
@@ -156,7 +156,7 @@ async def application_runner(app: web.Application) -> AsyncIterator[web.AppRunne
     """Prepare the process and the running loop to serve an application; it does not listen yet."""
     raise_limit()
     asyncio.get_running_loop().set_exception_handler(FdExhaustionHandler())
-    runner = Runner(app, shutdown_timeout=CLOSE_S)
+    runner = FastRunner(app, shutdown_timeout=CLOSE_S)
     await runner.setup()
     _limit_requests(app[GATEWAY])
     app[GATEWAY].recorder.later = asyncio.get_running_loop().call_later

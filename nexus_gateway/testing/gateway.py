@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from nexus_gateway.discovery import load
+from nexus_gateway.fastpath.connection import FastRunner
 from nexus_gateway.hooks import Hook
 from nexus_gateway.provider import Account, Provider
 from nexus_gateway.routing.instance import Instance
@@ -24,7 +25,6 @@ from nexus_gateway.secret import Secret
 from nexus_gateway.server.sockets import QUEUE
 from nexus_gateway.settings import Settings
 from nexus_gateway.web.app import build_app
-from nexus_gateway.web.connections import Runner
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 
 HELLO = {"messages": [{"role": "user", "content": "Hello!"}]}
@@ -133,7 +133,7 @@ async def serving(
         rng=random.Random(7),
         backoff_ms=backoff_ms,
     )
-    runner = Runner(app, shutdown_timeout=0.2)
+    runner = FastRunner(app, shutdown_timeout=0.2)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, backlog=QUEUE)
     await site.start()

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,7 +42,7 @@ from nexus_gateway.routing.attempts import AttemptFailed
 from nexus_gateway.routing.breaker import State
 from nexus_gateway.routing.instance import Deployment, Instance
 from nexus_gateway.settings import Settings
-from nexus_gateway.upstream.client import NO_HEADERS, Client, exhausted
+from nexus_gateway.upstream.client import NO_HEADERS, Client, SentRequest, exhausted
 from nexus_gateway.upstream.failures import (
     connection_reason,
     failure,
@@ -54,7 +55,7 @@ from nexus_gateway.upstream.failures import (
 )
 from nexus_gateway.upstream.large import LARGE, apart, in_thread
 from nexus_gateway.upstream.meanings import output_limit
-from nexus_gateway.upstream.response import HttpResponse, read_up_to
+from nexus_gateway.upstream.response import Fail, HttpResponse, Receive, read_up_to
 from nexus_gateway.upstream.streams import (
     AnswerStream,
     Heartbeat,
@@ -74,7 +75,7 @@ JSON = "application/json"
 MAX_ERROR_BYTES = 64 * 1024
 _NO_STREAM = CannotServe("This model does not stream; leave `stream` out.", "stream")
 # Some servers omit the type, or call a stream plain text; HTML and JSON never are one.
-_STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
+STREAM_TYPES = frozenset({"text/event-stream", "application/octet-stream", "text/plain"})
 # Before anything was sent: the request cannot be the cause.
 _NOT_SENT = (aiohttp.ClientConnectorError, TimeoutError, aiohttp.InvalidURL)
 Build = Callable[..., HttpRequest]
@@ -89,10 +90,39 @@ class Upstream:
         self._first_token_s = settings.first_token_timeout_ms / 1000
         self._idle_s = settings.idle_timeout_ms / 1000
         total_s = settings.stream_timeout_ms / 1000 or math.inf
-        self._limits = StreamLimits(self._idle_s, total_s)
+        self.limits = StreamLimits(self._idle_s, total_s)
         self._response_s = settings.response_timeout_ms / 1000
         self._names_instance = settings.response_model == "instance"
         self._asks_usage = settings.stream_usage
+        self._sent: SentRequest | None = None
+
+    def continuing(self, sent: SentRequest) -> Upstream:
+        """Return one that has sent the request of its first attempt already, by `send_at_once`."""
+        upstream = copy(self)
+        upstream._sent = sent
+        upstream._client = self._client.continuing(sent)
+        return upstream
+
+    def send_at_once(
+        self, deployment: Deployment, request: Request, receive: Receive, fail: Fail
+    ) -> SentRequest | None:
+        """Send what `stream` or `full` would; None if that needs a wait, or a translation.
+
+        AttemptFailed if the provider's plugin fails. `receive` and `fail` as of the client.
+        """
+        instance = deployment.instance
+        provider = instance.provider
+        if provider.tool_names is not None or not request.can_pass_through(provider.endpoints):
+            return None
+        if deployment.max_output:
+            request = request.limited(deployment.max_output)
+        usage = self._asks_usage and instance.asks_usage and request.lacks_usage
+        http = native_request(instance, deployment.model, request, usage=usage)
+        return self._client.post_at_once(http, request.trace, receive, fail)
+
+    def label_of(self, instance: Instance) -> str | None:
+        """Return what replaces the answer's `model`; None keeps it."""
+        return instance.name if self._names_instance else None
 
     async def stream(
         self,
@@ -112,28 +142,29 @@ class Upstream:
                 one could be asked. The head of the response is a sign of life, and so is the role
                 that a stream begins with: from then on the limit is IDLE_TIMEOUT_MS.
         """
-        instance = deployment.instance
-        limit_s = min(self._first_token_limit_s(instance), longest_s) if may_give_up else longest_s
+        instance, sent = deployment.instance, self._sent
+        limit_s = min(self.first_token_limit_s(instance), longest_s) if may_give_up else longest_s
         loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        began_s = loop.time() if sent is None else sent.sent_s
+        overdue_s = None if sent is None else sent.until_s
 
         def on_life() -> None:
-            if may_give_up:
+            if may_give_up and overdue_s is None:
                 _extend(limit, min(loop.time() + self._idle_s, began_s + longest_s))
 
         stream: AnswerStream | None = None
         try:
-            async with asyncio.timeout(limit_s) as limit:
+            async with asyncio.timeout_at(overdue_s or began_s + limit_s) as limit:
                 if isinstance(request.native, StreamedForm):
                     _restart_with_each_piece(deployment, request.native, limit, limit_s)
-                label = instance.name if self._names_instance else None
+                label = self.label_of(instance)
                 provider = instance.provider
                 names = NO_NAMES if provider.tool_names is None else _renamed(provider, request)
                 if request.can_pass_through(provider.endpoints) and not names:
                     response = await self._open(deployment, request, native_request)
                     on_life()
                     passthrough = request.dialect.passthrough(request, label)
-                    stream = PassthroughStream(response, passthrough, self._limits)
+                    stream = PassthroughStream(response, passthrough, self.limits)
                 else:
                     stream = await self._translated(deployment, request, label, names)
                     if not isinstance(provider, InProcess):
@@ -153,8 +184,11 @@ class Upstream:
 
     async def full(self, deployment: Deployment, request: Request, limit_s: float) -> FullResponse:
         """Return an answer in one piece, within `limit_s`; raises as `stream`."""
+        sent = self._sent
+        began_s = asyncio.get_running_loop().time() if sent is None else sent.sent_s
         try:
-            async with asyncio.timeout(limit_s) as limit:
+            until_s = began_s + limit_s
+            async with asyncio.timeout_at(until_s) as limit:
                 if isinstance(request.native, StreamedForm):
                     _restart_with_each_piece(deployment, request.native, limit, limit_s)
                 return await self._full(deployment, request)
@@ -165,7 +199,7 @@ class Upstream:
         except BrokenStream as broken:
             raise _broken(deployment.instance, broken) from broken
 
-    def _first_token_limit_s(self, instance: Instance) -> float:
+    def first_token_limit_s(self, instance: Instance) -> float:
         limit_ms = instance.first_token_timeout_ms
         return self._first_token_s if limit_ms is None else limit_ms / 1000
 
@@ -183,7 +217,7 @@ class Upstream:
         if names:
             encoder = _RestoringEncoder(encoder, names)
         return TranslatedStream(
-            chunks, instance.plugin, label, encoder, self._limits, response, heartbeat
+            chunks, instance.plugin, label, encoder, self.limits, response, heartbeat
         )
 
     async def _chunks(
@@ -233,7 +267,7 @@ class Upstream:
                 return await self._open_without_usage(deployment, request, build)
             http = await apart(size, built, _easier(deployment, request, failed))
             response = await send(self._client, deployment, http, request.trace)
-        if response.content_type in _STREAM_TYPES:
+        if response.content_type in STREAM_TYPES:
             return response
         response.close()
         if request.dialect.stream_is_optional and response.content_type == JSON:
@@ -261,7 +295,7 @@ class Upstream:
 
     async def _full(self, deployment: Deployment, request: Request) -> FullResponse:
         instance, model = deployment.instance, deployment.model
-        dialect, label = request.dialect, instance.name if self._names_instance else None
+        dialect, label = request.dialect, self.label_of(instance)
         provider = instance.provider
         names = NO_NAMES if provider.tool_names is None else _renamed(provider, request)
         native = request.can_pass_through(provider.endpoints) and not names
@@ -431,12 +465,7 @@ async def send(
     except TypeError as error:
         logger.exception("the plugin %s made a request that cannot be sent", instance.plugin)
         raise failure("the provider's plugin failed") from error
-    try:
-        quotas = instance.provider.read_quotas(response.headers, time.time())
-        if quotas:
-            deployment.quotas.update(quotas, requests_before)
-    except Exception:
-        logger.exception("the plugin %s failed to read its quotas", instance.plugin)
+    note_quotas(deployment, response.headers, requests_before)
     if 200 <= response.status < 300:
         return response
     try:
@@ -446,6 +475,17 @@ async def send(
     finally:
         response.close()
     raise AttemptFailed(judge(instance, response, body))
+
+
+def note_quotas(deployment: Deployment, headers: Mapping[str, str], requests_before: int) -> None:
+    """Note what a response says of its provider's limits."""
+    instance = deployment.instance
+    try:
+        quotas = instance.provider.read_quotas(headers, time.time())
+        if quotas:
+            deployment.quotas.update(quotas, requests_before)
+    except Exception:
+        logger.exception("the plugin %s failed to read its quotas", instance.plugin)
 
 
 def _scope_of(error: Exception) -> Scope:

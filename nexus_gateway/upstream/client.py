@@ -14,12 +14,14 @@ which are as old, are closed.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -30,7 +32,7 @@ from yarl import URL
 from nexus_gateway import __version__
 from nexus_gateway.provider import HttpRequest
 from nexus_gateway.settings import Settings
-from nexus_gateway.upstream.connector import Connector, needs_new, reused
+from nexus_gateway.upstream.connector import Connector, Idle, needs_new, reused
 from nexus_gateway.upstream.direct import (
     PRIVATE_API_ERRORS,
     READ_BUFFER,
@@ -41,7 +43,7 @@ from nexus_gateway.upstream.direct import (
 from nexus_gateway.upstream.dns import Resolver
 from nexus_gateway.upstream.http1 import request_head
 from nexus_gateway.upstream.proxy import proxy_of
-from nexus_gateway.upstream.response import AiohttpResponse, HttpResponse
+from nexus_gateway.upstream.response import AiohttpResponse, Fail, HttpResponse, Receive
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -55,6 +57,36 @@ _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
 _DEFAULT_HEADERS = {"User-Agent": f"nexus-gateway/{__version__}", "Accept-Encoding": "identity"}
 # A request that sets one of these is left to aiohttp.
 _UNUSUAL = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding", "te"})
+
+
+class SentRequest:
+    """A request that was sent at once, for whoever waits for its response.
+
+    Attributes:
+        sent_s: when, in the loop's time.
+        until_s: when its first content was due, in the loop's time, if it is overdue.
+    """
+
+    __slots__ = ("_borrowed", "_is_taken", "response", "sent_s", "until_s")
+
+    def __init__(self, borrowed: BorrowedConnection, response: DirectResponse) -> None:
+        self.response = response
+        self.sent_s = asyncio.get_running_loop().time()
+        self.until_s: float | None = None
+        self._borrowed = borrowed
+        self._is_taken = False
+
+    def take(self) -> tuple[BorrowedConnection, DirectResponse]:
+        self._is_taken = True
+        return self._borrowed, self.response
+
+    def abandon(self) -> None:
+        """Cancel it unless it was taken."""
+        if self._is_taken:
+            return
+        if self.response.handed_over:
+            self._borrowed.give_back(reusable=False)
+        self.response.close()
 
 
 class Client:
@@ -74,7 +106,14 @@ class Client:
         self._proxy_of = lru_cache(maxsize=1024)(partial(proxy_of, settings))
         self._has_proxies = bool(settings.proxies)
         self._is_direct = settings.direct_path
+        self._sent: SentRequest | None = None
         self._request_to = lru_cache(maxsize=1024)(partial(request_to, self._proxy_of))
+        self._key_of = lru_cache(maxsize=1024)(lambda o: self._request_to(o).connection_key)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the direct path is used."""
+        return self._is_direct
 
     def limit_connections(self, most: float) -> None:
         """Close idle connections rather than have more than so many."""
@@ -88,33 +127,25 @@ class Client:
         ClientError, OSError, ValueError or TypeError if there is none. `extra_headers` are those of
         this attempt alone, and valid as they are; a `Via` among them includes the gateway's entry.
         """
-        body = http.body
-        if not self._is_direct or not isinstance(body, bytes) or len(body) > LARGE_BODY:
-            return await self._via_aiohttp(http, extra_headers)
-        encoded = _encode_head(http.url, tuple(http.headers.items()))
-        if encoded is None or (self._has_proxies and self._is_forwarded(encoded[0])):
-            return await self._via_aiohttp(http, extra_headers)
-        origin, head = encoded
-        # Not part of the head, which is cached for all requests with the same headers.
-        last = "" if "Via" in extra_headers else self._via_line
-        for name, value in extra_headers.items():
-            last += f"{name}: {value}\r\n"
-        request = b"%b%d\r\n%b\r\n%b" % (head, len(body), last.encode("ascii"), body)
-        while True:
+        sent, self._sent = self._sent, None
+        encoded = self._encode(http, extra_headers)
+        while encoded is not None:
+            if sent is None:
+                origin, request = encoded
+                try:
+                    connection: Any = await self._pool.connect(
+                        self._request_to(origin), [], _TIMEOUT
+                    )
+                    borrowed = _borrow(connection, reused.get())
+                except PRIVATE_API_ERRORS:
+                    self._give_up_direct()
+                    break
+                response = DirectResponse(borrowed)
+                response.send(request)
+            else:
+                borrowed, response, sent = *sent.take(), None
             try:
-                connection: Any = await self._pool.connect(self._request_to(origin), [], _TIMEOUT)
-                handler = connection.protocol
-                borrowed = BorrowedConnection(connection, handler, handler.transport, reused.get())
-            except PRIVATE_API_ERRORS:
-                logger.warning(
-                    "aiohttp %s does not support the direct path: using its session",
-                    aiohttp.__version__,
-                )
-                self._is_direct = False
-                break
-            response = DirectResponse(borrowed)
-            try:
-                await response.send(request)
+                await response.wait_for_head()
             except BaseException as error:
                 if response.handed_over:
                     borrowed.give_back(reusable=False)
@@ -126,6 +157,64 @@ class Client:
             else:
                 return await borrowed.response() if response.handed_over else response
         return await self._via_aiohttp(http, extra_headers)
+
+    def post_at_once(
+        self,
+        http: HttpRequest,
+        extra_headers: Mapping[str, str],
+        receive: Receive,
+        fail: Fail,
+    ) -> SentRequest | None:
+        """Send a request if that needs no wait: on the direct path, on an idle connection.
+
+        `receive` and `fail` as of `HttpResponse.push`, from the head on; `fail` also gets
+        `UnsupportedResponse`.
+        """
+        encoded = self._encode(http, extra_headers)
+        if encoded is None:
+            return None
+        origin, request = encoded
+        try:
+            taken = self._pool.take_idle(self._key_of(origin))
+            if taken is None:
+                return None
+            borrowed = _borrow(*taken)
+        except PRIVATE_API_ERRORS:
+            self._give_up_direct()
+            return None
+        response = DirectResponse(borrowed)
+        response.push(receive, fail)
+        response.send(request)
+        return SentRequest(borrowed, response)
+
+    def continuing(self, sent: SentRequest) -> Client:
+        """Return a client whose first request was sent already."""
+        client = copy(self)
+        client._sent = sent
+        return client
+
+    def _encode(
+        self, http: HttpRequest, extra_headers: Mapping[str, str]
+    ) -> tuple[str, bytes] | None:
+        """Return a request's origin and its bytes; None if it is not for the direct path."""
+        body = http.body
+        if not self._is_direct or not isinstance(body, bytes) or len(body) > LARGE_BODY:
+            return None
+        encoded = _encode_head(http.url, tuple(http.headers.items()))
+        if encoded is None or (self._has_proxies and self._is_forwarded(encoded[0])):
+            return None
+        origin, head = encoded
+        # Not part of the head, which is cached for all requests with the same headers.
+        last = "" if "Via" in extra_headers else self._via_line
+        for name, value in extra_headers.items():
+            last += f"{name}: {value}\r\n"
+        return origin, b"%b%d\r\n%b\r\n%b" % (head, len(body), last.encode("ascii"), body)
+
+    def _give_up_direct(self) -> None:
+        logger.warning(
+            "aiohttp %s does not support the direct path: using its session", aiohttp.__version__
+        )
+        self._is_direct = False
 
     def _is_forwarded(self, origin: str) -> bool:
         """Whether a proxy gets the request itself, and not a tunnel."""
@@ -169,6 +258,11 @@ class Client:
             )
         finally:
             needs_new.reset(new)
+
+
+def _borrow(connection: Any, idle: Idle | None) -> BorrowedConnection:
+    handler = connection.protocol
+    return BorrowedConnection(connection, handler, handler.transport, idle)
 
 
 @lru_cache(maxsize=1024)

@@ -29,9 +29,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import aiohttp
+from aiohttp.connector import Connection
 
 if sys.platform == "linux":
     import fcntl
@@ -161,6 +163,23 @@ class Connector(aiohttp.TCPConnector):
         if self.most != math.inf:
             await self._make_room()
         return None
+
+    def take_idle(self, key: Any) -> tuple[Connection, Idle] | None:
+        """Take an idle connection at once; None if there is none, or `_get` has to look at it."""
+        waiting = self._conns.get(key)
+        if not waiting:
+            return None
+        protocol, since = waiting[0]
+        idle: Idle = getattr(protocol, _IDLE)
+        is_old = monotonic() - since > (self._keepalive_timeout or math.inf)
+        if is_old or protocol._buffer or not protocol.is_connected() or idle.has_bytes(0):
+            return None
+        waiting.popleft()
+        if not waiting:
+            del self._conns[key]
+        self._acquired.add(protocol)
+        idle.is_used, idle.answered = True, False
+        return Connection(self, key, protocol, self._loop), idle
 
     async def _make_room(self) -> None:
         """Close the oldest idle connections for one that is about to be opened."""

@@ -102,9 +102,11 @@ class BorrowedConnection:
 class DirectResponse(asyncio.Protocol):
     """A POST and its response, an `HttpResponse`; it owns the connection until the body has ended.
 
-    `handed_over`: aiohttp's parser reads the response, from its first byte.
+    `handed_over`: aiohttp's parser reads the response, from its first byte. `head_s`: when its head
+    came, in the loop's time.
     """
 
+    head_s: float | None = None
     status = 200
     headers: Mapping[str, str]
     content_type: str
@@ -131,11 +133,16 @@ class DirectResponse(asyncio.Protocol):
     def is_unanswered(self) -> bool:
         return self._head is None and not self._head_bytes and not self.handed_over
 
-    def send(self, request: bytes) -> asyncio.Future[None]:
-        """Send a request; wait for the response's head, or ClientError if the connection breaks."""
+    def send(self, request: bytes) -> None:
         self._transport.write(request)
-        self._waiter = self._loop.create_future()
-        return self._waiter
+
+    async def wait_for_head(self) -> None:
+        """Wait for the response's head; ClientError if the connection breaks before it."""
+        if self._head is None and not self.handed_over:
+            if self._error is not None:
+                raise self._error
+            self._waiter = self._loop.create_future()
+            await self._waiter
 
     async def read(self) -> bytes:
         while not self._parts:
@@ -164,6 +171,14 @@ class DirectResponse(asyncio.Protocol):
             fail(self._error)
         return True
 
+    def take_back(self, parts: list[bytes]) -> None:
+        """Stop pushing; what was pushed is read again."""
+        self._receive = self._fail = None
+        self._parts[:0] = parts
+        self._buffered += sum(map(len, parts))
+        if self._buffered > READ_BUFFER:
+            self.pause()
+
     def pause(self) -> None:
         if not self._paused and self._borrowed is not None:
             self._paused = True
@@ -175,6 +190,9 @@ class DirectResponse(asyncio.Protocol):
             self._transport.resume_reading()
 
     async def finish(self, *, whole: bool) -> None:
+        self.release(whole=whole)
+
+    def release(self, *, whole: bool) -> None:
         self._receive = self._fail = None
         if self._borrowed is None:
             return
@@ -252,17 +270,20 @@ class DirectResponse(asyncio.Protocol):
         self._head_bytes = data = self._head_bytes + data if self._head_bytes else data
         try:
             parsed = read_head(data)
-        except UnsupportedResponse:
+        except UnsupportedResponse as unsupported:
             self.handed_over = True
             borrowed, self._borrowed = self._borrowed, None
             if borrowed is not None:
                 borrowed.hand_over(data)
+            if self._fail is not None:
+                self._fail(unsupported)
             self._wake()
             return None
         if parsed is None:
             return None
         self._head_bytes = b""
         self._head, start = parsed
+        self.head_s = self._loop.time()
         self.headers = headers = self._head.headers
         content_type = headers.get("Content-Type", UNKNOWN_TYPE)
         self.content_type = content_type.partition(";")[0].strip().lower()

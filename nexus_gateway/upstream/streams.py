@@ -36,8 +36,8 @@ from nexus_gateway.wire.usage import counted
 
 logger = logging.getLogger("nexus_gateway")
 
-_INVALID = "The upstream sent something that is not an answer."
-_CONNECTION_BROKE = "The upstream's connection broke."
+INVALID = "The upstream sent something that is not an answer."
+CONNECTION_BROKE = "The upstream's connection broke."
 
 
 class ResponseWriter(Protocol):
@@ -111,11 +111,11 @@ class PassthroughStream:
         try:
             data = await self._response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise TruncatedStream(_CONNECTION_BROKE) from error
+            raise TruncatedStream(CONNECTION_BROKE) from error
         try:
             return self._passthrough.feed(data) if data else self._passthrough.end()
         except MALFORMED as error:
-            raise BrokenStream(_INVALID) from error
+            raise BrokenStream(INVALID) from error
 
     async def write_to(self, writer: ResponseWriter) -> None:
         """Send whole events, the buffered ones first, and end; BrokenStream if it breaks."""
@@ -174,7 +174,7 @@ class PassthroughStream:
         try:
             block = self._passthrough.feed(data) if data else self._passthrough.end()
         except MALFORMED as error:
-            self._end(BrokenStream(_INVALID), error)
+            self._end(BrokenStream(INVALID), error)
             return
         except Exception as error:  # even if it is our bug: the task that waits must not hang
             self._end(error)
@@ -191,7 +191,7 @@ class PassthroughStream:
             self._end(self._passthrough.broken)
 
     def _fail(self, error: Exception) -> None:
-        self._end(TruncatedStream(_CONNECTION_BROKE), error)
+        self._end(TruncatedStream(CONNECTION_BROKE), error)
 
     def _end(self, error: Exception | None = None, cause: Exception | None = None) -> None:
         if not self._ended:
@@ -251,9 +251,9 @@ async def chat_chunks(response: HttpResponse, heartbeat: Heartbeat) -> AsyncIter
         try:
             chunk = json_codec.loads(data)
         except json_codec.JSONError:
-            raise BrokenStream(_INVALID) from None
+            raise BrokenStream(INVALID) from None
         if not isinstance(chunk, dict):
-            raise BrokenStream(_INVALID)
+            raise BrokenStream(INVALID)
         content_seen = progress.take(chunk)[0] or content_seen
         yield chunk
 
@@ -311,7 +311,7 @@ class TranslatedStream:
             raise PluginBroke(error.message) from error
         except Exception as error:
             if isinstance(error, aiohttp.ClientError | OSError) and self._response is not None:
-                raise TruncatedStream(_CONNECTION_BROKE) from error
+                raise TruncatedStream(CONNECTION_BROKE) from error
             logger.exception("the plugin %s failed in its stream", self._plugin)
             raise PluginBroke("The provider's plugin failed.") from error
         return self._examine(chunk)
@@ -351,7 +351,7 @@ class TranslatedStream:
             return encode(*chunk)
         except MALFORMED as error:
             logger.exception("the chunks of %s are not a valid answer", self._plugin)
-            raise BrokenStream(_INVALID) from error
+            raise BrokenStream(INVALID) from error
 
     async def fold(self) -> Chunk:
         """Read to the end and fold the chunks into one object; BrokenStream if it breaks."""

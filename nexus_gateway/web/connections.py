@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from heapq import nsmallest
 from typing import Any
 
@@ -204,6 +205,7 @@ def _untaken(transport: Any) -> int:
 
 class _Server(web.Server):
     gateway: Gateway
+    connect: Callable[..., ClientConnection]
 
     _search_at = _log_at = 0.0
 
@@ -247,13 +249,15 @@ class _Server(web.Server):
             )
 
     def __call__(self) -> web.RequestHandler:
-        connection = ClientConnection(self, loop=self._loop, **self._kwargs)
+        connection = self.connect(self, loop=self._loop, **self._kwargs)
         connection.gateway = self.gateway
         return connection
 
 
 class Runner(web.AppRunner):
     """Runs the application.
+
+    A subclass may make other connections.
 
     A caller that leaves cancels its handler, so that the upstream does not run on. Compressed
     bodies are not unpacked, as they are refused.
@@ -275,6 +279,10 @@ class Runner(web.AppRunner):
         )
         self._timer: asyncio.TimerHandle | None = None
 
+    def connection_factory(self) -> Callable[..., ClientConnection]:
+        """Return what makes connections, with the arguments of `ClientConnection`."""
+        return ClientConnection
+
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         try:
@@ -288,6 +296,7 @@ class Runner(web.AppRunner):
                 **server._kwargs,
             )
             watched.gateway = self.app[GATEWAY]
+            watched.connect = self.connection_factory()
             watched()
         except (AttributeError, TypeError):
             logger.warning(

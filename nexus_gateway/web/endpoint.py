@@ -32,8 +32,10 @@ from nexus_gateway.web.request import (
     EXPLAINED,
     RECORDED,
     SESSION,
+    BegunRequest,
     BodyPieces,
     JoinedHeaders,
+    begun_of,
     parse_options,
     read_body,
     request_id,
@@ -93,6 +95,8 @@ class DialectEndpoint:
         return responder.response
 
     def _begin(self, request: web.Request, gateway: Gateway) -> RequestContext:
+        if (begun := begun_of(request)) is not None:
+            return begun.context
         history = AttemptHistory(request_id(request))
         if EXPLAINED in request:
             history.explanations = []
@@ -112,6 +116,8 @@ class DialectEndpoint:
         responder: Responder,
         hooks: RequestHooks | None,
     ) -> None:
+        if (begun := begun_of(request)) is not None:
+            return await self._continue(begun, gateway, responder)
         if gateway.drain.exceeds(gateway.settings.max_concurrent):  # this request included
             raise Overloaded
         options = parse_options(request.headers, gateway)
@@ -123,6 +129,19 @@ class DialectEndpoint:
                 await self._relay(request, gateway, context, options, responder, hooks)
         except TimeoutError:
             raise DeadlinePassed from None
+
+    async def _continue(self, begun: BegunRequest, gateway: Gateway, responder: Responder) -> None:
+        context, attempt = begun.context, begun.context.begun
+        assert attempt is not None
+        begun.take()
+        try:
+            if gateway.drain.expired:
+                raise asyncio.CancelledError
+            await self._serve_until_answered(
+                gateway, context, begun.request, begun.options, responder
+            )
+        finally:
+            attempt.abandon()
 
     async def _relay(
         self,

@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
 
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 Contributor = Callable[[WorkerState], None]
 
 
+class Cancellable(Protocol):
+    """A request in flight: a task, or what serves it without one."""
+
+    def cancel(self) -> object: ...
+
+
 class Drain:
     """The requests in flight, and the time between SIGTERM and exit.
 
@@ -57,8 +63,8 @@ class Drain:
         self.leaving = asyncio.Event()
         self.expired = False
         self.places = math.inf
-        self._tasks: set[asyncio.Task[object]] = set()
-        self._receiving: set[asyncio.Task[object]] = set()
+        self._tasks: set[Cancellable] = set()
+        self._receiving: set[Cancellable] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -66,12 +72,14 @@ class Drain:
     def in_flight(self) -> int:
         return len(self._tasks)
 
-    def exceeds(self, limit: int) -> bool:
+    def exceeds(self, limit: int, more: int = 0) -> bool:
         """Return whether more requests are in flight than a limit, 0 for none, or than `places`.
+
+        `more` are counted as well.
 
         Those whose body is still arriving do not count: slow callers must not keep others out.
         """
-        taken = len(self._tasks) - len(self._receiving)
+        taken = len(self._tasks) - len(self._receiving) + more
         return 0 < limit < taken or taken > self.places
 
     @contextmanager
@@ -101,13 +109,20 @@ class Drain:
         """Count the current task as a request in flight until the block ends."""
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
-        self._idle.clear()
+        self.add(task)
 
     def __exit__(self, *error: object) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.discard(task)
+        self.remove(task)
+
+    def add(self, request: Cancellable) -> None:
+        """Count a request as in flight until it is removed."""
+        self._tasks.add(request)
+        self._idle.clear()
+
+    def remove(self, request: Cancellable) -> None:
+        self._tasks.discard(request)
         if not self._tasks:
             self._idle.set()
 

@@ -7,7 +7,7 @@ and a path without a route has no handler.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -29,11 +29,13 @@ from nexus_gateway.errors import (
 from nexus_gateway.proxy.context import CallerGone
 from nexus_gateway.settings import parse_bool
 from nexus_gateway.web.auth import Access, check, refused_page
-from nexus_gateway.web.gateway import GATEWAY, gateway_of
+from nexus_gateway.web.gateway import GATEWAY, Gateway, gateway_of
 from nexus_gateway.web.request import (
     CALLER,
     EXPLAIN,
     EXPLAINED,
+    REQUEST_ID,
+    begun_of,
     json_response,
     note_refusal,
     request_id,
@@ -106,21 +108,33 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def authenticate(request: web.Request) -> None:
     """Refuse a request during a drain, and one without valid credentials."""
+    if (begun := begun_of(request)) is not None:
+        request[CALLER], request[REQUEST_ID] = begun.context.caller, begun.context.history.id
+        return
     gateway = request.app[GATEWAY]
     access = request.app[ROUTE_OF].get(request.match_info.handler, _NOT_FOUND).access
+    request[CALLER] = admit(request.headers, access, gateway)
+    if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
+        check(request.headers, Access.VIEWER, gateway.settings)
+        request[EXPLAINED] = True
+
+
+def admit(headers: Mapping[str, str], access: Access, gateway: Gateway) -> str:
+    """Return which of the gateway's keys a request has, as `auth.check`.
+
+    Raises:
+        Draining: the gateway is shutting down.
+        Unauthorized, Forbidden: the credentials, or the page that calls, are not valid.
+    """
     if gateway.drain.begun.is_set() and access is not Access.PUBLIC:
         raise Draining
     settings = gateway.settings
     is_open = access is Access.CALLER and not settings.gateway_keys
-    headers = request.headers
     if is_open and settings.cors_origin != "*":
         page = headers.get("Host"), headers.get("Origin"), headers.get("Sec-Fetch-Site")
         if why := refused_page(*page, settings.host, settings.cors_origin):
             raise Forbidden(why, code="foreign_page")
-    request[CALLER] = "" if is_open else check(headers, access, settings)
-    if access is Access.CALLER and EXPLAIN in request.headers and _wants_explanation(request):
-        check(request.headers, Access.VIEWER, gateway.settings)
-        request[EXPLAINED] = True
+    return "" if is_open else check(headers, access, settings)
 
 
 def _error_response(request: web.Request, error: GatewayError) -> web.Response:

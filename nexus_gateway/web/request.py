@@ -7,11 +7,12 @@ import logging
 import random
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import HttpVersion11, web
 from multidict import CIMultiDictProxy
 
+from nexus_gateway.dialects.base import Request
 from nexus_gateway.errors import (
     GatewayError,
     InvalidRequest,
@@ -21,7 +22,7 @@ from nexus_gateway.errors import (
     UnknownExpectation,
     UnsupportedMedia,
 )
-from nexus_gateway.proxy.context import RequestOptions
+from nexus_gateway.proxy.context import RequestContext, RequestOptions
 from nexus_gateway.routing.policies import DEFAULT_POLICY
 from nexus_gateway.settings import MAX_MS, parse_bool
 from nexus_gateway.upstream.large import LARGE
@@ -77,14 +78,34 @@ def note_refusal(
     logger.info("refused", extra={"fields": fields})
 
 
+class BegunRequest(Protocol):
+    """A request that was admitted and read, and its first attempt begun, before aiohttp read it."""
+
+    context: RequestContext
+    request: Request
+    options: RequestOptions
+
+    def take(self) -> None:
+        """Take it over: its end is the taker's concern from now on."""
+
+
+def begun_of(request: web.BaseRequest) -> BegunRequest | None:
+    """Return what the connection has begun of a request, if anything."""
+    begun: BegunRequest | None = getattr(request.protocol, "begun", None)
+    return begun
+
+
 def request_id(request: web.BaseRequest) -> str:
     """Return the request's id: the caller's own if it is valid, else one of ours."""
     id = request.get(REQUEST_ID)
     if id is None:
-        offered = request.headers.get("X-Request-Id", "")
-        id = offered if _VALID_ID.fullmatch(offered) else f"req-{random.getrandbits(96):024x}"
-        request[REQUEST_ID] = id
+        request[REQUEST_ID] = id = id_of(request.headers)
     return id
+
+
+def id_of(headers: Mapping[str, str]) -> str:
+    offered = headers.get("X-Request-Id", "")
+    return offered if _VALID_ID.fullmatch(offered) else f"req-{random.getrandbits(96):024x}"
 
 
 def parse_options(headers: Mapping[str, str], gateway: Gateway) -> RequestOptions:

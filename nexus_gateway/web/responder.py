@@ -34,7 +34,7 @@ _EXPOSED = (
     f"X-Request-Id, X-Nexus-Provider, X-Nexus-Model, X-Nexus-Attempts, X-Nexus-Affinity, "
     f"{ESTIMATE}, Server-Timing"
 )
-_STREAM_HEAD = {
+STREAM_HEAD = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
@@ -74,7 +74,7 @@ class Responder:
         with contextlib.suppress(CallerGone):
             while True:
                 await asyncio.sleep(every_s)
-                await self._send_head(dict(_STREAM_HEAD))
+                await self._send_head(dict(STREAM_HEAD))
                 await self.write(sse.KEEP_ALIVE)
 
     async def stop_keepalive(self) -> None:
@@ -91,7 +91,7 @@ class Responder:
         if self._comments is not None:
             await self.stop_keepalive()
         if self.response is None:
-            await self._send_head(_STREAM_HEAD | attempt_headers(context))
+            await self._send_head(STREAM_HEAD | attempt_headers(context))
 
     async def _send_head(self, head: dict[str, str]) -> None:
         if self.response is not None:
@@ -157,10 +157,7 @@ class Responder:
             response = await self._hooks.before_response(context, response) or response
         if self.keep is not None:
             await self.keep(response.body)
-        content_type = response.content_type
-        if content_type.startswith("text/"):
-            content_type += "; charset=utf-8"
-        head = {"Content-Type": content_type, **response.headers, **attempt_headers(context)}
+        head = full_headers(response) | attempt_headers(context)
         if not self._is_raw():
             self.response = web.Response(body=response.body, headers=head)
             return
@@ -183,6 +180,13 @@ class ResponderWriter:
             await self._response.drain()
         except ConnectionError as error:
             raise CallerGone from error
+
+
+def full_headers(response: FullResponse) -> dict[str, str]:
+    content_type = response.content_type
+    if content_type.startswith("text/"):
+        content_type += "; charset=utf-8"
+    return {"Content-Type": content_type, **response.headers}
 
 
 def attempt_headers(context: RequestContext) -> dict[str, str]:
@@ -273,7 +277,7 @@ class RawResponse(web.StreamResponse):
         self._full_body = body
         self._is_ended = False
         length = "Transfer-Encoding: chunked" if body is None else f"Content-Length: {len(body)}"
-        self._unsent_head = _head(headers, length, keep_alive=keep_alive)
+        self._unsent_head = raw_head(headers, length, keep_alive=keep_alive)
 
     @property
     def prepared(self) -> bool:
@@ -340,7 +344,7 @@ class RawResponse(web.StreamResponse):
             await self.drain()
 
 
-def _head(headers: Mapping[str, str], length: str, *, keep_alive: bool) -> bytes:
+def raw_head(headers: Mapping[str, str], length: str, *, keep_alive: bool) -> bytes:
     lines = [*map("{}: {}".format, headers, headers.values())]
     if not keep_alive:
         lines.append("Connection: close")
