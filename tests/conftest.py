@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Any
 
 import hypothesis
 import pytest
+import ways
 
-from nexus_gateway.settings import Settings
 from nexus_gateway.testing.upstream import FakeUpstream
-from nexus_gateway.upstream.client import Client, open_client
-from nexus_gateway.web import gateway
-from nexus_gateway.web.responder import Responder
 
 pytest_plugins = ("running", "distributions")
 
@@ -35,15 +30,9 @@ async def upstream() -> AsyncIterator[FakeUpstream]:
         yield fake
 
 
-@pytest.fixture(params=["direct", "plain"])
+@pytest.fixture(params=ways.WAYS)
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test with the direct path, and once more as with DIRECT_PATH=false."""
+    """Run a test on the fast path, on the main path, and as with DIRECT_PATH=false."""
+    ways.take(request.param, monkeypatch)
     way: str = request.param
-    if way == "plain":
-
-        def plain(settings: Settings, pseudonym: str) -> AbstractAsyncContextManager[Client]:
-            return open_client(replace(settings, direct_path=False), pseudonym)
-
-        monkeypatch.setattr(gateway, "open_client", plain)
-        monkeypatch.setattr(Responder, "_is_raw", lambda sink: False)
     return way
