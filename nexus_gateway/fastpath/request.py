@@ -220,14 +220,14 @@ class FastRequest:
             return
         self._heard_s = self._time()
         try:
-            block = passthrough.feed(part) if part else passthrough.end()
-        except BrokenStream as broken:
-            self._break(broken)
-        except MALFORMED:
-            self._break(BrokenStream(INVALID))
-        except Exception:
-            self._crash()
-        else:
+            try:
+                block = passthrough.feed(part) if part else passthrough.end()
+            except BrokenStream as broken:
+                self._break(broken)
+                return
+            except MALFORMED:
+                self._break(BrokenStream(INVALID))
+                return
             if passthrough.done:
                 self._end(block)
                 return
@@ -235,6 +235,8 @@ class FastRequest:
                 self._wire.write(b"%x\r\n%b\r\n" % (len(block), block))
             if passthrough.broken is not None:
                 self._break(passthrough.broken)
+        except Exception:
+            self._crash()
 
     def _end(self, block: bytes, head: bytes = b"") -> None:
         """End a stream that is complete."""
@@ -290,7 +292,7 @@ class FastRequest:
         due_s = min(since_s + self._idle_s, self._until_s)
         if due_s > now_s:
             return due_s
-        self._break(EndlessStream() if self._until_s <= now_s else IdleStream())
+        self._try(self._break, EndlessStream() if self._until_s <= now_s else IdleStream())
         return math.inf
 
     def pause(self) -> None:
@@ -306,15 +308,17 @@ class FastRequest:
     def _fail(self, error: Exception) -> None:
         """The connection to the upstream broke, or its response is not for this path."""
         if self._is_open:
-            self._break(TruncatedStream(CONNECTION_BROKE))
+            self._try(self._break, TruncatedStream(CONNECTION_BROKE))
         else:
             self._hand_over()
 
     def caller_left(self) -> None:
         """End it: there is nobody left for the answer."""
-        self._release(whole=False)
-        BegunAttempt(self._attempt, self._sent).abandon()
-        self._finish(499)
+        try:
+            self._release(whole=False)
+        finally:
+            BegunAttempt(self._attempt, self._sent).abandon()
+            self._finish(499)
 
     def cancel(self) -> None:
         """End it at the time limit of the shutdown."""
@@ -336,7 +340,8 @@ class FastRequest:
     def _crash(self) -> None:
         """Break the connection after a fault of the gateway: a head may have been sent."""
         logger.exception("a request failed", extra={"fields": self.context.history.log_fields()})
-        self._release(whole=False)
+        if self._sent is not None:
+            self._sent.response.release(whole=False)
         self._attempt.end(CANCELLED)
         self.context.outcome = InternalError.code or ""
         self._wire.abort()
