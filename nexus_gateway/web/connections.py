@@ -54,11 +54,15 @@ UNREAD = 2**16
 MESSAGES = Messages()
 LINGER_S = 2.0  # for the rest of a body that is not read
 _USED = (
+    "_close",
     "_current_request",
+    "_force_close",
+    "_keepalive_timeout",
     "_loop",
     "_messages",
     "_next_keepalive_close_time",
     "_paused",
+    "_process_keepalive",
     "_waiter",
 )
 
