@@ -128,7 +128,7 @@ async def test_a_failure_is_counted_only_by_its_endpoint(
         def fail(*args: object) -> None:
             raise RuntimeError("an internal error")
 
-        monkeypatch.setattr("nexus_gateway.web.endpoint.parse_options", fail)
+        monkeypatch.setattr(served.gateway.scheduler, "attempt", fail)
         assert (await served.chat())[0] == 500
         monkeypatch.setattr("nexus_gateway.web.handlers.models.catalogue", fail)
         async with served.session.get(served.url + "/v1/models") as answer:
