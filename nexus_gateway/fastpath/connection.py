@@ -216,9 +216,11 @@ class FastConnection(ClientConnection):
 
     def _go_on(self) -> None:
         """Read what follows a request, unless the caller has to take its answer first."""
+        if self._paused and self.transport is not None:
+            return
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-        if self._ahead and not self._paused and self.transport is not None:
+        if self._ahead and self.transport is not None:
             data, self._ahead = self._ahead, b""
             if not self._wire.is_reading():
                 self._wire.resume_reading()
@@ -243,6 +245,7 @@ class FastConnection(ClientConnection):
         fast = self._fast or self.begun
         if fast is not None:
             fast.caller_left()
+        self._go_on()
 
     @property
     def idle_until(self) -> float | None:
@@ -254,7 +257,7 @@ class FastConnection(ClientConnection):
         super()._process_keepalive()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
-        if self._fast is not None:
+        if self._fast is not None or self._paused:
             self._ended = self._loop.create_future()
             await asyncio.wait([self._ended], timeout=timeout)
         if self._fast is not None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -413,3 +414,20 @@ async def test_a_fault_of_the_gateway_breaks_the_connection(
         await until(lambda: records)
         assert instance.in_flight == served.gateway.drain.in_flight == 0
     assert [(r.status, r.outcome) for r in records] == [(500, "internal_error")]
+
+
+async def test_a_shutdown_waits_for_a_caller_that_has_yet_to_take_its_answer() -> None:
+    caller: Any = object.__new__(fast_connection.FastConnection)
+    caller._loop = asyncio.get_running_loop()
+    caller._fast, caller._ended, caller._paused, caller._ahead = None, None, True, b""
+    caller._drain_waiter, caller._unsent, caller.transport = None, 0, object()
+    caller._request_in_progress, caller._current_request = False, None
+    caller._keepalive_handle = caller._task_handler = caller._waiter = None
+    closed = []
+    caller.transport = SimpleNamespace(close=lambda: closed.append(True))
+    shutdown = asyncio.create_task(caller.shutdown(30))
+    await asyncio.sleep(0.02)
+    assert not closed
+    caller.resume_writing()
+    await shutdown
+    assert closed
