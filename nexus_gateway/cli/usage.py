@@ -34,10 +34,11 @@ HEADS = {
     "completion_tokens": "completion",
     "reasoning_tokens": "reasoning",
     "cost_usd": "cost USD",
+    "saved_usd": "saved USD",
     "first_ms": "first ms",
     "total_ms": "total ms",
 }
-_SHOWN = [name for name in FIGURES if name not in ("attempts", "unpriced")]
+_SHOWN = [name for name in FIGURES if name not in ("attempts", "moved", "unpriced")]
 
 
 def usage(arguments: argparse.Namespace) -> int:
@@ -110,7 +111,7 @@ def _cells(figures: Figures) -> Iterator[str]:
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name == "cost_usd":
+    if name in ("cost_usd", "saved_usd"):
         return f"{value:,.6f}" if value < 1 else f"{value:,.2f}"
     return f"{value:,.0f}"
 

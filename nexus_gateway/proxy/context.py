@@ -141,6 +141,7 @@ class RequestContext:
             tokens=parse_usage(usage),
             billed_usd=billed_usd(usage),
             why=self.why(),
+            affinity=history.affinity,
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
+from nexus_gateway.routing.affinity import NONE
 from nexus_gateway.routing.attempts import Attempt, Span
 from nexus_gateway.wire.usage import TokenUsage
 
@@ -47,6 +48,7 @@ class RequestRecord(NamedTuple):
             attempts answered, as only the last one's price is known then.
         why: which attempts failed and why, and why no other instance was tried; None if it went
             well at once, and if only the outcome is known.
+        affinity: whether the conversation was where it belongs, in the words of `affinity`.
     """
 
     id: str
@@ -71,6 +73,7 @@ class RequestRecord(NamedTuple):
     tokens: TokenUsage
     billed_usd: float | None
     why: str | None = None
+    affinity: str = NONE
 
     @property
     def answered(self) -> bool:

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 # A killed process loses nothing that was written; a machine that crashes, the last moments.
 SETUP = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL")
@@ -18,11 +19,17 @@ class DatabaseRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The tables of one kind of file; `version` is in the file's `user_version`."""
+    """The tables of one kind of file; `version` is in the file's `user_version`.
+
+    Args:
+        statements: create the tables.
+        upgrades: for each older version, the oldest first, what makes the next one of it.
+    """
 
     kind: str
     version: int
     statements: Sequence[str]
+    upgrades: Sequence[Sequence[str]] = ()
 
     def version_of(self, connection: sqlite3.Connection) -> int:
         """Return a file's version, 0 if it is empty; DatabaseRefused if it is newer."""
@@ -65,9 +72,10 @@ class Schema:
     def _has_tables(self, connection: sqlite3.Connection) -> bool:
         # In this order: another process may create the tables in between, with their version.
         tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if self.version_of(connection) == self.version:
+        version = self.version_of(connection)
+        if version == self.version:
             return True
-        if tables:
+        if tables and not version:
             raise DatabaseRefused(f"it is a database, but no {self.kind}")
         return False
 
@@ -75,5 +83,7 @@ class Schema:
         with connection:  # ends the transaction
             connection.execute("BEGIN IMMEDIATE")
             if not self._has_tables(connection):  # another process may have been faster
-                for statement in (*self.statements, f"PRAGMA user_version = {self.version}"):
+                version = self.version_of(connection)
+                steps = self.upgrades[version - 1 :] if version else (self.statements,)
+                for statement in (*chain(*steps), f"PRAGMA user_version = {self.version}"):
                     connection.execute(statement)

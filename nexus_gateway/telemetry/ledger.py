@@ -18,8 +18,8 @@ from nexus_gateway.store.database import DatabaseRefused, Schema
 from nexus_gateway.telemetry.ledger_writer import Row
 from nexus_gateway.telemetry.usage import UsageQuery, UsageReport, queries, report_of
 
-# A change of the table raises the version, and adds to `LedgerFile` how an older file is upgraded.
-VERSION = 1
+# A change of the table raises the version, and adds how an older file is upgraded.
+VERSION = 2
 SCHEMA = Schema(
     "ledger",
     VERSION,
@@ -32,13 +32,20 @@ SCHEMA = Schema(
         prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
         reasoning_tokens INTEGER, cost_usd REAL,
         first_ms REAL NOT NULL, total_ms REAL NOT NULL, attempts INTEGER NOT NULL,
-        status INTEGER NOT NULL, outcome TEXT NOT NULL
+        status INTEGER NOT NULL, outcome TEXT NOT NULL,
+        affinity TEXT NOT NULL DEFAULT 'none', saved_usd REAL
     )
     """,
         "CREATE INDEX requests_by_time ON requests (ended_s)",
     ),
+    upgrades=(
+        (
+            "ALTER TABLE requests ADD COLUMN affinity TEXT NOT NULL DEFAULT 'none'",
+            "ALTER TABLE requests ADD COLUMN saved_usd REAL",
+        ),
+    ),
 )
-COLUMNS = 19
+COLUMNS = 21
 # How long to wait while another process writes.
 BUSY_S = 0.5
 READ_BUSY_S = 5.0
@@ -118,7 +125,10 @@ def _opened(path: str, mode: str) -> Iterator[sqlite3.Connection | None]:
     address = f"file:{quote(os.path.abspath(path))}?mode={mode}"
     connection = sqlite3.connect(address, uri=True, timeout=READ_BUSY_S, isolation_level=None)
     with contextlib.closing(connection):
-        yield connection if SCHEMA.version_of(connection) else None
+        version = SCHEMA.version_of(connection)
+        if 0 < version < VERSION:
+            SCHEMA.open(path, READ_BUSY_S).close()
+        yield connection if version else None
 
 
 def ask(path: str, query: UsageQuery) -> UsageReport | None:

@@ -36,7 +36,7 @@ CLOSE_S = 1.0
 SPENT_USD, PRICED, UNPRICED = "spent_usd", "spent_on", "spent_on_unknown"
 
 
-def row_of(record: RequestRecord, cost_usd: float | None) -> Row:
+def row_of(record: RequestRecord, cost_usd: float | None, saved_usd: float | None = None) -> Row:
     """Return the columns of `ledger.SCHEMA`, in their order."""
     r, tokens = record, record.tokens
     asked_model = None if r.asked_model is None else _storable(r.asked_model)
@@ -44,7 +44,7 @@ def row_of(record: RequestRecord, cost_usd: float | None) -> Row:
     instance = (r.instance, r.provider, _storable(r.model))
     usage = (tokens.prompt, tokens.cached, tokens.completion, tokens.reasoning, cost_usd)
     result = (r.first_ms, r.total_ms, len(r.attempts), r.status, r.outcome)
-    return (*request, *instance, *usage, *result)
+    return (*request, *instance, *usage, *result, r.affinity, saved_usd)
 
 
 def _storable(text: str) -> str:
@@ -184,7 +184,9 @@ class LedgerWriter:
         while self._queue and len(self._rows) < BATCH:
             record = self._queue.popleft()
             try:
-                self._rows.append(row_of(record, self._cost_usd(record)))
+                cost_usd = self._cost_usd(record)
+                saved_usd = None if cost_usd is None else self._prices.saved_usd(record)
+                self._rows.append(row_of(record, cost_usd, saved_usd))
             except Exception as error:  # it costs no other request its row
                 self._lost += 1
                 self._log_failure(error)

@@ -70,6 +70,18 @@ class Prices:
             return None
         if record.provider == "openrouter" and record.billed_usd is not None:
             return record.billed_usd
+        return self._priced(record, record.tokens.cached or 0)
+
+    def saved_usd(self, record: RequestRecord) -> float | None:
+        """Return how much dearer a request had been without the upstream's cache."""
+        cached = record.tokens.cached
+        if not cached or record.resumed:
+            return None
+        cost_usd, fresh_usd = self._priced(record, cached), self._priced(record, 0)
+        return None if cost_usd is None or fresh_usd is None else fresh_usd - cost_usd
+
+    def _priced(self, record: RequestRecord, cached: int) -> float | None:
+        """Return the price of a request if so many tokens were read from a cache."""
         tokens, prompt = record.tokens, record.tokens.prompt
         if prompt is None or not tokens.is_text or not record.model:
             return None
@@ -82,7 +94,7 @@ class Prices:
                     self._calculators.clear()
                 self._calculators[key] = self._find(record)
             if calculate := self._calculators[key]:
-                cached = min(tokens.cached or 0, prompt)
+                cached = min(cached, prompt)
                 written = min(tokens.cache_written or 0, prompt - cached)
                 return calculate(prompt, cached, written, tokens.completion or 0)
         except Exception:  # a fault of the price list must not cost a row

@@ -28,6 +28,8 @@ FIGURES = {
     "completion_tokens": "COALESCE(SUM(completion_tokens), 0)",
     "reasoning_tokens": "COALESCE(SUM(reasoning_tokens), 0)",
     "cost_usd": "ROUND(SUM(cost_usd), 9)",
+    "saved_usd": "ROUND(SUM(saved_usd), 9)",
+    "moved": "COALESCE(SUM(affinity = 'moved'), 0)",
     "unpriced": "COALESCE(SUM(cost_usd IS NULL AND completion_tokens > 0), 0)",
     "first_ms": "ROUND(AVG(CASE WHEN outcome = 'success' AND stream THEN first_ms END), 1)",
     "total_ms": "ROUND(AVG(CASE WHEN outcome = 'success' THEN total_ms END), 1)",
@@ -61,7 +63,7 @@ class UsageReport:
     total: Figures
 
 
-_NULLABLE = ("cost_usd", "first_ms", "total_ms")
+_NULLABLE = ("cost_usd", "saved_usd", "first_ms", "total_ms")
 NOTHING = UsageReport([], [None if name in _NULLABLE else 0 for name in FIGURES])
 
 

@@ -56,7 +56,7 @@ def test_a_table_has_groups_a_total_and_a_note(
 ) -> None:
     head, first, second, total, note = output(capsys, "--by", "key").splitlines()
     assert head.split()[:4] == ["key", "requests", "failed", "prompt"]
-    assert first.split() == ["key-2", "3", "1", "24", "0", "6", "0", "1,234.50", "5", "9"]
+    assert first.split() == ["key-2", "3", "1", "24", "0", "6", "0", "1,234.50", "-", "5", "9"]
     assert second.split()[:7] == ["(none)", "1", "0", "12", "0", "3", "0"]
     assert total.split()[:4] == ["total", "4", "1", "36"]
     assert note == "The price of 1 of these requests is unknown."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -193,10 +194,12 @@ def test_a_record_that_cannot_become_a_row_is_lost_alone_and_counted(
             raise ArithmeticError("no such price")
         return 1.0
 
-    def failing_row_of(record_: RequestRecord, cost_usd: float | None) -> Row:
+    def failing_row_of(
+        record_: RequestRecord, cost_usd: float | None, saved_usd: float | None
+    ) -> Row:
         if (fails, record_.id) == ("row", "bad"):
             raise ValueError("no such row")
-        return row_of(record_, cost_usd)
+        return row_of(record_, cost_usd, saved_usd)
 
     monkeypatch.setattr(writer._prices, "cost_usd", cost_usd)
     monkeypatch.setattr(ledger_writer, "row_of", failing_row_of)
@@ -335,6 +338,50 @@ def newer(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
+
+
+OLDEST = """
+    CREATE TABLE requests (
+        ended_s REAL NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL, endpoint TEXT NOT NULL,
+        asked_model TEXT, stream INTEGER NOT NULL,
+        instance TEXT NOT NULL, provider TEXT NOT NULL, model TEXT NOT NULL,
+        prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+        reasoning_tokens INTEGER, cost_usd REAL,
+        first_ms REAL NOT NULL, total_ms REAL NOT NULL, attempts INTEGER NOT NULL,
+        status INTEGER NOT NULL, outcome TEXT NOT NULL
+    );
+    CREATE INDEX requests_by_time ON requests (ended_s);
+    PRAGMA user_version = 1;
+"""
+
+
+def oldest(path: Path) -> None:
+    """Write a file of the first version, with one request."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(OLDEST)
+        values = row_of(record(id="old"), 0.5)[:19]
+        connection.execute(f"INSERT INTO requests VALUES ({', '.join('?' * 19)})", values)
+        connection.commit()
+
+
+@pytest.mark.parametrize("first", ["write", "ask"])
+def test_a_file_of_the_first_version_is_upgraded(path: Path, first: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    oldest(path)
+    if first == "ask":
+        assert ask(str(path), UsageQuery()) is not None
+    for id in ("new", "newer"):
+        with contextlib.closing(LedgerFile(str(path))) as file:
+            file.write([row_of(record(id=id, affinity="moved"), 0.5, 0.25)])
+    assert rows(path, "id, affinity, saved_usd") == [
+        ("old", "none", None),
+        ("new", "moved", 0.25),
+        ("newer", "moved", 0.25),
+    ]
+    report = ask(str(path), UsageQuery())
+    assert report is not None
+    total = dict(zip(FIGURES, report.total, strict=True))
+    assert (total["requests"], total["moved"], total["saved_usd"]) == (3, 2, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,23 @@ def test_a_cost_equals_that_of_the_package(
         assert cost_usd
 
 
+def test_a_cache_saves_the_difference_to_a_prompt_that_is_all_new() -> None:
+    prices = Prices()
+    cached = record(
+        provider="openai", model="gpt-4o", usage=used(1000, 50, cached=800), ended_s=NOW_S
+    )
+    fresh = package_cost("openai", "gpt-4o", used(1000, 50))
+    saved = fresh - package_cost("openai", "gpt-4o", used(1000, 50, cached=800))
+    assert prices.saved_usd(cached) == pytest.approx(float(saved))
+    assert saved > 0
+    for other in (
+        record(provider="openai", model="gpt-4o", usage=used(1000, 50), ended_s=NOW_S),
+        record(provider="openai", model="no-such", usage=used(9, 5, cached=8), ended_s=NOW_S),
+        record(attempts=resumed(), usage=used(9, 5, cached=8), ended_s=NOW_S),
+    ):
+        assert prices.saved_usd(other) is None
+
+
 def test_a_price_may_depend_on_the_length() -> None:
     arguments = ("openrouter", "qwen/qwen3-coder-flash", used(50_000, 10))
     assert cost(Prices(), *arguments) == pytest.approx(float(package_cost(*arguments)))

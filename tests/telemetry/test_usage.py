@@ -98,7 +98,7 @@ def table(*rows: dict[str, object]) -> Iterator[sqlite3.Connection]:
         names = [row[1] for row in connection.execute("PRAGMA table_info(requests)")]
         assert len(names) == COLUMNS
         empty: dict[str, object] = dict.fromkeys(names, 0)
-        empty |= {"outcome": "success", "cost_usd": None}
+        empty |= {"outcome": "success", "cost_usd": None, "saved_usd": None}
         for row in rows:
             values = list((empty | row).values())
             connection.execute(f"INSERT INTO requests VALUES ({','.join('?' * COLUMNS)})", values)
@@ -120,7 +120,10 @@ def test_figures_are_summed_by_group() -> None:
     used = {"prompt_tokens": 10, "completion_tokens": 5, "attempts": 1}
     with table(
         {"model": "a", **used, "cost_usd": 0.25, "stream": 1, "first_ms": 100, "total_ms": 200},
-        {"model": "a", **used, "cost_usd": 0.5, "total_ms": 400, "attempts": 3},
+        {
+            **{"model": "a", **used, "cost_usd": 0.5, "total_ms": 400, "attempts": 3},
+            **{"saved_usd": 0.125, "affinity": "moved"},
+        },
         {"model": "b", **used},
         {"model": "", "outcome": "rate_limit_exceeded", "total_ms": 9000},
         {"model": "b", "outcome": "cancelled", "total_ms": 9000},
@@ -136,6 +139,8 @@ def test_figures_are_summed_by_group() -> None:
         "completion_tokens": 10,
         "reasoning_tokens": 0,
         "cost_usd": 0.75,
+        "saved_usd": 0.125,
+        "moved": 1,
         "unpriced": 0,
         "first_ms": 100,
         "total_ms": 300,

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from nexus_gateway.provider import Outcome
 from nexus_gateway.proxy.record import RequestRecord
+from nexus_gateway.routing.affinity import NONE
 from nexus_gateway.routing.attempts import Attempt
 from nexus_gateway.routing.instance import Instance
 from nexus_gateway.telemetry.metrics import definitions
@@ -80,7 +81,7 @@ class Counting:
             # All that decides where a request counts.
             labels = (r.endpoint, r.stream, r.caller, r.provider, r.instance, r.model, r.status)
             attempts = [(*_labels(a), a.first_content_s is None, not a.reason) for a in r.attempts]
-            groups[(*labels, r.outcome, r.hedged, r.resumed, *attempts)].append(r)
+            groups[(*labels, r.outcome, r.hedged, r.resumed, r.affinity, *attempts)].append(r)
         self._waiting.clear()
         for records in groups.values():
             self._count(records)
@@ -92,6 +93,8 @@ class Counting:
         add(definitions.REQUESTS, (record.endpoint, status, outcome), number)
         if record.caller:
             add(definitions.CALLER_REQUESTS, (record.caller, status), number)
+        if record.affinity != NONE:
+            add(definitions.AFFINITY, (record.affinity,), number)
         if record.hedged:
             add(definitions.HEDGED, amount=number)
         if record.resumed:
@@ -159,6 +162,8 @@ class Counting:
         record, add = records[0], self._counts.add
         inputs = [r.tokens.prompt for r in records if r.tokens.prompt]
         outputs = [r.tokens.completion for r in records if r.tokens.completion]
+        if cached := sum(r.tokens.cached or 0 for r in records):
+            add(definitions.CACHED_TOKENS, (record.provider, record.instance), cached)
         for kind, tokens in (("input", inputs), ("output", outputs)):
             if not tokens:  # unknown: no series of 0 either
                 continue

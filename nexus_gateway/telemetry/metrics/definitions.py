@@ -72,6 +72,10 @@ CALLER_TOKENS = _family("nexus_caller_tokens_total", "caller gen_ai_token_type",
     "Tokens by gateway key.")
 INSTANCE_TOKENS = _family("nexus_tokens_total", f"{INSTANCE} gen_ai_token_type",
     "Tokens by instance.")
+CACHED_TOKENS = _family("nexus_cached_tokens_total", INSTANCE,
+    "Input tokens that the upstream read from its prompt cache.")
+AFFINITY = _family("nexus_affinity_total", "result",
+    "Requests of conversations: hit if the instance is the one where it belongs, else moved.")
 REQUEST_DURATION = _family("gen_ai_server_request_duration_seconds", f"{SERVED} error_type",
     "From a request's arrival to the end of its response, all attempts included.", DURATION_S)
 FIRST_TOKEN = _family("gen_ai_server_time_to_first_token_seconds", SERVED,
