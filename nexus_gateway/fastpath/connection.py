@@ -66,12 +66,19 @@ class FastPath:
             return None
 
     def begin(
-        self, connection: FastConnection, head: Head, dialect: Dialect, raw: bytes, start: int
+        self,
+        connection: FastConnection,
+        head: Head,
+        dialect: Dialect,
+        raw: bytes,
+        start: int,
+        since_s: float | None,
     ) -> FastRequest | None:
         """Begin the first attempt of a request; None if the main path has to.
 
         Args:
             raw: the request, whose body begins at `start`.
+            since_s: when its head came, if that was before its body.
         """
         caller = self.admit(head)
         if caller is None:
@@ -80,7 +87,8 @@ class FastPath:
         scheduler = gateway.scheduler
         history = AttemptHistory(id_of(headers))
         clock = scheduler.clock
-        context = RequestContext(dialect.endpoint, caller, clock, clock(), history)
+        since_s = clock() if since_s is None else since_s
+        context = RequestContext(dialect.endpoint, caller, clock, since_s, history)
         try:
             options = parse_options(headers, gateway)
             request = dialect.parse(raw[start:], headers)
@@ -110,7 +118,17 @@ class FastConnection(ClientConnection):
         begun: a request that the main path has to take over.
     """
 
-    __slots__ = ("_ahead", "_ended", "_fast", "_held", "_path", "_reads", "_to_come", "begun")
+    __slots__ = (
+        "_ahead",
+        "_ended",
+        "_fast",
+        "_held",
+        "_path",
+        "_reads",
+        "_since_s",
+        "_to_come",
+        "begun",
+    )
 
     def __init__(self, path: FastPath, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -119,6 +137,7 @@ class FastConnection(ClientConnection):
         self._fast: FastRequest | None = None
         self._held = b""  # a request whose body is not complete
         self._reads = 0
+        self._since_s: float | None = None  # by the gateway's clock
         self._ahead = b""  # what follows the request that is served
         # What aiohttp has yet to get of its latest request; None if nobody knows.
         self._to_come: int | None = 0
@@ -159,7 +178,7 @@ class FastConnection(ClientConnection):
         """Serve a request; False if it is not for the fast path."""
         if len(raw) > LARGE:
             return False
-        fast = self._path.begin(self, head, dialect, raw, start)
+        fast = self._path.begin(self, head, dialect, raw, start, self._since_s)
         if fast is None:
             return False
         self._drop_held()
@@ -178,6 +197,7 @@ class FastConnection(ClientConnection):
         if not self._held:
             self.head_since = None
             self._path.wheel.add(self, self._loop.time() + BODY_S)
+            self._since_s = self.gateway.scheduler.clock()
         self._held = data
         self._reads += 1
         return True
@@ -191,7 +211,7 @@ class FastConnection(ClientConnection):
 
     def _drop_held(self) -> None:
         if self._held:
-            self._held, self._reads = b"", 0
+            self._held, self._reads, self._since_s = b"", 0, None
             self._path.wheel.discard(self)
 
     def _pass(self, data: bytes, size: int | None) -> None:
@@ -257,7 +277,7 @@ class FastConnection(ClientConnection):
         super()._process_keepalive()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
-        if self._fast is not None or self._paused:
+        if self._fast is not None or (self._paused and not self._request_in_progress):
             self._ended = self._loop.create_future()
             await asyncio.wait([self._ended], timeout=timeout)
         if self._fast is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nexus_gateway.dialects.base import FullResponse, Request
@@ -25,7 +26,14 @@ from nexus_gateway.upstream.client import SentRequest
 from nexus_gateway.upstream.large import LARGE
 from nexus_gateway.upstream.streams import CONNECTION_BROKE, INVALID
 from nexus_gateway.web.gateway import Gateway
-from nexus_gateway.web.responder import STREAM_HEAD, attempt_headers, full_headers, raw_head
+from nexus_gateway.web.responder import (
+    STREAM_HEAD,
+    attempt_headers,
+    full_headers,
+    http_date,
+    raw_head,
+    server_timing,
+)
 from nexus_gateway.wire.chunks import MALFORMED
 from nexus_gateway.wire.error_objects import masked
 from nexus_gateway.wire.passthrough import Passthrough
@@ -35,6 +43,24 @@ if TYPE_CHECKING:
     from nexus_gateway.fastpath.wheel import Wheel
 
 logger = logging.getLogger("nexus_gateway")
+
+MAX_HEADS = 1024
+_HOLE = "\x01"
+# Heads of responses with holes for what differs each time.
+_heads: dict[tuple[object, ...], str] = {}
+
+
+def _template(
+    context: RequestContext, headers: tuple[tuple[str, str], ...], id_header: str, keep_alive: bool
+) -> str:
+    """Return the main path's head with %s for the times, each id, the length and the date."""
+    fields = {**dict(headers), **attempt_headers(context)}
+    fields |= {"Server-Timing": _HOLE, "X-Request-Id": _HOLE}
+    if id_header:
+        fields[id_header] = _HOLE
+    head = raw_head(fields, _HOLE, keep_alive=keep_alive).decode("utf-8", "surrogateescape")
+    before_date = head[: head.rindex("Date: ")]
+    return before_date.replace("%", "%%").replace(_HOLE, "%s") + "Date: %s\r\n\r\n"
 
 
 class FastRequest:
@@ -185,7 +211,7 @@ class FastRequest:
         assert self._sent is not None
         self._note_quotas()
         self._attempt.first_content(self._relay.first_token_ms, stream=True)
-        head = self._head(dict(STREAM_HEAD), "Transfer-Encoding: chunked")
+        head = self._head(STREAM_HEAD, "Transfer-Encoding: chunked")
         self._is_open, self.raw = True, b""
         self._parts.clear()
         if passthrough.done:
@@ -197,15 +223,23 @@ class FastRequest:
         self._wheel.add(self, min(self._heard_s + self._idle_s, self._until_s))
         self._sent.response.push(self._forward, self._fail)
 
-    def _head(self, headers: dict[str, str], length: str) -> bytes:
+    def _head(self, headers: Mapping[str, str], length: str) -> bytes:
         """Return the head of the caller's response, with the same fields as the main path's."""
-        id, id_header = self.context.history.id, self.request.dialect.id_header
-        headers |= attempt_headers(self.context)
-        headers["X-Request-Id"] = id
-        if id_header:
-            headers[id_header] = id
+        context, id_header = self.context, self.request.dialect.id_header
+        history = context.history
+        attempt = self._attempt
         self._is_kept = not self._gateway.drain.leaving.is_set()
-        return raw_head(headers, length, keep_alive=self._is_kept)
+        fixed = tuple(headers.items()), id_header, self._is_kept
+        key = *fixed, history.affinity, attempt.instance.name, attempt.model
+        template = _heads.get(key)
+        if template is None:
+            if len(_heads) >= MAX_HEADS:
+                _heads.clear()
+            template = _heads[key] = _template(context, *fixed)
+        id = history.id
+        ids = (id, id) if id_header else (id,)
+        values = server_timing(context), *ids, length, http_date(int(time.time()))
+        return (template % values).encode("utf-8", "surrogateescape")
 
     def _note_quotas(self) -> None:
         assert self._sent is not None

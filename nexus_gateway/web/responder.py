@@ -192,12 +192,10 @@ def full_headers(response: FullResponse) -> dict[str, str]:
 def attempt_headers(context: RequestContext) -> dict[str, str]:
     """Return the headers with the attempt that answers, or the last one, and the time so far."""
     history = context.history
-    total_ms, upstream_ms = context.latency_ms()
-    own_ms = total_ms - upstream_ms
     head = {
         "X-Nexus-Attempts": str(history.begun),
         "X-Nexus-Affinity": history.affinity,
-        "Server-Timing": f"gateway;dur={own_ms:.1f}, upstream;dur={upstream_ms:.1f}",
+        "Server-Timing": server_timing(context),
     }
     if (latest := history.latest) is not None:
         head["X-Nexus-Provider"] = _printable(latest.instance.name, MAX_HEADER)
@@ -206,6 +204,11 @@ def attempt_headers(context: RequestContext) -> dict[str, str]:
         choices = history.explanations[-2:] if history.hedged else history.explanations[-1:]
         head[EXPLAIN] = _printable(" | ".join(choices), MAX_EXPLANATION)
     return head
+
+
+def server_timing(context: RequestContext) -> str:
+    total_ms, upstream_ms = context.latency_ms()
+    return f"gateway;dur={total_ms - upstream_ms:.1f}, upstream;dur={upstream_ms:.1f}"
 
 
 @lru_cache(maxsize=1024)
@@ -348,12 +351,12 @@ def raw_head(headers: Mapping[str, str], length: str, *, keep_alive: bool) -> by
     lines = [*map("{}: {}".format, headers, headers.values())]
     if not keep_alive:
         lines.append("Connection: close")
-    text = "\r\n".join(("HTTP/1.1 200 OK", *lines, length, f"Date: {_date(int(time.time()))}"))
+    text = "\r\n".join(("HTTP/1.1 200 OK", *lines, length, f"Date: {http_date(int(time.time()))}"))
     if text.count("\n") != len(lines) + 2 or text.count("\r") != len(lines) + 2 or "\0" in text:
         raise ValueError("a header's value has a line end in it")
     return f"{text}\r\n\r\n".encode("utf-8", "surrogateescape")
 
 
 @lru_cache(maxsize=1)
-def _date(second: int) -> str:
+def http_date(second: int) -> str:
     return formatdate(second, usegmt=True)
