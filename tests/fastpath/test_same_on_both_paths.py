@@ -12,7 +12,7 @@ import pytest
 import ways
 from cuts import cut
 from fakes import make_instance, serving
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from raw import BODY, EVENT, FINISH, HEAD, asking, chunked, connected
 
@@ -184,7 +184,6 @@ def same(answer: bytes, fault: Fault, second: bytes, *, stream: bool) -> None:
 
 
 @pytest.mark.proves("F18", "F47", "I-31")
-@settings(max_examples=60)
 @given(
     answer=st.sampled_from(sorted(ANSWERS)),
     fault=faults,

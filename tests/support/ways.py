@@ -18,11 +18,9 @@ from nexus_gateway.web import gateway
 from nexus_gateway.web.connections import Runner
 from nexus_gateway.web.responder import Responder
 
-WAYS = ("fast", "direct", "plain")
-
 
 def take(way: str, patch: pytest.MonkeyPatch) -> None:
-    """Let requests take a way from now on."""
+    """Let requests take a way from now on: `fast`, `direct` (the main path) or `plain`."""
     if way == "fast":
         _connect_first(patch)
         return
