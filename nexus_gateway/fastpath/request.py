@@ -356,9 +356,12 @@ class FastRequest:
 
     def cancel(self) -> None:
         """End it at the time limit of the shutdown."""
-        if not self._is_open:
+        if self._is_open:
+            self._try(self._cut_off)
+        else:
             self._hand_over()
-            return
+
+    def _cut_off(self) -> None:
         self._release(whole=False)
         self._attempt.end(CANCELLED)
         error = Draining()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import Protocol
+
+logger = logging.getLogger("nexus_gateway")
 
 # So long at least is between two looks, as each is at all that is watched.
 LEAST_S = 0.005
@@ -43,6 +46,14 @@ class Wheel:
     def _look(self) -> None:
         now_s = asyncio.get_running_loop().time()
         self._timer, self._at_s = None, math.inf
-        soonest_s = min([watched.check(now_s) for watched in list(self._watched)], default=math.inf)
+        soonest_s = min([self._check(w, now_s) for w in list(self._watched)], default=math.inf)
         if self._watched and soonest_s < self._at_s:
             self._set(max(soonest_s, now_s + LEAST_S))
+
+    def _check(self, watched: Watched, now_s: float) -> float:
+        try:
+            return watched.check(now_s)
+        except Exception:  # it costs no other request its limits
+            logger.exception("a time limit could not be kept")
+            self.discard(watched)
+            return math.inf
