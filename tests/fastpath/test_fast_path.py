@@ -147,7 +147,6 @@ async def test_debug_lines_are_written_by_the_main_path(
     assert (taken.finished, taken.handed_over) == ([], 0)
 
 
-@pytest.mark.proves("F12", "F13")
 @pytest.mark.parametrize("stream", [True, False])
 async def test_an_attempt_that_fails_is_followed_by_the_main_path(
     taken: Taken, stream: bool
@@ -252,7 +251,6 @@ async def test_a_request_in_several_reads_is_served(
     assert taken.finished == ([] if cuts == [20] else [200, 200])
 
 
-@pytest.mark.proves("F30")
 async def test_a_body_that_does_not_come_is_aiohttps(
     upstream: FakeUpstream, taken: Taken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,7 +281,7 @@ async def test_an_idle_limit_does_not_end_a_running_stream(
     assert taken.finished == [200]
 
 
-@pytest.mark.proves("I-47")
+@pytest.mark.proves("I-50")
 async def test_a_drain_waits_for_an_open_stream(upstream: FakeUpstream, taken: Taken) -> None:
     upstream.default = Reply(text="word " * 20, delay_s=0.01)
     async with serving(make_instance(upstream)) as served, connected(served) as (reader, writer):
@@ -313,6 +311,7 @@ async def test_a_worker_that_leaves_ends_the_connection_after_the_answer(
     assert taken.finished == [200]
 
 
+@pytest.mark.proves("I-51")
 @pytest.mark.parametrize("reply", [Reply(hang=True), Reply(hang_after=2)])
 async def test_what_is_left_after_a_drain_ends_with_an_error(
     upstream: FakeUpstream, taken: Taken, reply: Reply

@@ -183,7 +183,7 @@ def same(answer: bytes, fault: Fault, second: bytes, *, stream: bool) -> None:
     asyncio.run(both())
 
 
-@pytest.mark.proves("F18", "F47", "I-31")
+@pytest.mark.proves("F12", "F17", "F18", "F21", "F22", "F24", "F66", "I-31")
 @given(
     answer=st.sampled_from(sorted(ANSWERS)),
     fault=faults,
