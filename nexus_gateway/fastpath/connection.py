@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 from nexus_gateway.dialects.base import Dialect
-from nexus_gateway.dialects.conversation import conversation_of
 from nexus_gateway.errors import GatewayError
 from nexus_gateway.fastpath.head import Head, read_head
 from nexus_gateway.fastpath.request import FastRequest
@@ -29,7 +28,7 @@ from nexus_gateway.web.auth import Access
 from nexus_gateway.web.connections import ClientConnection, Runner
 from nexus_gateway.web.gateway import GATEWAY, Gateway
 from nexus_gateway.web.middleware import admit
-from nexus_gateway.web.request import SESSION, id_of, parse_options
+from nexus_gateway.web.request import id_of, parse_options
 
 logger = logging.getLogger("nexus_gateway")
 
@@ -92,8 +91,6 @@ class FastPath:
         try:
             options = parse_options(headers, gateway)
             request = dialect.parse(raw[start:], headers)
-            if gateway.settings.affinity:
-                history.conversation = conversation_of(request, headers.get(SESSION, ""))
             context.set_request(request, options)
             target = gateway.resolver.of(request)
             attempt = scheduler.attempt(target, options.policy, history)

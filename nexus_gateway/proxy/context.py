@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nexus_gateway.dialects.base import FullResponse, Request
+from nexus_gateway.dialects.conversation import conversation_of
 from nexus_gateway.errors import UpstreamRefused
 from nexus_gateway.proxy.record import MAX_MODEL, MAX_WHY, RequestRecord, Trace
 from nexus_gateway.routing.attempts import CANCELLED, Attempt, AttemptHistory
@@ -28,11 +29,14 @@ class RequestOptions:
         policy: the name of a routing policy.
         hedge: whether a second instance may be asked while the first token is overdue.
         timeout_s: how long the caller waits for the end; None for as long as it takes.
+        session: the caller's name for the conversation, "" if it gives none; None if conversations
+            are not kept together.
     """
 
     policy: str
     hedge: bool = False
     timeout_s: float | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class RequestContext:
     def set_request(self, request: Request, options: RequestOptions) -> None:
         self.asked_model, self.stream = request.model, request.stream
         self.policy = options.policy
+        if options.session is not None:
+            self.history.conversation = conversation_of(request, options.session)
 
     def restart(self) -> None:
         """Serve it again, as a reload has brought other instances."""

@@ -319,9 +319,7 @@ class Deployment:
         self.model = model
         self.total_requests = self.max_output = 0
         account = instance.account
-        self.seed = seed_of(
-            instance.provider_name, account.key.reveal(), account.base_url or "", model
-        )
+        self.seed = seed_of(instance.provider_name, account.key.reveal(), account.base_url, model)
         self.steady_weight = 1.0
         self.breaker = Breaker(clock)
         self.health = Health(clock)

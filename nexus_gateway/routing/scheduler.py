@@ -341,21 +341,21 @@ class Scheduler:
 
         A conversation goes to where it belongs if that can serve it now.
         """
-        by_name, deployments = self.policies[policy], target.current()
+        chooser, deployments = self.policies[policy], target.current()
         is_large = len(deployments) > FULL_SCAN_LIMIT
-        if view.conversation is not None and by_name.keeps_conversations:
+        if view.conversation is not None and chooser.keeps_conversations:
             if len(deployments) == 1:
                 history.home = deployments[0]
                 return None
             home = None
             if is_large:
-                home = draw(by_name, view, deployments, target.is_capable, self._rng)
+                home = draw(chooser, view, deployments, target.is_capable, self._rng)
             if home is None and (capable := target.capable()):
-                home = choose(by_name, view, capable, self._rng)
+                home = choose(chooser, view, capable, self._rng)
             history.home = home
             if home is not None and target.admits(home) and has_quota_left(home):
                 return home
-        return draw(by_name, view, deployments, target.admits, self._rng) if is_large else None
+        return draw(chooser, view, deployments, target.admits, self._rng) if is_large else None
 
     def _begin(
         self,

@@ -10,7 +10,6 @@ import time
 from aiohttp import web
 
 from nexus_gateway.dialects.base import Dialect, Request
-from nexus_gateway.dialects.conversation import conversation_of
 from nexus_gateway.dialects.responses import RESPONSES
 from nexus_gateway.errors import (
     DeadlinePassed,
@@ -31,7 +30,6 @@ from nexus_gateway.web.request import (
     CALLER,
     EXPLAINED,
     RECORDED,
-    SESSION,
     BegunRequest,
     BodyPieces,
     JoinedHeaders,
@@ -174,9 +172,6 @@ class DialectEndpoint:
             parsed = await hooks.before_routing(parsed, context.history.id, context.caller)
         if via is not None:
             parsed = parsed.traced(via)
-        if gateway.settings.affinity:
-            session = request.headers.get(SESSION, "")
-            context.history.conversation = conversation_of(parsed, session)
         context.set_request(parsed, options)
         if parsed.stream and gateway.settings.keepalive_ms:
             responder.keep_alive(gateway.settings.keepalive_ms / 1000)

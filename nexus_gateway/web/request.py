@@ -124,7 +124,8 @@ def parse_options(headers: Mapping[str, str], gateway: Gateway) -> RequestOption
         )
     hedge = _parse_hedge(headers[HEDGE]) if HEDGE in headers else gateway.settings.hedge
     timeout_s = _parse_timeout_s(headers[TIMEOUT]) if TIMEOUT in headers else None
-    return RequestOptions(policy, hedge, timeout_s)
+    session = headers.get(SESSION, "") if gateway.settings.affinity else None
+    return RequestOptions(policy, hedge, timeout_s, session)
 
 
 def _parse_timeout_s(text: str) -> float:
